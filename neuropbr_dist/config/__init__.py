@@ -1,5 +1,8 @@
 """Run configuration: dataclasses, presets, files, command line, validation."""
 
+from neuropbr_dist.config.check import check_size, resolve
+from neuropbr_dist.config.load import from_yaml, load, to_yaml
+from neuropbr_dist.config.presets import PRESETS
 from neuropbr_dist.config.schema import (
     DataConfig,
     LossConfig,
@@ -9,8 +12,10 @@ from neuropbr_dist.config.schema import (
     TrainingConfig,
     TransformConfig,
 )
+from neuropbr_dist.config.values import differences, set_field, set_text, to_dict
 
 __all__ = [
+    "PRESETS",
     "DataConfig",
     "LossConfig",
     "ModelConfig",
@@ -18,4 +23,13 @@ __all__ = [
     "TrainConfig",
     "TrainingConfig",
     "TransformConfig",
+    "check_size",
+    "differences",
+    "from_yaml",
+    "load",
+    "resolve",
+    "set_field",
+    "set_text",
+    "to_dict",
+    "to_yaml",
 ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class DataConfig:
     """Where samples come from and how they are cut into train and validation."""
 
@@ -42,7 +42,7 @@ class DataConfig:
     """Folder in which built-in samples are kept. None: `~/.cache/neuropbr_dist` (or `$XDG_CACHE_HOME`)."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class TransformConfig:
     """Normalisation of the views, done on the device."""
 
@@ -54,7 +54,7 @@ class TransformConfig:
     """Take ImageNet's mean and std instead, as a pretrained ResNet expects."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """Generator (encoder, cross-view fusion, decoder) and discriminator."""
 
@@ -104,7 +104,7 @@ class ModelConfig:
     """End in a sigmoid (with `loss.gan_loss_type = bce` only)."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class LossConfig:
     """Weights of the loss terms."""
 
@@ -134,7 +134,7 @@ class LossConfig:
     """Python file that registers custom losses; imported at start."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class OptimizerConfig:
     """AdamW for both networks, and the learning-rate schedule."""
 
@@ -170,7 +170,7 @@ class OptimizerConfig:
     """Factor of a drop (`scheduler = plateau`)."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class TrainingConfig:
     """The loop: how long, on what, how often to look and to save."""
 
@@ -242,7 +242,7 @@ class TrainingConfig:
     """W&B run name."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class TrainConfig:
     """All of a run, in six parts."""
 

@@ -1,0 +1,142 @@
+"""Combinations that can't train, refused at start with the field's name."""
+
+from __future__ import annotations
+
+from neuropbr_dist.config.schema import DataConfig, ModelConfig, TrainConfig
+from neuropbr_dist.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def refuse_unless(ok: bool, message: str) -> None:
+    if not ok:
+        raise UserError(message)
+
+
+def resolve(cfg: TrainConfig) -> TrainConfig:
+    """Fold legacy and shorthand fields into the ones that are read, then check. In place."""
+    if cfg.data.use_dirty_renders and cfg.data.render_curriculum == 0:
+        cfg.data.render_curriculum = 2
+    refuse_unless(
+        not (cfg.data.use_dirty_renders and cfg.data.render_curriculum == 1),
+        "data.use_dirty_renders = true means data.render_curriculum = 2, but render_curriculum is 1",
+    )
+    cfg.data.use_dirty_renders = cfg.data.render_curriculum == 2
+    if cfg.transform.use_imagenet_stats:
+        cfg.transform.mean, cfg.transform.std = list(IMAGENET_MEAN), list(IMAGENET_STD)
+    if not cfg.training.use_amp:
+        refuse_unless(
+            cfg.training.precision in ("auto", "fp32"),
+            f"training.use_amp = false means fp32, but training.precision = {cfg.training.precision}",
+        )
+        cfg.training.precision = "fp32"
+    check(cfg)
+    return cfg
+
+
+def check(cfg: TrainConfig) -> None:
+    """Raises UserError on the first impossible value."""
+    check_data(cfg.data)
+    check_model(cfg.model)
+    check_losses(cfg)
+    check_optimizer(cfg)
+    check_training(cfg)
+
+
+def check_data(data: DataConfig) -> None:
+    refuse_unless(0 < data.val_ratio < 1, f"data.val_ratio = {data.val_ratio}; allowed: above 0, below 1")
+    refuse_unless(data.num_workers >= 0, f"data.num_workers = {data.num_workers}; allowed: 0 or more")
+    refuse_unless(data.prefetch_factor >= 1, f"data.prefetch_factor = {data.prefetch_factor}; allowed: 1 or more")
+    refuse_unless(data.builtin_count >= 2, f"data.builtin_count = {data.builtin_count}; allowed: 2 or more")
+    refuse_unless(
+        data.image_size is None or data.image_size >= 16,
+        f"data.image_size = {data.image_size}; allowed: 16 or more, or none for the set's own size",
+    )
+    refuse_unless(
+        (data.input_dir is None) == (data.output_dir is None),
+        f"data.input_dir = {data.input_dir}, data.output_dir = {data.output_dir}; name both or neither",
+    )
+
+
+def check_model(m: ModelConfig) -> None:
+    heads, dim = m.transformer_num_heads, m.transformer_dim
+    refuse_unless(dim > 0, f"model.transformer_dim = {dim}; allowed: 1 or more")
+    refuse_unless(
+        heads > 0 and dim % heads == 0,
+        f"model.transformer_num_heads = {heads} does not divide model.transformer_dim = {dim}",
+    )
+    refuse_unless(m.transformer_depth >= 1, f"model.transformer_depth = {m.transformer_depth}; allowed: 1 or more")
+    refuse_unless(m.transformer_mlp_ratio > 0, f"model.transformer_mlp_ratio = {m.transformer_mlp_ratio}; allowed: above 0")
+    for name in ("transformer_attn_drop", "transformer_proj_drop", "transformer_drop_path_rate"):
+        refuse_unless(0 <= getattr(m, name) < 1, f"model.{name} = {getattr(m, name)}; allowed: 0 to below 1")
+    refuse_unless(
+        len(m.encoder_channels) >= 2 and all(c > 0 for c in m.encoder_channels),
+        f"model.encoder_channels = {m.encoder_channels}; allowed: two or more positive widths",
+    )
+    refuse_unless(
+        1 <= m.discriminator_n_layers <= 8,
+        f"model.discriminator_n_layers = {m.discriminator_n_layers}; allowed: 1 to 8",
+    )
+    refuse_unless(m.discriminator_ndf >= 1, f"model.discriminator_ndf = {m.discriminator_ndf}; allowed: 1 or more")
+    refuse_unless(
+        not m.freeze_backbone or m.encoder_type == "resnet",
+        "model.freeze_backbone = true needs model.encoder_type = resnet; unet has no backbone to freeze",
+    )
+
+
+def check_losses(cfg: TrainConfig) -> None:
+    loss = cfg.loss
+    for name in ("l1", "ssim", "normal", "gan", "discriminator", "albedo", "roughness", "metallic", "normal_map"):
+        weight = getattr(loss, f"w_{name}")
+        refuse_unless(weight >= 0, f"loss.w_{name} = {weight}; allowed: 0 or more")
+    refuse_unless(
+        not cfg.model.discriminator_use_sigmoid or loss.gan_loss_type == "bce",
+        "model.discriminator_use_sigmoid = true needs loss.gan_loss_type = bce; hinge wants raw logits",
+    )
+
+
+def check_optimizer(cfg: TrainConfig) -> None:
+    o = cfg.optimizer
+    for name in ("g_lr", "d_lr", "eps", "gamma", "factor", "step_size"):
+        refuse_unless(getattr(o, name) > 0, f"optimizer.{name} = {getattr(o, name)}; allowed: above 0")
+    for name in ("g_betas", "d_betas"):
+        betas = getattr(o, name)
+        refuse_unless(
+            len(betas) == 2 and all(0 <= b < 1 for b in betas),
+            f"optimizer.{name} = {betas}; allowed: two numbers from 0 to below 1",
+        )
+    for name in ("scheduler_warmup_epochs", "scheduler_min_lr", "g_weight_decay", "d_weight_decay"):
+        refuse_unless(getattr(o, name) >= 0, f"optimizer.{name} = {getattr(o, name)}; allowed: 0 or more")
+
+
+def check_training(cfg: TrainConfig) -> None:
+    t, std = cfg.training, cfg.transform.std
+    for name in (
+        "epochs", "batch_size", "d_steps_per_g_step", "max_skipped_steps", "val_every_n_epochs",
+        "save_every_n_epochs", "keep_latest", "log_every_n_steps", "log_images_every_n_epochs",
+    ):  # fmt: skip
+        refuse_unless(getattr(t, name) >= 1, f"training.{name} = {getattr(t, name)}; allowed: 1 or more")
+    refuse_unless(t.gan_start_epoch >= 0, f"training.gan_start_epoch = {t.gan_start_epoch}; allowed: 0 or more")
+    for name in ("global_batch_size", "save_every_n_steps"):
+        value = getattr(t, name)
+        refuse_unless(value is None or value >= 1, f"training.{name} = {value}; allowed: 1 or more, or none")
+    clip = t.grad_clip_norm
+    refuse_unless(clip is None or clip > 0, f"training.grad_clip_norm = {clip}; allowed: above 0, or none")
+    refuse_unless(t.timeout_minutes > 0, f"training.timeout_minutes = {t.timeout_minutes}; allowed: above 0")
+    refuse_unless(
+        len(std) == 3 and all(s > 0 for s in std) and len(cfg.transform.mean) == 3,
+        f"transform.mean = {cfg.transform.mean}, transform.std = {std}; allowed: three numbers each, std above 0",
+    )
+    refuse_unless(
+        t.ds_config is None or t.engine in ("auto", "deepspeed"),
+        f"--ds {t.ds_config} needs training.engine = deepspeed, but it is {t.engine}",
+    )
+
+
+def check_size(size: int, multiple: int) -> None:
+    """The pictures' side against the model's total stride."""
+    refuse_unless(
+        size % multiple == 0,
+        f"data.image_size: pictures of {size} px, but the encoder needs a multiple of {multiple} px "
+        f"(nearest: {max(multiple, round(size / multiple) * multiple)}; set data.image_size)",
+    )

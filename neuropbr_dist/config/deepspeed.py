@@ -1,0 +1,105 @@
+"""DeepSpeed JSON files: `"auto"` values filled from the run, contradictions refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from neuropbr_dist.errors import UserError
+
+
+def read(path: str) -> dict[str, Any]:
+    """The file's JSON object.
+
+    Raises:
+        UserError: missing, malformed or not an object.
+    """
+    try:
+        tree = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"--ds {path}: no such file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(tree).__name__}")
+    return tree
+
+
+def resolve(
+    path: str,
+    *,
+    global_batch: int,
+    micro_batch: int,
+    accumulation: int,
+    world_size: int,
+    clip: float | None,
+    precision: str,
+) -> dict[str, Any]:
+    """The file as DeepSpeed gets it.
+
+    Args:
+        path: JSON file in DeepSpeed's own format.
+        global_batch: samples per step, `training.global_batch_size`.
+        micro_batch, accumulation, world_size: how the batch is cut.
+        clip: `training.grad_clip_norm`.
+        precision: resolved `training.precision`: bf16, fp16 or fp32.
+
+    Raises:
+        UserError: a value contradicts the run's configuration, or `"auto"`
+            stands where nothing fills it.
+    """
+    tree = read(path)
+    refuse_foreign_sections(tree, path)
+    stage = tree.setdefault("zero_optimization", {}).setdefault("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage = {stage!r}; allowed: 0, 1, 2, 3")
+    if stage == 0 and precision != "fp32":
+        raise UserError(
+            f"{path}: zero_optimization.stage = 0 with training.precision = {precision}: DeepSpeed's updates "
+            "are numerically off there (measured); use --engine ddp, stage 1 or more, or precision fp32"
+        )
+    fill(tree, path, "train_batch_size", global_batch, "training.global_batch_size")
+    fill(tree, path, "train_micro_batch_size_per_gpu", micro_batch, "training.batch_size")
+    fill(tree, path, "gradient_accumulation_steps", accumulation, "training.batch_size")
+    fill(tree, path, "gradient_clipping", clip or 0.0, "training.grad_clip_norm")
+    for name in ("bf16", "fp16"):
+        fill(tree.setdefault(name, {}), path, "enabled", precision == name, "training.precision", f"{name}.")
+    refuse_leftover_auto(tree, path)
+    # DeepSpeed wants batch = micro x accumulation x world; ranks that are short
+    # run zero-weight samples, so its batch counts those too.
+    tree["train_batch_size"] = micro_batch * accumulation * world_size
+    # torch's AdamW on host memory is right; DeepSpeed's own would be compiled with g++ (83 s).
+    tree.setdefault("zero_force_ds_cpu_optimizer", False)
+    return tree
+
+
+def fill(
+    tree: dict[str, Any], path: str, key: str, value: Any, field: str, prefix: str = ""
+) -> None:
+    """Fill an absent or `"auto"` value; anything else must equal the run's."""
+    given = tree.get(key, "auto")
+    if given == "auto":
+        tree[key] = value
+    elif given != value:
+        raise UserError(
+            f"{path}: {prefix}{key} = {given!r} contradicts the run's {field}, which makes it {value!r}; "
+            f'change one of them, or write "auto" in the file'
+        )
+
+
+def refuse_foreign_sections(tree: dict[str, Any], path: str) -> None:
+    for section, instead in (("optimizer", "optimizer.g_lr and the like"), ("scheduler", "optimizer.scheduler")):
+        if section in tree:
+            raise UserError(
+                f"{path}: has a section {section!r}, but the run's configuration sets it ({instead}); "
+                "remove it from the file"
+            )
+
+
+def refuse_leftover_auto(tree: Any, path: str, name: str = "") -> None:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            refuse_leftover_auto(value, path, f"{name}.{key}" if name else key)
+    elif tree == "auto":
+        raise UserError(f'{path}: {name} = "auto", but nothing fills it; write a value or remove it')

@@ -1,0 +1,83 @@
+"""A configuration from a preset, a YAML file or a Python file."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neuropbr_dist.config.presets import PRESETS
+from neuropbr_dist.config.schema import TrainConfig
+from neuropbr_dist.config.values import fit, field_types, describe, to_dict, update
+from neuropbr_dist.errors import UserError
+
+
+def load(source: str) -> TrainConfig:
+    """`source` is a preset's name, a `.yaml` file or a `.py` file with `get_config()`.
+
+    Raises:
+        UserError: none of these, or the file holds what a configuration may not.
+    """
+    if source in PRESETS:
+        return PRESETS[source]()
+    path = Path(source)
+    if path.suffix not in (".py", ".yaml", ".yml"):
+        raise UserError(
+            f"--config {source!r}: not a preset ({', '.join(PRESETS)}) and not a .yaml or .py file"
+        )
+    if not path.is_file():
+        raise UserError(f"--config {source}: no such file")
+    return from_python(path) if path.suffix == ".py" else from_yaml(path.read_text(), str(path))
+
+
+def from_yaml(text: str, where: str) -> TrainConfig:
+    """Fields that the text doesn't name keep their defaults."""
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    cfg = TrainConfig()
+    update(cfg, {} if tree is None else tree, where)
+    return cfg
+
+
+def from_python(path: Path) -> TrainConfig:
+    """Run the user's file and take what its `get_config()` returns."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path}: has no get_config()")
+    try:
+        cfg = module.get_config()
+    except AttributeError as error:  # the dataclasses have slots: an unknown field lands here
+        raise UserError(f"{path}: get_config(): {error}") from None
+    if not isinstance(cfg, TrainConfig):
+        raise UserError(f"{path}: get_config() returned {type(cfg).__name__}; expected TrainConfig")
+    return checked_types(cfg, str(path))
+
+
+def checked_types(cfg: TrainConfig, where: str) -> TrainConfig:
+    """Values set in Python meet the same types as those from text."""
+    for part_name, fields in to_dict(cfg).items():
+        part = getattr(cfg, part_name)
+        kinds = field_types(part)
+        for field, value in fields.items():
+            try:
+                setattr(part, field, fit(value, kinds[field]))
+            except TypeError:
+                raise UserError(
+                    f"{where}: {part_name}.{field} = {value!r}; allowed: {describe(kinds[field])}"
+                ) from None
+    return cfg
+
+
+def to_yaml(cfg: TrainConfig) -> str:
+    tree: dict[str, Any] = to_dict(cfg)
+    return yaml.safe_dump(tree, sort_keys=False)

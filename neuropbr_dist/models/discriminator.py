@@ -1,0 +1,67 @@
+"""PatchGAN discriminator (Isola et al. 2017) with a chosen number of layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from neuropbr_dist.config import ModelConfig
+from neuropbr_dist.models.norm import norm_factory
+
+MAP_CHANNELS = 8
+
+
+def receptive_field(n_layers: int) -> int:
+    """Side in pixels that one patch logit sees.
+
+    `n_layers` 4x4 convolutions of stride 2, then two of stride 1. Backwards
+    from one logit: r -> (r - 1) * stride + 4.
+    """
+    side = 1
+    for stride in (1, 1, *[2] * n_layers):
+        side = (side - 1) * stride + 4
+    return side
+
+
+class Discriminator(nn.Module):
+    """Maps (B, 8, H, W) -> patch logits (B, 1, H', W')."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        ndf, layers, norm = config.discriminator_ndf, config.discriminator_n_layers, norm_factory(config.norm)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(MAP_CHANNELS, ndf, 4, 2, 1), leaky())])
+        width = ndf
+        for i in range(1, layers + 1):
+            out = ndf * min(2**i, 8)
+            stride = 2 if i < layers else 1
+            conv = nn.Conv2d(width, out, 4, stride, 1, bias=False)
+            self.blocks.append(nn.Sequential(conv, norm(out), leaky()))
+            width = out
+        last: list[nn.Module] = [nn.Conv2d(width, 1, 4, 1, 1)]
+        self.output = nn.Sequential(*last, *([nn.Sigmoid()] if config.discriminator_use_sigmoid else []))
+        self.apply(init_weights)
+
+    def segments(self) -> dict[str, nn.Module]:
+        """The blocks that are checkpointed, compiled and sharded one by one, in forward order."""
+        return {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
+
+    def forward(self, maps: Tensor) -> Tensor:
+        x = maps.contiguous(memory_format=torch.channels_last)
+        for block in self.blocks:
+            x = block(x)
+        return self.output(x)
+
+
+def leaky() -> nn.LeakyReLU:
+    return nn.LeakyReLU(0.2, inplace=True)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Normal(0, 0.02) as pix2pix and upstream start their discriminators."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,120 @@
+"""The generator: three views of a material in, its four PBR maps out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuropbr_dist.config import ModelConfig
+from neuropbr_dist.models.decoder import Decoder
+from neuropbr_dist.models.encoder import ResNetEncoder, UNetEncoder
+from neuropbr_dist.models.fusion import ConcatFusion, CrossViewFusion
+
+VIEWS = 3
+
+
+def encoder_norm(config: ModelConfig) -> str:
+    """`model.encoder_norm` with `auto` and `freeze_bn` resolved."""
+    kind = config.encoder_norm
+    if kind == "auto":
+        pretrained = config.encoder_type == "resnet" and config.encoder_pretrained
+        kind = "frozen_batch" if pretrained else "group"
+    if config.freeze_bn and kind in ("batch", "sync_batch"):
+        kind = "frozen_batch"
+    return kind
+
+
+def size_multiple(config: ModelConfig) -> int:
+    """A picture's side must be a multiple of this."""
+    if config.encoder_type == "resnet":
+        return 16 * config.encoder_stride
+    return 2 ** (len(config.encoder_channels) - 1)
+
+
+def build_encoder(config: ModelConfig, load_pretrained: bool) -> ResNetEncoder | UNetEncoder:
+    norm = encoder_norm(config)
+    if config.encoder_type == "unet":
+        return UNetEncoder(config.encoder_channels, norm)
+    return ResNetEncoder(config.encoder_backbone, config.encoder_stride, norm, load_pretrained)
+
+
+class Generator(nn.Module):
+    """Shared encoder, cross-view fusion, U-Net decoder.
+
+    Args:
+        config: the model part of the run's configuration.
+        load_pretrained: fetch ImageNet weights for the encoder. Off when a
+            checkpoint brings the weights.
+
+    Structure and parameter count are those of upstream NeuroPBR's
+    `MultiViewPBRGenerator`; the views go through the encoder as one batch.
+    """
+
+    def __init__(self, config: ModelConfig, load_pretrained: bool = False) -> None:
+        super().__init__()
+        dim = config.transformer_dim
+        self.encoder = build_encoder(config, load_pretrained)
+        width = self.encoder.out_channels
+        self.latent_proj = nn.Conv2d(width, dim, 1, bias=False) if width != dim else nn.Identity()
+        if config.use_transformer:
+            self.fusion: nn.Module = CrossViewFusion(
+                dim,
+                VIEWS,
+                config.transformer_num_heads,
+                config.transformer_depth,
+                config.transformer_mlp_ratio,
+                config.transformer_attn_drop,
+                config.transformer_proj_drop,
+                config.transformer_drop_path_rate,
+            )
+        else:
+            self.fusion = ConcatFusion(dim, VIEWS)
+        two_x = config.encoder_type == "resnet" and config.encoder_stride == 2
+        self.decoder = Decoder(dim, self.encoder.skip_channels, config.norm, two_x)
+        if config.freeze_backbone and config.encoder_type == "resnet":
+            self.encoder.requires_grad_(False)
+        if config.freeze_bn:
+            freeze_norms(self.encoder)
+
+    def segments(self) -> dict[str, nn.Module]:
+        """The blocks that are checkpointed, compiled and sharded one by one, in forward order."""
+        return {
+            f"{part}.{name}": module
+            for part in ("encoder", "fusion", "decoder")
+            for name, module in getattr(self, part).segments().items()
+        }
+
+    def forward(self, views: Tensor) -> Tensor:
+        """
+        Args:
+            views: (B, 3, 3, H, W) normalised RGB; H and W multiples of `size_multiple`.
+
+        Returns:
+            (B, 8, H, W) float32: albedo RGB, roughness, metallic in [0, 1], unit normal XYZ.
+        """
+        x = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        latent, skips = self.encoder(x)
+        fused = self.fusion(self.latent_proj(latent))
+        raw = self.decoder(fused, [mean_over_views(s) for s in skips])
+        return activate(raw)
+
+
+def mean_over_views(x: Tensor) -> Tensor:
+    """(B * 3, C, H, W) -> (B, C, H, W). A sum of slices: `mean` over a short
+    outer dimension is a slow reduction in bf16 (measured: 59 ms of a step)."""
+    first, second, third = x.unflatten(0, (-1, VIEWS)).unbind(1)
+    return (first + second + third) * (1.0 / VIEWS)
+
+
+def activate(raw: Tensor) -> Tensor:
+    """Raw heads (B, 8, H, W) -> maps in their ranges, float32 at least."""
+    raw = raw if raw.dtype == torch.float64 else raw.float()
+    return torch.cat([torch.sigmoid(raw[:, :5]), F.normalize(raw[:, 5:], dim=1, eps=1e-6)], dim=1)
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """No scale or shift of a norm layer trains."""
+    for m in module.modules():
+        if isinstance(m, nn.GroupNorm | nn.BatchNorm2d):
+            m.requires_grad_(False)

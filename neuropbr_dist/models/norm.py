@@ -1,0 +1,129 @@
+"""Normalisation layers that behave under recomputation, sharding and micro-batch 1.
+
+Micro-batch 1 makes plain BatchNorm train on one image's statistics and evaluate
+on others', and activation checkpointing runs a forward pass twice. So the
+default is GroupNorm; the batch kinds here move their running statistics once
+per optimizer step, whatever the number of forward passes in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NormFactory = Callable[[int], nn.Module]
+
+# Process-global, not thread-local: on CUDA recomputation runs on autograd's thread.
+_collecting = True
+
+
+@contextmanager
+def no_statistics() -> Iterator[None]:
+    """No BatchNorm notes batch statistics inside (recomputation, frozen passes)."""
+    global _collecting
+    before, _collecting = _collecting, False
+    try:
+        yield
+    finally:
+        _collecting = before
+
+
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm with stored running statistics, never updated.
+
+    Same state names as `nn.BatchNorm2d`. Scale and shift still train unless
+    frozen by the caller. Same output in train and eval mode.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In float32 whatever the parameter dtype: bf16 parameters with float32
+        # statistics are refused by F.batch_norm.
+        scale = self.weight.float() * torch.rsqrt(self.running_var + self.eps)
+        shift = self.bias.float() - self.running_mean * scale
+        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm whose running statistics move once per `commit_statistics`.
+
+    Training forward passes normalise by the batch's own statistics and note
+    them; `commit_statistics` averages the notes of a step and moves the
+    running statistics by `momentum` once.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        # Plain attributes, not buffers: nothing of a half-done step is saved.
+        self._noted: list[tuple[Tensor, Tensor]] = []
+
+    def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the normalised output and the batch's mean and unbiased variance."""
+        mean = torch.zeros_like(self.running_mean)
+        var = torch.zeros_like(self.running_var)
+        # momentum 1 makes F.batch_norm hand back the batch's own statistics.
+        out = F.batch_norm(
+            x, mean, var, self._affine(self.weight, x), self._affine(self.bias, x), True, 1.0, self.eps
+        )
+        return out, mean, var
+
+    @staticmethod
+    def _affine(p: Tensor, x: Tensor) -> Tensor:
+        return p if p.dtype == x.dtype == torch.float64 else p.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self._affine(self.weight, x),
+                self._affine(self.bias, x),
+                False,
+                0.0,
+                self.eps,
+            )
+        out, mean, var = self.batch_statistics(x)
+        if _collecting:
+            self._noted.append((mean, var))
+        return out
+
+
+def commit_statistics(module: nn.Module) -> None:
+    """Move the running statistics of every `BatchNorm2d` in `module` by one step."""
+    for m in module.modules():
+        if isinstance(m, BatchNorm2d) and m._noted:
+            mean = torch.stack([n[0] for n in m._noted]).mean(0)
+            var = torch.stack([n[1] for n in m._noted]).mean(0)
+            m.running_mean.lerp_(mean, m.momentum)
+            m.running_var.lerp_(var, m.momentum)
+            m.num_batches_tracked += 1
+            m._noted.clear()
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 32 groups, or as many as divide `channels` (Wu & He 2018)."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+def norm_factory(kind: str) -> NormFactory:
+    """The layer for `model.norm` / `model.encoder_norm`.
+
+    `sync_batch` builds `BatchNorm2d` here; parallel/ makes it agree over ranks.
+
+    Raises:
+        ValueError: `kind` is not one of group, batch, sync_batch, frozen_batch.
+    """
+    kinds: dict[str, NormFactory] = {
+        "group": group_norm,
+        "batch": BatchNorm2d,
+        "sync_batch": BatchNorm2d,
+        "frozen_batch": FrozenBatchNorm2d,
+    }
+    if kind not in kinds:
+        raise ValueError(f"norm {kind!r}; allowed: {', '.join(kinds)}")
+    return kinds[kind]

@@ -1,0 +1,67 @@
+"""Activation checkpointing of a network's segments.
+
+A segment's `forward` is replaced on the instance, so parameter names stay the
+canonical ones. Always non-reentrant: ZeRO 2 and 3 fail on the reentrant kind.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from neuropbr_dist.models.norm import BatchNorm2d, no_statistics
+
+_ATTENTION = tuple(
+    getattr(torch.ops.aten, name).default
+    for name in (
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+    )
+)
+
+
+def _keep_attention(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in _ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def has_batch_statistics(module: nn.Module) -> bool:
+    return any(isinstance(m, BatchNorm2d) for m in module.modules())
+
+
+def _has_attention(module: nn.Module) -> bool:
+    return any(hasattr(m, "qkv") for m in module.modules())
+
+
+def _has_dropout(module: nn.Module) -> bool:
+    rates = [getattr(m, "attn_drop", 0) or getattr(m, "rate", 0) for m in module.modules()]
+    return any(rates) or any(isinstance(m, nn.Dropout) and m.p > 0 for m in module.modules())
+
+
+def checkpoint_segment(module: nn.Module, keep_attention: bool) -> None:
+    """Recompute `module`'s activations in backward.
+
+    Args:
+        module: a segment; its `forward` is replaced.
+        keep_attention: save the outputs of scaled-dot-product attention.
+    """
+    inner = module.forward
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": _has_dropout(module)}
+    if keep_attention and _has_attention(module):
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
+    elif has_batch_statistics(module):
+        # Without this the running statistics would move twice (measured).
+        options["context_fn"] = lambda: (nullcontext(), no_statistics())
+
+    def forward(*args: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return inner(*args)
+        return checkpoint(inner, *args, **options)
+
+    module.forward = forward  # type: ignore[method-assign]

@@ -1,0 +1,29 @@
+"""What every engine does to a network's segments first: activation checkpointing, then compile."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from neuropbr_dist.parallel.activation import checkpoint_segment, has_batch_statistics
+
+
+def prepare_segments(segments: dict[str, nn.Module], *, recompute: str, compile_blocks: bool) -> None:
+    """Activation checkpointing -> compile, in place; sharding comes after.
+
+    Args:
+        segments: from the model, in forward order.
+        recompute: `none`, `selective` (attention outputs are kept) or `full`.
+        compile_blocks: torch.compile each segment. Static shapes: dynamic ones
+            fail on this model ("cannot determine truth value of Relational").
+    """
+    for module in segments.values():
+        # Batch statistics are noted in Python lists, which a compiled checkpoint
+        # region can't hold: for those the compiled code goes inside.
+        inside = compile_blocks and has_batch_statistics(module)
+        if inside:
+            module.forward = torch.compile(module.forward, dynamic=False)  # type: ignore[method-assign]
+        if recompute != "none":
+            checkpoint_segment(module, keep_attention=recompute == "selective")
+        if compile_blocks and not inside:
+            module.compile(dynamic=False)

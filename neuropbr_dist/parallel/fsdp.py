@@ -1,0 +1,109 @@
+"""FSDP2: parameters, gradients and optimizer state sharded by `fully_shard`."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from neuropbr_dist.parallel.network import Adam, Network, Shard, StepResult
+from neuropbr_dist.parallel.optimizer import ClippedAdamW
+
+
+def first_element(p: DTensor) -> int:
+    """Offset of this rank's rows in the flattened parameter (sharded on dimension 0)."""
+    _, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+    return offset[0] * p.shape[1:].numel()
+
+
+class FSDPNetwork(Network):
+    """`--engine fsdp`, one unit a segment and one for the rest.
+
+    Args:
+        module: with its segments prepared (activation checkpointing, compile).
+        mesh: 1-D (shard) or 2-D (replicate, shard: HSDP).
+        dtype: parameters' compute dtype, or None for their own; gradients are
+            reduced in float32.
+        cpu_offload: parameters, gradients and moments live in host memory.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        mesh: DeviceMesh,
+        adam: Adam,
+        clip: float | None,
+        dtype: torch.dtype | None,
+        cpu_offload: bool = False,
+    ) -> None:
+        self.module, self.device, self.dtype = module, device, dtype
+        self.world = dist.get_world_size()
+        if not cpu_offload:
+            module.to(device)
+        policy = MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=torch.float32 if dtype is not None else None
+        )
+        offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy()
+        for unit in [*module.segments().values(), module]:
+            # Also on the root, whose default is to stay unsharded: a no-grad forward
+            # before the optimizer step would leave the next one on old weights (measured).
+            fully_shard(unit, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=True)
+        for buffer in module.buffers():
+            buffer.data = buffer.data.to(device)
+        self.trained = [name for name, p in module.named_parameters() if p.requires_grad]
+        local = {name: self._local(p) for name, p in self._trained_parameters()}
+        group = mesh.get_group("shard")
+        self.optimizer = ClippedAdamW(local, adam, clip, group, fp16=dtype == torch.float16)
+
+    @staticmethod
+    def _local(p: Tensor) -> Tensor:
+        assert isinstance(p, DTensor)
+        return p.detach().to_local()
+
+    def _trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        # By name and afresh: while unsharded, parameters() yields other objects.
+        params = dict(self.module.named_parameters())
+        return [(name, params[name]) for name in self.trained]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+    def sync_gradients(self, last: bool) -> None:
+        self.module.set_requires_gradient_sync(last)
+
+    def backward(self, loss: Tensor) -> None:
+        loss = loss * self.world  # the reduce-scatter averages over ranks
+        scale = self.optimizer.scale
+        (loss if scale is None else loss * scale.to(loss.device)).backward()
+
+    def apply(self) -> StepResult:
+        params = [p for _, p in self._trained_parameters()]
+        result = self.optimizer.step(None if p.grad is None else p.grad.to_local() for p in params)
+        for p in params:
+            p.grad = None
+        return result
+
+    def set_learning_rate(self, lr: float) -> None:
+        self.optimizer.set_learning_rate(lr)
+
+    def shards(self) -> list[Shard]:
+        found = []
+        for name, p in self.module.named_parameters():
+            local, start = self._local(p), first_element(p)
+            found.append(Shard(f"param/{name}", local.view(-1), start, p.shape))
+            if name in self.optimizer.params:
+                state = self.optimizer.adamw.state[self.optimizer.params[name]]
+                for key in ("exp_avg", "exp_avg_sq"):
+                    found.append(Shard(f"{key}/{name}", state[key].view(-1), start, p.shape))
+        return found + self.buffer_shards()
+
+    def counters(self) -> dict[str, float]:
+        return self.optimizer.counters()
+
+    def loaded(self, counters: dict[str, float]) -> None:
+        self.optimizer.load_counters(counters)

@@ -1,0 +1,124 @@
+"""The one interface through which the GAN step sees a network, sharded or not."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from neuropbr_dist.models.norm import commit_statistics, no_statistics
+
+
+@dataclass(kw_only=True)
+class Adam:
+    """AdamW's settings for one network."""
+
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    eps: float
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step came to; both stay on the device."""
+
+    grad_norm: Tensor  # () float32, before clipping
+    finite: Tensor  # () bool; False: the update was skipped on all ranks alike
+
+
+class Shard(NamedTuple):
+    """This rank's piece of one float32 master tensor.
+
+    `data` is a live 1-D view: a load writes into it. `start` is its offset in
+    the flattened tensor of `shape`.
+    """
+
+    name: str
+    data: Tensor
+    start: int
+    shape: torch.Size
+
+
+class Network(ABC):
+    """One network (generator or discriminator) with its optimizer, on any engine.
+
+    A step is: `sync_gradients(last)`, forward, `backward` for every micro-batch,
+    then `step` once. Losses are this rank's part of the sum over the global
+    batch; gradients come out as the sum over ranks.
+    """
+
+    module: nn.Module
+    """The plain module, for names, `train()`/`eval()` and buffers."""
+
+    _frozen = False
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """Forward pass in the engine's precision."""
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Gradients pass through to the input, none are kept; no batch statistics are noted.
+
+        Backward passes through this network belong inside as well: activation
+        checkpointing runs the forward again there.
+        """
+        trained = {name for name, p in self.module.named_parameters() if p.requires_grad}
+        self._require_grad(trained, False)
+        self._frozen = True
+        try:
+            with no_statistics():
+                yield
+        finally:
+            self._frozen = False
+            self._require_grad(trained, True)
+
+    def _require_grad(self, names: set[str], flag: bool) -> None:
+        # Looked up afresh: FSDP2 yields other parameter objects while unsharded.
+        for name, p in self.module.named_parameters():
+            if name in names:
+                p.requires_grad_(flag)
+
+    @abstractmethod
+    def sync_gradients(self, last: bool) -> None:
+        """Say before a micro-batch's forward whether it is the step's last one."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Backward of this rank's share of the global batch's loss."""
+
+    @abstractmethod
+    def apply(self) -> StepResult:
+        """Clip, update, zero the gradients."""
+
+    def step(self) -> StepResult:
+        """Clip, update, zero the gradients, move batch-norm statistics once."""
+        result = self.apply()
+        commit_statistics(self.module)
+        return result
+
+    @abstractmethod
+    def set_learning_rate(self, lr: float) -> None: ...
+
+    @abstractmethod
+    def shards(self) -> list[Shard]:
+        """Parameters (`param/NAME`), Adam moments (`exp_avg/NAME`, `exp_avg_sq/NAME`), buffers (`buffer/NAME`)."""
+
+    @abstractmethod
+    def counters(self) -> dict[str, float]:
+        """Small host-side state: Adam's step count and, under fp16, the loss scale."""
+
+    @abstractmethod
+    def loaded(self, counters: dict[str, float]) -> None:
+        """Take `counters` and rebuild what is derived from `shards` after a load into them."""
+
+    def buffer_shards(self) -> list[Shard]:
+        return [
+            Shard(f"buffer/{name}", b.detach().view(-1), 0, b.shape)
+            for name, b in self.module.named_buffers()
+        ]

@@ -1,0 +1,82 @@
+"""A whole network on every rank: one device, or DistributedDataParallel."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from neuropbr_dist.parallel.network import Adam, Network, Shard, StepResult
+from neuropbr_dist.parallel.optimizer import ClippedAdamW
+
+
+class ReplicatedNetwork(Network):
+    """`--engine single` and `--engine ddp`.
+
+    Args:
+        module: with its segments prepared; moved to `device` here.
+        dtype: autocast dtype, or None to compute in the parameters' own.
+        distributed: average gradients over ranks with DDP.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        adam: Adam,
+        clip: float | None,
+        dtype: torch.dtype | None,
+        distributed: bool,
+    ) -> None:
+        self.module = module.to(device)
+        self.device, self.dtype = device, dtype
+        self.world = dist.get_world_size() if distributed else 1
+        self.trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        self.ddp: DistributedDataParallel | None = None
+        if distributed:
+            # Two forward passes come before one backward: no buffer broadcast between them.
+            self.ddp = DistributedDataParallel(
+                self.module,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+        self.optimizer = ClippedAdamW(self.trained, adam, clip, fp16=dtype == torch.float16)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        through_ddp = self.ddp is not None and not self._frozen and torch.is_grad_enabled()
+        forward = self.ddp if through_ddp else self.module
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            return forward(x)
+
+    def sync_gradients(self, last: bool) -> None:
+        if self.ddp is not None:
+            self.ddp.require_backward_grad_sync = last
+
+    def backward(self, loss: Tensor) -> None:
+        loss = loss * self.world  # DDP averages over ranks
+        scale = self.optimizer.scale
+        (loss if scale is None else loss * scale).backward()
+
+    def apply(self) -> StepResult:
+        return self.optimizer.step(p.grad for p in self.trained.values())
+
+    def set_learning_rate(self, lr: float) -> None:
+        self.optimizer.set_learning_rate(lr)
+
+    def shards(self) -> list[Shard]:
+        found = []
+        for name, p in self.module.named_parameters():
+            found.append(Shard(f"param/{name}", p.detach().view(-1), 0, p.shape))
+            if name in self.trained:
+                state = self.optimizer.adamw.state[p]
+                for key in ("exp_avg", "exp_avg_sq"):
+                    found.append(Shard(f"{key}/{name}", state[key].view(-1), 0, p.shape))
+        return found + self.buffer_shards()
+
+    def counters(self) -> dict[str, float]:
+        return self.optimizer.counters()
+
+    def loaded(self, counters: dict[str, float]) -> None:
+        self.optimizer.load_counters(counters)

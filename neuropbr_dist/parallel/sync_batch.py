@@ -1,0 +1,44 @@
+"""BatchNorm over the global batch. `nn.SyncBatchNorm` refuses CPU; this one runs anywhere."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from neuropbr_dist.models.norm import BatchNorm2d
+
+
+class SyncBatchNorm2d(BatchNorm2d):
+    """Normalises by the mean and variance over all ranks' micro-batches (two passes)."""
+
+    def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        wide = x if x.dtype == torch.float64 else x.float()
+        world = dist.get_world_size()
+        count = wide.numel() / wide.shape[1] * world
+        mean = all_reduce(wide.sum((0, 2, 3))) / count
+        centred = wide - mean[:, None, None]
+        var = all_reduce(centred.square().sum((0, 2, 3))) / count
+        scale = torch.rsqrt(var + self.eps) * self._affine(self.weight, x)
+        out = centred * scale[:, None, None] + self._affine(self.bias, x)[:, None, None]
+        return out.to(x.dtype), mean.detach(), (var * count / (count - 1)).detach()
+
+
+def synchronise_batch_norms(module: nn.Module) -> None:
+    """Make every BatchNorm of `module` agree over ranks, in place."""
+    for m in module.modules():
+        if type(m) is BatchNorm2d:
+            m.__class__ = SyncBatchNorm2d
+
+
+def average_running_statistics(module: nn.Module) -> None:
+    """Ranks agree on running statistics. Exact at any time: they move linearly."""
+    stats = [b for m in module.modules() if isinstance(m, BatchNorm2d) for b in (m.running_mean, m.running_var)]
+    if not stats or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    flat = torch.cat(stats)
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for b, piece in zip(stats, flat.split([s.numel() for s in stats]), strict=True):
+        b.copy_(piece)

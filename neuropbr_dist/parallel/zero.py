@@ -1,0 +1,202 @@
+"""DeepSpeed ZeRO 0-3, optionally with CPU offload: one engine a network.
+
+Reads private attributes of DeepSpeed 0.19.8 to reach the float32 masters where
+they lie; the version is pinned and the tests cover every stage.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from neuropbr_dist.parallel.network import Adam, Network, Shard, StepResult
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, quiet, and without its just-in-time shared-memory op (45 s to build on CPU)."""
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class ZeRONetwork(Network):
+    """`--engine deepspeed`.
+
+    Args:
+        module: with its segments prepared (activation checkpointing, compile).
+        config: complete DeepSpeed configuration of this network
+            (`config.deepspeed.resolve`).
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device, config: dict[str, Any], adam: Adam) -> None:
+        deepspeed = import_deepspeed()
+        self.module, self.device = module, device
+        self.stage: int = config["zero_optimization"]["stage"]
+        self.world = dist.get_world_size()
+        # DeepSpeed keeps no float32 master of a frozen parameter; it never moves, so this is one.
+        self._frozen_masters = {
+            name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad
+        }
+        trained = [p for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=adam.lr, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay, fused=True
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=module, model_parameters=trained, optimizer=optimizer, config=config
+        )
+        self.adamw: torch.optim.AdamW = self.engine.basic_optimizer
+        self.dtype = {
+            "bf16": torch.bfloat16,
+            "fp16": torch.float16,
+        }.get(next((k for k in ("bf16", "fp16") if config.get(k, {}).get("enabled")), ""))
+        self.clip: float = config.get("gradient_clipping", 0.0)
+        self._make_moments()
+
+    # -- the step --------------------------------------------------------------------------
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x if self.dtype is None else x.to(self.dtype)
+        # A frozen or no-grad pass through the engine would count as its own forward
+        # ("Direct calls to tensor.backward()…" at stage 0): the inner module it is.
+        if self._frozen or not torch.is_grad_enabled():
+            return self.module(x)
+        return self.engine(x)
+
+    def sync_gradients(self, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss * self.world, scale_wrt_gas=False)  # ZeRO averages over ranks
+
+    def apply(self) -> StepResult:
+        if self.stage == 0:
+            return self._apply_stage_0()
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        overflow = bool(self.engine.optimizer.overflow)
+        counts = overflow and not self._scale_can_fall()
+        return StepResult(torch.as_tensor(norm, dtype=torch.float32), torch.tensor(not counts))
+
+    def _scale_can_fall(self) -> bool:
+        """fp16: an overflow lowers the scale; it is a fault only at the smallest one."""
+        return self.dtype == torch.float16 and self.engine.optimizer.loss_scale > 1.0
+
+    def _apply_stage_0(self) -> StepResult:
+        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = torch.stack(torch._foreach_norm(grads)).square().sum().sqrt()
+        finite = torch.isfinite(norm)
+        if finite:  # without ZeRO DeepSpeed has no check of its own
+            self.engine.step()
+        else:
+            self.engine.zero_grad()
+        return StepResult(norm, finite)
+
+    def set_learning_rate(self, lr: float) -> None:
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+
+    # -- state -----------------------------------------------------------------------------
+
+    def _masters(self) -> list[Tensor]:
+        """The tensors that Adam's state is keyed by: flat float32 partitions, or parameters at stage 0."""
+        return [p for group in self.adamw.param_groups for p in group["params"]]
+
+    def _make_moments(self) -> None:
+        """DeepSpeed and torch make them at the first step; a save before it needs them."""
+        if self.stage == 3:
+            masters = self.engine.optimizer.fp32_partitioned_groups_flat
+        elif self.stage:
+            masters = self.engine.optimizer.single_partition_of_fp32_groups
+        else:
+            masters = self._masters()
+        for flat in masters:
+            if "exp_avg" not in self.adamw.state[flat]:
+                self.adamw.state[flat] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+                    **{key: torch.zeros_like(flat) for key in MOMENTS},
+                }
+        if self.stage in (1, 2):
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def shards(self) -> list[Shard]:
+        found = []
+        for name, p in self.module.named_parameters():
+            if name in self._frozen_masters:
+                master = self._frozen_masters[name]
+                found.append(Shard(f"param/{name}", master.view(-1), 0, master.shape))
+            else:
+                found.extend(self._trained_shards(name, p))
+        return found + self.buffer_shards()
+
+    def _trained_shards(self, name: str, p: nn.Parameter) -> Iterator[Shard]:
+        if self.stage == 0:
+            state = self.adamw.state[p]
+            yield Shard(f"param/{name}", p.detach().view(-1), 0, p.shape)
+            for key in MOMENTS:
+                yield Shard(f"{key}/{name}", state[key].view(-1), 0, p.shape)
+        elif self.stage == 3:
+            for key in (None, *MOMENTS):
+                yield self._stage_3_shard(name, p, key)
+        elif p._hp_mapping is not None:  # None: this rank holds nothing of it
+            start = p._hp_mapping.lp_fragment_address.start
+            for key in (None, *MOMENTS):
+                data = p._hp_mapping.get_hp_fragment(key).detach()
+                yield Shard(f"{key or 'param'}/{name}", data, start, p.shape)
+
+    def _stage_3_shard(self, name: str, p: nn.Parameter, key: str | None) -> Shard:
+        piece, _ = self.engine.optimizer._get_fp32_opt_state_partition(
+            p, release_swap_buffers=False, optim_state_key=key
+        )
+        start = p.ds_tensor.ds_numel * dist.get_rank()
+        held = max(0, min(piece.numel(), p.ds_numel - start))  # the last partition is padded
+        return Shard(f"{key or 'param'}/{name}", piece.detach().view(-1)[:held], start, p.ds_shape)
+
+    def counters(self) -> dict[str, float]:
+        found = {"step": max(float(s["step"]) for s in self.adamw.state.values())}
+        if self.dtype == torch.float16:
+            found["loss_scale"] = float(self.engine.optimizer.loss_scale)
+        return found
+
+    def loaded(self, counters: dict[str, float]) -> None:
+        for state in self.adamw.state.values():
+            state["step"].fill_(counters["step"])
+        if self.dtype == torch.float16 and "loss_scale" in counters:
+            self.engine.optimizer.loss_scaler.cur_scale = counters["loss_scale"]
+        zero = self.engine.optimizer
+        if self.stage in (1, 2):
+            zero.update_lp_params()
+        elif self.stage == 3:
+            self._refresh_stage_3()
+        self._restore_frozen()
+
+    def _refresh_stage_3(self) -> None:
+        zero = self.engine.optimizer
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].partition(zero.persistent_parameters)
+        for i in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(i)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+    def _restore_frozen(self) -> None:
+        params = dict(self.module.named_parameters())
+        for name, master in self._frozen_masters.items():
+            p = params[name]
+            if self.stage != 3:
+                p.data.copy_(master)
+                continue
+            size = p.ds_tensor.ds_numel
+            piece = master.view(-1)[size * dist.get_rank() : size * (dist.get_rank() + 1)]
+            p.ds_tensor.data.view(-1)[: piece.numel()].copy_(piece)
+            if p.ds_persist:
+                p.data.copy_(master)
