@@ -1,0 +1,28 @@
+"""Training state on disk: sharded, canonical, verified. Knows fragments of tensors, not engines."""
+
+from neuropbr_dist.checkpoint.folders import BEST, LATEST, clear, epoch_name, find, retain, step_name
+from neuropbr_dist.checkpoint.fragments import Fragment, StagedState, stage
+from neuropbr_dist.checkpoint.lock import RunLock
+from neuropbr_dist.checkpoint.saver import AsyncSaver
+from neuropbr_dist.checkpoint.store import Checkpoint, open_newest, save, write
+from neuropbr_dist.checkpoint.verify import verify
+
+__all__ = [
+    "BEST",
+    "LATEST",
+    "AsyncSaver",
+    "Checkpoint",
+    "Fragment",
+    "RunLock",
+    "StagedState",
+    "clear",
+    "epoch_name",
+    "find",
+    "open_newest",
+    "retain",
+    "save",
+    "stage",
+    "step_name",
+    "verify",
+    "write",
+]

@@ -46,7 +46,9 @@ def check(cfg: TrainConfig) -> None:
 def check_data(data: DataConfig) -> None:
     refuse_unless(0 < data.val_ratio < 1, f"data.val_ratio = {data.val_ratio}; allowed: above 0, below 1")
     refuse_unless(data.num_workers >= 0, f"data.num_workers = {data.num_workers}; allowed: 0 or more")
-    refuse_unless(data.prefetch_factor >= 1, f"data.prefetch_factor = {data.prefetch_factor}; allowed: 1 or more")
+    refuse_unless(
+        data.prefetch_factor >= 1, f"data.prefetch_factor = {data.prefetch_factor}; allowed: 1 or more"
+    )
     refuse_unless(data.builtin_count >= 2, f"data.builtin_count = {data.builtin_count}; allowed: 2 or more")
     refuse_unless(
         data.image_size is None or data.image_size >= 16,
@@ -65,8 +67,13 @@ def check_model(m: ModelConfig) -> None:
         heads > 0 and dim % heads == 0,
         f"model.transformer_num_heads = {heads} does not divide model.transformer_dim = {dim}",
     )
-    refuse_unless(m.transformer_depth >= 1, f"model.transformer_depth = {m.transformer_depth}; allowed: 1 or more")
-    refuse_unless(m.transformer_mlp_ratio > 0, f"model.transformer_mlp_ratio = {m.transformer_mlp_ratio}; allowed: above 0")
+    refuse_unless(
+        m.transformer_depth >= 1, f"model.transformer_depth = {m.transformer_depth}; allowed: 1 or more"
+    )
+    refuse_unless(
+        m.transformer_mlp_ratio > 0,
+        f"model.transformer_mlp_ratio = {m.transformer_mlp_ratio}; allowed: above 0",
+    )
     for name in ("transformer_attn_drop", "transformer_proj_drop", "transformer_drop_path_rate"):
         refuse_unless(0 <= getattr(m, name) < 1, f"model.{name} = {getattr(m, name)}; allowed: 0 to below 1")
     refuse_unless(
@@ -77,7 +84,9 @@ def check_model(m: ModelConfig) -> None:
         1 <= m.discriminator_n_layers <= 8,
         f"model.discriminator_n_layers = {m.discriminator_n_layers}; allowed: 1 to 8",
     )
-    refuse_unless(m.discriminator_ndf >= 1, f"model.discriminator_ndf = {m.discriminator_ndf}; allowed: 1 or more")
+    refuse_unless(
+        m.discriminator_ndf >= 1, f"model.discriminator_ndf = {m.discriminator_ndf}; allowed: 1 or more"
+    )
     refuse_unless(
         not m.freeze_backbone or m.encoder_type == "resnet",
         "model.freeze_backbone = true needs model.encoder_type = resnet; unet has no backbone to freeze",
@@ -86,7 +95,17 @@ def check_model(m: ModelConfig) -> None:
 
 def check_losses(cfg: TrainConfig) -> None:
     loss = cfg.loss
-    for name in ("l1", "ssim", "normal", "gan", "discriminator", "albedo", "roughness", "metallic", "normal_map"):
+    for name in (
+        "l1",
+        "ssim",
+        "normal",
+        "gan",
+        "discriminator",
+        "albedo",
+        "roughness",
+        "metallic",
+        "normal_map",
+    ):
         weight = getattr(loss, f"w_{name}")
         refuse_unless(weight >= 0, f"loss.w_{name} = {weight}; allowed: 0 or more")
     refuse_unless(
@@ -116,7 +135,9 @@ def check_training(cfg: TrainConfig) -> None:
         "save_every_n_epochs", "keep_latest", "log_every_n_steps", "log_images_every_n_epochs",
     ):  # fmt: skip
         refuse_unless(getattr(t, name) >= 1, f"training.{name} = {getattr(t, name)}; allowed: 1 or more")
-    refuse_unless(t.gan_start_epoch >= 0, f"training.gan_start_epoch = {t.gan_start_epoch}; allowed: 0 or more")
+    refuse_unless(
+        t.gan_start_epoch >= 0, f"training.gan_start_epoch = {t.gan_start_epoch}; allowed: 0 or more"
+    )
     for name in ("global_batch_size", "save_every_n_steps"):
         value = getattr(t, name)
         refuse_unless(value is None or value >= 1, f"training.{name} = {value}; allowed: 1 or more, or none")

@@ -34,19 +34,33 @@ def train_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description="Train the NeuroPBR GAN: three rendered views in, four PBR maps out.", allow_abbrev=False
     )
-    p.add_argument("--config", help=f"preset ({', '.join(PRESETS)}), .yaml file or .py file with get_config()")
+    p.add_argument(
+        "--config", help=f"preset ({', '.join(PRESETS)}), .yaml file or .py file with get_config()"
+    )
     for flag, name in FIELD_FLAGS.items():
         p.add_argument(flag, metavar="VALUE", help=name)
     for flag, name in INTEGER_FLAGS.items():
         p.add_argument(flag, type=int, metavar="N", help=name)
     p.add_argument("--use-dirty", action="store_true", help="legacy: --render-curriculum 2")
-    p.add_argument("--set", action="append", default=[], metavar="PART.FIELD=VALUE", help="any field; repeatable")
-    p.add_argument("--resume", metavar="auto|PATH", help="newest good checkpoint of --checkpoint-dir, or PATH")
-    p.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run (deletes it)")
-    p.add_argument("--allow-data-change", action="store_true", help="resume on another data set or global batch")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="PART.FIELD=VALUE", help="any field; repeatable"
+    )
+    p.add_argument(
+        "--resume", metavar="auto|PATH", help="newest good checkpoint of --checkpoint-dir, or PATH"
+    )
+    p.add_argument(
+        "--overwrite", action="store_true", help="start anew in a folder that holds a run (deletes it)"
+    )
+    p.add_argument(
+        "--allow-data-change", action="store_true", help="resume on another data set or global batch"
+    )
     p.add_argument("--stop-after-epochs", type=int, metavar="N", help="save and stop at this epoch's end")
-    p.add_argument("--stop-after-steps", type=int, metavar="N", help="save and stop after this many steps in all")
-    p.add_argument("--debug", action="store_true", help="one device, no launcher: look at one batch, overfit it")
+    p.add_argument(
+        "--stop-after-steps", type=int, metavar="N", help="save and stop after this many steps in all"
+    )
+    p.add_argument(
+        "--debug", action="store_true", help="one device, no launcher: look at one batch, overfit it"
+    )
     p.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher
     return p
 

@@ -74,9 +74,7 @@ def resolve(
     return tree
 
 
-def fill(
-    tree: dict[str, Any], path: str, key: str, value: Any, field: str, prefix: str = ""
-) -> None:
+def fill(tree: dict[str, Any], path: str, key: str, value: Any, field: str, prefix: str = "") -> None:
     """Fill an absent or `"auto"` value; anything else must equal the run's."""
     given = tree.get(key, "auto")
     if given == "auto":
@@ -89,7 +87,10 @@ def fill(
 
 
 def refuse_foreign_sections(tree: dict[str, Any], path: str) -> None:
-    for section, instead in (("optimizer", "optimizer.g_lr and the like"), ("scheduler", "optimizer.scheduler")):
+    for section, instead in (
+        ("optimizer", "optimizer.g_lr and the like"),
+        ("scheduler", "optimizer.scheduler"),
+    ):
         if section in tree:
             raise UserError(
                 f"{path}: has a section {section!r}, but the run's configuration sets it ({instead}); "

@@ -10,7 +10,7 @@ import yaml
 
 from neuropbr_dist.config.presets import PRESETS
 from neuropbr_dist.config.schema import TrainConfig
-from neuropbr_dist.config.values import fit, field_types, describe, to_dict, update
+from neuropbr_dist.config.values import describe, field_types, fit, to_dict, update
 from neuropbr_dist.errors import UserError
 
 

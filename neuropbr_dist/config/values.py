@@ -83,7 +83,9 @@ def set_field(cfg: TrainConfig, name: str, value: Any, where: str) -> None:
     part_name, _, field = name.partition(".")
     parts = [f.name for f in dataclasses.fields(cfg)]
     if part_name not in parts or not field:
-        raise UserError(f"{where}: unknown key {name!r}; keys are PART.FIELD with PART one of {', '.join(parts)}")
+        raise UserError(
+            f"{where}: unknown key {name!r}; keys are PART.FIELD with PART one of {', '.join(parts)}"
+        )
     part = getattr(cfg, part_name)
     kinds = field_types(part)
     if field not in kinds:

@@ -2,5 +2,15 @@
 
 from neuropbr_dist.models.discriminator import Discriminator, receptive_field
 from neuropbr_dist.models.generator import Generator, encoder_norm, size_multiple
+from neuropbr_dist.models.pretrained import PretrainedUnavailable, load_backbone, pretrained_backbone
 
-__all__ = ["Discriminator", "Generator", "encoder_norm", "receptive_field", "size_multiple"]
+__all__ = [
+    "Discriminator",
+    "Generator",
+    "PretrainedUnavailable",
+    "encoder_norm",
+    "load_backbone",
+    "pretrained_backbone",
+    "receptive_field",
+    "size_multiple",
+]

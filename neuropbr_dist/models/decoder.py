@@ -60,9 +60,7 @@ class Decoder(nn.Module):
         super_resolution: end in a 2x head (encoder stride 2).
     """
 
-    def __init__(
-        self, in_channels: int, skip_channels: list[int], norm: str, super_resolution: bool
-    ) -> None:
+    def __init__(self, in_channels: int, skip_channels: list[int], norm: str, super_resolution: bool) -> None:
         super().__init__()
         make = norm_factory(norm)
         self.blocks = nn.ModuleList()

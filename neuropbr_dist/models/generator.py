@@ -32,29 +32,24 @@ def size_multiple(config: ModelConfig) -> int:
     return 2 ** (len(config.encoder_channels) - 1)
 
 
-def build_encoder(config: ModelConfig, load_pretrained: bool) -> ResNetEncoder | UNetEncoder:
+def build_encoder(config: ModelConfig) -> ResNetEncoder | UNetEncoder:
     norm = encoder_norm(config)
     if config.encoder_type == "unet":
         return UNetEncoder(config.encoder_channels, norm)
-    return ResNetEncoder(config.encoder_backbone, config.encoder_stride, norm, load_pretrained)
+    return ResNetEncoder(config.encoder_backbone, config.encoder_stride, norm)
 
 
 class Generator(nn.Module):
     """Shared encoder, cross-view fusion, U-Net decoder.
 
-    Args:
-        config: the model part of the run's configuration.
-        load_pretrained: fetch ImageNet weights for the encoder. Off when a
-            checkpoint brings the weights.
-
     Structure and parameter count are those of upstream NeuroPBR's
     `MultiViewPBRGenerator`; the views go through the encoder as one batch.
     """
 
-    def __init__(self, config: ModelConfig, load_pretrained: bool = False) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.transformer_dim
-        self.encoder = build_encoder(config, load_pretrained)
+        self.encoder = build_encoder(config)
         width = self.encoder.out_channels
         self.latent_proj = nn.Conv2d(width, dim, 1, bias=False) if width != dim else nn.Identity()
         if config.use_transformer:

@@ -68,6 +68,4 @@ def fsdp_mesh(device_type: str, plan: Plan) -> DeviceMesh:
             "start the same number of ranks on every node, or use --shard world"
         )
     nodes = world // plan.ranks_per_node
-    return init_device_mesh(
-        device_type, (nodes, plan.ranks_per_node), mesh_dim_names=("replicate", "shard")
-    )
+    return init_device_mesh(device_type, (nodes, plan.ranks_per_node), mesh_dim_names=("replicate", "shard"))

@@ -34,7 +34,9 @@ def synchronise_batch_norms(module: nn.Module) -> None:
 
 def average_running_statistics(module: nn.Module) -> None:
     """Ranks agree on running statistics. Exact at any time: they move linearly."""
-    stats = [b for m in module.modules() if isinstance(m, BatchNorm2d) for b in (m.running_mean, m.running_var)]
+    stats = [
+        b for m in module.modules() if isinstance(m, BatchNorm2d) for b in (m.running_mean, m.running_var)
+    ]
     if not stats or not dist.is_initialized() or dist.get_world_size() == 1:
         return
     flat = torch.cat(stats)

@@ -1,0 +1,11 @@
+"""Train the NeuroPBR GAN. Started by deepspeed, torchrun, srun or plain python."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, installed or not
+
+from neuropbr_dist.main import train
+
+if __name__ == "__main__":
+    train()

@@ -1,0 +1,197 @@
+"""The run's folder: which checkpoints are in it, under which names, and which may go.
+
+    step_00001000/                      a save; never written to again
+    step_00001234/
+    latest                -> step_00001234
+    best_model            -> step_00001000
+    checkpoint_epoch_0010 -> step_00001000
+    step_00001240.tmp-5e0c…/            a save under way, or one whose process died
+
+A save appears by one rename of a finished folder, and nothing is written into a folder once it is
+there. Names are relative symbolic links, each replaced by one rename. A save's manifest lists its
+names too, so links that a killed process couldn't make are made later. The order of saves is the
+manifest's serial, not the step: a run that went back to an older save and on from there is newer
+than what it left behind.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from neuropbr_dist.checkpoint.lock import FileLock
+from neuropbr_dist.checkpoint.manifest import MANIFEST, Damaged, read_manifest
+from neuropbr_dist.checkpoint.verify import verify
+from neuropbr_dist.errors import UserError
+
+LATEST, BEST = "latest", "best_model"
+_STEP = re.compile(r"step_\d+(-\d+)?")
+_TEMPORARY = ".tmp-"
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def epoch_name(epoch: int) -> str:
+    """Name of a periodic checkpoint, as in the training guide."""
+    return f"checkpoint_epoch_{epoch:04d}"
+
+
+def find(path: str | os.PathLike) -> list[Path]:
+    """Checkpoints that `path` may mean, newest first; damaged ones included. Empty: none there.
+
+    A run's folder and the name `latest` in it mean all of the run's saves; a checkpoint or
+    another name means that one alone.
+    """
+    path = Path(path)
+    if path.name == LATEST and (path.is_symlink() or not path.exists()):
+        return _saves(path.parent)
+    if _is_checkpoint(path):
+        return [path.resolve()]
+    return _saves(path)
+
+
+def free_name(folder: Path, name: str) -> Path:
+    """`folder/name`, or `folder/name-2`, … if a step is saved again after a resume."""
+    path, number = folder / name, 1
+    while path.exists():
+        number += 1
+        path = folder / f"{name}-{number}"
+    return path
+
+
+def next_serial(folder: Path) -> int:
+    serials = [_serial(path) for path in _saves(folder)]
+    return 1 + max((int(serial) for serial in serials if serial < math.inf), default=0)
+
+
+def update_links(folder: Path) -> None:
+    """Point each name to the newest save that carries it.
+
+    Raises:
+        UserError: a name is taken by something that isn't a link, or the file system has no links.
+    """
+    targets = {}
+    for path in reversed(_saves(folder)):
+        if _serial(path) < math.inf:
+            targets.update(dict.fromkeys(read_manifest(path).names, path.name))
+    for name, target in targets.items():
+        link = folder / name
+        if link.is_symlink() and os.readlink(link) == target:
+            continue
+        if link.exists() and not link.is_symlink():
+            raise UserError(f"{link} is not a link; move it away: this name is for a link to a checkpoint")
+        fresh = folder / f"{name}{_TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            fresh.symlink_to(target)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: no symbolic link can be made here ({error}); take another folder"
+            ) from error
+        fresh.replace(link)
+
+
+def retain(
+    folder: str | os.PathLike,
+    keep_latest: int,
+    *,
+    verified: set[Path] | None = None,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Delete what isn't needed any more: all but the newest `keep_latest` good saves and those with a name.
+
+    Nothing is deleted before `keep_latest` newer saves have been verified, and nothing that is
+    being read. Also mends links and clears away dead temporary folders. For one process that holds the
+    run's lock, with no save under way.
+
+    Args:
+        keep_latest: at least 1.
+        verified: saves that this process has verified before; extended in place.
+
+    Raises:
+        UserError: see `update_links`.
+    """
+    if keep_latest < 1:
+        raise ValueError(f"keep_latest is {keep_latest}; at least one save must stay")
+    folder = Path(folder)
+    verified = set() if verified is None else verified
+    _clear_temporary(folder)
+    update_links(folder)
+    saves = _saves(folder)
+    named = {os.readlink(link) for link in folder.glob("*") if link.is_symlink()}
+    disposable = [path for path in saves if path.name not in named]
+    if len(saves) <= keep_latest or not disposable:
+        return
+    good: list[Path] = []
+    for path in saves:
+        if path not in verified and (faults := verify(path, alone=True)):
+            log(f"WARNING: {path} is damaged: {faults[0]}")
+            continue
+        verified.add(path)
+        good.append(path)
+        if len(good) == keep_latest:
+            break
+    if len(good) == keep_latest:
+        for path in disposable:
+            if path not in good:
+                _remove(path)
+
+
+def clear(folder: str | os.PathLike) -> None:
+    """Delete every checkpoint and name in a run's folder, for a start with `--overwrite`."""
+    folder = Path(folder)
+    for path in _saves(folder):
+        _remove(path)
+    for link in folder.glob("*"):
+        if link.is_symlink() and _STEP.fullmatch(os.readlink(link)):
+            link.unlink()
+    _clear_temporary(folder)
+
+
+def _saves(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    here = folder.resolve()
+    saves = [path for path in here.iterdir() if not path.is_symlink() and _is_checkpoint(path)]
+    return sorted(saves, key=lambda path: (_serial(path), path.name), reverse=True)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    # The name counts too: without its manifest a save is damaged, not absent.
+    name = path.resolve().name
+    return (
+        path.is_dir() and _TEMPORARY not in name and bool(_STEP.fullmatch(name) or (path / MANIFEST).exists())
+    )
+
+
+def _serial(checkpoint: Path) -> float:
+    """The save's place in the run's order. Unreadable ones count as newest, so that a load reports them."""
+    try:
+        return read_manifest(checkpoint).serial
+    except (OSError, Damaged, UserError):
+        return math.inf
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint unless someone reads it. It disappears by one rename, so never in parts."""
+    lock = FileLock(checkpoint / MANIFEST)
+    if (checkpoint / MANIFEST).exists() and lock.acquire() is False:
+        return
+    doomed = checkpoint.with_name(f"{checkpoint.name}{_TEMPORARY}{uuid.uuid4().hex}")
+    checkpoint.rename(doomed)
+    lock.release()
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _clear_temporary(folder: Path) -> None:
+    for path in folder.glob(f"*{_TEMPORARY}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()

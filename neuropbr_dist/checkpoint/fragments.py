@@ -1,0 +1,125 @@
+"""Fragments: the pieces of the training state that one rank holds, and their copy in host memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+ALIGNMENT = 64
+"""Bytes; staged pieces start at multiples of it."""
+SLAB_BYTES = 256 * 2**20
+"""Staging memory is allocated in slabs of this size: torch rounds page-locked blocks up to a power of two."""
+
+
+@dataclass
+class Fragment:
+    """One rank's piece of a named tensor.
+
+    Ranks may hold disjoint pieces, the same piece (replicas), or nothing. A save needs
+    every element of a tensor on at least one rank, and replicas cut alike; a load may cut
+    the tensor in any other way.
+
+    Raises:
+        ValueError: the piece isn't flat or doesn't lie inside the global tensor.
+    """
+
+    name: str
+    """Canonical name, the same in every engine, e.g. `generator/param/encoder.stem.conv.weight`."""
+    data: torch.Tensor
+    """The piece, 1-D, on any device. A live view: a load writes into it in place."""
+    start: int
+    """Offset of the piece in the flattened global tensor, in elements."""
+    shape: torch.Size
+    """Shape of the global tensor; `()` for a scalar."""
+
+    def __post_init__(self) -> None:
+        self.shape = torch.Size(self.shape)
+        if self.data.dim() != 1:
+            raise ValueError(f"{self.name}: a fragment is 1-D, this one has shape {tuple(self.data.shape)}")
+        if not 0 <= self.start <= self.start + self.data.numel() <= self.shape.numel():
+            raise ValueError(
+                f"{self.name}: elements {self.start} to {self.start + self.data.numel()} "
+                f"lie outside of shape {tuple(self.shape)}"
+            )
+
+    @classmethod
+    def whole(cls, name: str, tensor: torch.Tensor) -> Fragment:
+        """The fragment of a rank that holds all of `tensor` (contiguous, so that a load reaches it)."""
+        return cls(name, tensor.detach().view(-1), 0, tensor.shape)
+
+
+Layouts = dict[str, tuple[torch.dtype, torch.Size]]
+"""Tensor name to (dtype, global shape)."""
+
+
+def layouts(fragments: Sequence[Fragment]) -> Layouts:
+    """The tensors that a rank's fragments are pieces of.
+
+    Raises:
+        ValueError: pieces disagree about their tensor, or two begin at one place (a load would fill one only).
+    """
+    counts = Counter((f.name, f.start) for f in fragments if f.data.numel())
+    if twice := [place for place, count in counts.items() if count > 1]:
+        name, start = twice[0]
+        raise ValueError(f"two fragments of this rank begin at element {start} of {name}")
+    return merge_layouts({f.name: (f.data.dtype, f.shape)} for f in fragments)
+
+
+def merge_layouts(parts: Iterable[Layouts]) -> Layouts:
+    """One table of several. Raises ValueError if they disagree about a tensor."""
+    merged: Layouts = {}
+    for part in parts:
+        for name, layout in part.items():
+            if merged.setdefault(name, layout) != layout:
+                raise ValueError(f"fragments disagree about {name}: {merged[name]} and {layout}")
+    return merged
+
+
+@dataclass
+class StagedState:
+    """A rank's fragments as copied to host memory; training may go on while they are written."""
+
+    fragments: list[Fragment]
+
+    def matches(self, fragments: Sequence[Fragment]) -> bool:
+        """Whether `fragments` fit into this memory piece by piece."""
+        layout = [(f.name, f.start, f.data.shape, f.data.dtype) for f in fragments]
+        return layout == [(f.name, f.start, f.data.shape, f.data.dtype) for f in self.fragments]
+
+
+def stage(fragments: Sequence[Fragment], reuse: StagedState | None = None) -> StagedState:
+    """Copy `fragments` to host memory: the only part of a save that holds training.
+
+    The memory is page-locked if a fragment is on a CUDA device. `reuse` is the memory of an
+    earlier save that is done; with the same layout no memory is allocated, which is most of the time.
+    """
+    fragments = list(fragments)
+    layouts(fragments)  # a wrong list is refused here, not by the writer
+    cuda_devices = {f.data.device for f in fragments if f.data.is_cuda}
+    if reuse is None or not reuse.matches(fragments):
+        host = _allocate(fragments, pinned=bool(cuda_devices))
+        reuse = StagedState([replace(f, data=memory) for f, memory in zip(fragments, host, strict=True)])
+    for fragment, copy in zip(fragments, reuse.fragments, strict=True):
+        copy.data.copy_(fragment.data.detach(), non_blocking=True)
+    for device in cuda_devices:
+        torch.cuda.synchronize(device)
+    return reuse
+
+
+def _allocate(fragments: Sequence[Fragment], *, pinned: bool) -> list[torch.Tensor]:
+    """One host tensor for each fragment, of its size and dtype, carved from few large slabs."""
+    sizes = [-(-f.data.nbytes // ALIGNMENT) * ALIGNMENT for f in fragments]
+    remaining = sum(sizes)
+    slab, used = torch.empty(0, dtype=torch.uint8), 0
+    host = []
+    for fragment, size in zip(fragments, sizes, strict=True):
+        if used + size > slab.numel():
+            slab_bytes = max(size, min(SLAB_BYTES, remaining))
+            slab, used = torch.empty(slab_bytes, dtype=torch.uint8, pin_memory=pinned), 0
+        host.append(slab[used : used + fragment.data.nbytes].view(fragment.data.dtype))
+        used += size
+        remaining -= size
+    return host

@@ -1,0 +1,212 @@
+"""Locks: one run a folder, and no checkpoint deleted under its reader.
+
+A run holds an flock on `run.lock` in its folder, and beats: it writes its record (host, process,
+start, a count) into the same file every few seconds.
+
+- Same machine: the kernel frees an flock when its process dies, in whatever way. So a free lock
+  means a dead owner, and a held one a living owner. No waiting, nothing to clean up after a crash.
+- Another machine on a shared file system: NFS (Linux 2.6.12 and later), Lustre mounted with `flock`,
+  GPFS and CephFS carry an flock across machines, and the same holds. Where they don't (Lustre's
+  `localflock`, NFS's `local_lock`) the lock looks free, but the record names another machine: the new run then
+  watches it for a few beats. If the count moves the owner lives; if it stands still the owner is
+  dead. Watching needs no synchronised clocks.
+- File systems that refuse locks: the record alone decides, by watching.
+
+Left over: two runs that start in the same few seconds on two machines whose file system has no common
+locks. Both pass, and the next beat tells one of them: its record is gone, and `check` raises.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch.distributed as dist
+
+from neuropbr_dist.checkpoint.ranks import Ranks
+from neuropbr_dist.errors import UserError
+
+LOCK_FILE = "run.lock"
+RECORD_BYTES = 512
+"""The record is padded to this, so that a rewrite in place is one small write."""
+BEAT_SECONDS = 5.0
+DEAD_AFTER_BEATS = 4
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+class FileLock:
+    """An flock on an existing file. It ends with this process: forked children don't keep it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor: int | None = None
+        _open_locks.add(self)
+
+    def acquire(self, *, shared: bool = False) -> bool | None:
+        """True: held now. False: another holder is in the way. None: this file system has no locks."""
+        # An exclusive lock on NFS needs a file opened for writing; a reader may not be allowed to write.
+        self.descriptor = os.open(self.path, os.O_RDONLY if shared else os.O_RDWR)
+        try:
+            fcntl.flock(self.descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            return False
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                self.release()
+                raise
+            return None
+        return True
+
+    def release(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+_open_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _drop_in_child() -> None:
+    # Data workers may outlive a killed trainer for some seconds; an inherited descriptor would keep the lock.
+    for lock in _open_locks:
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_drop_in_child)
+
+
+class RunLock:
+    """The right to write into a run's folder: a context manager, entered on all ranks, held by the first.
+
+    Raises:
+        UserError: on entry, on all ranks: another run holds the folder (its host, pid and start are named).
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        beat_seconds: float = BEAT_SECONDS,
+    ) -> None:
+        self.path = Path(folder) / LOCK_FILE
+        self.beat_seconds = beat_seconds
+        self._ranks = Ranks(process_group)
+        self._lock = FileLock(self.path)
+        self._record: dict[str, Any] = {}
+        self._usurper: dict[str, Any] | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
+
+    def __enter__(self) -> RunLock:
+        self._ranks.from_first(self._acquire)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def check(self) -> None:
+        """Raise UserError if another run has taken the folder over; local, of use on the first rank."""
+        if self._usurper is not None:
+            raise UserError(
+                f"{self.path.parent} was taken over by {_describe(self._usurper)}: this run must end"
+            )
+
+    def release(self) -> None:
+        if self._thread.is_alive():
+            self._stop.set()
+            self._thread.join()
+            if self._usurper is None:
+                assert self._lock.descriptor is not None
+                os.ftruncate(self._lock.descriptor, 0)
+        self._lock.release()
+
+    def _acquire(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        free = self._lock.acquire()
+        owner = _read_record(self.path)
+        if free is False:
+            raise self._refusal(owner)
+        trusted = free and owner.get("machine") == _machine()
+        if owner and not trusted and self._is_beating(owner):
+            self._lock.release()
+            raise self._refusal(owner)
+        self._record = {
+            "id": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "machine": _machine(),
+            "pid": os.getpid(),
+            "since": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "beat": 0,
+        }
+        self._write_record()
+        self._thread.start()
+
+    def _is_beating(self, owner: dict[str, Any]) -> bool:
+        for _ in range(2 * DEAD_AFTER_BEATS):
+            time.sleep(self.beat_seconds / 2)
+            now = _read_record(self.path)
+            if not now:  # released meanwhile
+                return False
+            if now != owner:
+                return True
+        return False
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.beat_seconds):
+            try:
+                found = _read_record(self.path)
+                if found and found.get("id") != self._record["id"]:
+                    self._usurper = found
+                    return
+                self._record["beat"] += 1
+                self._write_record()
+            except OSError:
+                continue  # a shared file system's hiccup; others wait for several beats before they take over
+
+    def _write_record(self) -> None:
+        assert self._lock.descriptor is not None
+        os.pwrite(self._lock.descriptor, json.dumps(self._record).encode().ljust(RECORD_BYTES), 0)
+        os.fsync(self._lock.descriptor)
+
+    def _refusal(self, owner: dict[str, Any]) -> UserError:
+        return UserError(
+            f"{self.path.parent} is in use by another run: {_describe(owner)}; "
+            "stop that run, or choose another --checkpoint-dir"
+        )
+
+
+def _machine() -> str:
+    """What an flock's word is worth on: this boot of this kernel. Containers on it share it."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    return boot_id.read_text().strip() if boot_id.exists() else socket.gethostname()
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The owner's record; empty if there is none. Opened afresh: NFS shows other machines' writes on open."""
+    try:
+        record = json.loads(path.read_text())
+    except ValueError:  # empty after a release
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _describe(owner: dict[str, Any]) -> str:
+    if not owner:
+        return "it has just started"
+    return f"host {owner.get('host')}, pid {owner.get('pid')}, since {owner.get('since')}"

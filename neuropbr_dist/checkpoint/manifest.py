@@ -1,0 +1,239 @@
+"""What a checkpoint folder says about itself, all of it JSON.
+
+    manifest.json        format, save id, serial, names, and each file's size and SHA-256; written last
+    tensors.json         each tensor's dtype, shape and pieces: [start, elements, file, offset in bytes]
+    state.json           the run's state apart from tensors
+    config.yaml          the run's configuration
+    shard_RRRRR_NNN.bin  raw little-endian elements, written by rank RRRRR
+
+SHA-256 is the fastest hash of the standard library on CPUs with SHA instructions
+(1.4 GB/s a core, BLAKE2b 1.0), and `sha256sum` can check it by hand. It finds damage; it doesn't
+prove who wrote a file. So nothing that is read here can run code: no pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuropbr_dist.errors import UserError
+
+FORMAT = 1
+MANIFEST, TENSORS, STATE, CONFIG = "manifest.json", "tensors.json", "state.json", "config.yaml"
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64, torch.float32, torch.float16, torch.bfloat16,
+        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+    )
+}  # fmt: skip
+BLOCK_BYTES = 2**22
+
+
+class Damaged(ValueError):
+    """A file of a checkpoint that isn't what it should be."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    save_id: str
+    """Random, the same in `tensors.json`: a manifest from another save is found by it."""
+    serial: int
+    """Counts the saves in the run's folder. The order of saves: step numbers fall back on a resume."""
+    names: list[str]
+    """Names that this save carries in the run's folder, e.g. `latest`."""
+    files: dict[str, FileRecord]
+    """Every other file of the folder."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    start: int
+    """Offset in the flattened tensor, in elements."""
+    numel: int
+    file: str
+    offset: int
+    """Offset in the file, in bytes."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    dtype: torch.dtype
+    shape: torch.Size
+    pieces: list[Piece]
+    """Sorted, without gaps or overlaps, from 0 to the tensor's end."""
+
+    def __post_init__(self) -> None:
+        end = 0
+        for piece in self.pieces:
+            if piece.start != end:
+                raise ValueError(
+                    f"elements {min(end, piece.start)} to {max(end, piece.start)} are stored twice or never"
+                )
+            end += piece.numel
+        if end != self.shape.numel():
+            raise ValueError(f"elements {end} to {self.shape.numel()} are missing")
+
+
+def write_json(path: Path, content: Any) -> FileRecord:
+    return write_bytes(path, json.dumps(content, separators=(",", ":")).encode())
+
+
+def write_bytes(path: Path, content: bytes) -> FileRecord:
+    """Write a small file, flushed to the device."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileRecord(len(content), hashlib.sha256(content).hexdigest())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the device: a rename lasts only after this."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    content = {"format": FORMAT, **asdict(manifest)}
+    write_json(folder / MANIFEST, {**content, "sha256": _own_checksum(content)})
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises Damaged, FileNotFoundError, or UserError for another format version."""
+    content = _read_json(folder / MANIFEST)
+    if content.pop("sha256", None) != _own_checksum(content):
+        raise Damaged("altered: its own checksum differs")
+    _check_format(content.pop("format", None), folder)
+    try:
+        files = {plain_name(name): FileRecord(**record) for name, record in content["files"].items()}
+        names = [plain_name(name) for name in content["names"]]
+        if unlisted := {TENSORS, STATE, CONFIG} - set(files):
+            raise ValueError(f"{min(unlisted)} isn't listed")
+        return Manifest(**{**content, "files": files, "names": names})
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Damaged(f"malformed: {error}") from error
+
+
+def write_tensors(folder: Path, save_id: str, tensors: dict[str, StoredTensor]) -> FileRecord:
+    entries = {
+        name: {
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": list(tensor.shape),
+            "pieces": [[p.start, p.numel, p.file, p.offset] for p in tensor.pieces],
+        }
+        for name, tensor in tensors.items()
+    }
+    return write_json(folder / TENSORS, {"save_id": save_id, "tensors": entries})
+
+
+def read_tensors(folder: Path, manifest: Manifest) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint by name.
+
+    Every byte range is checked against the manifest, so that no tensor can be left partly unread.
+
+    Raises:
+        Damaged: not JSON, of another save, or with pieces that don't make up a tensor.
+    """
+    content = _read_json(folder / TENSORS)
+    if content.get("save_id") != manifest.save_id:
+        raise Damaged(f"of another save than {MANIFEST}")
+    tensors = {}
+    try:
+        for name, entry in content["tensors"].items():
+            pieces = [Piece(*piece) for piece in entry["pieces"]]
+            tensor = StoredTensor(DTYPES[entry["dtype"]], torch.Size(entry["shape"]), pieces)
+            for piece in pieces:
+                end = piece.offset + piece.numel * tensor.dtype.itemsize
+                if piece.offset < 0 or piece.numel < 0 or end > manifest.files[piece.file].bytes:
+                    raise ValueError(f"{name} lies outside of {piece.file}")
+            tensors[name] = tensor
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise Damaged(f"malformed: {error}") from error
+    return tensors
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Raises Damaged."""
+    return _read_json(folder / STATE)
+
+
+def read_config(folder: Path) -> str:
+    """Raises Damaged."""
+    try:
+        return (folder / CONFIG).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Damaged(f"not text: {error}") from error
+
+
+def file_fault(path: Path, expected: FileRecord) -> str | None:
+    """What is wrong with one file of a checkpoint: `name: fault`, or None."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return f"{path.name}: missing"
+    if not stat.S_ISREG(found.st_mode):
+        return f"{path.name}: not a regular file"
+    if found.st_size != expected.bytes:
+        return f"{path.name}: {found.st_size} bytes instead of {expected.bytes}"
+    if _hash(path) != expected.sha256:
+        return f"{path.name}: altered (SHA-256 differs)"
+    return None
+
+
+def _hash(path: Path) -> str:
+    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+    return digest.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise Damaged(f"not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise Damaged("not a JSON object")
+    return content
+
+
+def _check_format(found: Any, folder: Path) -> None:
+    if not isinstance(found, int):
+        raise Damaged("no format version")
+    if found != FORMAT:
+        advice = (
+            "written by a newer version, update this package"
+            if found > FORMAT
+            else "written by an older version"
+        )
+        raise UserError(f"{folder} has checkpoint format {found}, this version reads {FORMAT} ({advice})")
+
+
+def _own_checksum(content: dict[str, Any]) -> str:
+    # Part of every format version: a flipped digit of the version itself must count as damage.
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def plain_name(name: str) -> str:
+    """`name` itself, if it is one entry of a folder; else ValueError."""
+    if name != os.path.basename(name) or name in ("", ".", ".."):
+        raise ValueError(f"file name {name!r} leaves the folder")
+    return name

@@ -1,0 +1,292 @@
+"""Save and load: the canonical checkpoint of a run, the same for every engine and world size."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+from neuropbr_dist.checkpoint.folders import LATEST, find, free_name, next_serial, update_links
+from neuropbr_dist.checkpoint.fragments import Fragment, Layouts, StagedState, layouts, merge_layouts, stage
+from neuropbr_dist.checkpoint.lock import FileLock
+from neuropbr_dist.checkpoint.manifest import (
+    CONFIG,
+    MANIFEST,
+    STATE,
+    TENSORS,
+    FileRecord,
+    Manifest,
+    StoredTensor,
+    plain_name,
+    read_config,
+    read_manifest,
+    read_state,
+    read_tensors,
+    sync_folder,
+    write_bytes,
+    write_json,
+    write_manifest,
+    write_tensors,
+)
+from neuropbr_dist.checkpoint.planner import FragmentLoadPlanner, FragmentSavePlanner, as_state_dict
+from neuropbr_dist.checkpoint.ranks import Ranks, joint_error
+from neuropbr_dist.checkpoint.storage import ShardReader, ShardWriter
+from neuropbr_dist.checkpoint.verify import verify
+from neuropbr_dist.errors import UserError
+
+# DCP says this on every save and load of a single process, which is an ordinary case here.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+
+def save(
+    folder: str | os.PathLike,
+    name: str,
+    fragments: Iterable[Fragment],
+    state: dict[str, Any],
+    config_yaml: str,
+    *,
+    links: Sequence[str] = (LATEST,),
+    process_group: dist.ProcessGroup | None = None,
+) -> Path:
+    """Save a checkpoint and wait until it is on disk: `stage`, then `write`. Collective."""
+    return write(
+        stage(list(fragments)), folder, name, state, config_yaml, links=links, process_group=process_group
+    )
+
+
+def write(
+    staged: StagedState,
+    folder: str | os.PathLike,
+    name: str,
+    state: dict[str, Any],
+    config_yaml: str,
+    *,
+    links: Sequence[str] = (LATEST,),
+    process_group: dist.ProcessGroup | None = None,
+) -> Path:
+    """Write staged fragments as the checkpoint `folder/name`. Collective.
+
+    Every rank writes its share into a temporary folder; the first rank adds state, config and
+    manifest, flushes all to the device, and renames the folder. After that the names in `links` are
+    pointed to it. On any failure nothing appears, and the temporary folder is removed.
+
+    Args:
+        name: `step_name(step)`. If it is taken (a step saved again after going back), `-2` is appended.
+        state: anything JSON can hold; the first rank's is saved. Keys come back as strings.
+        links: names in `folder` for this save, e.g. `latest`, `best_model`, `checkpoint_epoch_0010`.
+        process_group: all ranks if None. In a background thread: a gloo group of its own.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        UserError: on all ranks: some rank couldn't write (disk full, no permission, …).
+        RuntimeError: on all ranks: the fragments don't make up whole tensors, or another fault of the program.
+    """
+    folder = Path(folder).absolute()
+
+    def seal(made: Path, tensors: dict[str, StoredTensor], shards: dict[str, FileRecord]) -> Path:
+        save_id = made.name.rpartition("-")[2]
+        files = {
+            **shards,
+            TENSORS: write_tensors(made, save_id, tensors),
+            STATE: write_json(made / STATE, state),
+            CONFIG: write_bytes(made / CONFIG, config_yaml.encode()),
+        }
+        names = [plain_name(link) for link in links]
+        write_manifest(made, Manifest(save_id, next_serial(folder), names, files))
+        sync_folder(made)
+        final = free_name(folder, plain_name(name))
+        made.rename(final)
+        update_links(folder)
+        sync_folder(folder)
+        return final
+
+    writer = ShardWriter(folder, name, seal)
+    try:
+        metadata = dcp.save(
+            as_state_dict(staged.fragments),
+            storage_writer=writer,
+            planner=FragmentSavePlanner(),
+            process_group=process_group,
+            no_dist=Ranks(process_group).size == 1,
+        )
+    except CheckpointException as failure:
+        errors = {rank: error for rank, (error, _) in failure.failures.items()}
+        raise joint_error(
+            errors, f"checkpoint {folder / name} was not saved, earlier ones are untouched: "
+        ) from failure
+    finally:
+        writer.remove_unfinished()
+    return Path(metadata.storage_meta.checkpoint_id)
+
+
+class Checkpoint:
+    """An open checkpoint. While it is open no `retain` deletes it; close it, or use it in a `with`.
+
+    Args:
+        path: its folder, verified.
+        hold: this process's shared lock on it, if any.
+    """
+
+    def __init__(self, path: Path, hold: FileLock | None = None) -> None:
+        self.path = path
+        self._hold = hold
+        self.tensors: dict[str, StoredTensor] = read_tensors(path, read_manifest(path))
+        """Every stored tensor by name, with `dtype` and `shape`."""
+        self.state: dict[str, Any] = read_state(path)
+        self.config_yaml: str = read_config(path)
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._hold is not None:
+            self._hold.release()
+
+    def load(
+        self,
+        fragments: Iterable[Fragment],
+        *,
+        strict: bool = True,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        """Fill `fragments` in place, each rank its own, however they cut the tensors. Collective.
+
+        Floating-point tensors are converted to the fragment's dtype.
+
+        Args:
+            strict: the ranks must ask for every tensor of the checkpoint. Otherwise they may ask for
+                some only, as an inference run does; what they ask for must be there in either case.
+
+        Raises:
+            UserError: on all ranks: tensors are missing, unexpected or of another shape or kind.
+        """
+        fragments = list(fragments)
+        ranks = Ranks(process_group)
+        wanted = merge_layouts(ranks.gather(lambda: layouts(fragments)))
+        self._check_match(wanted, strict)
+        try:
+            dcp.load(
+                as_state_dict(fragments),
+                storage_reader=ShardReader(self.path, self.tensors),
+                planner=FragmentLoadPlanner(),
+                process_group=process_group,
+                no_dist=ranks.size == 1,
+            )
+        except CheckpointException as failure:
+            errors = {rank: error for rank, (error, _) in failure.failures.items()}
+            raise joint_error(errors, f"checkpoint {self.path} was not loaded: ") from failure
+
+    def read(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """Whole tensors on the CPU, in their shapes, of all names that begin with `prefix`. Not collective."""
+        tensors = {
+            name: torch.empty(stored.shape, dtype=stored.dtype)
+            for name, stored in self.tensors.items()
+            if name.startswith(prefix)
+        }
+        state_dict = as_state_dict(Fragment.whole(name, tensor) for name, tensor in tensors.items())
+        dcp.load(
+            state_dict,
+            storage_reader=ShardReader(self.path, self.tensors),
+            planner=FragmentLoadPlanner(),
+            no_dist=True,
+        )
+        return tensors
+
+    def _check_match(self, wanted: Layouts, strict: bool) -> None:
+        missing = [name for name in wanted if name not in self.tensors]
+        unexpected = [name for name in self.tensors if name not in wanted] if strict else []
+        differing = []
+        for name, (dtype, shape) in wanted.items():
+            stored = self.tensors.get(name)
+            if stored is None:
+                continue
+            if stored.shape != shape:
+                differing.append(f"{name} ({tuple(stored.shape)} there, {tuple(shape)} here)")
+            elif stored.dtype != dtype and not (stored.dtype.is_floating_point and dtype.is_floating_point):
+                differing.append(f"{name} ({stored.dtype} there, {dtype} here)")
+        if not (missing or unexpected or differing):
+            return
+        details = [
+            *differing,
+            *(f"{name} (not in the checkpoint)" for name in missing),
+            *(f"{name} (in the checkpoint only)" for name in unexpected),
+        ]
+        raise UserError(
+            f"{self.path} is a checkpoint of another architecture: {len(missing)} tensors are not in it, "
+            f"{len(unexpected)} are in it only, {len(differing)} differ in shape or kind: "
+            + ", ".join(details[:10])
+            + (", …" if len(details) > 10 else "")
+        )
+
+
+def open_newest(
+    path: str | os.PathLike,
+    *,
+    process_group: dist.ProcessGroup | None = None,
+    log: Callable[[str], None] = print,
+) -> Checkpoint | None:
+    """Verify and open the newest good checkpoint that `path` may mean (see `find`). Collective.
+
+    Returns:
+        None if there is no checkpoint at all.
+
+    Raises:
+        UserError: on all ranks: there are checkpoints but none is good, or the newest has another format version.
+    """
+    ranks = Ranks(process_group)
+    candidates = ranks.from_first(lambda: find(path))
+    damaged: list[str] = []
+    for candidate in candidates:
+        checkpoint, faults = _open_if_good(candidate, ranks)
+        if checkpoint is not None:
+            if damaged and ranks.is_first:
+                log(f"WARNING: falling back to {candidate}")
+            return checkpoint
+        damaged.append(f"{candidate}: {_shorten(faults)}")
+        if ranks.is_first:
+            log(f"WARNING: checkpoint is damaged: {damaged[-1]}")
+    if damaged:
+        raise UserError(f"no checkpoint in {path} is good: {'; '.join(damaged)}")
+    return None
+
+
+def _open_if_good(path: Path, ranks: Ranks) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint, or its faults. Collective."""
+    with ExitStack() as on_failure:
+        hold = ranks.each(
+            lambda: _hold(path)
+        )  # before it is verified: a run may be deleting old saves just now
+        if hold is not None:
+            on_failure.callback(hold.release)
+        if faults := verify(path, process_group=ranks.group):
+            return None, faults
+        checkpoint = ranks.each(lambda: Checkpoint(path, hold))
+        on_failure.pop_all()
+        return checkpoint, []
+
+
+def _hold(checkpoint: Path) -> FileLock | None:
+    """A shared lock against deletion. None where none can be had: the checkpoint or the manifest is gone."""
+    lock = FileLock(checkpoint / MANIFEST)
+    try:
+        lock.acquire(shared=True)
+    except FileNotFoundError:
+        return None
+    return lock
+
+
+def _shorten(faults: Sequence[str], limit: int = 5) -> str:
+    return ", ".join(faults[:limit]) + (f", and {len(faults) - limit} more" if len(faults) > limit else "")

@@ -1,0 +1,176 @@
+"""Where am I: one place that reads rank and world size, whoever started the process."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+
+from neuropbr_dist.errors import UserError
+
+TORCH_STYLE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+SLURM = (
+    "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NNODES",
+    "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE",
+)  # fmt: skip
+OPEN_MPI = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
+HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """This process among the others of the run."""
+
+    launcher: str
+    """deepspeed, torchrun, slurm, mpi or none."""
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    """Ranks on this node."""
+    node: int = 0
+    master_addr: str = "127.0.0.1"
+    master_port: int = 29500
+
+    @property
+    def distributed(self) -> bool:
+        """Started by a launcher, be it with one rank."""
+        return self.launcher != "none"
+
+    def export(self, env: MutableMapping[str, str]) -> None:
+        """Write the torch-style variables, which DeepSpeed reads whoever started us."""
+        env.update(
+            RANK=str(self.rank),
+            WORLD_SIZE=str(self.world_size),
+            LOCAL_RANK=str(self.local_rank),
+            LOCAL_WORLD_SIZE=str(self.local_world_size),
+            MASTER_ADDR=self.master_addr,
+            MASTER_PORT=str(self.master_port),
+        )
+
+
+def detect(env: Mapping[str, str] = os.environ) -> Environment:
+    """deepspeed / torchrun, then a Slurm step, then MPI, else a single process.
+
+    Raises:
+        UserError: a launcher's variables are there in part; names the missing ones.
+    """
+    if "RANK" in env or "WORLD_SIZE" in env:
+        return from_torch_style(env)
+    # Inside a batch script but outside srun there is no step: that is one process.
+    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
+        return from_slurm(env)
+    for names in (OPEN_MPI, HYDRA):
+        if names[0] in env:
+            return from_mpi(env, names)
+    return Environment(launcher="none")
+
+
+def integers(env: Mapping[str, str], names: tuple[str, ...], launcher: str) -> dict[str, int]:
+    """The whole-number variables of a launcher, all of whose `names` must be set."""
+    missing = [name for name in names if not env.get(name)]
+    if missing:
+        present = [name for name in names if env.get(name)]
+        raise UserError(
+            f"environment of {launcher} is half set: {', '.join(present)} found, "
+            f"{', '.join(missing)} missing; set all of them, or unset them to run as one process"
+        )
+    text_valued = ("MASTER_ADDR", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE")
+    found = {}
+    for name in names:
+        if name in text_valued:
+            continue
+        if not re.fullmatch(r"\d+", env[name]):
+            raise UserError(f"environment of {launcher}: {name} = {env[name]!r}; allowed: a whole number")
+        found[name] = int(env[name])
+    return found
+
+
+def from_torch_style(env: Mapping[str, str]) -> Environment:
+    found = integers(env, TORCH_STYLE, "torchrun / deepspeed")
+    torchrun = "TORCHELASTIC_RUN_ID" in env
+    local = int(env.get("LOCAL_WORLD_SIZE") or env.get("LOCAL_SIZE") or found["WORLD_SIZE"])
+    node = int(env.get("GROUP_RANK") or env.get("CROSS_RANK") or found["RANK"] // max(local, 1))
+    return placed(
+        Environment(
+            launcher="torchrun" if torchrun else "deepspeed",
+            rank=found["RANK"],
+            world_size=found["WORLD_SIZE"],
+            local_rank=found["LOCAL_RANK"],
+            local_world_size=local,
+            node=node,
+            master_addr=env["MASTER_ADDR"],
+            master_port=found["MASTER_PORT"],
+        )
+    )
+
+
+def from_slurm(env: Mapping[str, str]) -> Environment:
+    found = integers(env, SLURM, "srun")
+    nodes = expand_nodelist(env["SLURM_STEP_NODELIST"])
+    counts = expand_counts(env["SLURM_STEP_TASKS_PER_NODE"])
+    return placed(
+        Environment(
+            launcher="slurm",
+            rank=found["SLURM_PROCID"],
+            world_size=int(env.get("SLURM_STEP_NUM_TASKS") or found["SLURM_NTASKS"]),
+            local_rank=found["SLURM_LOCALID"],
+            local_world_size=counts[found["SLURM_NODEID"]],
+            node=found["SLURM_NODEID"],
+            master_addr=env.get("MASTER_ADDR") or nodes[0],
+            # Jobs that share a node must not share a port.
+            master_port=int(env.get("MASTER_PORT") or 20000 + found["SLURM_JOB_ID"] % 20000),
+        )
+    )
+
+
+def from_mpi(env: Mapping[str, str], names: tuple[str, ...]) -> Environment:
+    found = integers(env, names, "mpirun")
+    rank, size, local_rank, local_size = (found[name] for name in names)
+    if size > local_size and not env.get("MASTER_ADDR"):
+        raise UserError("environment of mpirun: several nodes need MASTER_ADDR, the first node's address")
+    return placed(
+        Environment(
+            launcher="mpi",
+            rank=rank,
+            world_size=size,
+            local_rank=local_rank,
+            local_world_size=local_size,
+            node=rank // local_size,
+            master_addr=env.get("MASTER_ADDR", "127.0.0.1"),
+            master_port=int(env.get("MASTER_PORT", 29500)),
+        )
+    )
+
+
+def placed(e: Environment) -> Environment:
+    if not (0 <= e.rank < e.world_size and 0 <= e.local_rank < max(e.local_world_size, 1)):
+        raise UserError(
+            f"environment of {e.launcher}: rank {e.rank} of {e.world_size}, "
+            f"local rank {e.local_rank} of {e.local_world_size}: out of range"
+        )
+    return e
+
+
+def expand_nodelist(text: str) -> list[str]:
+    """Slurm's `n[1-3,07],login` as names."""
+    names = []
+    for prefix, inside, suffix in re.findall(r"([^,\[]+)(?:\[([^\]]*)\])?([^,\[]*)", text):
+        if not inside:
+            names.append(prefix + suffix)
+            continue
+        for part in inside.split(","):
+            low, _, high = part.partition("-")
+            for i in range(int(low), int(high or low) + 1):
+                names.append(f"{prefix}{i:0{len(low)}d}{suffix}")
+    return names
+
+
+def expand_counts(text: str) -> list[int]:
+    """Slurm's `2(x3),1` as [2, 2, 2, 1]."""
+    counts = []
+    for part in text.split(","):
+        number, _, times = part.partition("(x")
+        counts += [int(number)] * int(times.rstrip(")") or 1)
+    return counts

@@ -1,0 +1,118 @@
+"""Start and end of torch.distributed, and how ranks agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from neuropbr_dist.cluster.environment import Environment
+from neuropbr_dist.errors import UserError
+
+
+def pick_device(preference: str, env: Environment) -> torch.device:
+    """`training.device` for this rank. `auto`: CUDA, then MPS, then CPU.
+
+    Raises:
+        UserError: a named device that isn't there.
+    """
+    if preference == "auto":
+        if torch.cuda.is_available():
+            return rank_gpu(env)
+        mps = torch.backends.mps.is_available() and env.world_size == 1
+        return torch.device("mps" if mps else "cpu")
+    try:
+        device = torch.device(preference)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cuda", "mps", "cpu"):
+        raise UserError(f"training.device = {preference!r}; allowed: auto, cuda, cuda:N, mps, cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"training.device = {preference}: no CUDA device here (torch {torch.__version__}, "
+            f"built for CUDA {torch.version.cuda}); check the driver, or use --device cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("training.device = mps: not available here; use --device cpu")
+    if device.type == "cuda" and device.index is None:
+        return rank_gpu(env)
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise UserError(
+            f"training.device = {preference}: this machine has {torch.cuda.device_count()} GPU(s)"
+        )
+    if device.index is not None and env.world_size > 1:
+        raise UserError(
+            f"training.device = {preference} with {env.world_size} ranks; use cuda: ranks pick their own"
+        )
+    return device
+
+
+def rank_gpu(env: Environment) -> torch.device:
+    visible = torch.cuda.device_count()
+    # Slurm may show each task its own GPU only.
+    index = 0 if visible == 1 else env.local_rank
+    if index >= visible or (visible == 1 and env.local_world_size > 1 and env.launcher != "slurm"):
+        raise UserError(
+            f"{env.local_world_size} ranks on this node, but {visible} GPU(s); start as many ranks as GPUs"
+        )
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def process_group(env: Environment, device: torch.device, timeout_minutes: float) -> Iterator[None]:
+    """torch.distributed for the run. CPU tensors go through gloo also on GPU machines."""
+    env.export(os.environ)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
+    if not env.distributed:  # one process, no rendezvous
+        options["store"] = dist.HashStore()
+    if device.type == "cuda":
+        options["device_id"] = device
+    dist.init_process_group(backend, rank=env.rank, world_size=env.world_size, **options)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def everyone(value: Any) -> list[Any]:
+    """`value` of every rank, in rank order (host side; our own processes only)."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def is_rank_0() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def from_rank_0(value: Any) -> Any:
+    """Rank 0's `value` on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def refuse_differences(facts: dict[str, str], host: str) -> None:
+    """Stop the run if a rank's `facts` (hashes of code, config, data set) differ from rank 0's."""
+    reports = everyone((host, facts))
+    reference = reports[0][1]
+    for rank, (where, found) in enumerate(reports):
+        differing = [key for key in reference if found.get(key) != reference[key]]
+        if differing:
+            key = differing[0]
+            raise UserError(
+                f"rank {rank} on {where} has another {', '.join(differing)} than rank 0 "
+                f"({key}: {found.get(key)} there, {reference[key]} on rank 0)"
+            )

@@ -1,0 +1,24 @@
+"""A micro-batch, on the host as uint8 and on the device as floats."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class MicroBatch(NamedTuple):
+    """Samples as they leave the loader."""
+
+    views: Tensor  # (B, 3, 3, H, W) uint8
+    maps: Tensor  # (B, 8, H, W) uint8
+    weight: Tensor  # (B,) float32: 1, or 0 for filler
+    keys: list[str]
+
+
+class DeviceBatch(NamedTuple):
+    """A micro-batch ready for the step."""
+
+    views: Tensor  # (B, 3, 3, H, W) float, normalised
+    maps: Tensor  # (B, 8, H, W) float: [0, 1], normals unit length
+    weight: Tensor  # (B,) float: 1 / samples in the global batch, or 0 for filler

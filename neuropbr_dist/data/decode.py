@@ -1,0 +1,169 @@
+"""PNG files -> uint8 arrays.
+
+Pillow decodes everything. On intact 2048 x 2048 pictures torchvision's
+`decode_png` is about 10 % faster, but a damaged stream crashes the process there
+(segmentation fault in libpng's error path, torchvision 0.29), and a
+damaged file must be an error that names it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from neuropbr_dist.data.layout import MAP_NAMES, MapName, Sample
+from neuropbr_dist.errors import UserError
+
+Role = Literal["view"] | MapName
+"""What a picture is used as; decides which colour types are allowed."""
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+IEND = b"\x00\x00\x00\x00IEND\xaeB\x60\x82"
+"""The last chunk of a PNG file, whole: a file that ends otherwise was cut or appended to."""
+
+NOT_WHOLE = "truncated, or with bytes after its end (the last chunk is not IEND)"
+GRAY_NORMAL = "a gray picture; a normal map has X, Y and Z in R, G and B"
+GRAY_ALPHA_16 = "16-bit gray with alpha is not read; save it without alpha"
+
+
+def read_views(sample: Sample, size: int | None = None) -> np.ndarray:
+    """Views of a sample: uint8 (3, 3, H, W), RGB, in the order `0.png`, `1.png`, `2.png`.
+
+    Args:
+        size: Side in pixels to resize to; None keeps the files' own.
+
+    Raises:
+        UserError: See `read_picture`; or the three differ in size.
+    """
+    pictures = [read_picture(path, "view", size) for path in sample.views]
+    _require_same_size(sample.views, pictures)
+    return np.stack(pictures)
+
+
+def read_maps(sample: Sample, size: int | None = None) -> np.ndarray:
+    """Maps of a sample: uint8 (8, H, W): albedo RGB, roughness, metallic, normal XYZ.
+
+    Normals stay encoded (n * 0.5 + 0.5 -> 0..255). After a resize they need not
+    have unit length: decode and renormalise.
+
+    Args:
+        size: Side in pixels to resize to; None keeps the files' own.
+
+    Raises:
+        UserError: See `read_picture`; or the four differ in size.
+    """
+    pictures = [read_picture(path, role, size) for path, role in zip(sample.maps, MAP_NAMES, strict=True)]
+    _require_same_size(sample.maps, pictures)
+    return np.concatenate(pictures)
+
+
+def read_picture(path: Path, role: Role, size: int | None = None) -> np.ndarray:
+    """One square picture: uint8 (3, H, W) RGB, or (1, H, W) for roughness and metallic.
+
+    Gray views and albedo are replicated to RGB. A roughness or metallic map in RGB
+    is taken where its three channels are equal. 16-bit values are scaled to 8 bits
+    by rounding. Palettes are expanded. Alpha is dropped where it is opaque.
+
+    Args:
+        size: Side in pixels to resize to (bilinear, antialiased); None keeps the file's own.
+
+    Raises:
+        UserError: The file is missing, damaged, not a PNG, not square, or of a
+            kind that cannot stand for `role`. Names the file and the reason.
+    """
+    image = open_png(path)
+    if image.width != image.height:
+        raise UserError(f"{path}: {image.width} x {image.height}; pictures must be square")
+    image = _as_role(image, role, path)
+    if size is not None and image.width != size:
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.stack([np.asarray(band) for band in image.split()])
+
+
+def open_png(path: Path) -> Image.Image:
+    """A fully decoded 8-bit picture, mode "L" or "RGB".
+
+    Raises:
+        UserError: The file is missing, damaged or not a PNG, or has alpha that is not opaque.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    if not data.startswith(SIGNATURE):
+        raise UserError(f"{path}: not a PNG file")
+    # Pillow returns a picture whose last few bytes are cut off: its pixels are whole. The file isn't.
+    if not data.endswith(IEND):
+        raise UserError(f"{path}: {NOT_WHOLE}")
+    try:
+        image = Image.open(io.BytesIO(data), formats=["PNG"])
+        image.load()
+        return _to_8_bit(image, data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{path}: damaged (its header can't be read)") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: damaged or not readable ({error})") from error
+
+
+def _to_8_bit(image: Image.Image, data: bytes) -> Image.Image:
+    """Mode "L" or "RGB": palettes expanded, 16-bit values rounded, opaque alpha dropped."""
+    depth, colour = data[24], data[25]  # of the IHDR chunk, always the first
+    if depth == 16 and colour == 4:
+        raise UserError(GRAY_ALPHA_16)
+    if depth == 16 and "transparency" in image.info:
+        raise UserError("16-bit with a transparent colour is not read; save it without transparency")
+    has_alpha = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+    if has_alpha and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        raise UserError("has transparent pixels; save it without alpha, or fully opaque")
+    image.info.pop("transparency", None)
+    if depth == 16:
+        return _round_16_bit(image, data)
+    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+
+
+def _round_16_bit(image: Image.Image, data: bytes) -> Image.Image:
+    if image.mode.startswith("I"):
+        words = np.asarray(image).astype(np.uint32)
+    else:
+        # Pillow keeps the high byte of 16-bit RGB only. Read as little-endian, it keeps the low one.
+        low = Image.open(io.BytesIO(data), formats=["PNG"])
+        codec, box, offset, mode = low.tile[0]
+        low.tile = [(codec, box, offset, str(mode).replace("16B", "16L"))]  # type: ignore[list-item]
+        words = np.asarray(image).astype(np.uint32)[..., :3] * 256 + np.asarray(low)[..., :3]
+    # 65535 / 255 = 257; adding half of it rounds.
+    return Image.fromarray(((words + 128) // 257).astype(np.uint8))
+
+
+def _as_role(image: Image.Image, role: Role, path: Path) -> Image.Image:
+    if role in ("view", "albedo"):
+        return image.convert("RGB")
+    if role == "normal":
+        if image.mode != "RGB":
+            raise UserError(f"{path}: {GRAY_NORMAL}")
+        return image
+    if image.mode == "L":
+        return image
+    red, green, blue = (np.asarray(band) for band in image.split())
+    if not (np.array_equal(red, green) and np.array_equal(red, blue)):
+        raise UserError(f"{path}: has colour (R, G and B differ); a {role} map has one value a pixel")
+    return image.getchannel("R")
+
+
+def _require_same_size(paths: Sequence[Path], pictures: Sequence[np.ndarray]) -> None:
+    for path, picture in zip(paths, pictures, strict=True):
+        if picture.shape[1:] != pictures[0].shape[1:]:
+            raise UserError(
+                f"{path}: {_side(picture)}, but {paths[0]} is {_side(pictures[0])};"
+                " set data.image_size to resize all pictures to one size"
+            )
+
+
+def _side(picture: np.ndarray) -> str:
+    return f"{picture.shape[2]} x {picture.shape[1]}"

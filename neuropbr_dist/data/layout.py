@@ -1,0 +1,274 @@
+"""The guide's folder layout -> a list of samples.
+
+input/{clean,dirty}/<sample>/{0,1,2}.png
+input/render_metadata.json                  {"<sample>": "<material>"}
+output/<material>/{albedo,roughness,metallic,normal}.png
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from neuropbr_dist.errors import UserError
+
+VIEW_FILES = ("0.png", "1.png", "2.png")
+MapName = Literal["albedo", "roughness", "metallic", "normal"]
+MAP_NAMES: tuple[MapName, ...] = ("albedo", "roughness", "metallic", "normal")
+MAP_FILES = tuple(f"{name}.png" for name in MAP_NAMES)
+METADATA_FILE = "render_metadata.json"
+
+Source = Literal["clean", "dirty"]
+SOURCES: dict[int, tuple[Source, ...]] = {0: ("clean",), 1: ("clean", "dirty"), 2: ("dirty",)}
+"""Render curriculum -> the folders it draws from."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Three renders of a material and its four maps, as files."""
+
+    name: str
+    source: Source
+    material: str
+    views: tuple[Path, Path, Path]
+    """`0.png`, `1.png`, `2.png`."""
+    maps: tuple[Path, Path, Path, Path]
+    """In the order of `MAP_NAMES`."""
+
+    @property
+    def key(self) -> str:
+        """Unique within a set: a sample may stand in both folders."""
+        return f"{self.source}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that keeps samples out of training."""
+
+    message: str
+    samples: tuple[str, ...] = ()
+    """Names of the samples that it touches."""
+
+
+@dataclass
+class Index:
+    """What a set holds: the whole samples, and all that is wrong or odd."""
+
+    samples: list[Sample] = field(default_factory=list)
+    partial: dict[str, list[Path]] = field(default_factory=dict)
+    """Files that are there of samples which are not whole, by sample name."""
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def scan(
+    input_dir: Path | str,
+    output_dir: Path | str,
+    metadata_path: Path | str | None = None,
+    curriculum: int = 0,
+    on_note: Callable[[str], None] | None = None,
+) -> list[Sample]:
+    """Samples of a render curriculum, by name, clean before dirty.
+
+    Args:
+        metadata_path: None means `{input_dir}/render_metadata.json`.
+        curriculum: 0 clean, 1 every clean and every dirty entry on disk, 2 dirty.
+        on_note: Called with each thing that is odd but allowed, such as metadata
+            entries without a sample folder (render sets may be partial).
+
+    Raises:
+        UserError: A folder or the metadata is missing or malformed, or any sample
+            of the curriculum is incomplete. Lists the first faults, one a line.
+    """
+    index = index_set(input_dir, output_dir, metadata_path, curriculum)
+    for note in index.notes:
+        if on_note:
+            on_note(note)
+    if index.faults:
+        raise UserError(list_faults(f.message for f in index.faults))
+    return index.samples
+
+
+def index_set(
+    input_dir: Path | str,
+    output_dir: Path | str,
+    metadata_path: Path | str | None = None,
+    curriculum: int = 0,
+) -> Index:
+    """As `scan`, with the faults of single samples and materials returned instead of raised.
+
+    A folder is listed once and no file is opened, so that 100,000 samples cost
+    100,000 directory reads.
+
+    Raises:
+        UserError: A folder or the metadata is missing or malformed, or the
+            curriculum has no samples.
+    """
+    input_dir, output_dir = Path(input_dir), Path(output_dir)
+    _require_folder(input_dir, "data.input_dir")
+    _require_folder(output_dir, "data.output_dir")
+    metadata = read_metadata(Path(metadata_path) if metadata_path else input_dir / METADATA_FILE)
+    names = {source: _subfolders(input_dir / source) for source in SOURCES[1]}
+    if not any(names[source] for source in SOURCES[curriculum]):
+        raise UserError(_no_samples(input_dir, curriculum, names))
+
+    index = Index()
+    entries = sorted((name, source) for source in SOURCES[curriculum] for name in names[source])
+    users: dict[str, list[str]] = {}
+    for name, _ in entries:
+        if name in metadata:
+            users.setdefault(metadata[name], []).append(name)
+    materials = _index_materials(output_dir, users, index)
+    for name, source in entries:
+        folder = input_dir / source / name
+        found = _png_files(folder)
+        faults = [] if name in metadata else [f"{folder}: not in the metadata"]
+        faults += _view_faults(folder, found)
+        views = [folder / file for file in VIEW_FILES if file in found]
+        maps = materials.get(metadata.get(name, ""), [])
+        if not faults and len(maps) == len(MAP_FILES):
+            view_0, view_1, view_2 = views
+            albedo, roughness, metallic, normal = maps
+            sample = Sample(
+                name, source, metadata[name], (view_0, view_1, view_2), (albedo, roughness, metallic, normal)
+            )
+            index.samples.append(sample)
+        else:
+            index.faults += [Fault(fault, (name,)) for fault in faults]
+            index.partial.setdefault(name, []).extend([*views, *maps])
+    _note_unused(index, metadata, names, output_dir)
+    return index
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Sample name -> material folder name.
+
+    Raises:
+        UserError: The file is missing or is not one JSON object of strings with
+            unique keys.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path}: missing; it must map sample folders to material folders (data.metadata_path)"
+        )
+    faults: list[str] = []
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        result: dict[str, object] = {}
+        for key, value in pairs:
+            if key in result:
+                faults.append(f"{path}: {key!r} appears more than once")
+            result[key] = value
+        return result
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: holds a JSON {type(content).__name__}; an object of sample: material is needed"
+        )
+    for name, material in content.items():
+        if not isinstance(material, str) or not material:
+            faults.append(
+                f"{path}: {name!r} maps to {json.dumps(material)}; a material folder's name is needed"
+            )
+    if faults:
+        raise UserError(list_faults(faults))
+    return content
+
+
+def list_faults(faults: Iterable[str], limit: int = 10) -> str:
+    """The first faults, one a line, and the count of the rest."""
+    faults = list(faults)
+    if len(faults) == 1:
+        return faults[0]
+    lines = [f"{len(faults)} faults in the data set:", *faults[:limit]]
+    if len(faults) > limit:
+        lines.append(f"and {len(faults) - limit} more")
+    return "\n  ".join(lines)
+
+
+def _require_folder(path: Path, config_field: str) -> None:
+    if not path.is_dir():
+        found = "a file, not a folder" if path.exists() else "no such folder"
+        raise UserError(f"{path}: {found} ({config_field})")
+
+
+def _subfolders(path: Path) -> set[str]:
+    """Names of the folders in `path`, hidden ones left out; none if it is missing."""
+    if not path.is_dir():
+        return set()
+    with os.scandir(path) as entries:
+        return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+
+
+def _no_samples(input_dir: Path, curriculum: int, names: dict[Source, set[str]]) -> str:
+    wanted = " or ".join(f"{input_dir / source}" for source in SOURCES[curriculum])
+    others = [
+        f"{other} would have {sum(len(names[source]) for source in SOURCES[other])}"
+        for other in SOURCES
+        if other != curriculum
+    ]
+    return (
+        f"no sample folders in {wanted} for data.render_curriculum = {curriculum}"
+        f" (curriculum {', '.join(others)})"
+    )
+
+
+def _index_materials(output_dir: Path, users: dict[str, list[str]], index: Index) -> dict[str, list[Path]]:
+    """The map files that each material in use has, in the order of `MAP_FILES`."""
+    present = _subfolders(output_dir)
+    materials = {}
+    for material in sorted(users):
+        folder, samples = output_dir / material, tuple(sorted(set(users[material])))
+        if material not in present:
+            index.faults.append(Fault(f"{folder}: no such material folder (for {_some(samples)})", samples))
+            continue
+        found = _png_files(folder)
+        missing = [file for file in MAP_FILES if file not in found]
+        if missing:
+            index.faults.append(Fault(f"{folder}: no {', '.join(missing)} (for {_some(samples)})", samples))
+        materials[material] = [folder / file for file in MAP_FILES if file in found]
+    return materials
+
+
+def _view_faults(folder: Path, found: set[str]) -> list[str]:
+    faults = []
+    missing = [file for file in VIEW_FILES if file not in found]
+    extra = sorted(found.difference(VIEW_FILES))
+    if missing:
+        faults.append(f"{folder}: no {', '.join(missing)}")
+    if extra:
+        faults.append(f"{folder}: more than three views: {_some(extra)} beside {', '.join(VIEW_FILES)}")
+    return faults
+
+
+def _png_files(folder: Path) -> set[str]:
+    return {name for name in os.listdir(folder) if name.lower().endswith(".png") and not name.startswith(".")}
+
+
+def _note_unused(
+    index: Index, metadata: dict[str, str], names: dict[Source, set[str]], output_dir: Path
+) -> None:
+    unrendered = sorted(metadata.keys() - names["clean"] - names["dirty"])
+    if unrendered:
+        index.notes.append(f"{len(unrendered)} metadata entries have no sample folder: {_some(unrendered)}")
+    unused = sorted(_subfolders(output_dir).difference(metadata.values()))
+    if unused:
+        index.notes.append(f"{len(unused)} material folders are not in the metadata: {_some(unused)}")
+
+
+def _some(names: Iterable[str], limit: int = 3) -> str:
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

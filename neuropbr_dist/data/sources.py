@@ -1,0 +1,104 @@
+"""Where samples come from: files in the guide's layout, or built-in materials."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from neuropbr_dist.config import DataConfig
+from neuropbr_dist.data.builtin.cache import BuiltinCache
+from neuropbr_dist.data.builtin.families import family_name
+from neuropbr_dist.data.decode import read_maps, read_views
+from neuropbr_dist.data.layout import Sample
+
+BUILTIN_SIZE = 2048
+
+
+class Entry(Protocol):
+    """One element of a set: a sample from one of its render folders."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def material(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+
+
+class Source(Protocol):
+    """Entries, and their pictures as uint8."""
+
+    entries: Sequence[Entry]
+    size: int
+    """Side of every picture in pixels, after resizing."""
+
+    def load(self, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+        """Views (3, 3, S, S) and maps (8, S, S), uint8."""
+
+
+@dataclass(frozen=True)
+class BuiltinEntry:
+    """A procedural sample; one material an index."""
+
+    index: int
+    source: str
+    material: str
+
+    @property
+    def name(self) -> str:
+        return f"sample_{self.index:04d}"
+
+    @property
+    def key(self) -> str:
+        return f"{self.source}/{self.name}"
+
+
+class FileSource:
+    """PNG files in the guide's layout, decoded when asked for."""
+
+    def __init__(self, entries: Sequence[Sample], size: int, resize: bool) -> None:
+        self.entries, self.size = entries, size
+        self._resize = size if resize else None
+
+    def load(self, entry: Sample) -> tuple[np.ndarray, np.ndarray]:
+        return read_views(entry, self._resize), read_maps(entry, self._resize)
+
+
+class BuiltinSource:
+    """Built-in procedural materials, made once into a cache."""
+
+    def __init__(self, data: DataConfig, seed: int) -> None:
+        self.size = data.image_size or BUILTIN_SIZE
+        self.cache = BuiltinCache(data.builtin_cache, seed, self.size)
+        folders = {0: ("clean",), 1: ("clean", "dirty"), 2: ("dirty",)}[data.render_curriculum]
+        self.entries = [
+            BuiltinEntry(i, folder, f"{family_name(seed, i)}_{i:04d}")
+            for i in range(data.builtin_count)
+            for folder in folders
+        ]
+
+    def load(self, entry: BuiltinEntry) -> tuple[np.ndarray, np.ndarray]:
+        return self.cache.views(entry.index, entry.source), self.cache.maps(entry.index)
+
+
+def default_folders(data: DataConfig) -> tuple[Path, Path] | None:
+    """(input, output) folders named by the configuration or found at ./data; None: built-in materials."""
+    if data.input_dir is not None and data.output_dir is not None:
+        return Path(data.input_dir), Path(data.output_dir)
+    here = Path("data/input"), Path("data/output")
+    return here if all(p.is_dir() for p in here) else None
+
+
+def fingerprint(entries: Sequence[Entry], size: int) -> str:
+    """Hash of which samples a set holds, in which order, at which size."""
+    digest = hashlib.sha256(str(size).encode())
+    for entry in entries:
+        digest.update(f"\n{entry.key}\t{entry.material}".encode())
+    return digest.hexdigest()[:16]

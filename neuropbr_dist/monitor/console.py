@@ -1,0 +1,98 @@
+"""What a run prints: a progress bar per epoch on a terminal, plain lines into a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from neuropbr_dist.monitor.throughput import Throughput
+
+
+class Console:
+    """Prints a run's progress to stdout, in the training guide's words.
+
+    On a terminal an epoch is one tqdm bar. Elsewhere (a Slurm log, a pipe) each log
+    step is one plain line instead, without control characters.
+
+    Args:
+        enabled: False prints nothing; only rank 0 prints.
+    """
+
+    def __init__(self, enabled: bool = True):
+        self.enabled = enabled
+        self.on_terminal = enabled and sys.stdout.isatty()
+        self._bar: tqdm | None = None
+
+    def line(self, text: str) -> None:
+        """Print one line, above the bar if there is one."""
+        if not self.enabled:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
+
+    def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None:
+        """Begin an epoch of `steps` steps, of which a resumed run has `done` behind it."""
+        self.close()
+        if self.on_terminal:
+            self._bar = tqdm(total=steps, initial=done, desc=f"Epoch {epoch}", file=sys.stdout)
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def log(self, step: int, epoch: int, losses: dict[str, float], lr: float, throughput: Throughput) -> None:
+        """Show a log step's losses (`G_loss`, `D_loss`, ...): at the bar's end, or as one plain line."""
+        shown = {name: number(value) for name, value in losses.items()}
+        if self._bar is not None:
+            self._bar.set_postfix(shown)
+            return
+        self.line(
+            "  ".join(
+                [
+                    f"Epoch {epoch}",
+                    f"step {step}",
+                    *(f"{name} {value}" for name, value in shown.items()),
+                    f"lr {lr:.3g}",
+                    f"{throughput.ms_per_step:.0f} ms/step",
+                    f"{throughput.samples_per_s:.2f} samples/s",
+                    f"data wait {throughput.data_wait:.1%}",
+                    f"{throughput.memory_gib:.1f} GiB",
+                ]
+            )
+        )
+
+    def summary(self, epoch: int, generator_loss: float, discriminator_loss: float | None = None) -> None:
+        """End an epoch with its mean losses; None: no discriminator was trained."""
+        self.close()
+        self.line(f"Epoch {epoch} Summary:")
+        self.line(f"  Generator Loss: {number(generator_loss)}")
+        if discriminator_loss is not None:
+            self.line(f"  Discriminator Loss: {number(discriminator_loss)}")
+
+    def validation(self, epoch: int, loss: float) -> None:
+        """The validation loss of an epoch."""
+        self.line(f"[Validation] Epoch {epoch} - Loss: {number(loss)}")
+
+    def saved(self, path: Path | str) -> None:
+        """A checkpoint is on disk."""
+        self.line(f"Saved checkpoint: {path}")
+
+    def saved_best(self, path: Path | str) -> None:
+        """A best model is on disk."""
+        self.line(f"Saved best model: {path}")
+
+    def close(self) -> None:
+        """End the bar, if there is one."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def number(value: float) -> str:
+    """Three decimals, or three significant digits where that would hide the value: 12.346, 0.0568, 1.2e-05."""
+    return f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"

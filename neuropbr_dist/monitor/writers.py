@@ -1,0 +1,203 @@
+"""The run's log: one call per event, written to every place that is switched on.
+
+`{folder}/metrics.jsonl` is always there; TensorBoard events go to `{folder}/logs`,
+Weights & Biases keeps its files in `{folder}/wandb`.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from neuropbr_dist.errors import UserError
+
+
+class Writer(Protocol):
+    """One place that a run's log goes to."""
+
+    def scalars(self, step: int, epoch: int, samples: int, values: dict[str, float]) -> None: ...
+    def images(self, step: int, images: dict[str, np.ndarray]) -> None: ...
+    def text(self, step: int, texts: dict[str, str]) -> None: ...
+    def cut_back(self, step: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class RunLog:
+    """Scalars, pictures and texts of a run.
+
+    Args:
+        folder: the run's folder; made if missing.
+        tensorboard: write TensorBoard events.
+        wandb: keyword arguments of `wandb.init` (`project`, `name`, `config`, ...), or None for no W&B.
+        enabled: False makes every call do nothing; only rank 0 writes.
+
+    Raises:
+        UserError: a package that the config asks for is missing, or W&B refuses to start.
+    """
+
+    def __init__(self, folder: Path | str, *, tensorboard: bool, wandb: dict[str, Any] | None, enabled: bool):
+        self.writers: list[Writer] = []
+        if not enabled:
+            return
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.writers.append(JsonLines(folder / "metrics.jsonl"))
+        if tensorboard:
+            self.writers.append(TensorBoard(folder / "logs"))
+        if wandb is not None:
+            self.writers.append(WeightsAndBiases(folder, wandb))
+
+    def scalars(self, step: int, epoch: int, samples: int, values: dict[str, float]) -> None:
+        """Values such as `train/G_loss` at a step; `samples` counts those the run has consumed."""
+        for writer in self.writers:
+            writer.scalars(step, epoch, samples, values)
+
+    def images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        """Pictures by name, uint8 HWC or HW."""
+        for writer in self.writers:
+            writer.images(step, images)
+
+    def text(self, step: int, texts: dict[str, str]) -> None:
+        """Texts by name, such as the run's configuration."""
+        for writer in self.writers:
+            writer.text(step, texts)
+
+    def cut_back(self, step: int) -> None:
+        """Forget what lies after `step`: a resumed run calls this once, before it writes."""
+        for writer in self.writers:
+            writer.cut_back(step)
+
+    def close(self) -> None:
+        """Write out everything."""
+        for writer in self.writers:
+            writer.close()
+        self.writers = []
+
+
+class JsonLines:
+    """Scalars as one JSON object a line: step, epoch, samples, then the values.
+
+    JSON has no NaN and no infinity: they are the strings "nan", "inf" and "-inf",
+    which Python's `float` reads back.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def scalars(self, step: int, epoch: int, samples: int, values: dict[str, float]) -> None:
+        finite = {
+            name: value if math.isfinite(value) else str(float(value)) for name, value in values.items()
+        }
+        line = json.dumps({"step": step, "epoch": epoch, "samples": samples, **finite}, allow_nan=False)
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+
+    def images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        pass
+
+    def text(self, step: int, texts: dict[str, str]) -> None:
+        pass
+
+    def cut_back(self, step: int) -> None:
+        """Drop the lines after `step`, and a last line that a killed run left half written."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_text().splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        part = self.path.with_name(self.path.name + ".tmp")
+        part.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        os.replace(part, self.path)
+
+    def close(self) -> None:
+        pass
+
+
+class TensorBoard:
+    """Event files for TensorBoard."""
+
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "training.use_tensorboard is true but the tensorboard package is missing: "
+                "pip install tensorboard, or set it to false"
+            ) from error
+        self.folder = folder
+        self._open = SummaryWriter
+        self._writer = SummaryWriter(str(folder))
+
+    def scalars(self, step: int, epoch: int, samples: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        for name, image in images.items():
+            self._writer.add_image(name, image, step, dataformats="HWC" if image.ndim == 3 else "HW")
+
+    def text(self, step: int, texts: dict[str, str]) -> None:
+        for name, text in texts.items():
+            self._writer.add_text(name, text, step)
+
+    def cut_back(self, step: int) -> None:
+        """Tell TensorBoard to hide the events after `step`; the files keep them."""
+        self._writer.close()
+        self._writer = self._open(str(self.folder), purge_step=step + 1)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A W&B run, online or (`WANDB_MODE=offline`) on disk; a resumed run goes on under the same id.
+
+    W&B can't take back what it has: after a resume the steps that are done again
+    appear twice. Curves are drawn over `step`, not over W&B's own counter.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(
+                "training.use_wandb is true but the wandb package is missing: "
+                "pip install wandb, or set it to false"
+            ) from error
+        id_file = folder / "wandb_id"
+        known: dict[str, Any] = (
+            {"id": id_file.read_text().strip(), "resume": "allow"} if id_file.exists() else {}
+        )
+        try:
+            self._run = wandb.init(dir=str(folder), **known, **settings)
+        except wandb.Error as error:
+            raise UserError(
+                f"training.use_wandb: W&B refused to start ({error}); run `wandb login`, "
+                "set WANDB_MODE=offline, or set it to false"
+            ) from error
+        id_file.write_text(self._run.id + "\n")
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+        self._image, self._html = wandb.Image, wandb.Html
+
+    def scalars(self, step: int, epoch: int, samples: int, values: dict[str, float]) -> None:
+        self._run.log({"step": step, "epoch": epoch, "samples": samples, **values})
+
+    def images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        self._run.log({"step": step} | {name: self._image(image) for name, image in images.items()})
+
+    def text(self, step: int, texts: dict[str, str]) -> None:
+        pages = {name: self._html(f"<pre>{html.escape(text)}</pre>") for name, text in texts.items()}
+        self._run.log({"step": step, **pages})
+
+    def cut_back(self, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self._run.finish()

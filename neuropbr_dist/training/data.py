@@ -1,0 +1,95 @@
+"""The run's samples: scanned and checked once, split, the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuropbr_dist.cluster import Environment, everyone, from_rank_0, is_rank_0
+from neuropbr_dist.config import TrainConfig, check_size
+from neuropbr_dist.data.headers import check_headers
+from neuropbr_dist.data.layout import Sample, list_faults, scan
+from neuropbr_dist.data.sources import (
+    BuiltinSource,
+    Entry,
+    FileSource,
+    Source,
+    default_folders,
+    fingerprint,
+)
+from neuropbr_dist.data.split import split
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.models import size_multiple
+
+
+@dataclass
+class Samples:
+    """A set cut into train and validation."""
+
+    source: Source
+    train: list[Entry]
+    val: list[Entry]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.train, self.source.size)
+
+
+def open_samples(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) -> Samples:
+    """The files that `cfg.data` names, or built-in materials. Collective.
+
+    Raises:
+        UserError: on all ranks: anything wrong with the files, all faults in one message.
+    """
+    source = open_source(cfg, env, say)
+    check_size(source.size, size_multiple(cfg.model))
+    data = cfg.data
+    train, val = split(source.entries, data.val_ratio, data.split_by, cfg.training.seed)
+    say(f"Samples: {len(train)} for training, {len(val)} for validation, {source.size} px")
+    return Samples(source, train, val)
+
+
+def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) -> Source:
+    folders = from_rank_0(default_folders(cfg.data))
+    if folders is None:
+        source = BuiltinSource(cfg.data, cfg.training.seed)
+        say(
+            f"No data named and none at ./data: training on {cfg.data.builtin_count} built-in procedural "
+            f"materials at {source.size} px (--input-dir and --output-dir take your own)"
+        )
+        fill_cache(source, env, say)
+        return source
+    entries = scan_on_rank_0(cfg, folders, say)
+    cache = Path(cfg.training.checkpoint_dir) / f"headers-{env.rank}.json"
+    report = check_headers(
+        entries, cfg.data.image_size, rank=env.rank, world_size=env.world_size, cache=cache
+    )
+    faults = sorted({fault for found in everyone(report.faults) for fault in found})
+    if faults:
+        raise UserError(f"{folders[0]}: the data set has faults, nothing was trained: {list_faults(faults)}")
+    size = cfg.data.image_size or report.native_size
+    assert size is not None
+    return FileSource(entries, size, resize=cfg.data.image_size is not None)
+
+
+def scan_on_rank_0(cfg: TrainConfig, folders: tuple[Path, Path], say: Callable[[str], None]) -> list[Sample]:
+    """One rank lists the folders: a thousand listing them at once is a burden on a shared file system."""
+    found: list[Sample] | UserError | None = None
+    if is_rank_0():
+        try:
+            found = scan(*folders, cfg.data.metadata_path, cfg.data.render_curriculum, on_note=say)
+        except UserError as error:
+            found = error
+    found = from_rank_0(found)
+    if isinstance(found, UserError):
+        raise found
+    assert found is not None
+    return found
+
+
+def fill_cache(source: BuiltinSource, env: Environment, say: Callable[[str], None]) -> None:
+    """Make this rank's share of the built-in samples; loaders then only read."""
+    indices = sorted({entry.index for entry in source.entries})
+    source.cache.fill(indices[env.rank :: env.world_size])
+    everyone(None)  # a barrier on the host

@@ -1,0 +1,294 @@
+"""The loop: steps, log lines, validations, saves, in the order of the sample cursor."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, epoch_name, step_name
+from neuropbr_dist.cluster import Environment, StopFlag, ignore_stop_signals
+from neuropbr_dist.config import TrainConfig, to_yaml
+from neuropbr_dist.data.batch import MicroBatch
+from neuropbr_dist.data.device import to_device
+from neuropbr_dist.data.loader import TrainingSlots, make_loader, validation_slots
+from neuropbr_dist.data.order import SampleOrder, micro_batches
+from neuropbr_dist.data.sources import Entry, Source
+from neuropbr_dist.monitor import Console, Meter, RunLog, comparison
+from neuropbr_dist.parallel import Network
+from neuropbr_dist.training.faults import FaultWatch
+from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.schedule import Schedule
+from neuropbr_dist.training.state import Progress, fragments, snapshot
+from neuropbr_dist.training.step import StepReport, gan_step
+from neuropbr_dist.training.validation import validate
+
+LOOKS = 2  # validation samples shown in pictures
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything a training run is made of, put together by `setup`."""
+
+    cfg: TrainConfig
+    env: Environment
+    device: torch.device
+    source: Source
+    train: list[Entry]
+    val: list[Entry]
+    networks: dict[str, Network]
+    objective: Objective
+    progress: Progress
+    saver: AsyncSaver
+    log: RunLog
+    console: Console
+    stop: StopFlag
+    stop_after_epochs: int | None = None
+    stop_after_steps: int | None = None
+
+
+class Trainer:
+    """Drives a `Run` from its progress to its end, or to a stop."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, cfg = run, run.cfg
+        t = cfg.training
+        self.order = SampleOrder(len(run.train), run.progress.global_batch, t.epochs, t.seed)
+        self.micro = micro_batches(run.progress.global_batch, run.env.world_size, t.batch_size)
+        self.schedules = {
+            "generator": Schedule(cfg.optimizer, cfg.optimizer.g_lr),
+            "discriminator": Schedule(cfg.optimizer, cfg.optimizer.d_lr),
+        }
+        for part, state in run.progress.plateau.items():
+            self.schedules[part].load(state)
+        self.faults = FaultWatch(t.max_skipped_steps, run.console.line)
+        self.meter = Meter(run.device)
+        self.totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=run.device))
+        self.epoch_totals: dict[str, float] = defaultdict(float)
+        self.epoch_steps: dict[str, int] = defaultdict(int)
+        self.steps_since_log = 0
+        self.saved_at = -1
+        self.lr = 0.0
+
+    # -- progress --------------------------------------------------------------------------
+
+    @property
+    def epochs_done(self) -> int:
+        return self.order.epoch_of(self.run.progress.cursor)
+
+    @property
+    def gan_on(self) -> bool:
+        started = self.epochs_done >= self.run.cfg.training.gan_start_epoch
+        return "discriminator" in self.run.networks and started
+
+    def wanted_stop(self) -> str | None:
+        """Why to stop at this boundary although the run isn't over; the same on every rank."""
+        run = self.run
+        if run.stop.agreed():
+            return "signal"
+        if run.stop_after_steps is not None and run.progress.step >= run.stop_after_steps:
+            return "--stop-after-steps"
+        if run.stop_after_epochs is not None and self.epochs_done >= run.stop_after_epochs:
+            return "--stop-after-epochs"
+        return None
+
+    # -- the loop --------------------------------------------------------------------------
+
+    def train(self) -> str | None:
+        """Run to the end; returns why it stopped before, if it did."""
+        run, p = self.run, self.run.progress
+        if p.step == 0:
+            self.validation(pictures=False)
+        batches = self.batches()
+        self.start_epoch()
+        self.meter.restart()
+        reason = None
+        while p.cursor < self.order.total_samples and (reason := self.wanted_stop()) is None:
+            before = self.epochs_done
+            self.step(batches)
+            due = p.step % run.cfg.training.log_every_n_steps == 0
+            ended = self.epochs_done > before
+            if due or ended or p.cursor >= self.order.total_samples:
+                self.log_step()
+            if ended:
+                self.end_epoch(before)
+                self.start_epoch()
+            elif self.save_due():
+                self.save([LATEST])
+        self.finish(reason)
+        return reason
+
+    def batches(self) -> Iterator[MicroBatch]:
+        run, t = self.run, self.run.cfg.training
+        slots = TrainingSlots(self.order, run.progress.cursor, run.env.world_size, run.env.rank, t.batch_size)
+        return iter(self.loader(run.train, slots, run.cfg.data.num_workers))
+
+    def loader(self, entries: list[Entry], slots: Any, workers: int) -> Any:
+        data = self.run.cfg.data
+        return make_loader(
+            self.run.source,
+            entries,
+            slots,
+            workers=workers,
+            prefetch=data.prefetch_factor,
+            pin=data.pin_memory and self.run.device.type == "cuda",
+            worker_start=ignore_stop_signals,
+        )
+
+    def step(self, batches: Iterator[MicroBatch]) -> None:
+        run, p, cfg = self.run, self.run.progress, self.run.cfg
+        samples = self.order.batch_size_at(p.cursor)
+        with self.meter.waiting():
+            host = [next(batches) for _ in range(self.micro.per_step)]
+        batch = [to_device(micro, samples, cfg.transform, run.device) for micro in host]
+        self.set_learning_rates((p.cursor + samples) / self.order.n)
+        if has_dropout(cfg):  # keyed by step and rank: nothing to save
+            torch.manual_seed(hash((cfg.training.seed, p.step, run.env.rank)) % 2**63)
+        d = run.networks["discriminator"] if self.gan_on else None
+        report = gan_step(
+            run.networks["generator"], d, batch, run.objective, d_steps=cfg.training.d_steps_per_g_step
+        )
+        p.step, p.cursor = p.step + 1, p.cursor + samples
+        self.note(report, [key for micro in host for key in micro.keys], samples)
+
+    def set_learning_rates(self, epochs: float) -> None:
+        for part, network in self.run.networks.items():
+            network.set_learning_rate(self.schedules[part].at(epochs))
+        self.lr = self.schedules["generator"].at(epochs)
+
+    def note(self, report: StepReport, keys: list[str], samples: int) -> None:
+        for name, value in report.losses.items():
+            self.totals[name] += value
+        for part, result in (("G", report.generator), ("D", report.discriminator)):
+            if result is not None:
+                # Every rank holds the whole norm; a sum over ranks follows.
+                norm = result.grad_norm.to(self.run.device) / self.run.env.world_size
+                self.totals[f"{part}_grad_norm"] += norm
+        self.faults.note(self.run.progress.step, keys, report)
+        self.steps_since_log += 1
+        self.meter.step(samples)
+        self.run.console.advance()
+
+    # -- what a person sees ----------------------------------------------------------------
+
+    def log_step(self) -> None:
+        """Read the device once: mean losses over all ranks and the steps since the last look."""
+        run, p = self.run, self.run.progress
+        names = sorted(self.totals)
+        sums = torch.stack([self.totals[name].float() for name in names])
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        values = dict(zip(names, sums.tolist(), strict=True))
+        for name, value in values.items():
+            self.epoch_totals[name] += value
+            self.epoch_steps[name] += self.steps_since_log
+        means = {f"train/{name}": value / self.steps_since_log for name, value in values.items()}
+        self.faults.look(p.skipped)
+        speed = self.meter.read()
+        skipped = {f"train/skipped_{part}": float(n) for part, n in p.skipped.items()}
+        epoch = self.order.epoch_of(p.cursor - 1) + 1
+        run.log.scalars(p.step, epoch, p.cursor, {**means, "train/lr": self.lr, **skipped, **speed.scalars()})
+        shown = {name: means[f"train/{name}"] for name in ("G_loss", "D_loss") if name in values}
+        run.console.log(p.step, epoch, shown, self.lr, speed)
+        self.totals.clear()
+        self.steps_since_log = 0
+
+    def start_epoch(self) -> None:
+        p, batch = self.run.progress, self.order.global_batch
+        if p.cursor >= self.order.total_samples:
+            return
+        first, last = self.epochs_done * self.order.n, (self.epochs_done + 1) * self.order.n
+        steps = -(-(last - p.cursor) // batch)
+        done = max(0, (p.cursor - first) // batch)
+        self.run.console.start_epoch(self.epochs_done + 1, steps + done, done)
+
+    def end_epoch(self, before: int) -> None:
+        """Epochs `before + 1` to `epochs_done` have ended (several, if a batch is larger than the set)."""
+        run, t, done = self.run, self.run.cfg.training, self.epochs_done
+        means = {name: self.epoch_totals[name] / self.epoch_steps[name] for name in self.epoch_totals}
+        run.console.summary(done, means["G_loss"], means.get("D_loss"))
+        self.epoch_totals.clear()
+        self.epoch_steps.clear()
+        last = run.progress.cursor >= self.order.total_samples
+        links = [LATEST]
+        if crossed(before, done, t.val_every_n_epochs) or last:
+            pictures = crossed(before, done, t.log_images_every_n_epochs) or last
+            if self.validation(pictures):
+                links.append(BEST)
+        if crossed(before, done, t.save_every_n_epochs) and not t.save_best_only:
+            links.append(epoch_name(done))
+        self.save(links)
+
+    def validation(self, pictures: bool) -> bool:
+        """Validate, log, tell the schedules; True if it is the best so far."""
+        run, p, t = self.run, self.run.progress, self.run.cfg.training
+        slots = validation_slots(len(run.val), run.env.world_size, run.env.rank, t.batch_size)
+        loader = self.loader(run.val, slots, min(run.cfg.data.num_workers, len(slots)))
+        looks = LOOKS if pictures and run.env.rank == 0 else 0
+        metrics, kept = validate(
+            run.networks["generator"], loader, run.cfg.transform,
+            run.objective.reconstruction_loss, run.device, looks,
+        )  # fmt: skip
+        run.log.scalars(
+            p.step, self.epochs_done, p.cursor, {f"val/{name}": value for name, value in metrics.items()}
+        )
+        run.log.images(
+            p.step,
+            {f"val/{look.key}": comparison(look.views, look.pred, look.target) for look in kept},
+        )
+        run.console.validation(self.epochs_done, metrics["loss"])
+        if p.step > 0:
+            for schedule in self.schedules.values():
+                schedule.validated(metrics["loss"])
+        best = p.best is None or metrics["loss"] < p.best
+        if best and p.step > 0:
+            p.best = metrics["loss"]
+        self.meter.restart()
+        return best and p.step > 0
+
+    # -- saving ----------------------------------------------------------------------------
+
+    def save_due(self) -> bool:
+        every = self.run.cfg.training.save_every_n_steps
+        return every is not None and self.run.progress.step % every == 0
+
+    def save(self, links: list[str]) -> None:
+        """Copy the state to the host and write it behind training."""
+        run, p = self.run, self.run.progress
+        p.plateau = {part: schedule.state() for part, schedule in self.schedules.items()}
+        state = snapshot(p, run.networks)
+        folder = Path(run.cfg.training.checkpoint_dir)
+        run.saver.save(step_name(p.step), fragments(run.networks), state, to_yaml(run.cfg), links=links)
+        for link in links:
+            if link == BEST:
+                run.console.saved_best(folder / link)
+            elif link != LATEST or len(links) == 1:
+                run.console.saved(folder / link)
+        self.saved_at = p.step
+        self.meter.restart()
+
+    def finish(self, reason: str | None) -> None:
+        """The last save, waited for."""
+        run = self.run
+        if self.steps_since_log:
+            self.log_step()
+        if self.saved_at != run.progress.step:
+            self.save([LATEST])
+        run.saver.wait()
+        run.console.close()
+
+
+def crossed(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, after]."""
+    return after // every > before // every
+
+
+def has_dropout(cfg: TrainConfig) -> bool:
+    m = cfg.model
+    return m.transformer_attn_drop + m.transformer_proj_drop + m.transformer_drop_path_rate > 0

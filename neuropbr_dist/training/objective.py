@@ -1,0 +1,31 @@
+"""The GAN's losses of one micro-batch, as this rank's part of the global batch's mean."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.objectives import ReconstructionLoss, discriminator_loss, generator_loss
+
+
+class Objective:
+    """Weights and kinds from the configuration; every loss comes back as a scalar sum over `weight`."""
+
+    def __init__(self, cfg: TrainConfig) -> None:
+        self.reconstruction_loss = ReconstructionLoss(cfg.loss)
+        self.kind, self.w_gan, self.w_d = cfg.loss.gan_loss_type, cfg.loss.w_gan, cfg.loss.w_discriminator
+        self.sigmoid = cfg.model.discriminator_use_sigmoid
+
+    def reconstruction(self, fake: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Maps (B, 8, H, W), weight (B,) -> weighted total, unweighted terms (detached)."""
+        total, terms = self.reconstruction_loss(fake, maps)
+        return (total * weight).sum(), {name: (value * weight).sum() for name, value in terms.items()}
+
+    def generator(self, fake_logits: Tensor, weight: Tensor) -> Tensor:
+        """Adversarial part of the generator's loss, before `w_gan`."""
+        return (generator_loss(fake_logits, self.kind, sigmoid=self.sigmoid) * weight).sum()
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor, weight: Tensor) -> Tensor:
+        """The discriminator's whole loss."""
+        loss = discriminator_loss(real_logits, fake_logits, self.kind, sigmoid=self.sigmoid)
+        return self.w_d * (loss * weight).sum()

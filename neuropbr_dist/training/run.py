@@ -1,0 +1,373 @@
+"""Put a training run together: where, from which checkpoint, on what data, on which engine."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import neuropbr_dist
+from neuropbr_dist.checkpoint import AsyncSaver, Checkpoint, RunLock, clear, find, open_newest
+from neuropbr_dist.cluster import (
+    Environment,
+    StopFlag,
+    detect,
+    everyone,
+    from_rank_0,
+    is_rank_0,
+    pick_device,
+    process_group,
+    refuse_differences,
+)
+from neuropbr_dist.config import TrainConfig, from_yaml, resolve, to_dict, to_yaml
+from neuropbr_dist.config.cli import apply_flags, config_from
+from neuropbr_dist.config.deepspeed import resolve as resolve_ds
+from neuropbr_dist.config.values import differences
+from neuropbr_dist.data.order import micro_batches
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.models import (
+    Discriminator,
+    Generator,
+    PretrainedUnavailable,
+    load_backbone,
+    pretrained_backbone,
+)
+from neuropbr_dist.monitor import Console, RunLog
+from neuropbr_dist.parallel import Adam, Network, Plan, build_network
+from neuropbr_dist.training.data import Samples, open_samples
+from neuropbr_dist.training.loop import Run, Trainer
+from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.state import Progress, restore
+
+Say = Callable[[str], None]
+REQUEUE = "requeue"  # marker in the run's folder: stopped by a signal, wants to go on
+
+
+def train(args: argparse.Namespace) -> None:
+    """`launch/train.py`: from parsed arguments to a finished or stopped run."""
+    cfg = config_from(args)
+    env = detect()
+    device = pick_device(cfg.training.device, env)
+    console = Console(env.rank == 0)
+    with ExitStack() as stack:
+        engine = engine_of(cfg, env)
+        if env.distributed or engine != "single":
+            stack.enter_context(process_group(env, device, cfg.training.timeout_minutes))
+        lock = stack.enter_context(RunLock(run_folder(cfg, args)))
+        cfg, checkpoint = fresh_or_resumed(cfg, args, console.line)
+        if checkpoint is not None:
+            stack.enter_context(checkpoint)
+        run = stack.enter_context(assemble(cfg, args, env, device, console, checkpoint, lock))
+        reason = Trainer(run).train()
+        mark_end(run, reason)
+
+
+# -- fresh start or resume -----------------------------------------------------------------
+
+
+def run_folder(cfg: TrainConfig, args: argparse.Namespace) -> Path:
+    """The folder that this run writes to: of the checkpoint for `--resume PATH`, else as configured."""
+    if args.resume in (None, "auto") or args.checkpoint_dir:
+        return Path(cfg.training.checkpoint_dir)
+    path = Path(args.resume)
+    if not path.exists():
+        raise UserError(f"--resume {path}: no such checkpoint or folder")
+    is_folder_of_run = bool(find(path)) and find(path)[0].parent == path.resolve()
+    return path if is_folder_of_run else path.parent
+
+
+def fresh_or_resumed(
+    cfg: TrainConfig, args: argparse.Namespace, say: Say
+) -> tuple[TrainConfig, Checkpoint | None]:
+    """The configuration to run, and the checkpoint to go on from. Collective."""
+    folder = run_folder(cfg, args)
+    if args.resume is None:
+        refuse_or_clear(folder, args.overwrite)
+        return cfg, None
+    checkpoint = open_newest(folder if args.resume == "auto" else args.resume, log=say)
+    if checkpoint is None:
+        if args.resume != "auto":
+            raise UserError(f"--resume {args.resume}: no checkpoint there")
+        say(f"No checkpoint in {folder}: starting fresh")
+        return cfg, None
+    saved = from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml"))
+    saved.training.checkpoint_dir = str(folder)
+    now = from_yaml(to_yaml(saved), "")
+    follow_engine_flags(now, args)
+    apply_flags(now, args)
+    now = resolve(now)
+    say(f"Resuming from {checkpoint.path} (step {checkpoint.state['step']})")
+    for name, (old, new) in differences(saved, now).items():
+        say(f"  {name}: {old} -> {new} (command line)")
+    return now, checkpoint
+
+
+def follow_engine_flags(cfg: TrainConfig, args: argparse.Namespace) -> None:
+    """A new engine on resume leaves the old one's settings behind."""
+    if args.engine not in (None, "auto", "deepspeed"):
+        cfg.training.ds_config = cfg.training.ds_config_discriminator = None
+    if args.ds and not args.engine:
+        cfg.training.engine = "auto"
+
+
+def refuse_or_clear(folder: Path, overwrite: bool) -> None:
+    """Never start at step 0 over another run's files. Collective."""
+    holds_run = from_rank_0(bool(find(folder)) or (folder / "metrics.jsonl").exists())
+    if not holds_run:
+        return
+    if not overwrite:
+        raise UserError(
+            f"{folder} holds a run; go on with it by --resume auto, delete it by --overwrite, "
+            "or name another folder by --checkpoint-dir"
+        )
+    if is_rank_0():
+        clear(folder)
+        for path in [folder / "metrics.jsonl", *(folder / "logs").glob("events.*")]:
+            path.unlink(missing_ok=True)
+    everyone(None)
+
+
+# -- putting it together -------------------------------------------------------------------
+
+
+@contextmanager
+def assemble(
+    cfg: TrainConfig,
+    args: argparse.Namespace,
+    env: Environment,
+    device: torch.device,
+    console: Console,
+    checkpoint: Checkpoint | None,
+    lock: RunLock,
+) -> Iterator[Run]:
+    """Data, networks, state and log files of the run; closed at the end."""
+    t, say = cfg.training, console.line
+    stop = StopFlag()
+    torch.use_deterministic_algorithms(t.deterministic)
+    samples = open_samples(cfg, env, say)
+    if t.global_batch_size is None:
+        t.global_batch_size = t.batch_size * env.world_size
+    if cfg.optimizer.scheduler_epochs is None:
+        cfg.optimizer.scheduler_epochs = t.epochs
+    backbone = backbone_weights(cfg, say) if checkpoint is None else None
+    refuse_differences(facts(cfg, samples), socket.gethostname())
+    if checkpoint is not None:
+        refuse_data_change(checkpoint, cfg, samples, args.allow_data_change)
+    networks = build_networks(cfg, env, device, backbone)
+    objective = Objective(cfg)
+    progress = restore(checkpoint, networks) if checkpoint else Progress()
+    progress.global_batch, progress.data = t.global_batch_size, samples.fingerprint
+    progress.lives.append(
+        {"step": progress.step, "world_size": env.world_size, "engine": engine_of(cfg, env)}
+    )
+    folder = Path(t.checkpoint_dir)
+    write_config(cfg, folder, env)
+    wandb = {"project": t.wandb_project, "name": t.wandb_run_name, "config": to_dict(cfg)}
+    log = RunLog(
+        folder, tensorboard=t.use_tensorboard, wandb=wandb if t.use_wandb else None, enabled=env.rank == 0
+    )
+    log.cut_back(progress.step)
+    saver = AsyncSaver(
+        folder, keep_latest=t.keep_latest, lock=lock, log=say, timeout=timedelta(minutes=t.timeout_minutes)
+    )
+    describe(cfg, env, device, count_parameters(cfg), say)
+    try:
+        yield Run(
+            cfg=cfg, env=env, device=device, source=samples.source, train=samples.train, val=samples.val,
+            networks=networks, objective=objective, progress=progress, saver=saver, log=log,
+            console=console, stop=stop, stop_after_epochs=args.stop_after_epochs,
+            stop_after_steps=args.stop_after_steps,
+        )  # fmt: skip
+    finally:
+        console.close()
+        log.close()
+    saver.close()
+
+
+def backbone_weights(cfg: TrainConfig, say: Say) -> dict[str, Any] | None:
+    """ImageNet weights from rank 0, the same on every rank; `cfg` notes whether they were had."""
+    m = cfg.model
+    if m.encoder_type != "resnet" or not m.encoder_pretrained:
+        m.encoder_pretrained = False
+        return None
+    weights: dict[str, Any] | str | None = None
+    if is_rank_0():
+        try:
+            weights = pretrained_backbone(m.encoder_backbone)
+        except PretrainedUnavailable as error:
+            weights = str(error)
+    weights = from_rank_0(weights)
+    if isinstance(weights, dict):
+        return weights
+    m.encoder_pretrained = False
+    kind = "group norm, " if m.encoder_norm == "auto" else ""
+    say(
+        f"No ImageNet weights for {m.encoder_backbone}: {weights}. The encoder starts from random weights "
+        f"({kind}model.encoder_pretrained = false silences this)"
+    )
+    return None
+
+
+def facts(cfg: TrainConfig, samples: Samples) -> dict[str, str]:
+    """What must be the same on every rank."""
+    files = sorted(Path(neuropbr_dist.__file__).parent.rglob("*.py"))
+    code = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+    return {
+        "code": code,
+        "torch version": torch.__version__,
+        "configuration": hashlib.sha256(to_yaml(cfg).encode()).hexdigest()[:16],
+        "data set": samples.fingerprint,
+    }
+
+
+def refuse_data_change(checkpoint: Checkpoint, cfg: TrainConfig, samples: Samples, allowed: bool) -> None:
+    state, changed = checkpoint.state, []
+    if state["data"] != samples.fingerprint:
+        changed.append(f"another data set ({samples.fingerprint}; saved: {state['data']})")
+    if state["global_batch"] != cfg.training.global_batch_size:
+        changed.append(f"global batch {cfg.training.global_batch_size} (saved: {state['global_batch']})")
+    if changed and not allowed:
+        raise UserError(
+            f"--resume {checkpoint.path}: {' and '.join(changed)}; exactly-once sample order would be lost. "
+            "Use the saved ones, or --allow-data-change"
+        )
+
+
+def engine_of(cfg: TrainConfig, env: Environment) -> str:
+    """`training.engine` with `auto` resolved."""
+    t = cfg.training
+    if t.engine == "single" and env.world_size > 1:
+        raise UserError(f"training.engine = single with {env.world_size} ranks; use fsdp, ddp or deepspeed")
+    if t.engine == "deepspeed" and t.ds_config is None:
+        raise UserError("training.engine = deepspeed needs --ds FILE (ds_configs/zero2.json, say)")
+    if t.engine != "auto":
+        return t.engine
+    if t.ds_config is not None:
+        return "deepspeed"
+    return "fsdp" if env.world_size > 1 else "single"
+
+
+def precision_of(cfg: TrainConfig, device: torch.device) -> str:
+    if cfg.training.precision != "auto":
+        return cfg.training.precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def build_networks(
+    cfg: TrainConfig, env: Environment, device: torch.device, backbone: dict[str, Any] | None
+) -> dict[str, Network]:
+    """Generator and, with a GAN, discriminator: two engines, each sharded on its own."""
+    torch.manual_seed(cfg.training.seed)  # the same weights on every rank before sharding
+    generator = Generator(cfg.model)
+    if backbone is not None:
+        load_backbone(generator.encoder, backbone)
+    networks = {"generator": build_network(generator, device, plan(cfg, env, device, "generator"))}
+    if cfg.model.use_gan:
+        discriminator: nn.Module = Discriminator(cfg.model)
+        networks["discriminator"] = build_network(
+            discriminator, device, plan(cfg, env, device, "discriminator")
+        )
+    return networks
+
+
+def plan(cfg: TrainConfig, env: Environment, device: torch.device, part: str) -> Plan:
+    t, o, is_g = cfg.training, cfg.optimizer, part == "generator"
+    engine = engine_of(cfg, env)
+    if not is_g and t.engine_discriminator != "same":
+        engine = t.engine_discriminator
+    precision = precision_of(cfg, device)
+    recompute = t.activation_checkpointing
+    if not is_g and recompute == "selective":
+        recompute = "none"  # the discriminator's activations are small beside the generator's
+    norms = (cfg.model.norm, cfg.model.encoder_norm if is_g else cfg.model.norm)
+    return Plan(
+        engine=engine,
+        adam=Adam(
+            lr=o.g_lr if is_g else o.d_lr,
+            betas=tuple(o.g_betas if is_g else o.d_betas),
+            weight_decay=o.g_weight_decay if is_g else o.d_weight_decay,
+            eps=o.eps,
+        ),
+        clip=t.grad_clip_norm,
+        dtype={"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision],
+        recompute=recompute,
+        compile_blocks=t.compile == "blocks" or (t.compile == "auto" and device.type == "cuda"),
+        sync_batch="sync_batch" in norms,
+        shard=t.shard,
+        ranks_per_node=env.local_world_size,
+        cpu_offload=t.cpu_offload and is_g,
+        ds_config=ds_config(cfg, env, precision, is_g) if engine == "deepspeed" else None,
+    )
+
+
+def ds_config(cfg: TrainConfig, env: Environment, precision: str, is_g: bool) -> dict[str, Any]:
+    t = cfg.training
+    path = t.ds_config if is_g or t.ds_config_discriminator is None else t.ds_config_discriminator
+    if path is None:
+        raise UserError("training.engine_discriminator = deepspeed needs --ds-discriminator FILE")
+    assert t.global_batch_size is not None
+    micro = micro_batches(t.global_batch_size, env.world_size, t.batch_size)
+    return resolve_ds(
+        path,
+        global_batch=t.global_batch_size,
+        micro_batch=micro.size,
+        accumulation=micro.per_step,
+        world_size=env.world_size,
+        clip=t.grad_clip_norm,
+        precision=precision,
+    )
+
+
+def write_config(cfg: TrainConfig, folder: Path, env: Environment) -> None:
+    if env.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(to_yaml(cfg))
+        (folder / REQUEUE).unlink(missing_ok=True)
+
+
+def count_parameters(cfg: TrainConfig) -> dict[str, int]:
+    """From the model itself: a sharded network's `parameters()` hold this rank's piece only."""
+    with torch.device("meta"):
+        models: dict[str, nn.Module] = {"generator": Generator(cfg.model)}
+        if cfg.model.use_gan:
+            models["discriminator"] = Discriminator(cfg.model)
+    return {part: sum(p.numel() for p in model.parameters()) for part, model in models.items()}
+
+
+def describe(
+    cfg: TrainConfig, env: Environment, device: torch.device, parameter_counts: dict[str, int], say: Say
+) -> None:
+    """What runs, in a few lines."""
+    t = cfg.training
+    micro = micro_batches(t.global_batch_size or 1, env.world_size, t.batch_size)
+    sizes = [f"{part} {count / 1e6:.1f} M" for part, count in parameter_counts.items()]
+    say(f"Networks: {', '.join(sizes)} parameters")
+    say(
+        f"Engine: {engine_of(cfg, env)} on {env.world_size} x {device.type} ({env.launcher} launcher), "
+        f"{precision_of(cfg, device)}, activation checkpointing {t.activation_checkpointing}"
+    )
+    say(
+        f"Batch: {t.global_batch_size} = up to {micro.per_step} x {micro.size} on {env.world_size} rank(s); "
+        f"run folder {t.checkpoint_dir}"
+    )
+
+
+def mark_end(run: Run, reason: str | None) -> None:
+    """Say how it ended; a stop by signal leaves a marker that the batch script reads."""
+    folder = Path(run.cfg.training.checkpoint_dir)
+    if reason is None:
+        run.console.line(f"Done: {run.progress.step} steps, {folder}")
+        return
+    if reason == "signal" and run.env.rank == 0:
+        (folder / REQUEUE).write_text(f"{run.stop.signal}\n")
+    run.console.line(f"Stopped ({reason}) after step {run.progress.step}; go on with --resume auto")

@@ -1,0 +1,57 @@
+"""What a run is made of besides its tensors, and how it goes to and from a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from neuropbr_dist.checkpoint import Checkpoint, Fragment
+from neuropbr_dist.cluster import everyone
+from neuropbr_dist.parallel import Network
+
+
+@dataclass
+class Progress:
+    """Where a run stands; JSON in every checkpoint."""
+
+    step: int = 0
+    cursor: int = 0
+    """Samples of the run consumed."""
+    best: float | None = None
+    """Lowest validation loss so far."""
+    skipped: dict[str, int] = field(default_factory=lambda: {"generator": 0, "discriminator": 0})
+    """Updates left out because of non-finite values."""
+    global_batch: int = 0
+    data: str = ""
+    """Fingerprint of the training set."""
+    plateau: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counters: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Adam's step count (and fp16's loss scale) of each network."""
+    lives: list[dict[str, Any]] = field(default_factory=list)
+    """Each start of the run: from which step, at which world size, on which engine."""
+
+
+def fragments(networks: dict[str, Network]) -> list[Fragment]:
+    """This rank's pieces of all state, under canonical names: `generator/param/NAME`, …"""
+    return [
+        Fragment(f"{part}/{shard.name}", shard.data, shard.start, shard.shape)
+        for part, network in networks.items()
+        for shard in network.shards()
+    ]
+
+
+def snapshot(progress: Progress, networks: dict[str, Network]) -> dict[str, Any]:
+    """`progress` as it is saved, counters included. Collective: some ranks hold no state of a network."""
+    for part, network in networks.items():
+        reports = everyone(network.counters())
+        progress.counters[part] = {key: max(r[key] for r in reports) for key in reports[0]}
+    return asdict(progress)
+
+
+def restore(checkpoint: Checkpoint, networks: dict[str, Network]) -> Progress:
+    """Fill the networks from a checkpoint and return where the run stood. Collective."""
+    progress = Progress(**checkpoint.state)
+    checkpoint.load(fragments(networks))
+    for part, network in networks.items():
+        network.loaded(progress.counters[part])
+    return progress

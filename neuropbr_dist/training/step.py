@@ -1,0 +1,80 @@
+"""One GAN step, on any engine.
+
+What a step does depends on the global batch only, not on how it is cut into
+ranks and micro-batches: both networks' gradients are taken at the same
+parameters over all micro-batches, then both step.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.parallel import Network, StepResult
+from neuropbr_dist.training.objective import Objective
+
+
+class StepReport(NamedTuple):
+    """What a step came to; all on the device."""
+
+    losses: dict[str, Tensor]
+    """This rank's parts; the sum over ranks is the global batch's mean."""
+    generator: StepResult
+    discriminator: StepResult | None
+
+
+def gan_step(
+    g: Network, d: Network | None, batch: Sequence[DeviceBatch], objective: Objective, *, d_steps: int = 1
+) -> StepReport:
+    """Update both networks once (and the discriminator `d_steps - 1` times before).
+
+    Args:
+        g, d: generator and discriminator; `d` None before the GAN starts.
+        batch: this rank's micro-batches, equally many on every rank.
+        d_steps: discriminator updates per generator update.
+    """
+    losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=batch[0].maps.device))
+
+    def judge(d: Network, micro: DeviceBatch, fake: Tensor) -> None:
+        """The discriminator's gradients; one backward for real and fake together."""
+        loss = objective.discriminator(d(micro.maps), d(fake), micro.weight)
+        d.backward(loss)
+        losses["D_loss"] += loss.detach() / d_steps
+
+    for _ in range(d_steps - 1 if d else 0):  # extra updates of D, G fixed
+        for micro, last in with_last(batch):
+            d.sync_gradients(last)
+            with torch.no_grad(), g.frozen():
+                fake = g(micro.views)
+            judge(d, micro, fake)
+        d.step()
+
+    for micro, last in with_last(batch):  # the joint update
+        g.sync_gradients(last)
+        fake = g(micro.views)
+        if d:
+            d.sync_gradients(last)
+            judge(d, micro, fake.detach())
+        loss, terms = objective.reconstruction(fake, micro.maps, micro.weight)
+        with d.frozen() if d else nullcontext():
+            if d:
+                adversarial = objective.generator(d(fake), micro.weight)
+                loss = loss + objective.w_gan * adversarial
+                terms["G_gan_loss"] = adversarial.detach()
+            g.backward(loss)
+        for name, value in {"G_loss": loss.detach(), **terms}.items():
+            losses[name] += value
+    d_result = d.step() if d else None
+    return StepReport(dict(losses), g.step(), d_result)
+
+
+def with_last(batch: Sequence[DeviceBatch]) -> Iterator[tuple[DeviceBatch, bool]]:
+    """Each micro-batch and whether it is the step's last: the one on which gradients are reduced."""
+    for i, micro in enumerate(batch):
+        yield micro, i == len(batch) - 1
