@@ -15,7 +15,7 @@ from neuropbr_dist.errors import UserError
 RANK_0_FIRST_S = 3.0
 
 
-def entry(function: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], None]:
+def entry(function: Callable[[Sequence[str] | None], None]) -> Callable[..., None]:
     """A `UserError` becomes one line on stderr and exit code 2; a traceback only under `--debug`."""
 
     @wraps(function)

@@ -307,16 +307,17 @@ def test_retention_keeps_latest_named_and_read_ones(tmp_path):
     links = {1: ["latest", epoch_name(1)], 2: ["latest", BEST], 5: ["latest", BEST]}
     for step in range(1, 8):
         save_step(tmp_path, step, links.get(step, ["latest"]))
-    (tmp_path / "step_00000008.tmp-dead").mkdir()
+    (tmp_path / f"step_00000008.tmp-{'0' * 32}").mkdir()
+    (tmp_path / "notes.tmp-mine").touch()
     with open_newest(tmp_path / "step_00000004"):
         retain(tmp_path, 2)
-        named = {"latest", BEST, epoch_name(1)}
+        named = {"latest", BEST, epoch_name(1), "notes.tmp-mine"}
         kept = {step_name(step) for step in (1, 5, 6, 7)}  # 2 was best once
         assert names(tmp_path) == named | kept | {step_name(4)}
     retain(tmp_path, 2)
     assert names(tmp_path) == named | kept
     clear_run(tmp_path)
-    assert names(tmp_path) == set()
+    assert names(tmp_path) == {"notes.tmp-mine"}
 
 
 def test_retention_counts_good_saves_only(tmp_path):

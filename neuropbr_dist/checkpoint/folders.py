@@ -31,7 +31,7 @@ from neuropbr_dist.errors import UserError
 
 LATEST, BEST = "latest", "best_model"
 _STEP = re.compile(r"step_\d+(-\d+)?")
-_TEMPORARY = ".tmp-"
+_TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{32}")
 
 
 def step_name(step: int) -> str:
@@ -41,6 +41,11 @@ def step_name(step: int) -> str:
 def epoch_name(epoch: int) -> str:
     """Name of a periodic checkpoint, as in the training guide."""
     return f"checkpoint_epoch_{epoch:04d}"
+
+
+def temporary_name(name: str) -> str:
+    """A name for what isn't there yet, or is about to go; `retain` clears away such as were left by a killed process."""
+    return f"{name}.tmp-{uuid.uuid4().hex}"
 
 
 def find(path: str | os.PathLike) -> list[Path]:
@@ -87,7 +92,7 @@ def update_links(folder: Path) -> None:
             continue
         if link.exists() and not link.is_symlink():
             raise UserError(f"{link} is not a link; move it away: this name is for a link to a checkpoint")
-        fresh = folder / f"{name}{_TEMPORARY}{uuid.uuid4().hex}"
+        fresh = folder / temporary_name(name)
         try:
             fresh.symlink_to(target)
         except OSError as error:
@@ -165,9 +170,9 @@ def _saves(folder: Path) -> list[Path]:
 def _is_checkpoint(path: Path) -> bool:
     # The name counts too: without its manifest a save is damaged, not absent.
     name = path.resolve().name
-    return (
-        path.is_dir() and _TEMPORARY not in name and bool(_STEP.fullmatch(name) or (path / MANIFEST).exists())
-    )
+    if not path.is_dir() or _TEMPORARY.fullmatch(name):
+        return False
+    return bool(_STEP.fullmatch(name)) or (path / MANIFEST).exists()
 
 
 def _serial(checkpoint: Path) -> float:
@@ -183,14 +188,16 @@ def _remove(checkpoint: Path) -> None:
     lock = FileLock(checkpoint / MANIFEST)
     if (checkpoint / MANIFEST).exists() and lock.acquire() is False:
         return
-    doomed = checkpoint.with_name(f"{checkpoint.name}{_TEMPORARY}{uuid.uuid4().hex}")
+    doomed = checkpoint.with_name(temporary_name(checkpoint.name))
     checkpoint.rename(doomed)
     lock.release()
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _clear_temporary(folder: Path) -> None:
-    for path in folder.glob(f"*{_TEMPORARY}*"):
+    for path in folder.glob("*.tmp-*"):
+        if not _TEMPORARY.fullmatch(path.name):
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -55,14 +54,14 @@ class ShardWriter(StorageWriter):
 
     Args:
         folder: where the checkpoint is going to appear.
-        name: its name; the temporary folder is `{name}.tmp-{random}`.
+        temporary: name of the temporary folder in it; the first rank's counts.
         seal: called on the first rank after all ranks have written, with the temporary folder,
             the tensors, and the shard files' records; returns the final path. DCP raises its error
             on all ranks.
     """
 
-    def __init__(self, folder: Path, name: str, seal: Seal) -> None:
-        self.folder, self.name, self.seal = folder, name, seal
+    def __init__(self, folder: Path, temporary: str, seal: Seal) -> None:
+        self.folder, self.temporary, self.seal = folder, temporary, seal
         self.made: Path | None = None
 
     def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:
@@ -79,7 +78,7 @@ class ShardWriter(StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        self.made = self.folder / f"{self.name}.tmp-{uuid.uuid4().hex}"
+        self.made = self.folder / self.temporary
         self.made.mkdir(parents=True)
         return [replace(plan, storage_data=(self.made.name, rank)) for rank, plan in enumerate(plans)]
 

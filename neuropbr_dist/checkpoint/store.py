@@ -14,7 +14,14 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from neuropbr_dist.checkpoint.folders import LATEST, find, free_name, next_serial, update_links
+from neuropbr_dist.checkpoint.folders import (
+    LATEST,
+    find,
+    free_name,
+    next_serial,
+    temporary_name,
+    update_links,
+)
 from neuropbr_dist.checkpoint.fragments import Fragment, Layouts, StagedState, layouts, merge_layouts, stage
 from neuropbr_dist.checkpoint.lock import FileLock
 from neuropbr_dist.checkpoint.manifest import (
@@ -110,7 +117,7 @@ def write(
         sync_folder(folder)
         return final
 
-    writer = ShardWriter(folder, name, seal)
+    writer = ShardWriter(folder, temporary_name(name), seal)
     try:
         metadata = dcp.save(
             as_state_dict(staged.fragments),

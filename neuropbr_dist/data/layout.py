@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from neuropbr_dist.errors import UserError
 
@@ -25,6 +25,19 @@ METADATA_FILE = "render_metadata.json"
 Source = Literal["clean", "dirty"]
 SOURCES: dict[int, tuple[Source, ...]] = {0: ("clean",), 1: ("clean", "dirty"), 2: ("dirty",)}
 """Render curriculum -> the folders it draws from."""
+
+
+class Entry(Protocol):
+    """One element of a set: a sample from one of its render folders."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def material(self) -> str: ...
+    @property
+    def key(self) -> str: ...
 
 
 @dataclass(frozen=True)

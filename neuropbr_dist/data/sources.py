@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,32 +14,19 @@ from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.builtin.cache import BuiltinCache
 from neuropbr_dist.data.builtin.families import family_name
 from neuropbr_dist.data.decode import read_maps, read_views
-from neuropbr_dist.data.layout import Sample
+from neuropbr_dist.data.layout import Entry, Sample
 
 BUILTIN_SIZE = 2048
-
-
-class Entry(Protocol):
-    """One element of a set: a sample from one of its render folders."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def material(self) -> str: ...
-    @property
-    def key(self) -> str: ...
 
 
 class Source(Protocol):
     """Entries, and their pictures as uint8."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[Any]
     size: int
     """Side of every picture in pixels, after resizing."""
 
-    def load(self, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    def load(self, entry: Any) -> tuple[np.ndarray, np.ndarray]:
         """Views (3, 3, S, S) and maps (8, S, S), uint8."""
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
-from neuropbr_dist.data.layout import Sample
+from neuropbr_dist.data.layout import Entry
 from neuropbr_dist.data.order import seeded_permutation
 from neuropbr_dist.errors import UserError
 
+E = TypeVar("E", bound=Entry)
+
 
 def split(
-    samples: Sequence[Sample], val_ratio: float, split_by: Literal["material", "sample"], seed: int
-) -> tuple[list[Sample], list[Sample]]:
+    samples: Sequence[E], val_ratio: float, split_by: Literal["material", "sample"], seed: int
+) -> tuple[list[E], list[E]]:
     """(train, validation), each in the order of `samples`.
 
     Validation takes `max(1, round(val_ratio * n))` of the `n` materials, or of the `n`
@@ -42,5 +44,5 @@ def split(
     return train, val
 
 
-def _unit(sample: Sample, split_by: str) -> str:
+def _unit(sample: Entry, split_by: str) -> str:
     return sample.material if split_by == "material" else sample.name

@@ -45,6 +45,7 @@ def map_heads() -> nn.Conv2d:
     """The four 1x1 heads as one convolution, 64 -> 8 rows in the order of `HEADS`."""
     heads = nn.Conv2d(WIDTH, sum(HEADS.values()), 1)
     # A flat surface is the neutral start: normals point out of it.
+    assert heads.bias is not None
     with torch.no_grad():
         heads.bias[5:] = torch.tensor([0.0, 0.0, 1.0])
     return heads

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 from torch import Tensor, nn
 
@@ -36,7 +38,7 @@ class ResNetEncoder(nn.Module):
         name = f"{backbone}.{PRETRAINED_TAGS[backbone]}" if pretrained else backbone
         make = norm_factory(norm)
         # timm hands device and dtype to its norm layers; ours follow the default device.
-        net = timm.create_model(name, pretrained=pretrained, norm_layer=lambda c, **_: make(c))
+        net: Any = timm.create_model(name, pretrained=pretrained, norm_layer=lambda c, **_: make(c))
         net.conv1.stride = (stride, stride)
         self.stem = nn.Sequential(net.conv1, net.bn1, net.act1)
         self.layer1 = nn.Sequential(net.maxpool, *net.layer1)

@@ -74,6 +74,7 @@ class Trainer:
         self.epoch_steps: dict[str, int] = defaultdict(int)
         self.steps_since_log = 0
         self.saved_at = -1
+        self.step_epoch = 0
         self.lr = 0.0
 
     # -- progress --------------------------------------------------------------------------
@@ -143,7 +144,7 @@ class Trainer:
 
     def step(self, batches: Iterator[MicroBatch]) -> None:
         run, p, cfg = self.run, self.run.progress, self.run.cfg
-        samples = self.order.batch_size_at(p.cursor)
+        samples, self.step_epoch = self.order.batch_size_at(p.cursor), self.epochs_done
         with self.meter.waiting():
             host = [next(batches) for _ in range(self.micro.per_step)]
         batch = [to_device(micro, samples, cfg.transform, run.device) for micro in host]
@@ -192,7 +193,7 @@ class Trainer:
         self.faults.look(p.skipped)
         speed = self.meter.read()
         skipped = {f"train/skipped_{part}": float(n) for part, n in p.skipped.items()}
-        epoch = self.order.epoch_of(p.cursor - 1) + 1
+        epoch = self.step_epoch + 1  # a step belongs to the epoch of its first sample
         run.log.scalars(p.step, epoch, p.cursor, {**means, "train/lr": self.lr, **skipped, **speed.scalars()})
         shown = {name: means[f"train/{name}"] for name in ("G_loss", "D_loss") if name in values}
         run.console.log(p.step, epoch, shown, self.lr, speed)

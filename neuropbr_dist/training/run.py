@@ -289,12 +289,13 @@ def plan(cfg: TrainConfig, env: Environment, device: torch.device, part: str) ->
     recompute = t.activation_checkpointing
     if not is_g and recompute == "selective":
         recompute = "none"  # the discriminator's activations are small beside the generator's
+    betas = o.g_betas if is_g else o.d_betas
     norms = (cfg.model.norm, cfg.model.encoder_norm if is_g else cfg.model.norm)
     return Plan(
         engine=engine,
         adam=Adam(
             lr=o.g_lr if is_g else o.d_lr,
-            betas=tuple(o.g_betas if is_g else o.d_betas),
+            betas=(betas[0], betas[1]),
             weight_decay=o.g_weight_decay if is_g else o.d_weight_decay,
             eps=o.eps,
         ),

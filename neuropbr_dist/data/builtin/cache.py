@@ -1,2 +1,100 @@
+"""Built-in materials on disk: made once, then memory-mapped."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from .families import material_maps
+from .noise import Array
+from .render import render_views
+
+VERSION = 1
+"""Raise it when a material or picture changes: old cache folders are then left alone."""
+
+Source = Literal["clean", "dirty"]
+
+
 class BuiltinCache:
-    pass
+    """Maps and views of the built-in set (seed, size), one `.npy` file each.
+
+    Any number of processes may read and fill one folder at once: a file
+    appears whole, by one rename, and its bytes don't depend on who made it.
+
+    Args:
+        root: folder of the cache. None: `neuropbr_dist` in `$XDG_CACHE_HOME` or `~/.cache`.
+        seed: key of the set, 0 or more.
+        size: side of maps and views in pixels.
+    """
+
+    def __init__(self, root: str | Path | None, seed: int, size: int) -> None:
+        if root is None:
+            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuropbr_dist"
+        self.seed, self.size = seed, size
+        self.folder = Path(root) / f"builtin_v{VERSION}" / f"seed_{seed}_size_{size}"
+
+    def maps(self, index: int) -> Array:
+        """uint8 (8, S, S), read-only and memory-mapped; made on first use. See `material_maps`."""
+        shape = (8, self.size, self.size)
+        return self._load_or_make(
+            f"{index:06d}_maps", shape, lambda: material_maps(self.seed, index, self.size)
+        )
+
+    def views(self, index: int, source: Source) -> Array:
+        """uint8 (3, 3, S, S), read-only and memory-mapped; made on first use. See `render_views`."""
+
+        def make() -> Array:
+            return render_views(self.maps(index), self.seed, index, dirty=source == "dirty")
+
+        return self._load_or_make(f"{index:06d}_{source}", (3, 3, self.size, self.size), make)
+
+    def fill(
+        self,
+        indices: Iterable[int],
+        progress: Callable[[int], object] | None = None,
+        sources: Iterable[Source] = ("clean", "dirty"),
+    ) -> None:
+        """Make what is missing of these materials; `progress(1)` is called after each (`tqdm.update` fits)."""
+        for index in indices:
+            self.maps(index)
+            for source in sources:
+                self.views(index, source)
+            if progress:
+                progress(1)
+
+    def _load_or_make(self, name: str, shape: tuple[int, ...], make: Callable[[], Array]) -> Array:
+        path = self.folder / f"{name}.npy"
+        array = _load(path, shape)
+        if array is None:
+            _save(path, make())
+            array = np.lib.format.open_memmap(path, mode="r")
+        return array
+
+
+def _load(path: Path, shape: tuple[int, ...]) -> Array | None:
+    """The array in a file, or None if there is none, or one that is damaged or of another shape."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (
+        FileNotFoundError,
+        EOFError,
+        ValueError,
+    ):  # EOFError, ValueError: numpy on empty, cut or foreign files
+        return None
+    return array if array.shape == shape and array.dtype == np.uint8 else None
+
+
+def _save(path: Path, array: Array) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            np.save(file, array, allow_pickle=False)
+        os.replace(temporary, path)
+    finally:  # a full disk or Ctrl-C must not leave the temporary file behind
+        temporary.unlink(missing_ok=True)

@@ -49,7 +49,7 @@ def render_views(maps: Array, seed: int, index: int, *, dirty: bool) -> Array:
 
 def texels_from_maps(maps: Array) -> Array:
     """uint8 maps (8, S, S) -> float32 (S, S, 8): linear albedo, roughness, metallic, normal (not unit)."""
-    texels = maps.transpose(1, 2, 0).astype(np.float32) / 255
+    texels = np.ascontiguousarray(maps.transpose(1, 2, 0), np.float32) / 255
     texels[..., :3] = srgb_to_linear(texels[..., :3])
     texels[..., 5:] = texels[..., 5:] * 2 - 1
     return texels

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .noise import Array, mix
 
 FIELD_OF_VIEW = np.radians(55)
+_WINDOW_SOFTNESS = np.float32(0.12)  # curtains and corners: no window has a hard edge
 
 
 def unit(vector: Array) -> Array:
@@ -85,12 +86,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Sky:
-    """The surroundings at infinity: three bands of colour and some windows."""
+    """The surroundings at infinity: a gradient, brighter on one side, and some windows."""
 
     zenith: Array
     """(3,) radiance straight above the surface."""
     horizon: Array
     """(3,) radiance along the surface."""
+    lean: Array
+    """(3,) direction of the brighter side, shorter than 1: light grows by its inner product with the direction."""
     windows: tuple[Window, ...] = ()
 
     def radiance(self, towards: Array, blur: Array | float) -> Array:
@@ -102,12 +105,14 @@ class Sky:
         """
         height = np.clip(towards[2], 0, 1)
         light = mix(as_column(self.horizon), as_column(self.zenith), height)
+        light *= 1 + dot(as_column(self.lean), towards)
+        wide = blur + _WINDOW_SOFTNESS
         for window in self.windows:
             along = as_column(np.cross(window.centre, window.across))
             u, v, front = (
                 dot(axis, towards) for axis in (as_column(window.across), along, as_column(window.centre))
             )
-            seen = _box(u, window.half_width, blur) * _box(v, window.half_height, blur) * (front > 0)
+            seen = _box(u, window.half_width, wide) * _box(v, window.half_height, wide) * (front > 0)
             light += as_column(window.radiance) * seen
         return light
 
@@ -167,8 +172,8 @@ def random_cameras(rng: np.random.Generator) -> list[Camera]:
     for k, (low, high) in enumerate([(0, 22), (16, 35), (16, 35)]):
         tilt, azimuth = np.radians(rng.uniform(low, high)), start + k * 2 * np.pi / 3 + rng.uniform(-0.2, 0.2)
         target = np.array([*rng.uniform(-0.03, 0.03, 2), 0.0])
-        position = target + rng.uniform(0.98, 1.12) * direction(tilt, azimuth)
-        cameras.append(Camera(position, target, np.radians(rng.uniform(-8, 8))))
+        position = target + rng.uniform(0.96, 1.08) * direction(tilt, azimuth)
+        cameras.append(Camera(position, target, np.radians(rng.uniform(-5, 5))))
     return [cameras[k] for k in rng.permutation(3)]
 
 
@@ -198,13 +203,11 @@ def random_lighting(rng: np.random.Generator) -> Lighting:
     """
     windows = tuple(_random_window(rng) for _ in range(rng.integers(4, 8)))
     tint = _tint(rng, 0.1)
-    sky = Sky(tint * rng.uniform(0.2, 1.2), tint * _tint(rng, 0.08) * rng.uniform(0.3, 1.0), windows)
-    scale = np.pi / sky.irradiance_from_above().mean()
-    sky = Sky(
-        sky.zenith * scale,
-        sky.horizon * scale,
-        tuple(Window(w.centre, w.across, w.half_width, w.half_height, w.radiance * scale) for w in windows),
-    )
+    lean = rng.uniform(0.2, 0.8) * direction(np.pi / 2, rng.uniform(0, 2 * np.pi))
+    zenith, horizon = tint * rng.uniform(0.2, 1.2), tint * _tint(rng, 0.08) * rng.uniform(0.3, 1.0)
+    scale = np.pi / Sky(zenith, horizon, lean, windows).irradiance_from_above().mean()
+    windows = tuple(replace(window, radiance=window.radiance * scale) for window in windows)
+    sky = Sky(zenith * scale, horizon * scale, lean, windows)
     key, fill = rng.uniform(0.5, 1.6), rng.uniform(0.1, 0.3)
     lamps = []
     for share, radius in ((key, rng.uniform(0.12, 0.3)), (fill, 0.25)):

@@ -129,7 +129,10 @@ class Surface:
 
     def transposed(self) -> Surface:
         """The same with x and y exchanged: grain that ran along x runs along y."""
-        turned = (np.swapaxes(a, -1, -2) for a in (self.height, self.albedo, self.roughness, self.metallic))
+        turned = (
+            np.ascontiguousarray(np.swapaxes(a, -1, -2))
+            for a in (self.height, self.albedo, self.roughness, self.metallic)
+        )
         return Surface(*turned)
 
     def channels(self) -> Array:

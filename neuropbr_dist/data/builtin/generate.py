@@ -1,0 +1,134 @@
+"""The built-in materials as a data set on disk, in the training guide's layout."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from ...errors import UserError
+from .cache import VERSION
+from .families import family_name, material_maps
+from .noise import Array
+from .render import render_views
+
+_MARKER = "builtin_materials.json"
+_MAPS = {"albedo": slice(0, 3), "roughness": slice(3, 4), "metallic": slice(4, 5), "normal": slice(5, 8)}
+
+
+def generate(
+    out: Path,
+    *,
+    count: int,
+    size: int,
+    seed: int,
+    workers: int,
+    curriculum_dirty: bool = True,
+    progress: bool = True,
+) -> None:
+    """Write samples 0 .. count - 1, one material each, as PNG files.
+
+    `input/{clean,dirty}/sample_0000/{0,1,2}.png`, `input/render_metadata.json` (sample to material, written last)
+    and `output/<material>/{albedo,roughness,metallic,normal}.png` (roughness and metallic in one channel).
+    Finished samples of an earlier, interrupted call are kept.
+
+    Args:
+        out: folder; missing, empty, or begun by an earlier call with the same seed and size.
+        count: number of samples, 1 or more.
+        size: side in pixels.
+        seed: key of the set.
+        workers: processes; 0 or 1 works in this one.
+        curriculum_dirty: write dirty views as well.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: if `count` is below 1, or `out` holds anything else, another seed or size, or more samples.
+    """
+    out = Path(out)
+    if count < 1:
+        raise UserError(f"count must be 1 or more, got {count}")
+    _claim(out, {"version": VERSION, "seed": seed, "size": size}, count)
+    make = partial(_write_sample, out, seed, size, curriculum_dirty)
+    with tqdm(total=count, unit="sample", desc=f"built-in materials in {out}", disable=not progress) as bar:
+        if workers <= 1:
+            for index in range(count):
+                make(index)
+                bar.update(1)
+        else:
+            # Spawned, not forked: the caller may hold threads or a GPU.
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+                for done in as_completed([pool.submit(make, index) for index in range(count)]):
+                    done.result()
+                    bar.update(1)
+    names = {_sample(index): _material(seed, index) for index in range(count)}
+    _write_json(out / "input" / "render_metadata.json", names)
+
+
+def _sample(index: int) -> str:
+    return f"sample_{index:04d}"
+
+
+def _material(seed: int, index: int) -> str:
+    return f"{family_name(seed, index)}_{index:04d}"
+
+
+def _claim(out: Path, wanted: dict[str, int], count: int) -> None:
+    """Mark a new folder as ours, or see that an old one is ours and fits."""
+    marker = out / _MARKER
+    if not marker.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(
+                f"{out} is not empty and was not begun by this command: name a new or empty folder"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        _write_json(marker, wanted)
+        return
+    found = json.loads(marker.read_text())
+    if found != wanted:
+        raise UserError(f"{out} holds built-in materials with {found}, not {wanted}: name another folder")
+    beyond = [p.name for p in (out / "input").glob("*/sample_*") if int(p.name.split("_")[1]) >= count]
+    if beyond:
+        raise UserError(
+            f"{out} already holds {max(beyond)}, beyond the {count} samples asked for: ask for more"
+        )
+
+
+def _write_sample(out: Path, seed: int, size: int, with_dirty: bool, index: int) -> None:
+    """Write what is missing of a sample; each of its folders appears whole, by one rename."""
+    target = out / "output" / _material(seed, index)
+    sources = ("clean", "dirty") if with_dirty else ("clean",)
+    missing = [s for s in sources if not (out / "input" / s / _sample(index)).exists()]
+    if target.exists() and not missing:
+        return
+    maps = material_maps(seed, index, size)
+    if not target.exists():
+        _write_pictures(target, {name: maps[channels] for name, channels in _MAPS.items()})
+    for source in missing:
+        views = render_views(maps, seed, index, dirty=source == "dirty")
+        _write_pictures(
+            out / "input" / source / _sample(index), {str(k): view for k, view in enumerate(views)}
+        )
+
+
+def _write_pictures(folder: Path, pictures: dict[str, Array]) -> None:
+    """PNG files `<name>.png` from uint8 (3, S, S) or (1, S, S)."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, picture in pictures.items():
+        pixels = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
+        Image.fromarray(pixels).save(temporary / f"{name}.png", compress_level=3)
+    os.replace(temporary, folder)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,47 @@
+"""Package metadata. Ranges here; the tested versions are in requirements.lock."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = next(
+    line.split('"')[1]
+    for line in (here / "neuropbr_dist" / "__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="neuropbr_dist",
+    version=version,
+    description="Distributed trainer for NeuroPBR: three rendered views in, four 2048x2048 PBR maps out",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=find_packages(include=["neuropbr_dist", "neuropbr_dist.*"]),
+    install_requires=[
+        "torch>=2.11,<2.15",
+        # The float32 masters are read where this version keeps them.
+        "deepspeed==0.19.8",
+        "timm>=1.0.15",
+        "numpy>=1.26",
+        "pillow>=10.4",
+        "pyyaml>=6.0",
+        "safetensors>=0.4",
+        "submitit>=1.5.2",
+        "tensorboard>=2.16",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "wandb": ["wandb>=0.17"],
+        "dev": ["mypy>=1.13", "pytest>=8", "ruff>=0.8", "scikit-image>=0.24", "torchmetrics>=1.4", "wandb>=0.17"],
+    },
+    entry_points={
+        "console_scripts": [
+            "neuropbr-train = neuropbr_dist.main:train",
+            "neuropbr-infer = neuropbr_dist.main:infer",
+            "neuropbr-data = neuropbr_dist.main:data",
+            "neuropbr-export = neuropbr_dist.main:export",
+        ]
+    },
+)
