@@ -22,9 +22,11 @@ BUILTIN_SIZE = 2048
 class Source(Protocol):
     """Entries, and their pictures as uint8."""
 
-    entries: Sequence[Any]
     size: int
     """Side of every picture in pixels, after resizing."""
+
+    @property
+    def entries(self) -> Sequence[Any]: ...
 
     def load(self, entry: Any) -> tuple[np.ndarray, np.ndarray]:
         """Views (3, 3, S, S) and maps (8, S, S), uint8."""

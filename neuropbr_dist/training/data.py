@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 from neuropbr_dist.cluster import Environment, everyone, from_rank_0, is_rank_0
 from neuropbr_dist.config import TrainConfig, check_size
@@ -58,7 +62,7 @@ def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) 
             f"No data named and none at ./data: training on {cfg.data.builtin_count} built-in procedural "
             f"materials at {source.size} px (--input-dir and --output-dir take your own)"
         )
-        fill_cache(source, env, say)
+        fill_cache(source, env)
         return source
     entries = scan_on_rank_0(cfg, folders, say)
     cache = Path(cfg.training.checkpoint_dir) / f"headers-{env.rank}.json"
@@ -88,8 +92,13 @@ def scan_on_rank_0(cfg: TrainConfig, folders: tuple[Path, Path], say: Callable[[
     return found
 
 
-def fill_cache(source: BuiltinSource, env: Environment, say: Callable[[str], None]) -> None:
-    """Make this rank's share of the built-in samples; loaders then only read."""
-    indices = sorted({entry.index for entry in source.entries})
-    source.cache.fill(indices[env.rank :: env.world_size])
+def fill_cache(source: BuiltinSource, env: Environment) -> None:
+    """Make this rank's share of the built-in samples, on its share of the cores; loaders then only read."""
+    indices = sorted({entry.index for entry in source.entries})[env.rank :: env.world_size]
+    missing = source.cache.missing(indices)
+    if missing:
+        workers = max(1, min(len(missing), (os.cpu_count() or 1) // env.local_world_size))
+        hidden = env.rank != 0 or not sys.stderr.isatty()
+        with tqdm(total=len(missing), desc="Making built-in materials", disable=hidden) as bar:
+            source.cache.fill(missing, bar.update, workers=workers)
     everyone(None)  # a barrier on the host

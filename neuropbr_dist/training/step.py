@@ -39,7 +39,7 @@ def gan_step(
         batch: this rank's micro-batches, equally many on every rank.
         d_steps: discriminator updates per generator update.
     """
-    losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=batch[0].maps.device))
+    losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros_like(batch[0].weight[0]))
 
     def judge(d: Network, micro: DeviceBatch, fake: Tensor) -> None:
         """The discriminator's gradients; one backward for real and fake together."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import uuid
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -58,14 +61,34 @@ class BuiltinCache:
         indices: Iterable[int],
         progress: Callable[[int], object] | None = None,
         sources: Iterable[Source] = ("clean", "dirty"),
+        workers: int = 1,
     ) -> None:
-        """Make what is missing of these materials; `progress(1)` is called after each (`tqdm.update` fits)."""
-        for index in indices:
-            self.maps(index)
-            for source in sources:
-                self.views(index, source)
-            if progress:
-                progress(1)
+        """Make what is missing of these materials in `workers` processes.
+
+        `progress(1)` is called after each material (`tqdm.update` fits).
+        """
+        make = partial(self._make, sources=tuple(sources))
+        if workers == 1:
+            for index in indices:
+                make(index)
+                if progress:
+                    progress(1)
+            return
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            for job in as_completed([pool.submit(make, index) for index in indices]):
+                job.result()
+                if progress:
+                    progress(1)
+
+    def missing(self, indices: Iterable[int]) -> list[int]:
+        """Those of `indices` that `fill` would have to make; looks at file names only."""
+        names = ("maps", "clean", "dirty")
+        return [i for i in indices if not all((self.folder / f"{i:06d}_{n}.npy").exists() for n in names)]
+
+    def _make(self, index: int, sources: tuple[Source, ...]) -> None:
+        self.maps(index)
+        for source in sources:
+            self.views(index, source)
 
     def _load_or_make(self, name: str, shape: tuple[int, ...], make: Callable[[], Array]) -> Array:
         path = self.folder / f"{name}.npy"

@@ -23,11 +23,11 @@ class Caster:
     def __call__(self, points: Array, lamp: Lamp) -> Array:
         """Share of the lamp's light (N,) that reaches points (3, N) of the plane; the edge is a penumbra."""
         distance = np.full(points.shape[1], np.inf, np.float32)
-        for x0, y0, x1, y1, thickness in self.strokes.astype(np.float32):
+        for x0, y0, x1, y1, thickness in self.strokes.tolist():
             px, py, dx, dy = points[0] - x0, points[1] - y0, x1 - x0, y1 - y0
             share = np.clip((px * dx + py * dy) / (dx * dx + dy * dy), 0, 1)
             distance = np.minimum(distance, np.hypot(px - share * dx, py - share * dy) - thickness)
-        penumbra = np.float32(lamp.radius * self.height / (1 - self.height))
+        penumbra = lamp.radius * self.height / (1 - self.height)
         return smoothstep(-penumbra, penumbra, distance)
 
 
@@ -82,7 +82,7 @@ class Dirt:
 
     def _smudged(self, picture: Array, x: Array, y: Array) -> Array:
         blurred = _blur(picture)
-        for cx, cy, radius, strength, veil in self.smudges.astype(np.float32):
+        for cx, cy, radius, strength, veil in self.smudges.tolist():
             far = np.hypot(x - cx, y - cy) / radius
             wobble = 0.2 * np.sin(9 * (x + 2 * y) + 40 * cx) * np.sin(11 * (y - x) + 40 * cy)
             patch = 1 - smoothstep(0.3, 1.0, far + wobble)
@@ -91,7 +91,7 @@ class Dirt:
 
     def _scratched(self, picture: Array, x: Array, y: Array) -> Array:
         width = max(0.0012, 0.6 / picture.shape[1])  # at least about a pixel, or it would sparkle
-        for cx, cy, angle, half_length, bend, brightness in self.scratches.astype(np.float32):
+        for cx, cy, angle, half_length, bend, brightness in self.scratches.tolist():
             along = np.cos(angle) * (x - cx) + np.sin(angle) * (y - cy)
             across = np.cos(angle) * (y - cy) - np.sin(angle) * (x - cx) - bend * along**2
             line = np.exp(-((across / width) ** 2)) * (1 - smoothstep(0.6, 1.0, np.abs(along) / half_length))

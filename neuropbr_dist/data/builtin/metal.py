@@ -49,8 +49,8 @@ def hammered_metal(tile: Tile) -> Surface:
     bowl = (blows.x**2 + blows.y**2) * count - 0.12 / count * np.exp(
         -14 * count * blows.edge
     )  # rims are blunt
-    fine, cloud = tile.fbm(40, 6, 0.6), tile.fbm(4, 6, 0.55)
-    height = tile.uniform(0.12, 0.22) * bowl + 0.003 * tile.fbm(3, 3) + 0.00015 * fine
+    fine, cloud = tile.fbm(40, 6, 0.8), tile.fbm(4, 7, 0.6)
+    height = tile.uniform(0.12, 0.22) * bowl + 0.003 * tile.fbm(3, 3) + 0.00012 * fine
     rim = 1 - smoothstep(0, 0.6, blows.inward())
     tarnish = smoothstep(0.1, 1.1, cloud + 0.2 * fine - 0.6 * rim) * tile.pick([0.0, 0.0, 1.0])
     patina = np.array(tile.pick([(0.10, 0.28, 0.24), (0.06, 0.04, 0.03), (0.16, 0.09, 0.05)]), np.float32)

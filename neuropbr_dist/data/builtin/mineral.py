@@ -17,7 +17,7 @@ def stone(tile: Tile) -> Surface:
     """Flagstones or cobbles: leaning, domed stones; earth and sometimes moss between them."""
     count, gap = tile.integer(4, 8), tile.uniform(0.006, 0.014)
     stones = tile.voronoi(count, jitter=0.8, at=tile.bent(0.012, 6, 6))
-    rough, fine = tile.fbm(6, 8, 0.55), tile.fbm(24, 6, 0.6)
+    rough, fine = tile.fbm(6, 8, 0.62), tile.fbm(24, 6, 0.8)
     body = smoothstep(0.4 * gap, 1.6 * gap, stones.edge + 0.15 * gap * fine)
     dome = 1 - (1 - smoothstep(0, 0.8, stones.inward())) ** 2
     earth = 0.002 * tile.fbm(32, 5, 0.6)
@@ -73,7 +73,7 @@ def brick(tile: Tile) -> Surface:
     bricks = tile.bond(
         columns, [shift * (r % (2 if shift == 0.5 else 3)) for r in range(rows)], 2 * joint, at
     )
-    rough, fine = tile.fbm(9, 8, 0.55), tile.fbm(40, 6, 0.6)
+    rough, fine = tile.fbm(9, 8, 0.6), tile.fbm(40, 5, 0.8)
     chips = 1.3 * joint * smoothstep(1.0, 2.2, tile.fbm(14, 5, 0.6))
     body = smoothstep(0.6 * joint, 1.7 * joint, bricks.edge - chips)
     face = 0.010 + tile.each(bricks, -0.002, 0.003) + tile.tilted(bricks, 0.03) + 0.0012 * rough

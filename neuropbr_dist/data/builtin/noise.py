@@ -9,23 +9,25 @@ numpy is used: the bytes don't depend on the number of threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 Array = np.ndarray
+Value = Any  # an array, or a number for all of it
 
 # Mean over positions of the sum of squared cubic B-spline weights, in one dimension.
 _SPLINE_POWER = 151 / 315
 _ROWS_AT_ONCE = 64  # a band of this many rows keeps the temporaries in the processor's cache
 
 
-def smoothstep(low: float | Array, high: float | Array, value: Array) -> Array:
+def smoothstep(low: Value, high: Value, value: Value) -> Array:
     """0 below `low`, 1 above `high`, a cubic without kinks between."""
     t = np.clip((value - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
-def mix(a: Array | float, b: Array | float, amount: Array | float) -> Array:
+def mix(a: Value, b: Value, amount: Value) -> Array:
     """`a` where amount is 0, `b` where it is 1."""
     return a + (b - a) * amount
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .noise import Array, displaced, mix, smoothstep
@@ -48,7 +50,7 @@ def wood(tile: Tile) -> Surface:
     return surface.transposed() if tile.chance(0.5) else surface
 
 
-def _lift(on_top: Array, thread: Array, along: Array) -> Array:
+def _lift(on_top: Callable[[Array, Array], Array], thread: Array, along: Array) -> Array:
     """How high a thread runs, -1 .. 1, between crossings where it is on top (1) or below (0)."""
     start = np.floor(along - 0.5)
     t = along - 0.5 - start
@@ -138,7 +140,7 @@ def leather(tile: Tile) -> Surface:
 def paint(tile: Tile) -> Surface:
     """Old gloss or matt paint, crazed and peeling off plaster or an earlier coat."""
     coats = ["4f8a8b", "d9c9a3", "a3423a", "3d5a80", "e8e4da", "6b8f5e", "c98a3d", "dcb7a8", "5b4a6b"]
-    rough, fine = tile.fbm(8, 8, 0.55), tile.fbm(56, 5, 0.65)
+    rough, fine = tile.fbm(8, 8, 0.6), tile.fbm(56, 5, 0.85)
     count = tile.integer(5, 9)
     flakes = tile.voronoi(count, jitter=0.9, at=tile.bent(0.018, 8, 6))
     limit = tile.uniform(0.2, 1.1)

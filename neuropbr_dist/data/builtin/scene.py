@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .noise import Array, mix
+from .noise import Array, Value, mix
 
 FIELD_OF_VIEW = np.radians(55)
 _WINDOW_SOFTNESS = np.float32(0.12)  # curtains and corners: no window has a hard edge
@@ -96,7 +96,7 @@ class Sky:
     """(3,) direction of the brighter side, shorter than 1: light grows by its inner product with the direction."""
     windows: tuple[Window, ...] = ()
 
-    def radiance(self, towards: Array, blur: Array | float) -> Array:
+    def radiance(self, towards: Array, blur: Value) -> Array:
         """Light from directions (3, N), averaged over a neighbourhood: (3, N).
 
         Args:
@@ -150,7 +150,7 @@ class Sky:
         return (self.irradiance_matrix() * up * up[:, None]).sum((1, 2))
 
 
-def _box(offset: Array, half_width: float, blur: Array | float) -> Array:
+def _box(offset: Array, half_width: float, blur: Value) -> Array:
     """A box of this half width, blurred by a box: a trapezoid."""
     return np.clip((half_width + blur / 2 - np.abs(offset)) / blur, 0, np.minimum(1, 2 * half_width / blur))
 

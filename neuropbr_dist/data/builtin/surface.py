@@ -27,6 +27,9 @@ def colour(code: str) -> Array:
     ]
 
 
+Place = tuple[Array, Array] | None
+
+
 class Tile:
     """Coordinates, noise and random choices of one material.
 
@@ -39,9 +42,9 @@ class Tile:
         self.size, self.rng = size, rng
         self.x, self.y = np.meshgrid(centres, centres[::-1])
 
-    def uniform(self, low: float, high: float) -> np.float32:
+    def uniform(self, low: float, high: float) -> float:
         """One number from [low, high)."""
-        return np.float32(self.rng.uniform(low, high))
+        return float(self.rng.uniform(low, high))
 
     def integer(self, low: int, high: int) -> int:
         """One whole number from low .. high, both included."""
@@ -71,28 +74,35 @@ class Tile:
     def bent(self, amount: float, frequency: int, octaves: int = 4) -> tuple[Array, Array]:
         """Coordinates pushed about by `amount` tile widths (standard deviation): crooked edges."""
         return (
-            self.x + np.float32(amount) * self.fbm(frequency, octaves),
-            self.y + np.float32(amount) * self.fbm(frequency, octaves),
+            self.x + amount * self.fbm(frequency, octaves),
+            self.y + amount * self.fbm(frequency, octaves),
         )
 
     def swirled(self, field: Array, amount: float, frequency: int) -> Array:
         """The field with its coordinates pushed about."""
-        amount = np.float32(amount)
         return displaced(field, amount * self.fbm(frequency, 4), amount * self.fbm(frequency, 4))
 
     def voronoi(
-        self, columns: int, rows: int | None = None, jitter: float = 0.8, at=None, stagger=False
+        self,
+        columns: int,
+        rows: int | None = None,
+        jitter: float = 0.8,
+        at: Place = None,
+        stagger: bool = False,
     ) -> Cells:
         """Random cells (`jitter` 0: a square grid, with `stagger` a honeycomb) at coordinates `at`."""
-        rows = rows or columns
-        points = 0.5 + jitter * self.rng.uniform(-0.5, 0.5, (rows, columns, 2))
+        points = 0.5 + jitter * self.rng.uniform(-0.5, 0.5, (rows or columns, columns, 2))
         if stagger:
             points[1::2, :, 0] += 0.5
-        return voronoi_cells(*(at or (self.x, self.y)), points.astype(np.float32))
+        x, y = at or (self.x, self.y)
+        return voronoi_cells(x, y, points.astype(np.float32))
 
-    def bond(self, columns: int, shifts: Sequence[float], corner: float = 0.0, at=None) -> Cells:
+    def bond(
+        self, columns: int, shifts: Sequence[float] | Array, corner: float = 0.0, at: Place = None
+    ) -> Cells:
         """Rows of rectangles; see `noise.grid_cells`."""
-        return grid_cells(*(at or (self.x, self.y)), columns, np.asarray(shifts), corner)
+        x, y = at or (self.x, self.y)
+        return grid_cells(x, y, columns, np.asarray(shifts), corner)
 
     def each(self, cells: Cells, low: float, high: float) -> Array:
         """One number for each cell, spread over its pixels: (S, S)."""

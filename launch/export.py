@@ -1,0 +1,11 @@
+"""Export, consolidate or check checkpoints."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, installed or not
+
+from neuropbr_dist.main import export
+
+if __name__ == "__main__":
+    export()

@@ -1,0 +1,77 @@
+"""The command lines of `launch/infer.py` and `launch/export.py`."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def infer_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description="Three rendered views of a material in, its four PBR maps out.", allow_abbrev=False
+    )
+    p.add_argument(
+        "--checkpoint", required=True, metavar="PATH",
+        help="a run's folder (newest good checkpoint), a checkpoint, or a file of launch/export.py",
+    )  # fmt: skip
+    what = p.add_mutually_exclusive_group()
+    what.add_argument("--sample-idx", type=int, metavar="N", help="sample of the run's data set (default 0)")
+    what.add_argument(
+        "--input-dir", metavar="DIR",
+        help="exactly three PNG renders, sorted alphabetically; or a folder of such folders",
+    )  # fmt: skip
+    p.add_argument(
+        "--out-dir", default="inference_outputs", metavar="DIR",
+        help="maps, views and a figure; a folder in it for each of several materials (default %(default)s)",
+    )  # fmt: skip
+    p.add_argument(
+        "--split", choices=("val", "train", "all"),
+        help="what --sample-idx counts in: all samples by name (default), or one side of the run's split",
+    )  # fmt: skip
+    p.add_argument("--data-input-dir", metavar="DIR", help="where the renders of --sample-idx lie now")
+    p.add_argument("--data-output-dir", metavar="DIR", help="where their true maps lie now")
+    p.add_argument(
+        "--size", type=native_or_side, metavar="native|N",
+        help="side in pixels that views are resized to (default: the run's data.image_size)",
+    )  # fmt: skip
+    p.add_argument("--device", default="auto", help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps, cpu")
+    p.add_argument(
+        "--precision", default="auto", choices=("auto", "bf16", "fp32"),
+        help="auto: bf16 on GPUs that have it",
+    )  # fmt: skip
+    p.add_argument(
+        "--tile", type=int, metavar="N",
+        help="predict in tiles of N px and blend them, for pictures above memory; attention sees one tile",
+    )  # fmt: skip
+    p.add_argument("--overlap", type=int, metavar="M", help="px that tiles share (default: a quarter of one)")
+    p.add_argument("--bits", type=int, default=8, choices=(8, 16), help="a channel of the maps' files")
+    add_debug(p)
+    return p
+
+
+def export_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description="Checkpoints to single files.", allow_abbrev=False)
+    commands = p.add_subparsers(dest="command", required=True)
+    inference = commands.add_parser("inference", help="the generator alone, for load_generator")
+    inference.add_argument("checkpoint", help="a run's folder, or a checkpoint")
+    inference.add_argument("out", help="a .safetensors file, or a folder")
+    whole = commands.add_parser("consolidate", help="all shards in one file, optimizer state too")
+    whole.add_argument("checkpoint", help="a run's folder, or a checkpoint")
+    whole.add_argument("out", help="a .safetensors file")
+    checked = commands.add_parser("check", help="read every byte; exit code 1 if anything is damaged")
+    checked.add_argument("path", help="a checkpoint, a run's folder (all of its checkpoints), or a file")
+    for command in (inference, whole, checked):
+        add_debug(command)
+    return p
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
+
+
+def native_or_side(text: str) -> int | str:
+    """`native`, or a side in pixels."""
+    if text == "native":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: native, or a number of pixels")
+    return int(text)

@@ -1,0 +1,130 @@
+"""A trained generator from any checkpoint or exported file, on one device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from neuropbr_dist.checkpoint import Checkpoint, open_newest
+from neuropbr_dist.config import TrainConfig, from_yaml
+from neuropbr_dist.data.device import normalise_views
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file
+from neuropbr_dist.models import Generator
+
+WEIGHTS_FILE = f"model{SUFFIX}"
+"""Name of the weights in an exported folder."""
+_PREFIXES = ("generator/param/", "generator/buffer/")
+
+
+class InferenceGenerator(Generator):
+    """`Generator` that also takes pictures as they are, with the run's own normalisation.
+
+    Args:
+        config: of the run that trained it.
+        origin: the file or checkpoint that the weights are from, for messages.
+        step: optimizer steps that it was trained for.
+    """
+
+    def __init__(self, config: TrainConfig, origin: Path, step: int) -> None:
+        super().__init__(config.model)
+        self.config, self.origin, self.step = config, origin, step
+
+    def forward(self, views: Tensor) -> Tensor:
+        """
+        Args:
+            views: (B, 3, 3, H, W) RGB; uint8 is normalised here as in training, floats
+                are taken as normalised already. H and W multiples of `size_multiple`.
+
+        Returns:
+            (B, 8, H, W) float32: albedo RGB, roughness, metallic in [0, 1], unit normal XYZ.
+        """
+        if views.dtype == torch.uint8:
+            views = normalise_views(views, self.config.transform, next(self.parameters()).dtype)
+        return super().forward(views)
+
+
+def load_generator(path: str | os.PathLike, *, log: Callable[[str], None] = print) -> InferenceGenerator:
+    """The trained generator, on the CPU in float32, in eval mode, its parameters without gradients.
+
+    Args:
+        path: a run's folder (its newest good checkpoint), a checkpoint or a name in that folder, written
+            by any engine at any world size; or what `launch/export.py` wrote, file or folder.
+        log: called with a warning if a damaged checkpoint was passed over for an older one.
+
+    Raises:
+        UserError: nothing there, all of it damaged, or weights that don't fit their configuration.
+    """
+    return build(*read_weights(Path(path), log))
+
+
+def read_weights(path: Path, log: Callable[[str], None]) -> tuple[TensorFile, Path]:
+    """The generator's weights as an `inference` file holds them, and where they are from."""
+    if (path / WEIGHTS_FILE).is_file():
+        path = path / WEIGHTS_FILE
+    if path.is_file():
+        stored = read_tensor_file(path)
+        if stored.kind == "inference":
+            return stored, path
+        origin, tensors, config, step = path, stored.tensors, stored.config_yaml, stored.state["step"]
+    else:
+        with open_checkpoint(path, log) as checkpoint:
+            tensors = {name: value for prefix in _PREFIXES for name, value in checkpoint.read(prefix).items()}
+            origin, config, step = checkpoint.path, checkpoint.config_yaml, checkpoint.state["step"]
+    return TensorFile("inference", _generator_only(tensors), config, {"step": step}), origin
+
+
+def open_checkpoint(path: Path, log: Callable[[str], None]) -> Checkpoint:
+    """The newest good checkpoint that `path` may mean.
+
+    Raises:
+        UserError: there is none, or none is good.
+    """
+    checkpoint = open_newest(path, log=log)
+    if checkpoint is None:
+        found = "no checkpoint in this folder" if path.is_dir() else "no such checkpoint or folder"
+        raise UserError(f"{path}: {found}; allowed: a run's folder, or a checkpoint in it")
+    return checkpoint
+
+
+def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
+    """The generator around its weights.
+
+    Raises:
+        UserError: the configuration can't be read, or is of another architecture than the weights.
+    """
+    config = from_yaml(weights.config_yaml, f"{origin}: its configuration")
+    with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
+        model = InferenceGenerator(config, origin, weights.state["step"])
+    _refuse_mismatch(model.state_dict(), weights.tensors, origin)
+    model.load_state_dict(weights.tensors, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _generator_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Canonical names -> names of the generator's `state_dict()`; all else is left out."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        for prefix in _PREFIXES
+        if name.startswith(prefix)
+    }
+
+
+def _refuse_mismatch(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], origin: Path) -> None:
+    faults = [f"{name} (missing)" for name in wanted if name not in found]
+    faults += [f"{name} (not in this architecture)" for name in found if name not in wanted]
+    faults += [
+        f"{name} ({tuple(found[name].shape)}; its configuration means {tuple(wanted[name].shape)})"
+        for name in wanted
+        if name in found and found[name].shape != wanted[name].shape
+    ]
+    if faults:
+        rest = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise UserError(
+            f"{origin}: the weights don't fit their own configuration: {', '.join(faults[:5])}{rest}"
+        )

@@ -1,0 +1,151 @@
+"""What to predict: a sample of the run's data set, or three renders of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neuropbr_dist.config import DataConfig, TrainConfig
+from neuropbr_dist.data.decode import read_picture
+from neuropbr_dist.data.layout import scan
+from neuropbr_dist.data.sources import BuiltinSource, FileSource, Source, default_folders
+from neuropbr_dist.data.split import split
+from neuropbr_dist.errors import UserError
+
+Part = Literal["val", "train", "all"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One material to predict."""
+
+    title: str
+    """What it is, in a few words."""
+    label: str
+    """What it is and where it is from, on one line."""
+    views: Tensor
+    """uint8 (3, 3, S, S)."""
+    maps: Tensor | None = None
+    """The true maps, uint8 (8, S, S), where they are known."""
+
+
+def open_sample(
+    config: TrainConfig,
+    index: int,
+    part: Part,
+    size: int | None,
+    input_dir: str | None = None,
+    output_dir: str | None = None,
+) -> Subject:
+    """Sample `index` of the data set that the run was trained on.
+
+    Samples are counted by name, clean before dirty, as the saved `data.render_curriculum` selects them.
+
+    Args:
+        part: what is counted: all samples, or one side of the run's train/validation split.
+        size: side in pixels to resize to; None: the files' own.
+        input_dir, output_dir: where the data set lies now, if not where the configuration says.
+
+    Raises:
+        UserError: no data set there, or no such sample in it.
+    """
+    data = replace(config.data, image_size=size)
+    if input_dir is not None:
+        data.input_dir, data.metadata_path = input_dir, None
+    data.output_dir = output_dir or data.output_dir
+    source, where = open_source(data, config.training.seed)
+    entries = source.entries if part == "all" else _side(source.entries, config, part)
+    if not 0 <= index < len(entries):
+        raise UserError(f"--sample-idx {index}; allowed: 0 to {len(entries) - 1} ({where}, --split {part})")
+    entry = entries[index]
+    known = f"{part} side"
+    if part == "all":
+        moved = input_dir is not None or output_dir is not None  # perhaps another set, with another split
+        held_out = not moved and entry in _side(source.entries, config, "val")
+        known = "split unknown" if moved else "val side" if held_out else "train side"
+    views, maps = source.load(entry)
+    title = f"{entry.key}, {entry.material} ({known})"
+    label = f"Sample {index} of {len(entries)} in {where}: {title}"
+    return Subject(title, label, _tensor(views), _tensor(maps))
+
+
+def open_source(data: DataConfig, seed: int) -> tuple[Source, str]:
+    """The data set and where it is, for messages."""
+    if (data.input_dir is None) != (data.output_dir is None):
+        raise UserError("--data-input-dir and --data-output-dir: name both; the run's own data were built in")
+    folders = default_folders(data)
+    if folders is None:
+        return BuiltinSource(data, seed), "the built-in materials"
+    for folder, flag in zip(folders, ("--data-input-dir", "--data-output-dir"), strict=True):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; say by {flag} where the run's data set lies now")
+    entries = scan(*folders, data.metadata_path, data.render_curriculum)
+    return FileSource(entries, data.image_size or 0, resize=data.image_size is not None), str(folders[0])
+
+
+def _side(entries: Sequence[Any], config: TrainConfig, part: Part) -> list[Any]:
+    """The entries on one side of the run's split."""
+    train, val = split(entries, config.data.val_ratio, config.data.split_by, config.training.seed)
+    return val if part == "val" else train
+
+
+def find_triples(folder: Path, skip: Path) -> list[Path]:
+    """Folders with three renders each: `folder` itself, or every folder in it.
+
+    Args:
+        skip: not looked into: results of an earlier call.
+
+    Raises:
+        UserError: `folder` is missing, or any folder has not exactly three PNG files.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--input-dir {folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    inside = [path for path in inside if path.resolve() != skip.resolve()]
+    triples = [folder] if _pngs(folder) or not inside else inside
+    faults = []
+    for triple in triples:
+        names = [path.name for path in _pngs(triple)]
+        if len(names) != 3:
+            found = ": " + ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else ""
+            faults.append(f"{triple}: exactly three PNG files are needed, found {len(names)}{found}")
+    if faults:
+        raise UserError("; ".join(faults[:5]))
+    return triples
+
+
+def open_triple(folder: Path, size: int | None) -> Subject:
+    """The three PNG files of a folder as views, in alphabetical order.
+
+    Args:
+        size: side in pixels to resize to; None: the files' own.
+
+    Raises:
+        UserError: a file can't be read or isn't square, or the three differ in size.
+    """
+    paths = _pngs(folder)
+    pictures = [read_picture(path, "view", size) for path in paths]
+    for path, picture in zip(paths, pictures, strict=True):
+        if picture.shape != pictures[0].shape:
+            sides = f"{picture.shape[1]} px a side, but {paths[0]} has {pictures[0].shape[1]}"
+            raise UserError(f"{path}: {sides}; --size N resizes all to one size")
+    label = f"Renders {', '.join(path.name for path in paths)} of {folder}"
+    return Subject(folder.resolve().name, label, _tensor(np.stack(pictures)))
+
+
+def _pngs(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() == ".png" and path.is_file() and not path.name.startswith(".")
+    )
+
+
+def _tensor(pictures: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(pictures))  # a copy: cached samples are read-only memory maps

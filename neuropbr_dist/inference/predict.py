@@ -1,0 +1,110 @@
+"""Three pictures of a material in, its maps out: size, precision, tiles, and how good they are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from neuropbr_dist.config import LossConfig
+from neuropbr_dist.data.device import decode_maps
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.inference.generator import InferenceGenerator
+from neuropbr_dist.inference.tiles import default_overlap, predict_tiles, refuse_tiling
+from neuropbr_dist.models import size_multiple
+from neuropbr_dist.objectives import MAP_SLICES, MetricSums, ReconstructionLoss
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf16", "fp32"]:
+    """`auto`: bf16 on GPUs that have it, else fp32."""
+    if precision != "auto":
+        return precision
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
+
+
+def refuse_size(side: int, multiple: int, where: str) -> None:
+    """Raises UserError, naming the nearest sizes, unless `side` is a multiple of the encoder's stride."""
+    below, above = side // multiple * multiple, -(-side // multiple) * multiple
+    if below != above:
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise UserError(
+            f"{where}: {side} px a side, but this model takes multiples of {multiple} px; "
+            f"nearest: {nearest} (--size resizes)"
+        )
+
+
+@torch.no_grad()
+def predict(
+    model: InferenceGenerator,
+    views: Tensor,
+    *,
+    precision: Precision = "auto",
+    tile: int | None = None,
+    overlap: int | None = None,
+) -> Tensor:
+    """Maps of one material, on the model's device.
+
+    Args:
+        views: (3, 3, S, S) uint8 RGB, on any device.
+        precision: of the forward pass; `auto`: bf16 on GPUs that have it.
+        tile: side of the tiles to predict and blend, for pictures above memory; what that changes
+            stands in `tiles`. None, or not below S: the whole picture at once.
+        overlap: least number of pixels that neighbouring tiles share. None: a quarter of `tile`.
+
+    Returns:
+        (8, S, S) float32 on the CPU: albedo, roughness, metallic in [0, 1], unit normals.
+
+    Raises:
+        UserError: S is no multiple of the encoder's stride, impossible tiles, or too little GPU memory.
+    """
+    device, side, multiple = (
+        next(model.parameters()).device,
+        views.shape[-1],
+        size_multiple(model.config.model),
+    )
+    bf16 = resolve_precision(precision, device) == "bf16"
+
+    def forward(part: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return model(part[None].to(device))[0]
+
+    refuse_size(side, multiple, "views")
+    if tile is not None:
+        overlap = default_overlap(tile) if overlap is None else overlap
+        refuse_tiling(tile, overlap, multiple)
+    try:
+        if tile is None or overlap is None or tile >= side:
+            return forward(views).float().cpu()
+        return predict_tiles(forward, views, tile, overlap, multiple)
+    except torch.OutOfMemoryError as error:
+        size = side if tile is None else min(tile, side)
+        raise UserError(
+            f"{size} px a side don't fit into the memory of {device}; use a smaller --tile"
+        ) from error
+
+
+def measure(pred: Tensor, maps: Tensor) -> dict[str, float]:
+    """Metrics of one prediction, as in validation (see `MetricSums.result`).
+
+    Args:
+        pred: (8, S, S) float.
+        maps: the true maps, uint8 (8, S, S).
+    """
+    # The loss itself isn't reported: with the run's own weights, custom losses would have to be found and run.
+    sums = MetricSums(ReconstructionLoss(LossConfig()), pred.device)
+    sums.update(pred[None], decode_maps(maps[None].to(pred.device)))
+    return sums.result()
+
+
+def table(metrics: dict[str, float]) -> str:
+    """Per map MAE, PSNR and SSIM, and the angle of the normals, for a person."""
+    lines = [f"{'':10}{'MAE':>8}{'PSNR':>9}{'SSIM':>8}"]
+    for name in MAP_SLICES:
+        mae, psnr, similarity = (metrics[f"{name}_{metric}"] for metric in ("mae", "psnr", "ssim"))
+        lines.append(f"{name:10}{mae:8.4f}{psnr:6.2f} dB{similarity:8.4f}")
+    angles = [f"{metrics[f'normal_angle_{name}']:.2f}° {name}" for name in ("mean", "median", "p95")]
+    return "\n".join([*lines, f"normal angle  {', '.join(angles)}"])

@@ -1,0 +1,75 @@
+"""The reference: the GAN step in plain PyTorch, one process, the whole batch at once.
+
+No code of `neuropbr_dist.parallel` or `neuropbr_dist.training.step` takes part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.parity import ADAM, Case, global_batch, models, objective
+
+
+def train_plain(case: Case) -> dict[str, Any]:
+    """State and records in the form of `tests.parity.train_row`."""
+    (g, d), goal = models(case), objective(case)
+    opt_g, opt_d = optimizer(g), optimizer(d)
+    records = []
+    for step in range(case.steps):
+        views, maps = global_batch(case, step)
+        weight = torch.full((case.batch,), 1 / case.batch, dtype=views.dtype)
+        d_losses = []
+        for _ in range(case.d_steps - 1):
+            d_losses.append(goal.discriminator(d(maps), d(g(views).detach()), weight))
+            update(opt_d, torch.autograd.grad(d_losses[-1], trained(d)), case.clip)
+        fake = g(views)
+        d_losses.append(goal.discriminator(d(maps), d(fake.detach()), weight))
+        g_loss, _ = goal.reconstruction(fake, maps, weight)
+        g_loss = g_loss + case.w_gan * goal.generator(d(fake), weight)
+        d_grads = torch.autograd.grad(d_losses[-1], trained(d))  # both at the same parameters
+        g_grads = torch.autograd.grad(g_loss, trained(g))
+        records.append(
+            {
+                "G_loss": g_loss.item(),
+                "D_loss": torch.stack(d_losses).mean().item(),
+                "G_norm": update(opt_g, g_grads, case.clip),
+                "D_norm": update(opt_d, d_grads, case.clip),
+            }
+        )
+    state = {f"generator/{name}": value for name, value in state_of(g, opt_g).items()}
+    state |= {f"discriminator/{name}": value for name, value in state_of(d, opt_d).items()}
+    return {"state": state, "records": records}
+
+
+def trained(net: nn.Module) -> list[nn.Parameter]:
+    return [p for p in net.parameters() if p.requires_grad]
+
+
+def optimizer(net: nn.Module) -> torch.optim.AdamW:
+    a = ADAM
+    return torch.optim.AdamW(
+        trained(net), lr=a.lr, betas=a.betas, eps=a.eps, weight_decay=a.weight_decay, foreach=False
+    )
+
+
+def update(opt: torch.optim.Optimizer, grads: tuple[Tensor, ...], clip: float) -> float:
+    """Clip and step; the norm before clipping."""
+    params = opt.param_groups[0]["params"]
+    for p, grad in zip(params, grads, strict=True):
+        p.grad = grad
+    norm = torch.nn.utils.clip_grad_norm_(params, clip)
+    opt.step()
+    return norm.item()
+
+
+def state_of(net: nn.Module, opt: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Parameters and moments under the names of `Network.shards`."""
+    state = {f"param/{name}": p.detach().double() for name, p in net.named_parameters()}
+    for name, p in net.named_parameters():
+        if p.requires_grad:
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[f"{key}/{name}"] = opt.state[p][key].double()
+    return state

@@ -1,0 +1,264 @@
+"""launch/infer.py and launch/data.py: what they write, print and refuse."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from neuropbr_dist.data.decode import read_picture
+from neuropbr_dist.data.split import split
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.inference import load_generator, predict
+from neuropbr_dist.inference.pictures import maps_to_16_bit, save_png_16
+from neuropbr_dist.main import data, infer
+from neuropbr_dist.monitor import maps_to_images
+from tests.material_files import save, write_set, write_views
+from tests.trained_run import METADATA, SIZE, trained_run
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process saves and loads
+
+ROOT = Path(__file__).resolve().parents[1]
+MAPS = ["albedo.png", "roughness.png", "metallic.png", "normal.png"]
+FILES = sorted([*MAPS, "view_0.png", "view_1.png", "view_2.png", "picture.png"])
+
+
+@pytest.fixture(scope="module")
+def run():
+    return trained_run()[0]
+
+
+def infer_to(out, *words):
+    infer(
+        ["--out-dir", str(out), "--device", "cpu", "--debug", *map(str, words)]
+    )  # --debug: errors are raised
+
+
+def views_of(paths, size=None):
+    return torch.from_numpy(np.stack([read_picture(Path(path), "view", size) for path in paths]))
+
+
+def assert_maps_in(folder, pred):
+    for name, image in maps_to_images(pred).items():
+        assert (np.asarray(Image.open(folder / f"{name}.png")) == image).all(), name
+
+
+def test_sample_of_the_data_set(run, tmp_path, capsys):
+    renders = trained_run()[1]
+    infer_to(tmp_path / "out", "--checkpoint", run, "--sample-idx", 2)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+    views = views_of([renders / f"clean/sample_0002/{i}.png" for i in range(3)])
+    assert_maps_in(tmp_path / "out", predict(load_generator(run), views))
+    assert Image.open(tmp_path / "out" / "roughness.png").mode == "L"
+    for i in range(3):
+        shown = np.asarray(Image.open(tmp_path / "out" / f"view_{i}.png"))
+        assert (shown == views[i].permute(1, 2, 0).numpy()).all()
+    said = capsys.readouterr().out
+    assert re.search(r"Sample 2 of 6 in .*: clean/sample_0002, material_2 \((train|val) side\), 32 px", said)
+    assert re.search(r"albedo +0\.\d+ +[\d.]+ dB +-?0\.\d+", said) and "normal angle" in said
+    assert f"picture.png to {tmp_path / 'out'}" in said
+
+
+def test_printed_metrics_are_those_of_the_maps(run, tmp_path, capsys):
+    maps = trained_run()[2]
+    infer_to(tmp_path, "--checkpoint", run)
+    pred = np.asarray(Image.open(tmp_path / "albedo.png")) / 255
+    error = np.abs(pred - np.asarray(Image.open(maps / "material_0" / "albedo.png")) / 255).mean()
+    printed = float(re.search(r"albedo +(0\.\d+)", capsys.readouterr().out)[1])
+    assert printed == pytest.approx(error, abs=1e-3)
+
+
+@pytest.mark.parametrize("part", ["val", "train"])
+def test_split_counts_in_one_side_of_the_runs_split(run, tmp_path, capsys, part):
+    config = load_generator(run).config
+    entries = [SampleName(name, material) for name, material in METADATA.items()]
+    train, val = split(entries, config.data.val_ratio, "material", config.training.seed)
+    chosen = {"val": val, "train": train}[part]
+    infer_to(tmp_path, "--checkpoint", run, "--split", part, "--sample-idx", len(chosen) - 1)
+    assert f"of {len(chosen)} in" in (said := capsys.readouterr().out)
+    assert f"clean/{chosen[-1].name}, {chosen[-1].material} ({part} side)" in said
+    with pytest.raises(
+        UserError, match=rf"--sample-idx {len(chosen)}; allowed: 0 to {len(chosen) - 1} .*{part}"
+    ):
+        infer_to(tmp_path, "--checkpoint", run, "--split", part, "--sample-idx", len(chosen))
+
+
+class SampleName:
+    def __init__(self, name, material):
+        self.name, self.material = name, material
+
+
+def test_data_set_that_lies_elsewhere_now(run, tmp_path, capsys):
+    renders, maps = write_set(tmp_path / "moved", {"only": "one"}, size=48, seed=1)
+    infer_to(tmp_path / "out", "--checkpoint", run, "--data-input-dir", renders, "--data-output-dir", maps)
+    assert "clean/only, one (split unknown), 32 px" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no such folder; say by --data-output-dir"):
+        infer_to(tmp_path / "out", "--checkpoint", run, "--data-output-dir", tmp_path / "none")
+
+
+def test_own_renders_are_taken_alphabetically_at_the_runs_size(run, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for name in ("zinc.png", "Amber.PNG", "m.png"):
+        save(rng.integers(0, 256, (40, 40, 3)), tmp_path / "in" / name)
+    infer_to(tmp_path / "out", "--checkpoint", run, "--input-dir", tmp_path / "in")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+    views = views_of([tmp_path / "in" / name for name in ("Amber.PNG", "m.png", "zinc.png")], SIZE)
+    assert_maps_in(tmp_path / "out", predict(load_generator(run), views))
+    said = capsys.readouterr().out
+    assert "Renders Amber.PNG, m.png, zinc.png" in said and "MAE" not in said
+
+
+@pytest.mark.parametrize(("size", "side"), [("native", 40), ("48", 48)])
+def test_size_overrides_the_runs(run, tmp_path, size, side):
+    write_views(tmp_path / "in", 40, np.random.default_rng(0))
+    infer_to(tmp_path / "out", "--checkpoint", run, "--input-dir", tmp_path / "in", "--size", size)
+    assert Image.open(tmp_path / "out" / "normal.png").size == (side, side)
+    assert Image.open(tmp_path / "out" / "view_0.png").size == (side, side)
+
+
+def test_folder_of_folders_skips_its_own_results(run, tmp_path):
+    for name in ("brass", "oak"):
+        write_views(tmp_path / name, SIZE, np.random.default_rng(len(name)))
+    for _ in range(2):
+        infer_to(tmp_path / "out", "--checkpoint", run, "--input-dir", tmp_path)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["brass", "oak"]
+    for name in ("brass", "oak"):
+        views = views_of([tmp_path / name / f"{i}.png" for i in range(3)])
+        assert_maps_in(tmp_path / "out" / name, predict(load_generator(run), views))
+
+
+def test_16_bit_maps_hold_the_prediction_to_half_a_level(run, tmp_path):
+    write_views(tmp_path / "in", SIZE, np.random.default_rng(0))
+    infer_to(tmp_path / "out", "--checkpoint", run, "--input-dir", tmp_path / "in", "--bits", 16)
+    pred = predict(load_generator(run), views_of([tmp_path / "in" / f"{i}.png" for i in range(3)]))
+    roughness = np.asarray(Image.open(tmp_path / "out" / "roughness.png"))
+    assert roughness.max() > 255
+    assert np.abs(roughness / 65535 - pred[3].numpy()).max() <= 0.5 / 65535 + 1e-7
+    levels = maps_to_16_bit(pred)
+    for name in ("albedo", "normal"):
+        found = read_picture(tmp_path / "out" / f"{name}.png", name)
+        assert (found == (levels[name].astype(int).transpose(2, 0, 1) + 128) // 257).all()
+
+
+def test_16_bit_png_rows_survive_the_filter(tmp_path):
+    image = np.random.default_rng(0).integers(0, 65536, (9, 7)).astype(np.uint16)
+    save_png_16(tmp_path / "gray.png", image)
+    assert (np.asarray(Image.open(tmp_path / "gray.png")) == image).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["gray.png"]
+
+
+def test_tiles_from_the_command_line(run, tmp_path):
+    write_views(tmp_path / "in", 96, np.random.default_rng(0))
+    words = ["--checkpoint", run, "--input-dir", tmp_path / "in", "--size", "native"]
+    infer_to(tmp_path / "out", *words, "--tile", 64, "--overlap", 40)
+    views = views_of([tmp_path / "in" / f"{i}.png" for i in range(3)])
+    assert_maps_in(tmp_path / "out", predict(load_generator(run), views, tile=64, overlap=40))
+
+
+def no_third(folder):
+    (folder / "2.png").unlink()
+
+
+def a_fourth(folder):
+    shutil.copy(folder / "2.png", folder / "3.png")
+
+
+def no_square(folder):
+    save(np.zeros((32, 40, 3)), folder / "1.png")
+
+
+def cut_short(folder):
+    (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:-20])
+
+
+def another_size(folder):
+    save(np.zeros((48, 48, 3)), folder / "1.png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (no_third, r"exactly three PNG files are needed, found 2: 0\.png, 1\.png"),
+        (a_fourth, "exactly three PNG files are needed, found 4"),
+        (no_square, r"1\.png: 40 x 32; pictures must be square"),
+        (cut_short, r"0\.png: truncated"),
+        (another_size, r"1\.png: 48 px a side, but .*0\.png has 32; --size N"),
+    ],
+)
+def test_renders_that_cannot_be_used_are_named(run, tmp_path, spoil, message):
+    write_views(tmp_path / "in", 32, np.random.default_rng(0))
+    spoil(tmp_path / "in")
+    with pytest.raises(UserError, match=message):
+        infer_to(tmp_path / "out", "--checkpoint", run, "--input-dir", tmp_path / "in", "--size", "native")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--input-dir", "."], "the same as --input-dir"),
+        (["--input-dir", "none"], "--input-dir none: no such folder"),
+        (["--input-dir", ".", "--split", "val"], "--split is about --sample-idx"),
+        (["--overlap", "40"], "--overlap needs --tile"),
+        (["--size", "30"], "30 px a side.*nearest: 28 or 32"),
+        (["--sample-idx", "-1"], "--sample-idx -1; allowed: 0 to 5"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(run, monkeypatch, tmp_path, words, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        infer_to(".", "--checkpoint", run, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_script_prints_one_line_and_exits_with_2(tmp_path):
+    script = [sys.executable, str(ROOT / "launch" / "infer.py"), "--checkpoint", str(tmp_path / "none")]
+    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert (
+        done.stderr.startswith(f"error: {tmp_path / 'none'}: no such checkpoint")
+        and done.stderr.count("\n") == 1
+    )
+
+
+def test_run_on_built_in_materials(run, tmp_path, monkeypatch, capsys):
+    from neuropbr_dist.inference.inputs import open_sample
+
+    config = load_generator(run).config
+    config.data.input_dir = config.data.output_dir = None
+    config.data.builtin_count, config.data.builtin_cache = 2, str(tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    subject = open_sample(config, 1, "all", 32)
+    assert subject.views.shape == (3, 3, 32, 32) and subject.maps.shape == (8, 32, 32)
+    assert "built-in materials: clean/sample_0001" in subject.label
+    with pytest.raises(UserError, match="name both"):
+        open_sample(config, 1, "all", 32, input_dir="renders")
+
+
+def test_data_generate_and_verify(tmp_path, capsys):
+    out = tmp_path / "set"
+    data(["generate", str(out), "--count", "3", "--size", "32", "--seed", "5"])
+    assert len(list((out / "input" / "dirty").iterdir())) == 3
+    data(["verify", str(out / "input"), str(out / "output")])
+    assert "6 sample entries" in (said := capsys.readouterr().out) and "clean" in said
+    data(["generate", str(tmp_path / "clean"), "--count", "2", "--size", "32", "--clean-only"])
+    assert not (tmp_path / "clean" / "input" / "dirty").exists()
+
+
+def test_data_verify_exits_with_1_and_lists_what_to_mend(tmp_path, capsys):
+    renders, maps = write_set(tmp_path)
+    (renders / "clean" / "sample_0001" / "1.png").write_bytes(b"no picture")
+    words = ["verify", str(renders), str(maps), "--metadata", str(renders / "render_metadata.json")]
+    words += ["--fix-list", str(tmp_path / "fix.txt"), "--resume", str(tmp_path / "state.jsonl")]
+    with pytest.raises(SystemExit) as stopped:
+        data(words)
+    assert stopped.value.code == 1
+    assert "1.png: not a PNG file" in capsys.readouterr().out
+    assert (tmp_path / "fix.txt").read_text() == "sample_0001\n"
+    assert (tmp_path / "state.jsonl").exists()

@@ -1,0 +1,163 @@
+"""Every engine trains the GAN to the same parameters, moments and losses as a plain loop."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import cache
+from itertools import product
+from typing import Any
+
+import pytest
+
+from neuropbr_dist.parallel import Network
+from tests import parity
+from tests.distributed import run
+from tests.parity import Case, Row, differences, train_row
+from tests.plain_loop import train_plain
+
+BOUND, BOUND_DOUBLE = 1e-5, 1e-12
+
+BASIC = Case()
+WIDE = Case(batch=8)  # two samples a rank at world 4
+REAL = Case(steps=30, smooth=False, double=True)
+
+ZERO = {stage: Row(engine="deepspeed", stage=stage) for stage in range(4)}
+ENGINES = {
+    "single": Row(engine="single", world=1),
+    "ddp": Row(engine="ddp"),
+    "fsdp": Row(engine="fsdp"),
+    **{f"zero{stage}": row for stage, row in ZERO.items()},
+}
+
+
+def rows() -> list[tuple[Case, Row]]:
+    """By world size, so that each pool of processes is used up before the next."""
+    world_4 = [Row(engine="fsdp", world=4), Row(engine="fsdp", world=4, shard="node")]
+    cut = [
+        {"accumulation": accumulation, "recompute": recompute}
+        for accumulation, recompute in product((1, 2), ("none", "full"))
+    ]
+    found = [(BASIC, replace(row, **c)) for row in ENGINES.values() for c in cut]
+    found += [(BASIC, replace(ENGINES[name], recompute="selective")) for name in ("single", "fsdp")]
+    found += [(BASIC, replace(ENGINES[name], compile=True)) for name in ("single", "ddp", "fsdp", "zero2")]
+    found += [(BASIC, replace(ENGINES[name], offload=True)) for name in ("fsdp", "zero2", "zero3")]
+    found += [(BASIC, replace(ZERO[3], persist=10_000))]
+    found += [(BASIC, replace(ENGINES[name], engine_d="ddp")) for name in ("fsdp", "zero3")]
+    frozen, two_d = Case(freeze_backbone=True), Case(d_steps=2)
+    found += [(frozen, ENGINES[name]) for name in ("fsdp", "zero2", "zero3")]
+    found += [(two_d, ENGINES[name]) for name in ("single", "ddp", "fsdp", "zero2", "zero3")]
+    found += [(BASIC, replace(ENGINES[name], world=3)) for name in ("ddp", "fsdp", "zero2", "zero3")]
+    found += [(WIDE, replace(row, **c)) for row in world_4 for c in cut]
+    return sorted(found, key=lambda pair: pair[1].world)
+
+
+def label(pair: tuple[Case, Row]) -> str:
+    """The row, and what its case has beside the basic one."""
+    case, row = pair
+    notes = ["freeze_backbone"] * case.freeze_backbone
+    notes += [f"{case.d_steps} D steps a G step"] * (case.d_steps > 1)
+    notes += ["real losses, float64, 30 steps"] * case.double
+    notes += [f"batch {case.batch}"]
+    return ", ".join([str(row), *notes])
+
+
+@cache
+def reference(case: Case) -> dict[str, Any]:
+    return train_plain(case)
+
+
+def trained(case: Case, row: Row, function: str = "train_row") -> dict[str, Any]:
+    if row.world == 1:
+        return globals()[function](case, row)
+    return run(row.world, f"{__name__}:{function}", case=case, row=row)[0]
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("pair", rows(), ids=label)
+def test_matches_the_plain_loop(pair, parity_table):
+    case, row = pair
+    found = differences(trained(case, row), reference(case))
+    worst = max(found, key=found.get)
+    parity_table.append((label(pair), found[worst], BOUND))
+    assert found[worst] <= BOUND, worst
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", ["single", "ddp", "fsdp"])
+def test_real_losses_in_float64(name, parity_table):
+    found = differences(trained(REAL, ENGINES[name]), reference(REAL))
+    worst = max(found, key=found.get)
+    parity_table.append((label((REAL, ENGINES[name])), found[worst], BOUND_DOUBLE))
+    assert found[worst] <= BOUND_DOUBLE, worst
+
+
+@pytest.mark.parametrize("case", [BASIC, WIDE, REAL], ids=["basic", "batch 8", "real losses"])
+def test_clipping_is_active_in_the_reference(case):
+    for part in ("G_norm", "D_norm"):
+        assert any(record[part] > case.clip for record in reference(case)["records"]), part
+
+
+# -- the check bites -----------------------------------------------------------------------
+
+
+def d_not_frozen(case: Case, row: Row) -> dict[str, Any]:
+    """Wrong on purpose: the generator's loss leaves gradients in the discriminator."""
+    original = Network.frozen
+
+    def frozen(self: Network) -> AbstractContextManager[None]:
+        self._frozen = False
+        return nullcontext()
+
+    Network.frozen = frozen
+    try:
+        return train_row(case, row)
+    finally:
+        Network.frozen = original
+
+
+def not_scaled_by_world(case: Case, row: Row) -> dict[str, Any]:
+    """Wrong on purpose: gradients are means over ranks, not sums."""
+    original = parity.networks
+
+    def networks(case: Case, row: Row) -> tuple[Network, Network]:
+        built = original(case, row)
+        for network in built:
+            network.world = 1  # type: ignore[attr-defined]
+        return built
+
+    parity.networks = networks
+    try:
+        return train_row(case, row)
+    finally:
+        parity.networks = original
+
+
+def reduced_on_every_micro_batch(case: Case, row: Row) -> dict[str, Any]:
+    """Wrong on purpose for ZeRO: each micro-batch counts as the step's last."""
+    original = parity.gan_step
+
+    def step(g: Network, d: Network, batch: list, *args: Any, **kwargs: Any) -> Any:
+        for network in (g, d):
+            network.sync_gradients = lambda last, inner=network.sync_gradients: inner(True)  # type: ignore
+        return original(g, d, batch, *args, **kwargs)
+
+    parity.gan_step = step
+    try:
+        return train_row(case, row)
+    finally:
+        parity.gan_step = original
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", ["single", "ddp", "fsdp"])
+def test_notices_a_discriminator_that_is_not_frozen(name):
+    wrong = differences(trained(BASIC, ENGINES[name], "d_not_frozen"), reference(BASIC))
+    assert max(wrong.values()) > 1000 * BOUND
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero0", "zero2", "zero3"])
+def test_notices_gradients_that_are_not_scaled_by_the_world(name):
+    wrong = differences(trained(BASIC, ENGINES[name], "not_scaled_by_world"), reference(BASIC))
+    assert max(wrong.values()) > 1000 * BOUND
