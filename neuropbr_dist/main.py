@@ -121,3 +121,10 @@ def data(argv: Sequence[str] | None = None) -> None:
     print(report)
     if not report.clean:
         sys.exit(1)
+
+
+@entry
+def demo(argv: Sequence[str] | None = None) -> None:
+    from neuropbr_dist.demo import demo as run
+
+    run()

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch._dynamo
 from torch import nn
 
 from neuropbr_dist.parallel.activation import checkpoint_segment, has_batch_statistics
+
+# Segments share one code object, and each has graphs for training, frozen and no-grad
+# passes: with torch's limit of 8 most segments would run uncompiled, but for a warning.
+GRAPHS_A_CODE_OBJECT = 256
 
 
 def prepare_segments(segments: dict[str, nn.Module], *, recompute: str, compile_blocks: bool) -> None:
@@ -17,6 +22,9 @@ def prepare_segments(segments: dict[str, nn.Module], *, recompute: str, compile_
         compile_blocks: torch.compile each segment. Static shapes: dynamic ones
             fail on this model ("cannot determine truth value of Relational").
     """
+    if compile_blocks:
+        torch._dynamo.config.recompile_limit = GRAPHS_A_CODE_OBJECT
+        torch._dynamo.config.accumulated_recompile_limit = 4 * GRAPHS_A_CODE_OBJECT
     for module in segments.values():
         # Batch statistics are noted in Python lists, which a compiled checkpoint
         # region can't hold: for those the compiled code goes inside.

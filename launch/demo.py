@@ -1,0 +1,11 @@
+"""Train, infer and report on built-in materials: what `make demo` runs."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, installed or not
+
+from neuropbr_dist.main import demo
+
+if __name__ == "__main__":
+    demo()

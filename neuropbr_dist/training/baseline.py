@@ -1,0 +1,36 @@
+"""What one learns without looking at the views: the training set's mean maps."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.data.device import decode_maps
+from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
+from neuropbr_dist.training.data import Samples
+
+
+def mean_maps(samples: Samples) -> Tensor:
+    """Per-pixel mean of the training maps (8, H, W), normals renormalised."""
+    total = torch.zeros(8, samples.source.size, samples.source.size)
+    for entry in samples.train:
+        total += target(samples, entry)[0]
+    total /= len(samples.train)
+    total[5:] = F.normalize(total[5:], dim=0)
+    return total
+
+
+def mean_maps_metrics(cfg: TrainConfig, samples: Samples) -> dict[str, float]:
+    """Validation metrics of predicting the mean maps for every held-out sample."""
+    mean = mean_maps(samples)
+    sums = MetricSums(ReconstructionLoss(cfg.loss), "cpu")
+    for entry in samples.val:
+        sums.update(mean[None], target(samples, entry))
+    return sums.result()
+
+
+def target(samples: Samples, entry: object) -> Tensor:
+    maps = torch.from_numpy(samples.source.load(entry)[1].copy())
+    return decode_maps(maps[None])

@@ -1,0 +1,143 @@
+"""`--debug`: one device, no launcher, no sharding, no compile; look at a batch, then overfit it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from neuropbr_dist.cluster import detect, pick_device
+from neuropbr_dist.config import TrainConfig, differences, from_yaml, to_yaml
+from neuropbr_dist.config.cli import config_from
+from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.data.device import to_device
+from neuropbr_dist.data.loader import collate
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.models import size_multiple
+from neuropbr_dist.monitor import comparison, save_png
+from neuropbr_dist.parallel import Network
+from neuropbr_dist.training.data import Samples, open_samples
+from neuropbr_dist.training.estimate import activation_bytes, available_bytes, state_bytes
+from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.run import build_networks
+from neuropbr_dist.training.step import gan_step
+
+STEPS = 20
+LARGEST_ON_CPU = 128  # px: a step of the default preset takes seconds there
+
+
+def debug(args: argparse.Namespace) -> None:
+    """Table of modules, first batch as a picture, and whether one batch can be overfitted."""
+    cfg, env = config_from(args), detect()
+    if env.world_size > 1:
+        raise UserError("--debug is for one process; start it with python launch/train.py --debug")
+    asked = from_yaml(to_yaml(cfg), "")
+    device = pick_device(cfg.training.device, env)
+    plain_settings(cfg, device)
+    for name, (old, new) in differences(asked, cfg).items():
+        print(f"debug: {name} = {new} (was {old})")
+    torch.use_deterministic_algorithms(True)
+    samples = open_samples(cfg, env, print)
+    cfg.training.global_batch_size = cfg.training.batch_size = min(cfg.training.batch_size, len(samples.train))
+    networks = build_networks(cfg, env, device, None)
+    batch, views = first_batch(cfg, samples, device)
+    for part, network in networks.items():
+        x = batch.views if part == "generator" else batch.maps
+        print(f"\n{part}\n{module_table(network.module, x)}")
+    folder = Path(cfg.training.checkpoint_dir) / "debug"
+    with torch.autograd.set_detect_anomaly(True):
+        overfit(cfg, networks, batch, views, folder, args.stop_after_steps or STEPS)
+
+
+def plain_settings(cfg: TrainConfig, device: torch.device) -> None:
+    """Everything that hides what goes on is off; pictures are no larger than the device takes."""
+    t = cfg.training
+    t.engine, t.engine_discriminator, t.ds_config, t.ds_config_discriminator = "single", "same", None, None
+    t.compile, t.deterministic, t.precision = "off", True, "fp32"
+    cfg.data.num_workers, cfg.data.pin_memory = 0, False
+    cfg.model.encoder_pretrained = False
+    cfg.data.builtin_count = min(cfg.data.builtin_count, 4)
+    if cfg.data.image_size is None:
+        cfg.data.image_size = fitting_size(cfg, device)
+
+
+def fitting_size(cfg: TrainConfig, device: torch.device) -> int | None:
+    """The largest power of two up to 2048 px that fits the device; None: the set's own size fits."""
+    room = available_bytes(device, 1) - state_bytes(cfg.model, "single", 0, 1, torch.float32)
+    size = 2048 if device.type == "cuda" else LARGEST_ON_CPU
+    while size > size_multiple(cfg.model) and activation_bytes(cfg, size, 1, torch.float32) > room:
+        size //= 2
+    return None if size == 2048 else size
+
+
+def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> tuple[DeviceBatch, Tensor]:
+    """The first training samples on the device, and their views as uint8."""
+    entries = samples.train[: cfg.training.batch_size]
+    host = collate([(*samples.source.load(e), 1.0, e.key) for e in entries])
+    print(f"First batch: {', '.join(host.keys)}")
+    return to_device(host, len(entries), cfg.transform, device), host.views
+
+
+def module_table(network: nn.Module, x: Tensor) -> str:
+    """One row a segment: output shape, parameters, and the memory its output and parameters take."""
+    rows, hooks = [], []
+
+    def note(name: str, module: nn.Module, out: Tensor) -> None:
+        out = out[0] if isinstance(out, tuple) else out
+        params = sum(p.numel() for p in module.parameters())
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        rows.append((name, tuple(out.shape), params, trained, 4 * params / 2**20, out.nbytes / 2**20))
+
+    for name, module in {**network.segments(), "whole": network}.items():  # type: ignore[operator]
+        hooks.append(module.register_forward_hook(lambda m, _i, o, name=name: note(name, m, o)))
+    with torch.no_grad():
+        network(x)
+    for hook in hooks:
+        hook.remove()
+    head = f"{'module':<28}{'output':<26}{'parameters':>14}{'trained':>14}{'weights MiB':>13}{'output MiB':>12}"
+    lines = [
+        f"{name:<28}{str(shape):<26}{params:>14,}{trained:>14,}{weights:>13.1f}{out:>12.1f}"
+        for name, shape, params, trained, weights, out in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def overfit(
+    cfg: TrainConfig,
+    networks: dict[str, Network],
+    batch: DeviceBatch,
+    views: Tensor,
+    folder: Path,
+    steps: int,
+) -> None:
+    """Train on the one batch without the GAN, then with it for the last step; say whether the loss fell."""
+    g, d, objective = networks["generator"], networks.get("discriminator"), Objective(cfg)
+    g.set_learning_rate(cfg.optimizer.g_lr)
+    losses: list[float] = []
+    first = None
+    for step in range(steps):
+        gan = d if step == steps - 1 else None
+        report = gan_step(g, gan, [batch], objective)
+        losses.append(float(report.losses["G_loss"]) if gan is None else losses[-1])
+        print(f"step {step + 1:>3}  " + "  ".join(f"{k} {float(v):.4f}" for k, v in report.losses.items()))
+        if not bool(report.generator.finite):
+            raise UserError(f"step {step + 1}: the generator's gradient is not finite")
+        first = first or predict(g, batch)
+    before, after = folder / "first_batch.png", folder / "after.png"
+    folder.mkdir(parents=True, exist_ok=True)
+    assert first is not None
+    save_png(before, comparison(views[0], first[0], batch.maps[0], title="first batch, after one step"))
+    save_png(after, comparison(views[0], predict(g, batch)[0], batch.maps[0], title=f"after {steps} steps"))
+    fell = losses[-1] < losses[0]
+    print(f"\nPictures: {before}, {after}")
+    print(f"The loss {'fell' if fell else 'DID NOT FALL'}: {losses[0]:.4f} -> {losses[-1]:.4f} in {steps} steps")
+    if not fell:
+        raise UserError("one batch can't be overfitted: look at the data, the losses' weights or optimizer.g_lr")
+
+
+def predict(g: Network, batch: DeviceBatch) -> list[Tensor]:
+    with torch.no_grad():
+        return list(g(batch.views))
+
