@@ -34,7 +34,14 @@ setup(
     ],
     extras_require={
         "wandb": ["wandb>=0.17"],
-        "dev": ["mypy>=1.13", "pytest>=8", "ruff>=0.8", "scikit-image>=0.24", "torchmetrics>=1.4", "wandb>=0.17"],
+        "dev": [
+            "mypy>=1.13",
+            "pytest>=8",
+            "ruff>=0.8",
+            "scikit-image>=0.24",
+            "torchmetrics>=1.4",
+            "wandb>=0.17",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -42,7 +42,9 @@ def tool(name: str) -> str:
 
 
 def call(command: list[str]) -> None:
-    print("$ " + " ".join(Path(c).name if c in (sys.executable, command[1]) else c for c in command), flush=True)
+    print(
+        "$ " + " ".join(Path(c).name if c in (sys.executable, command[1]) else c for c in command), flush=True
+    )
     env = {"OMP_NUM_THREADS": "1"} | dict(os.environ)
     code = subprocess.run(command, cwd=ROOT, env=env).returncode
     if code != 0:

@@ -26,7 +26,7 @@ from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.step import gan_step
 
 # eps as large as the moments' roots: a tiny one makes Adam blind to the gradients' scale.
-ADAM = Adam(lr=1e-3, betas=(0.5, 0.999), weight_decay=1e-2, eps=1e-3)
+ADAM = Adam(lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-2, eps=1e-3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,11 @@ class Case:
     batch: int = 4
     """Samples of the global batch."""
     side: int = 16
+    depth: int = 2
+    """Transformer blocks."""
+    d_layers: int = 2
+    seed: int = 3
+    """Of the first weights."""
     smooth: bool = True
     """Smooth losses and activations: one ulp flips a kink of L1 or LeakyReLU (measured)."""
     double: bool = False
@@ -92,9 +97,9 @@ def config(case: Case) -> TrainConfig:
         encoder_norm=case.norm,  # type: ignore[arg-type]
         transformer_dim=16,
         transformer_num_heads=2,
-        transformer_depth=2,
+        transformer_depth=case.depth,
         transformer_mlp_ratio=2,
-        discriminator_n_layers=2,
+        discriminator_n_layers=case.d_layers,
         discriminator_ndf=8,
     )
     cfg.loss = LossConfig(w_gan=case.w_gan, w_discriminator=case.w_d)
@@ -103,7 +108,7 @@ def config(case: Case) -> TrainConfig:
 
 def models(case: Case) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator, the same at every call."""
-    torch.manual_seed(1)
+    torch.manual_seed(case.seed)
     cfg = config(case)
     built = [Generator(cfg.model), Discriminator(cfg.model)]
     for net in built:
@@ -314,5 +319,3 @@ def relative(found: Tensor, reference: Tensor) -> float:
 
 def worst(found: dict[str, Any], reference: dict[str, Any]) -> float:
     return max(differences(found, reference).values())
-
-

@@ -5,6 +5,7 @@ No code of `neuropbr_dist.parallel` or `neuropbr_dist.training.step` takes part.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from tests.parity import ADAM, Case, global_batch, models, objective
 
 
-def train_plain(case: Case) -> dict[str, Any]:
-    """State and records in the form of `tests.parity.train_row`."""
-    (g, d), goal = models(case), objective(case)
+def train_plain(case: Case, build: Callable[[Case], tuple[nn.Module, nn.Module]] = models) -> dict[str, Any]:
+    """State and records in the form of `tests.parity.train_row`, and the trained generator."""
+    (g, d), goal = build(case), objective(case)
     opt_g, opt_d = optimizer(g), optimizer(d)
     records = []
     for step in range(case.steps):
@@ -41,7 +42,7 @@ def train_plain(case: Case) -> dict[str, Any]:
         )
     state = {f"generator/{name}": value for name, value in state_of(g, opt_g).items()}
     state |= {f"discriminator/{name}": value for name, value in state_of(d, opt_d).items()}
-    return {"state": state, "records": records}
+    return {"state": state, "records": records, "generator": g}
 
 
 def trained(net: nn.Module) -> list[nn.Parameter]:

@@ -113,6 +113,7 @@ def test_any_multiple_of_the_stride_goes_through(run, side):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_outputs_are_those_of_the_cpu(run):
     model, views = load_generator(run), some_views()
     on_cpu = predict(model, views)

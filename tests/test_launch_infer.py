@@ -34,9 +34,8 @@ def run():
 
 
 def infer_to(out, *words):
-    infer(
-        ["--out-dir", str(out), "--device", "cpu", "--debug", *map(str, words)]
-    )  # --debug: errors are raised
+    # --debug: a UserError is raised, not printed.
+    infer(["--out-dir", str(out), "--device", "cpu", "--debug", *map(str, words)])
 
 
 def views_of(paths, size=None):

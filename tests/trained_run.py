@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import signal
 from functools import cache
 from pathlib import Path
@@ -44,6 +46,7 @@ SETTINGS = {
 def trained_run() -> tuple[Path, Path, Path]:
     """(run's folder with two checkpoints, input folder, output folder); not to be written to."""
     root = Path(mkdtemp(prefix="neuropbr-test-"))
+    atexit.register(shutil.rmtree, root)
     renders, maps = write_set(root, METADATA, size=SIZE)
     settings = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
     folders = ["--input-dir", str(renders), "--output-dir", str(maps), "--checkpoint-dir", str(root / "run")]

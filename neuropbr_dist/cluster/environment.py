@@ -11,7 +11,7 @@ from neuropbr_dist.errors import UserError
 
 TORCH_STYLE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SLURM = (
-    "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NNODES",
+    "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID",
     "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE",
 )  # fmt: skip
 OPEN_MPI = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
@@ -59,7 +59,7 @@ def detect(env: Mapping[str, str] = os.environ) -> Environment:
     if "RANK" in env or "WORLD_SIZE" in env:
         return from_torch_style(env)
     # Inside a batch script but outside srun there is no step: that is one process.
-    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
+    if "SLURM_STEP_ID" in env:
         return from_slurm(env)
     for names in (OPEN_MPI, HYDRA):
         if names[0] in env:
@@ -77,21 +77,27 @@ def integers(env: Mapping[str, str], names: tuple[str, ...], launcher: str) -> d
             f"{', '.join(missing)} missing; set all of them, or unset them to run as one process"
         )
     text_valued = ("MASTER_ADDR", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE")
-    found = {}
-    for name in names:
-        if name in text_valued:
-            continue
-        if not re.fullmatch(r"\d+", env[name]):
-            raise UserError(f"environment of {launcher}: {name} = {env[name]!r}; allowed: a whole number")
-        found[name] = int(env[name])
-    return found
+    return {name: number(env, name, launcher) for name in names if name not in text_valued}
+
+
+def number(env: Mapping[str, str], name: str, launcher: str) -> int:
+    if not re.fullmatch(r"\d+", env[name]):
+        raise UserError(f"environment of {launcher}: {name} = {env[name]!r}; allowed: a whole number")
+    return int(env[name])
+
+
+def optional_number(env: Mapping[str, str], names: tuple[str, ...], launcher: str) -> int | None:
+    """The first of `names` that is set."""
+    found = [name for name in names if env.get(name)]
+    return number(env, found[0], launcher) if found else None
 
 
 def from_torch_style(env: Mapping[str, str]) -> Environment:
-    found = integers(env, TORCH_STYLE, "torchrun / deepspeed")
+    name = "torchrun / deepspeed"
+    found = integers(env, TORCH_STYLE, name)
     torchrun = "TORCHELASTIC_RUN_ID" in env
-    local = int(env.get("LOCAL_WORLD_SIZE") or env.get("LOCAL_SIZE") or found["WORLD_SIZE"])
-    node = int(env.get("GROUP_RANK") or env.get("CROSS_RANK") or found["RANK"] // max(local, 1))
+    local = optional_number(env, ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"), name) or found["WORLD_SIZE"]
+    node = optional_number(env, ("GROUP_RANK", "CROSS_RANK"), name)
     return placed(
         Environment(
             launcher="torchrun" if torchrun else "deepspeed",
@@ -99,7 +105,7 @@ def from_torch_style(env: Mapping[str, str]) -> Environment:
             world_size=found["WORLD_SIZE"],
             local_rank=found["LOCAL_RANK"],
             local_world_size=local,
-            node=node,
+            node=found["RANK"] // max(local, 1) if node is None else node,
             master_addr=env["MASTER_ADDR"],
             master_port=found["MASTER_PORT"],
         )
@@ -114,13 +120,14 @@ def from_slurm(env: Mapping[str, str]) -> Environment:
         Environment(
             launcher="slurm",
             rank=found["SLURM_PROCID"],
-            world_size=int(env.get("SLURM_STEP_NUM_TASKS") or found["SLURM_NTASKS"]),
+            world_size=found["SLURM_STEP_NUM_TASKS"],
             local_rank=found["SLURM_LOCALID"],
             local_world_size=counts[found["SLURM_NODEID"]],
             node=found["SLURM_NODEID"],
             master_addr=env.get("MASTER_ADDR") or nodes[0],
             # Jobs that share a node must not share a port.
-            master_port=int(env.get("MASTER_PORT") or 20000 + found["SLURM_JOB_ID"] % 20000),
+            master_port=optional_number(env, ("MASTER_PORT",), "srun")
+            or 20000 + found["SLURM_JOB_ID"] % 20000,
         )
     )
 
@@ -139,7 +146,7 @@ def from_mpi(env: Mapping[str, str], names: tuple[str, ...]) -> Environment:
             local_world_size=local_size,
             node=rank // local_size,
             master_addr=env.get("MASTER_ADDR", "127.0.0.1"),
-            master_port=int(env.get("MASTER_PORT", 29500)),
+            master_port=optional_number(env, ("MASTER_PORT",), "mpirun") or 29500,
         )
     )
 
@@ -154,17 +161,22 @@ def placed(e: Environment) -> Environment:
 
 
 def expand_nodelist(text: str) -> list[str]:
-    """Slurm's `n[1-3,07],login` as names."""
-    names = []
-    for prefix, inside, suffix in re.findall(r"([^,\[]+)(?:\[([^\]]*)\])?([^,\[]*)", text):
-        if not inside:
-            names.append(prefix + suffix)
-            continue
-        for part in inside.split(","):
-            low, _, high = part.partition("-")
-            for i in range(int(low), int(high or low) + 1):
-                names.append(f"{prefix}{i:0{len(low)}d}{suffix}")
-    return names
+    """Slurm's `n[1-3,07],login` as names, in the order of `scontrol show hostnames`."""
+    names = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text)
+    return [expanded for name in names for expanded in expand_name(name)]
+
+
+def expand_name(name: str) -> list[str]:
+    """One name with any number of brackets: `rack[0-1]n[1-2]`."""
+    head, bracket, rest = name.partition("[")
+    if not bracket:
+        return [name]
+    inside, _, rest = rest.partition("]")
+    numbers = []
+    for part in inside.split(","):
+        low, _, high = part.partition("-")
+        numbers += [f"{i:0{len(low)}d}" for i in range(int(low), int(high or low) + 1)]
+    return [head + number + tail for number in numbers for tail in expand_name(rest)]
 
 
 def expand_counts(text: str) -> list[int]:

@@ -83,25 +83,25 @@ def demo() -> TrainConfig:
     """Small network on small built-in materials: minutes on two CPU cores."""
     cfg = TrainConfig()
     cfg.data.image_size = 64
-    cfg.data.builtin_count = 80
+    cfg.data.builtin_count = 160
     cfg.data.num_workers = 0
     cfg.model.encoder_type = "unet"
-    cfg.model.encoder_channels = [32, 64, 128, 192]
+    cfg.model.encoder_channels = [32, 64, 128]
     cfg.model.encoder_pretrained = False
-    cfg.model.transformer_dim = 192
-    cfg.model.transformer_num_heads = 6
+    cfg.model.transformer_dim = 128
+    cfg.model.transformer_num_heads = 4
     cfg.model.transformer_depth = 2
     cfg.model.discriminator_n_layers = 3
     cfg.model.discriminator_ndf = 32
     cfg.optimizer.g_lr = 1e-3
     cfg.optimizer.scheduler_warmup_epochs = 1
-    cfg.training.epochs = 24
-    cfg.training.gan_start_epoch = 12
+    cfg.training.epochs = 10
+    cfg.training.gan_start_epoch = 8
     cfg.training.batch_size = 4
     cfg.training.global_batch_size = 8
-    cfg.training.val_every_n_epochs = 6
-    cfg.training.save_every_n_epochs = 12
-    cfg.training.log_images_every_n_epochs = 12
+    cfg.training.val_every_n_epochs = 2
+    cfg.training.save_every_n_epochs = 5
+    cfg.training.log_images_every_n_epochs = 5
     cfg.training.checkpoint_dir = "./demo_run"
     return cfg
 

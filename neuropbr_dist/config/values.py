@@ -46,6 +46,8 @@ def fit(value: Any, kind: Any) -> Any:
             except TypeError:
                 continue
     elif origin is typing.Literal:
+        if value is False and "off" in args:  # YAML reads a bare off as false
+            return "off"
         if any(value == a and type(value) is type(a) for a in args):
             return value
     elif origin is list:

@@ -94,13 +94,18 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def commit_statistics(module: nn.Module) -> None:
-    """Move the running statistics of every `BatchNorm2d` in `module` by one step."""
+    """Move the running statistics of every `BatchNorm2d` in `module` by one step.
+
+    Those of a non-finite forward pass are left out.
+    """
     for m in module.modules():
         if isinstance(m, BatchNorm2d) and m._noted:
             mean = torch.stack([n[0] for n in m._noted]).mean(0)
             var = torch.stack([n[1] for n in m._noted]).mean(0)
-            m.running_mean.lerp_(mean, m.momentum)
-            m.running_var.lerp_(var, m.momentum)
+            # One bad sample would stay in the running statistics for ever.
+            finite = torch.isfinite(mean).all() & torch.isfinite(var).all()
+            m.running_mean.lerp_(torch.where(finite, mean, m.running_mean), m.momentum)
+            m.running_var.lerp_(torch.where(finite, var, m.running_var), m.momentum)
             m.num_batches_tracked += 1
             m._noted.clear()
 

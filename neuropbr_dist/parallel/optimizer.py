@@ -40,7 +40,7 @@ class ClippedAdamW:
     ) -> None:
         self.params, self.clip, self.group = params, clip, group
         tensors = list(params.values())
-        self.device = tensors[0].device if tensors else torch.device("cpu")
+        self.device, self.dtype = tensors[0].device, tensors[0].dtype
         self.adamw = torch.optim.AdamW(
             tensors, lr=adam.lr, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay, fused=True
         )
@@ -58,7 +58,7 @@ class ClippedAdamW:
         if grads:
             squared = torch.stack(torch._foreach_norm(grads)).square().sum()
         else:  # more ranks than rows: this rank holds nothing
-            squared = torch.zeros((), device=self.device)
+            squared = torch.zeros((), dtype=self.dtype, device=self.device)
         if self.group is not None:
             dist.all_reduce(squared, group=self.group)
         return squared.sqrt()

@@ -40,14 +40,26 @@ class Samples:
         return fingerprint(self.train, self.source.size)
 
 
-def open_samples(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) -> Samples:
+def open_samples(
+    cfg: TrainConfig,
+    env: Environment,
+    say: Callable[[str], None],
+    fits: Callable[[int], None] = lambda _size: None,
+) -> Samples:
     """The files that `cfg.data` names, or built-in materials. Collective.
+
+    Args:
+        say: prints a line.
+        fits: raises if the machine can't train on pictures of this side.
 
     Raises:
         UserError: on all ranks: anything wrong with the files, all faults in one message.
     """
     source = open_source(cfg, env, say)
     check_size(source.size, size_multiple(cfg.model))
+    fits(source.size)
+    if isinstance(source, BuiltinSource):
+        fill_cache(source, env)
     data = cfg.data
     train, val = split(source.entries, data.val_ratio, data.split_by, cfg.training.seed)
     say(f"Samples: {len(train)} for training, {len(val)} for validation, {source.size} px")
@@ -62,7 +74,6 @@ def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) 
             f"No data named and none at ./data: training on {cfg.data.builtin_count} built-in procedural "
             f"materials at {source.size} px (--input-dir and --output-dir take your own)"
         )
-        fill_cache(source, env)
         return source
     entries = scan_on_rank_0(cfg, folders, say)
     cache = Path(cfg.training.checkpoint_dir) / f"headers-{env.rank}.json"

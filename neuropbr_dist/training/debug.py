@@ -19,9 +19,9 @@ from neuropbr_dist.models import size_multiple
 from neuropbr_dist.monitor import comparison, save_png
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.data import Samples, open_samples
+from neuropbr_dist.training.engines import build_networks
 from neuropbr_dist.training.estimate import activation_bytes, available_bytes, state_bytes
 from neuropbr_dist.training.objective import Objective
-from neuropbr_dist.training.run import build_networks
 from neuropbr_dist.training.step import gan_step
 
 STEPS = 20
@@ -40,7 +40,9 @@ def debug(args: argparse.Namespace) -> None:
         print(f"debug: {name} = {new} (was {old})")
     torch.use_deterministic_algorithms(True)
     samples = open_samples(cfg, env, print)
-    cfg.training.global_batch_size = cfg.training.batch_size = min(cfg.training.batch_size, len(samples.train))
+    cfg.training.global_batch_size = cfg.training.batch_size = min(
+        cfg.training.batch_size, len(samples.train)
+    )
     networks = build_networks(cfg, env, device, None)
     batch, views = first_batch(cfg, samples, device)
     for part, network in networks.items():
@@ -96,9 +98,11 @@ def module_table(network: nn.Module, x: Tensor) -> str:
         network(x)
     for hook in hooks:
         hook.remove()
-    head = f"{'module':<28}{'output':<26}{'parameters':>14}{'trained':>14}{'weights MiB':>13}{'output MiB':>12}"
+    head = (
+        f"{'module':<28}{'output':<26}{'parameters':>14}{'trained':>14}{'weights MiB':>13}{'output MiB':>12}"
+    )
     lines = [
-        f"{name:<28}{str(shape):<26}{params:>14,}{trained:>14,}{weights:>13.1f}{out:>12.1f}"
+        f"{name:<28}{shape!s:<26}{params:>14,}{trained:>14,}{weights:>13.1f}{out:>12.1f}"
         for name, shape, params, trained, weights, out in rows
     ]
     return "\n".join([head, *lines])
@@ -132,12 +136,15 @@ def overfit(
     save_png(after, comparison(views[0], predict(g, batch)[0], batch.maps[0], title=f"after {steps} steps"))
     fell = losses[-1] < losses[0]
     print(f"\nPictures: {before}, {after}")
-    print(f"The loss {'fell' if fell else 'DID NOT FALL'}: {losses[0]:.4f} -> {losses[-1]:.4f} in {steps} steps")
+    print(
+        f"The loss {'fell' if fell else 'DID NOT FALL'}: {losses[0]:.4f} -> {losses[-1]:.4f} in {steps} steps"
+    )
     if not fell:
-        raise UserError("one batch can't be overfitted: look at the data, the losses' weights or optimizer.g_lr")
+        raise UserError(
+            "one batch can't be overfitted: look at the data, the losses' weights or optimizer.g_lr"
+        )
 
 
 def predict(g: Network, batch: DeviceBatch) -> list[Tensor]:
     with torch.no_grad():
         return list(g(batch.views))
-

@@ -1,0 +1,156 @@
+"""From the configuration to the two networks: which engine, precision and batch cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuropbr_dist.cluster import Environment, from_rank_0, is_rank_0
+from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.config.deepspeed import read as read_ds
+from neuropbr_dist.config.deepspeed import resolve as resolve_ds
+from neuropbr_dist.data.order import micro_batches
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.models import (
+    Discriminator,
+    Generator,
+    PretrainedUnavailable,
+    load_backbone,
+    pretrained_backbone,
+)
+from neuropbr_dist.parallel import Adam, Network, Plan, build_network
+from neuropbr_dist.training.estimate import refuse_too_small
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+
+
+def engine_of(cfg: TrainConfig, env: Environment) -> str:
+    """`training.engine` with `auto` resolved."""
+    t = cfg.training
+    if t.engine == "single" and env.world_size > 1:
+        raise UserError(f"training.engine = single with {env.world_size} ranks; use fsdp, ddp or deepspeed")
+    if t.engine == "deepspeed" and t.ds_config is None:
+        raise UserError("training.engine = deepspeed needs --ds FILE (ds_configs/zero2.json, say)")
+    if t.engine != "auto":
+        return t.engine
+    if t.ds_config is not None:
+        return "deepspeed"
+    return "fsdp" if env.world_size > 1 else "single"
+
+
+def precision_of(cfg: TrainConfig, device: torch.device) -> str:
+    if cfg.training.precision != "auto":
+        return cfg.training.precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def check_memory(cfg: TrainConfig, size: int, env: Environment, device: torch.device) -> None:
+    """Refuse pictures of `size` px that this rank's device can't train on."""
+    engine, stage = engine_of(cfg, env), 0
+    if engine == "deepspeed" and cfg.training.ds_config is not None:
+        stage = read_ds(cfg.training.ds_config).get("zero_optimization", {}).get("stage", 0)
+    refuse_too_small(
+        cfg,
+        size,
+        device=device,
+        dtype=DTYPES[precision_of(cfg, device)] or torch.float32,
+        engine=engine,
+        stage=stage,
+        world=env.world_size,
+        ranks_here=env.local_world_size,
+    )
+
+
+def backbone_weights(cfg: TrainConfig, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """ImageNet weights from rank 0, the same on every rank; `cfg` notes whether they were had."""
+    m = cfg.model
+    if m.encoder_type != "resnet" or not m.encoder_pretrained:
+        m.encoder_pretrained = False
+        return None
+    weights: dict[str, Any] | str | None = None
+    if is_rank_0():
+        try:
+            weights = pretrained_backbone(m.encoder_backbone)
+        except PretrainedUnavailable as error:
+            weights = str(error)
+    weights = from_rank_0(weights)
+    if isinstance(weights, dict):
+        return weights
+    m.encoder_pretrained = False
+    kind = "group norm, " if m.encoder_norm == "auto" else ""
+    say(
+        f"No ImageNet weights for {m.encoder_backbone}: {weights}. The encoder starts from random weights "
+        f"({kind}model.encoder_pretrained = false silences this)"
+    )
+    return None
+
+
+def build_networks(
+    cfg: TrainConfig, env: Environment, device: torch.device, backbone: dict[str, Any] | None
+) -> dict[str, Network]:
+    """Generator and, with a GAN, discriminator: two engines, each sharded on its own."""
+    torch.manual_seed(cfg.training.seed)  # the same weights on every rank before sharding
+    generator = Generator(cfg.model)
+    if backbone is not None:
+        load_backbone(generator.encoder, backbone)
+    networks = {"generator": build_network(generator, device, plan(cfg, env, device, "generator"))}
+    if cfg.model.use_gan:
+        discriminator: nn.Module = Discriminator(cfg.model)
+        networks["discriminator"] = build_network(
+            discriminator, device, plan(cfg, env, device, "discriminator")
+        )
+    return networks
+
+
+def plan(cfg: TrainConfig, env: Environment, device: torch.device, part: str) -> Plan:
+    t, o, is_g = cfg.training, cfg.optimizer, part == "generator"
+    engine = engine_of(cfg, env)
+    if not is_g and t.engine_discriminator != "same":
+        engine = t.engine_discriminator
+    precision = precision_of(cfg, device)
+    recompute = t.activation_checkpointing
+    if not is_g and recompute == "selective":
+        recompute = "none"  # the discriminator's activations are small beside the generator's
+    betas = o.g_betas if is_g else o.d_betas
+    norms = (cfg.model.norm, cfg.model.encoder_norm if is_g else cfg.model.norm)
+    return Plan(
+        engine=engine,
+        adam=Adam(
+            lr=o.g_lr if is_g else o.d_lr,
+            betas=(betas[0], betas[1]),
+            weight_decay=o.g_weight_decay if is_g else o.d_weight_decay,
+            eps=o.eps,
+        ),
+        clip=t.grad_clip_norm,
+        dtype=DTYPES[precision],
+        recompute=recompute,
+        compile_blocks=t.compile == "blocks" or (t.compile == "auto" and device.type == "cuda"),
+        sync_batch="sync_batch" in norms,
+        shard=t.shard,
+        ranks_per_node=env.local_world_size,
+        cpu_offload=t.cpu_offload and is_g,
+        ds_config=ds_config(cfg, env, precision, is_g) if engine == "deepspeed" else None,
+    )
+
+
+def ds_config(cfg: TrainConfig, env: Environment, precision: str, is_g: bool) -> dict[str, Any]:
+    t = cfg.training
+    path = t.ds_config if is_g or t.ds_config_discriminator is None else t.ds_config_discriminator
+    if path is None:
+        raise UserError("training.engine_discriminator = deepspeed needs --ds-discriminator FILE")
+    assert t.global_batch_size is not None
+    micro = micro_batches(t.global_batch_size, env.world_size, t.batch_size)
+    return resolve_ds(
+        path,
+        global_batch=t.global_batch_size,
+        micro_batch=micro.size,
+        accumulation=micro.per_step,
+        world_size=env.world_size,
+        clip=t.grad_clip_norm,
+        precision=precision,
+    )
