@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.builtin.cache import BuiltinCache
 from neuropbr_dist.data.builtin.families import family_name
 from neuropbr_dist.data.decode import read_maps, read_views
-from neuropbr_dist.data.layout import Entry, Sample
+from neuropbr_dist.data.layout import SOURCES, Entry, Sample
 
 BUILTIN_SIZE = 2048
 
@@ -37,7 +37,7 @@ class BuiltinEntry:
     """A procedural sample; one material an index."""
 
     index: int
-    source: str
+    source: Literal["clean", "dirty"]
     material: str
 
     @property
@@ -66,7 +66,7 @@ class BuiltinSource:
     def __init__(self, data: DataConfig, seed: int) -> None:
         self.size = data.image_size or BUILTIN_SIZE
         self.cache = BuiltinCache(data.builtin_cache, seed, self.size)
-        folders = {0: ("clean",), 1: ("clean", "dirty"), 2: ("dirty",)}[data.render_curriculum]
+        folders = SOURCES[data.render_curriculum]
         self.entries = [
             BuiltinEntry(i, folder, f"{family_name(seed, i)}_{i:04d}")
             for i in range(data.builtin_count)

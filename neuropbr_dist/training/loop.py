@@ -195,7 +195,7 @@ class Trainer:
         skipped = {f"train/skipped_{part}": float(n) for part, n in p.skipped.items()}
         epoch = self.step_epoch + 1  # a step belongs to the epoch of its first sample
         run.log.scalars(p.step, epoch, p.cursor, {**means, "train/lr": self.lr, **skipped, **speed.scalars()})
-        shown = {name: means[f"train/{name}"] for name in ("G_loss", "D_loss") if name in values}
+        shown = {str(name): means[f"train/{name}"] for name in ("G_loss", "D_loss") if name in values}
         run.console.log(p.step, epoch, shown, self.lr, speed)
         self.totals.clear()
         self.steps_since_log = 0

@@ -1,0 +1,140 @@
+"""Devices, facts that must be the same on every rank, and small exchanges."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuropbr_dist.cluster import (
+    Environment,
+    everyone,
+    from_rank_0,
+    is_rank_0,
+    pick_device,
+    refuse_differences,
+)
+from neuropbr_dist.errors import UserError
+from tests.distributed import run
+
+ALONE = Environment(launcher="none")
+SECOND_OF_TWO = Environment(launcher="torchrun", rank=1, world_size=2, local_rank=1, local_world_size=2)
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+
+
+def test_cpu():
+    assert pick_device("cpu", SECOND_OF_TWO) == torch.device("cpu")
+
+
+@without_gpu
+def test_auto_without_a_gpu_is_cpu_on_several_ranks():
+    assert pick_device("auto", SECOND_OF_TWO) == torch.device("cpu")
+
+
+@without_gpu
+@pytest.mark.parametrize("preference", ["cuda", "cuda:3"])
+def test_cuda_without_a_gpu_is_refused(preference):
+    with pytest.raises(UserError, match=f"training.device = {preference}: no CUDA device here"):
+        pick_device(preference, ALONE)
+
+
+@pytest.mark.parametrize("preference", ["gpu", "xpu", "meta", "cuda:x", ""])
+def test_unknown_devices_are_refused(preference):
+    with pytest.raises(UserError, match=f"training.device = '{preference}'; allowed: auto, cuda, cuda:N"):
+        pick_device(preference, ALONE)
+
+
+def test_one_named_device_for_several_ranks_is_refused():
+    with pytest.raises(UserError, match=r"training\.device = cpu:0 with 2 ranks"):
+        pick_device("cpu:0", SECOND_OF_TWO)
+
+
+# -- GPUs: how many a process sees comes from torch, so that alone is stood in for ----------------
+
+
+def gpu(monkeypatch, visible: int, env: Environment, preference: str = "cuda") -> torch.device:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    return pick_device(preference, env)
+
+
+def test_each_rank_takes_its_own_gpu(monkeypatch):
+    assert gpu(monkeypatch, 2, SECOND_OF_TWO) == torch.device("cuda", 1)
+    assert gpu(monkeypatch, 4, ALONE, "cuda:3") == torch.device("cuda", 3)
+
+
+def test_slurm_may_show_each_task_one_gpu(monkeypatch):
+    task = Environment(launcher="slurm", rank=1, world_size=2, local_rank=1, local_world_size=2)
+    assert gpu(monkeypatch, 1, task) == torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("visible", "preference", "env", "message"),
+    [
+        (1, "cuda", SECOND_OF_TWO, r"2 ranks on this node, but 1 GPU\(s\)"),
+        (2, "cuda:2", ALONE, r"training.device = cuda:2: this machine has 2 GPU\(s\)"),
+        (2, "cuda:1", SECOND_OF_TWO, "training.device = cuda:1 with 2 ranks; use cuda"),
+    ],
+)
+def test_gpus_that_do_not_fit_are_refused(monkeypatch, visible, preference, env, message):
+    with pytest.raises(UserError, match=message):
+        gpu(monkeypatch, visible, env, preference)
+
+
+# -- one process ---------------------------------------------------------------------------------
+
+
+def test_one_process_is_everyone():
+    assert everyone("mine") == ["mine"]
+    assert from_rank_0("mine") == "mine"
+    assert is_rank_0()
+    refuse_differences({"code": "a"}, "here")
+
+
+def test_one_process_needs_no_rendezvous():
+    """`--engine fsdp` on one process: a group of one, without a port."""
+    code = (
+        "import torch, torch.distributed as dist\n"
+        "from neuropbr_dist.cluster import detect, process_group\n"
+        "with process_group(detect(), torch.device('cpu'), 1.0):\n"
+        "    total = torch.ones(1); dist.all_reduce(total)\n"
+        "    print(dist.get_world_size(), int(total))\n"
+        "print(dist.is_initialized())"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=root)
+    assert done.stdout.split() == ["1", "1", "False"], done.stderr
+
+
+# -- several ---------------------------------------------------------------------------------------
+
+
+def exchange() -> tuple[list[int], str, bool]:
+    rank = torch.distributed.get_rank()
+    return everyone(rank * 10), from_rank_0(f"from {rank}"), is_rank_0()
+
+
+@pytest.mark.multiprocess
+def test_exchange():
+    assert run(2, f"{__name__}:exchange") == [([0, 10], "from 0", True), ([0, 10], "from 0", False)]
+
+
+def compare(facts: list[dict[str, str]]) -> str | None:
+    rank = torch.distributed.get_rank()
+    try:
+        refuse_differences(facts[rank], f"host{rank}")
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.multiprocess
+def test_a_difference_names_rank_host_and_fact():
+    same = {"code": "abc", "data set": "123"}
+    assert run(2, f"{__name__}:compare", facts=[same, same]) == [None, None]
+    first, second = run(2, f"{__name__}:compare", facts=[same, {**same, "data set": "456"}])
+    assert first == second  # every rank stops, with the same message
+    assert first == ("rank 1 on host1 has another data set than rank 0 (data set: 456 there, 123 on rank 0)")

@@ -1,0 +1,104 @@
+"""Stop signals: one rank's signal stops all ranks at one boundary; a late second one ends the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from neuropbr_dist.cluster import StopFlag
+from neuropbr_dist.cluster.stop import FORCED_EXIT, SIGNALS
+from tests.distributed import run
+
+ROOT = Path(__file__).parents[1]
+
+
+def steps_until_stop(signalled: int, at: int, number: int, times: int = 1) -> tuple[int, str | None]:
+    """Steps done when `agreed` says stop; rank `signalled` gets a real signal during step `at`."""
+    stop = StopFlag()
+    for step in range(at + 10):
+        if stop.agreed():
+            return step, stop.signal
+        if step == at and dist.get_rank() == signalled:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+    raise AssertionError("never stopped")
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize(("world", "signalled"), [(2, 0), (2, 1), (4, 2)])
+def test_one_signal_stops_all_ranks_at_one_boundary(number, world, signalled):
+    found = run(world, f"{__name__}:steps_until_stop", signalled=signalled, at=3, number=int(number))
+    steps = {step for step, _ in found}
+    assert len(steps) == 1
+    assert 4 <= steps.pop() <= 5  # at the end of the step, or of the next
+    assert [name for _, name in found if name] == [number.name]
+
+
+@pytest.mark.multiprocess
+def test_a_signal_that_comes_twice_at_once_counts_as_one():
+    arguments = {"signalled": 1, "at": 0, "number": int(signal.SIGUSR1), "times": 2}
+    assert len({step for step, _ in run(2, f"{__name__}:steps_until_stop", **arguments)}) == 1
+
+
+@pytest.mark.multiprocess
+def test_different_signals_on_all_ranks():
+    """A launcher passes SIGTERM on to every rank, and Slurm sends its own to each."""
+    found = run(2, f"{__name__}:stop_everywhere")
+    assert len(set(found)) == 1
+
+
+def stop_everywhere() -> int:
+    stop = StopFlag()
+    for step in range(20):
+        if stop.agreed():
+            return step
+        if step == 3 + 2 * dist.get_rank():
+            os.kill(os.getpid(), SIGNALS[dist.get_rank()])
+    raise AssertionError("never stopped")
+
+
+def script(after: str) -> subprocess.CompletedProcess[str]:
+    """A process that gets two signals, `after` between them."""
+    code = (
+        "import os, signal, time\n"
+        "from neuropbr_dist.cluster import stop\n"
+        "stop.SAME_SIGNAL_S = 0.2\n"
+        "flag = stop.StopFlag()\n"
+        "assert not flag.agreed()\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"{after}\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "assert flag.agreed() and flag.signal == 'SIGTERM'\n"
+        "print('goes on to save')\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+
+
+def test_a_second_signal_at_once_is_the_same_one():
+    done = script(after="pass")
+    assert (done.returncode, done.stdout) == (0, "goes on to save\n"), done.stderr
+
+
+def test_a_later_second_signal_ends_the_process():
+    done = script(after="time.sleep(0.3)")
+    assert (done.returncode, done.stdout) == (FORCED_EXIT, "")
+    assert done.stderr == "second stop signal: leaving now, the last checkpoint stands\n"
+
+
+def test_request_stops_one_process():
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        stop = StopFlag()
+        assert not stop.agreed()
+        stop.request("out of time")
+        assert stop.agreed() and stop.signal == "out of time"
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
