@@ -32,6 +32,7 @@ class AsyncSaver:
         lock: the run's lock; a run that lost it stops saving.
         log: prints warnings; first rank only.
         timeout: limit on any one collective of a save. None: torch's.
+        on_saved: told the names of a save that is on disk; first rank only, in the writing thread.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class AsyncSaver:
         lock: RunLock | None = None,
         log: Callable[[str], None] = print,
         timeout: datetime.timedelta | None = None,
+        on_saved: Callable[[Sequence[str]], None] = lambda _links: None,
     ) -> None:
         self.folder, self.keep_latest, self.lock, self.log = Path(folder), keep_latest, lock, log
+        self.on_saved = on_saved
         distributed = dist.is_available() and dist.is_initialized()
         self._group: dist.ProcessGroup | None = None
         if distributed:
@@ -106,5 +109,7 @@ class AsyncSaver:
         if self.lock is not None:
             ranks.from_first(self.lock.check)
         path = write(staged, self.folder, name, state, config_yaml, links=links, process_group=self._group)
+        if ranks.is_first:
+            self.on_saved(links)
         ranks.from_first(lambda: retain(self.folder, self.keep_latest, verified=self._verified, log=self.log))
         return path

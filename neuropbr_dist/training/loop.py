@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -264,13 +263,7 @@ class Trainer:
         run, p = self.run, self.run.progress
         p.plateau = {part: schedule.state() for part, schedule in self.schedules.items()}
         state = snapshot(p, run.networks)
-        folder = Path(run.cfg.training.checkpoint_dir)
         run.saver.save(step_name(p.step), fragments(run.networks), state, to_yaml(run.cfg), links=links)
-        for link in links:
-            if link == BEST:
-                run.console.saved_best(folder / link)
-            elif link != LATEST or len(links) == 1:
-                run.console.saved(folder / link)
         self.saved_at = p.step
         self.meter.restart()
 

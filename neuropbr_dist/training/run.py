@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import neuropbr_dist
-from neuropbr_dist.checkpoint import AsyncSaver, Checkpoint, RunLock, clear, find, open_newest
+from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, Checkpoint, RunLock, clear, find, open_newest
 from neuropbr_dist.cluster import (
     Environment,
     StopFlag,
@@ -174,7 +174,12 @@ def assemble(
     )
     log.cut_back(progress.step)
     saver = AsyncSaver(
-        folder, keep_latest=t.keep_latest, lock=lock, log=say, timeout=timedelta(minutes=t.timeout_minutes)
+        folder,
+        keep_latest=t.keep_latest,
+        lock=lock,
+        log=say,
+        timeout=timedelta(minutes=t.timeout_minutes),
+        on_saved=lambda links: say_saved(console, folder, links),
     )
     describe(cfg, env, device, count_parameters(cfg), say)
     try:
@@ -247,6 +252,15 @@ def describe(
         f"Batch: {t.global_batch_size} = up to {micro.per_step} x {micro.size} on {env.world_size} rank(s); "
         f"run folder {t.checkpoint_dir}"
     )
+
+
+def say_saved(console: Console, folder: Path, links: Sequence[str]) -> None:
+    """The guide's lines, once the save is on disk."""
+    for link in links:
+        if link == BEST:
+            console.saved_best(folder / link)
+        elif link != LATEST or len(links) == 1:
+            console.saved(folder / link)
 
 
 def mark_end(run: Run, reason: str | None) -> None:
