@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuropbr_dist.cluster import detect, pick_device, process_group
 from neuropbr_dist.config import TrainConfig, load
@@ -65,7 +65,25 @@ def plan(engine: str, stage: int, dtype: torch.dtype | None, micro: int, steps: 
 def build(cfg: TrainConfig, device: torch.device, how: Plan) -> dict[str, Network]:
     torch.manual_seed(1)
     nets = {"generator": Generator(cfg.model), "discriminator": Discriminator(cfg.model)}
+    for net in nets.values():
+        smooth_activations(net)
     return {part: build_network(net, device, replace(how)) for part, net in nets.items()}
+
+
+def smooth_activations(module: nn.Module) -> None:
+    """One ulp flips a kink of ReLU, and Adam makes much of it (measured)."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.ReLU | nn.LeakyReLU):
+            setattr(module, name, nn.SiLU())
+        else:
+            smooth_activations(child)
+
+
+class SmoothObjective(Objective):
+    """Squared error in place of L1 and SSIM."""
+
+    def reconstruction(self, fake: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return ((fake - maps).square().mean((1, 2, 3)) * weight).sum(), {}
 
 
 def batch_of(step: int, share: slice, micro: int, device: torch.device) -> list[DeviceBatch]:
@@ -83,7 +101,7 @@ def batch_of(step: int, share: slice, micro: int, device: torch.device) -> list[
 def train(
     nets: dict[str, Network], cfg: TrainConfig, share: slice, micro: int, device: torch.device, sync: bool
 ) -> list[float]:
-    objective, losses = Objective(cfg), []
+    objective, losses = SmoothObjective(cfg), []
     for step in range(STEPS):
         batch = batch_of(step, share, micro, device)
         report = gan_step(nets["generator"], nets["discriminator"], batch, objective)
@@ -116,8 +134,25 @@ def largest(found: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
     )
 
 
-def parity(device: torch.device, rank: int, world: int) -> list[dict[str, Any]]:
-    cfg, rows = small_config(), []
+class Rows(list):
+    """Results, written after every row: a run cut short still leaves what it measured."""
+
+    def __init__(self, out: Path, rank: int) -> None:
+        super().__init__()
+        self.out, self.rank = out, rank
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.append(row)
+        gc.collect()
+        torch.cuda.empty_cache()
+        if self.rank == 0:
+            facts = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), "rows": self}
+            self.out.write_text(json.dumps(facts, indent=1))
+            print(row, flush=True)
+
+
+def parity(device: torch.device, rank: int, world: int, rows: Rows, compiled: bool) -> None:
+    cfg = small_config()
     per = BATCH // world
     share = slice(rank * per, (rank + 1) * per)
     for name, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
@@ -125,28 +160,23 @@ def parity(device: torch.device, rank: int, world: int) -> list[dict[str, Any]]:
         losses = train(nets, cfg, slice(0, BATCH), BATCH, device, sync=False)
         reference = whole(nets)
         for engine, stage in ENGINES:
-            for micro, compiled in ((per, False), (1, False), (per, True)):
+            for micro in (per,) if compiled else (per, 1):
                 nets = build(cfg, device, plan(engine, stage, dtype, micro, per // micro, compiled))
                 found = train(nets, cfg, share, micro, device, sync=True)
                 difference = largest(whole(nets), reference)
-                rows.append(
+                del nets
+                rows.add(
                     {
                         "precision": name, "engine": engine, "stage": stage, "world": world, "micro": micro,
                         "accumulation": per // micro, "compile": compiled, "parameters": difference,
                         "losses": max(abs(a - b) / abs(b) for a, b in zip(found, losses, strict=True)),
                     }
                 )  # fmt: skip
-                if rank == 0:
-                    print(rows[-1], flush=True)
-                del nets
-                gc.collect()
-                torch.cuda.empty_cache()
-    return rows
 
 
-def memory(device: torch.device, rank: int, world: int) -> list[dict[str, Any]]:
+def memory(device: torch.device, rank: int, world: int, rows: Rows) -> None:
     """What stays allocated between steps, and at the boundary with gradients, against the formula."""
-    cfg, rows = load("default"), []
+    cfg = load("default")
     cfg.model.encoder_pretrained = False
     with torch.device("meta"):
         counts = [sum(p.numel() for p in m(cfg.model).parameters()) for m in (Generator, Discriminator)]
@@ -163,35 +193,34 @@ def memory(device: torch.device, rank: int, world: int) -> list[dict[str, Any]]:
         nets = build(cfg, device, plan(engine, stage, torch.bfloat16, 1, 1, False))
         share = slice(0, 1)
         batch = batch_of(0, share, 1, device)
-        gan_step(nets["generator"], nets["discriminator"], batch, Objective(cfg))
+        gan_step(nets["generator"], nets["discriminator"], batch, SmoothObjective(cfg))
         del batch
         gc.collect()
         held = torch.cuda.memory_allocated() - before
-        rows.append(
+        del nets
+        rows.add(
             {
                 "engine": engine, "stage": stage, "world": world, "parameters_M": n / 1e6,
                 "held_MiB": held / 2**20, "formula_MiB": n * rest / 2**20, "ratio": held / (n * rest),
             }
         )  # fmt: skip
-        if rank == 0:
-            print(rows[-1], flush=True)
-        del nets
-    return rows
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", choices=["parity", "memory"])
     p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--compile", action="store_true", help="parity: with compiled blocks")
     args = p.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     env = detect()
     device = pick_device("cuda", env)
     with process_group(env, device, 5):
-        rows = {"parity": parity, "memory": memory}[args.what](device, env.rank, env.world_size)
-    if env.rank == 0:
-        facts = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), "rows": rows}
-        args.out.write_text(json.dumps(facts, indent=1))
+        rows = Rows(args.out, env.rank)
+        if args.what == "parity":
+            parity(device, env.rank, env.world_size, rows, args.compile)
+        else:
+            memory(device, env.rank, env.world_size, rows)
 
 
 if __name__ == "__main__":
