@@ -128,3 +128,72 @@ def demo(argv: Sequence[str] | None = None) -> None:
     from neuropbr_dist.demo import demo as run
 
     run()
+
+
+def submit_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description="Submit a training run through submitit. All other words go to launch/train.py.",
+        allow_abbrev=False,
+    )
+    p.add_argument("--executor", choices=("slurm", "local", "debug"), default="slurm", help="default slurm")
+    p.add_argument("--name", default="neuropbr", help="the job's name")
+    p.add_argument("--log-dir", type=Path, default=Path("submitit"), metavar="DIR", help="default ./submitit")
+    p.add_argument("--nodes", type=int, default=1, metavar="N", help="default 1")
+    p.add_argument("--gpus-per-node", type=int, default=0, metavar="N", help="default 0: on CPU")
+    p.add_argument("--tasks-per-node", type=int, metavar="N", help="ranks; default one per GPU, or one")
+    p.add_argument("--cpus-per-task", type=int, metavar="N")
+    p.add_argument("--mem-gb", type=float, metavar="N", help="memory a node")
+    p.add_argument("--time", type=int, default=1440, dest="minutes", metavar="MINUTES", help="default 1440")
+    p.add_argument("--warning", type=int, default=120, dest="warning_seconds", metavar="SECONDS",
+                   help="save and requeue so long before the time limit; default 120")  # fmt: skip
+    p.add_argument("--max-timeouts", type=int, default=100, metavar="N", help="requeues at most; default 100")
+    p.add_argument("--python", metavar="COMMAND", help="starts Python on the nodes, e.g. in a container")
+    p.add_argument(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="shell line before the ranks start; repeatable",
+    )
+    p.add_argument("--sbatch", action="append", default=[], metavar="NAME=VALUE",
+                   help="sbatch option: partition=gpu, account=x, qos=y, ...; repeatable")  # fmt: skip
+    p.add_argument("--dry-run", action="store_true", help="print the batch file, submit nothing")
+    p.add_argument("--follow", action="store_true", help="show rank 0's output until the end")
+    return p
+
+
+def train_words(words: Sequence[str]) -> None:
+    """One rank's training inside a submitted job. A `UserError` is left to submitit, which hands it back."""
+    from neuropbr_dist.config.cli import train_parser
+    from neuropbr_dist.training.run import train as run
+
+    quiet_libraries()
+    run(train_parser().parse_args(words))
+
+
+@entry
+def submit(argv: Sequence[str] | None = None) -> None:
+    from neuropbr_dist.cluster import submit as submission
+    from neuropbr_dist.config import TrainConfig
+    from neuropbr_dist.config.cli import config_from, train_parser
+
+    args, words = submit_parser().parse_known_args(argv)
+    train_args = train_parser().parse_args(words)
+    folder = config_from(
+        train_args
+    ).training.checkpoint_dir  # a wrong word or field fails here, not in the queue
+    if folder == TrainConfig().training.checkpoint_dir:  # each submission is a run of its own
+        folder = f"{folder}/{args.name}-{submission.JOB_ID}"
+    options = vars(args) | {"sbatch": dict(word.split("=", 1) for word in args.sbatch)}
+    dry_run, watch = options.pop("dry_run"), options.pop("follow")
+    executor = submission.make_executor(submission.Request(**options), Path(__file__).resolve().parents[1])
+    if dry_run:
+        print(submission.sbatch_text(executor), end="")
+        return
+    job = executor.submit(submission.Job(train_words, words, folder))
+    print(f"Job {job.job_id}: run folder {folder.replace(submission.JOB_ID, job.job_id)}")
+    print(f"  log     tail -F {submission.log_path(job)}")
+    print(f"  cancel  {submission.cancel_command(job)}", flush=True)
+    if watch:
+        newest = submission.follow(job, lambda text: print(text, end="", flush=True))
+        print(f"Job {job.job_id} ended; newest checkpoint {newest}")

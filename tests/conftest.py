@@ -1,4 +1,4 @@
-"""Shared set-up: one thread a process, worker pools closed at the end, the table of engines printed."""
+"""Shared set-up: one thread a process, worker pools closed at the end, tables printed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.distributed import close_pools
 
 torch.set_num_threads(1)
 
-PARITY_TABLE: list[tuple[str, float, float]] = []
-"""Row, largest relative difference to the plain loop, bound."""
+SUMMARY: dict[str, list[str]] = {}
+"""Title to lines, printed at the end."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,14 +23,13 @@ def pools():
     close_pools()
 
 
-@pytest.fixture
-def parity_table():
-    return PARITY_TABLE
+@pytest.fixture(scope="session")
+def summary():
+    return SUMMARY
 
 
 def pytest_terminal_summary(terminalreporter):
-    if PARITY_TABLE:
-        terminalreporter.section("engines against the plain loop: largest relative difference")
-        for row, difference, bound in PARITY_TABLE:
-            mark = "ok" if difference <= bound else "OUT"
-            terminalreporter.write_line(f"{difference:9.1e}  (bound {bound:.0e})  {mark:3}  {row}")
+    for title, lines in SUMMARY.items():
+        terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -16,7 +16,7 @@ from tests.distributed import run
 from tests.parity import Case, Row, differences, train_row
 from tests.plain_loop import train_plain
 
-BOUND, BOUND_DOUBLE = 1e-5, 1e-12
+TITLE = "engines against the plain loop: largest relative difference"
 
 BASIC = Case()
 WIDE = Case(batch=8)  # two samples a rank at world 4
@@ -47,7 +47,7 @@ def rows() -> list[tuple[Case, Row]]:
     found += on("single fsdp", recompute="selective")
     # Accumulation makes one rank's micro-batches those of two ranks: Inductor's cache serves the others.
     found += on("single", TINY, compile=True, accumulation=2)
-    found += on("ddp fsdp zero2 zero3", TINY, compile=True)
+    found += on("ddp fsdp zero2", TINY, compile=True)
     found += on("fsdp zero2 zero3", offload=True)
     found += on("zero3", persist=10_000)
     found += on("fsdp zero3", engine_d="ddp")
@@ -80,23 +80,27 @@ def trained(case: Case, row: Row, function: str = "train_row") -> dict[str, Any]
     return run(row.world, f"{__name__}:{function}", case=case, row=row)[0]
 
 
-@pytest.mark.multiprocess
-@pytest.mark.parametrize("pair", rows(), ids=label)
-def test_matches_the_plain_loop(pair, parity_table):
+def check(summary: dict[str, list[str]], pair: tuple[Case, Row], bound: float) -> None:
+    """Train, add a line to the table, hold it against the plain loop."""
     case, row = pair
     found = differences(trained(case, row), reference(case))
     worst = max(found, key=found.get)
-    parity_table.append((label(pair), found[worst], BOUND))
-    assert found[worst] <= BOUND, worst
+    mark = "ok" if found[worst] <= bound else "OUT"
+    line = f"{found[worst]:9.1e}  (bound {bound:.0e})  {mark:3}  {label(pair)}"
+    summary.setdefault(TITLE, []).append(line)
+    assert found[worst] <= bound, worst
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("pair", rows(), ids=label)
+def test_matches_the_plain_loop(pair, summary):
+    check(summary, pair, 1e-5)
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["single", "ddp", "fsdp"])
-def test_real_losses_in_float64(name, parity_table):
-    found = differences(trained(REAL, ENGINES[name]), reference(REAL))
-    worst = max(found, key=found.get)
-    parity_table.append((label((REAL, ENGINES[name])), found[worst], BOUND_DOUBLE))
-    assert found[worst] <= BOUND_DOUBLE, worst
+def test_real_losses_in_float64(name, summary):
+    check(summary, (REAL, ENGINES[name]), 1e-12)
 
 
 @pytest.mark.parametrize("case", [BASIC, WIDE, TWO_D_STEPS, FROZEN, TINY, REAL], ids=str)
@@ -144,11 +148,11 @@ def not_scaled_by_world(case: Case, row: Row) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["single", "ddp", "fsdp"])
 def test_notices_a_discriminator_that_is_not_frozen(name):
     wrong = differences(trained(BASIC, ENGINES[name], "d_not_frozen"), reference(BASIC))
-    assert max(wrong.values()) > 1000 * BOUND
+    assert max(wrong.values()) > 1e-2
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "zero0", "zero2", "zero3"])
 def test_notices_gradients_that_are_not_scaled_by_the_world(name):
     wrong = differences(trained(BASIC, ENGINES[name], "not_scaled_by_world"), reference(BASIC))
-    assert max(wrong.values()) > 1000 * BOUND
+    assert max(wrong.values()) > 1e-2

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from neuropbr_dist.config.schema import DataConfig, ModelConfig, TrainConfig
+from neuropbr_dist.config.schema import DataConfig, ModelConfig, TrainConfig, TransformConfig
 from neuropbr_dist.errors import UserError
 
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+IMAGENET_STATS = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+UNSET_STATS = TransformConfig().mean, TransformConfig().std
 
 
 def refuse_unless(ok: bool, message: str) -> None:
@@ -15,15 +16,14 @@ def refuse_unless(ok: bool, message: str) -> None:
 
 def resolve(cfg: TrainConfig) -> TrainConfig:
     """Fold legacy and shorthand fields into the ones that are read, then check. In place."""
-    if cfg.data.use_dirty_renders and cfg.data.render_curriculum == 0:
-        cfg.data.render_curriculum = 2
-    refuse_unless(
-        not (cfg.data.use_dirty_renders and cfg.data.render_curriculum == 1),
-        "data.use_dirty_renders = true means data.render_curriculum = 2, but render_curriculum is 1",
-    )
-    cfg.data.use_dirty_renders = cfg.data.render_curriculum == 2
+    fold_legacy(cfg)
     if cfg.transform.use_imagenet_stats:
-        cfg.transform.mean, cfg.transform.std = list(IMAGENET_MEAN), list(IMAGENET_STD)
+        refuse_unless(
+            (cfg.transform.mean, cfg.transform.std) in (UNSET_STATS, IMAGENET_STATS),
+            f"transform.use_imagenet_stats = true, but transform.mean = {cfg.transform.mean} and "
+            f"transform.std = {cfg.transform.std}; set one or the other",
+        )
+        cfg.transform.mean, cfg.transform.std = map(list, IMAGENET_STATS)
     if not cfg.training.use_amp:
         refuse_unless(
             cfg.training.precision in ("auto", "fp32"),
@@ -32,6 +32,18 @@ def resolve(cfg: TrainConfig) -> TrainConfig:
         cfg.training.precision = "fp32"
     check(cfg)
     return cfg
+
+
+def fold_legacy(cfg: TrainConfig) -> None:
+    """`use_dirty_renders` into `render_curriculum`; it is off afterwards, so that a later value wins."""
+    data = cfg.data
+    if not data.use_dirty_renders:
+        return
+    refuse_unless(
+        data.render_curriculum != 1,
+        "data.use_dirty_renders = true means data.render_curriculum = 2, but render_curriculum is 1",
+    )
+    data.render_curriculum, data.use_dirty_renders = 2, False
 
 
 def check(cfg: TrainConfig) -> None:
@@ -108,6 +120,8 @@ def check_losses(cfg: TrainConfig) -> None:
     ):
         weight = getattr(loss, f"w_{name}")
         refuse_unless(weight >= 0, f"loss.w_{name} = {weight}; allowed: 0 or more")
+    for name, weight in loss.custom.items():
+        refuse_unless(weight >= 0, f"loss.custom: {name} = {weight}; allowed: 0 or more")
     refuse_unless(
         not cfg.model.discriminator_use_sigmoid or loss.gan_loss_type == "bce",
         "model.discriminator_use_sigmoid = true needs loss.gan_loss_type = bce; hinge wants raw logits",
@@ -124,8 +138,14 @@ def check_optimizer(cfg: TrainConfig) -> None:
             len(betas) == 2 and all(0 <= b < 1 for b in betas),
             f"optimizer.{name} = {betas}; allowed: two numbers from 0 to below 1",
         )
-    for name in ("scheduler_warmup_epochs", "scheduler_min_lr", "g_weight_decay", "d_weight_decay"):
+    for name in (
+        "scheduler_warmup_epochs", "scheduler_min_lr", "g_weight_decay", "d_weight_decay", "patience",
+    ):  # fmt: skip
         refuse_unless(getattr(o, name) >= 0, f"optimizer.{name} = {getattr(o, name)}; allowed: 0 or more")
+    horizon = o.scheduler_epochs
+    refuse_unless(
+        horizon is None or horizon > 0, f"optimizer.scheduler_epochs = {horizon}; allowed: above 0, or none"
+    )
 
 
 def check_training(cfg: TrainConfig) -> None:
@@ -151,6 +171,12 @@ def check_training(cfg: TrainConfig) -> None:
     refuse_unless(
         t.ds_config is None or t.engine in ("auto", "deepspeed"),
         f"--ds {t.ds_config} needs training.engine = deepspeed, but it is {t.engine}",
+    )
+    engine_d = t.engine if t.engine_discriminator == "same" else t.engine_discriminator
+    refuse_unless(
+        t.ds_config_discriminator is None or engine_d in ("auto", "deepspeed"),
+        f"--ds-discriminator {t.ds_config_discriminator} needs training.engine_discriminator = deepspeed, "
+        f"but it is {engine_d}",
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from neuropbr_dist.config.check import resolve
+from neuropbr_dist.config.check import fold_legacy, resolve
 from neuropbr_dist.config.load import load
 from neuropbr_dist.config.presets import PRESETS
 from neuropbr_dist.config.schema import TrainConfig
 from neuropbr_dist.config.values import set_field, set_text
+from neuropbr_dist.errors import UserError
 
 # flag -> field; the value's type is the field's.
 FIELD_FLAGS = {
@@ -72,7 +73,12 @@ def apply_flags(cfg: TrainConfig, args: argparse.Namespace) -> None:
         if value is not None:
             set_field(cfg, name, value, flag)
     if args.use_dirty:
-        cfg.data.use_dirty_renders = True
+        if args.render_curriculum not in (None, 2):
+            raise UserError(
+                f"--use-dirty means --render-curriculum 2, but --render-curriculum {args.render_curriculum} "
+                "is given too; leave one out"
+            )
+        cfg.data.render_curriculum = 2
     for assignment in args.set:
         set_text(cfg, assignment)
 
@@ -80,5 +86,6 @@ def apply_flags(cfg: TrainConfig, args: argparse.Namespace) -> None:
 def config_from(args: argparse.Namespace) -> TrainConfig:
     """Preset or file, then flags, resolved and checked."""
     cfg = load(args.config or "default")
+    fold_legacy(cfg)  # before the flags, which win
     apply_flags(cfg, args)
     return resolve(cfg)

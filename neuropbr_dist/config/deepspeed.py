@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
+from neuropbr_dist.config.text import read_text
 from neuropbr_dist.errors import UserError
 
 
@@ -13,16 +13,17 @@ def read(path: str) -> dict[str, Any]:
     """The file's JSON object.
 
     Raises:
-        UserError: missing, malformed or not an object.
+        UserError: missing, malformed or not an object, or a section that we read isn't one.
     """
     try:
-        tree = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise UserError(f"--ds {path}: no such file") from None
+        tree = json.loads(read_text(path, "--ds"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(tree).__name__}")
+    for section in ("zero_optimization", "bf16", "fp16"):
+        if not isinstance(tree.get(section, {}), dict):
+            raise UserError(f"{path}: {section} = {tree[section]!r}; allowed: a JSON object")
     return tree
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from neuropbr_dist.config.presets import PRESETS
 from neuropbr_dist.config.schema import TrainConfig
+from neuropbr_dist.config.text import read_text
 from neuropbr_dist.config.values import describe, field_types, fit, to_dict, update
 from neuropbr_dist.errors import UserError
 
@@ -27,9 +28,8 @@ def load(source: str) -> TrainConfig:
         raise UserError(
             f"--config {source!r}: not a preset ({', '.join(PRESETS)}) and not a .yaml or .py file"
         )
-    if not path.is_file():
-        raise UserError(f"--config {source}: no such file")
-    return from_python(path) if path.suffix == ".py" else from_yaml(path.read_text(), str(path))
+    text = read_text(path, "--config")
+    return from_python(path) if path.suffix == ".py" else from_yaml(text, str(path))
 
 
 def from_yaml(text: str, where: str) -> TrainConfig:
@@ -50,14 +50,13 @@ def from_python(path: Path) -> TrainConfig:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        cfg = module.get_config() if hasattr(module, "get_config") else None
     except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{path}: has no get_config()")
-    try:
-        cfg = module.get_config()
-    except AttributeError as error:  # the dataclasses have slots: an unknown field lands here
-        raise UserError(f"{path}: get_config(): {error}") from None
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except (AttributeError, ImportError) as error:  # slots: an unknown field is an AttributeError
+        raise UserError(f"{path}: {error}") from error
+    if cfg is None:
+        raise UserError(f"{path}: has no get_config(), or it returns nothing; it must return a TrainConfig")
     if not isinstance(cfg, TrainConfig):
         raise UserError(f"{path}: get_config() returned {type(cfg).__name__}; expected TrainConfig")
     return checked_types(cfg, str(path))

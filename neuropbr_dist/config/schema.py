@@ -232,6 +232,8 @@ class TrainingConfig:
     """Steps between log lines; the host reads the device only then."""
     log_images_every_n_epochs: int = 5
     """Epochs between pictures in TensorBoard."""
+    log_samples: bool = False
+    """Write the names of each step's samples to `{checkpoint_dir}/samples.jsonl`."""
     use_tensorboard: bool = True
     """Write TensorBoard events to `{checkpoint_dir}/logs`."""
     use_wandb: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any
@@ -60,20 +61,21 @@ def fit(value: Any, kind: Any) -> Any:
         if value is None:
             return None
     elif kind is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, str):  # YAML reads 1e-4 as text
-            return _float(value)
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            return _finite(value)
     elif type(value) is kind:
         return value
     raise TypeError
 
 
-def _float(text: str) -> float:
+def _finite(value: float | str) -> float:
     try:
-        return float(text)
+        number = float(value)  # YAML reads 1e-4 as text
     except ValueError:
         raise TypeError from None
+    if not math.isfinite(number):
+        raise TypeError
+    return number
 
 
 def set_field(cfg: TrainConfig, name: str, value: Any, where: str) -> None:
@@ -115,7 +117,9 @@ def set_text(cfg: TrainConfig, assignment: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {assignment!r}: the value is not YAML ({error})") from None
+        raise UserError(
+            f"--set {assignment!r}: the value is not YAML ({' '.join(str(error).split())})"
+        ) from None
     set_field(cfg, name.strip(), value, "--set")
 
 

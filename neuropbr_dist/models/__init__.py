@@ -1,6 +1,6 @@
 """Networks in plain PyTorch; nothing here knows how they are spread over devices."""
 
-from neuropbr_dist.models.discriminator import Discriminator, receptive_field
+from neuropbr_dist.models.discriminator import Discriminator, receptive_field, smallest_side
 from neuropbr_dist.models.generator import Generator, encoder_norm, size_multiple
 from neuropbr_dist.models.pretrained import PretrainedUnavailable, load_backbone, pretrained_backbone
 
@@ -13,4 +13,5 @@ __all__ = [
     "pretrained_backbone",
     "receptive_field",
     "size_multiple",
+    "smallest_side",
 ]

@@ -23,6 +23,14 @@ def receptive_field(n_layers: int) -> int:
     return side
 
 
+def smallest_side(n_layers: int) -> int:
+    """Side in pixels below which no logit comes out: backwards from one logit, padding counted."""
+    side = 1
+    for stride in (1, 1, *[2] * n_layers):
+        side = (side - 1) * stride + 4 - 2
+    return side
+
+
 class Discriminator(nn.Module):
     """Maps (B, 8, H, W) -> patch logits (B, 1, H', W')."""
 

@@ -40,6 +40,9 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
     frozen by the caller. Same output in train and eval mode.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         # In float32 whatever the parameter dtype: bf16 parameters with float32
         # statistics are refused by F.batch_norm.
@@ -55,6 +58,11 @@ class BatchNorm2d(nn.BatchNorm2d):
     them; `commit_statistics` averages the notes of a step and moves the
     running statistics by `momentum` once.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)

@@ -10,6 +10,7 @@ import html
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +32,9 @@ class Writer(Protocol):
 class RunLog:
     """Scalars, pictures and texts of a run.
 
+    A file that can't be written (disk full, say) ends the log, not the call: the first
+    failure is kept in `failure`, for the ranks to agree on at the next step's end.
+
     Args:
         folder: the run's folder; made if missing.
         tensorboard: write TensorBoard events.
@@ -42,6 +46,8 @@ class RunLog:
     """
 
     def __init__(self, folder: Path | str, *, tensorboard: bool, wandb: dict[str, Any] | None, enabled: bool):
+        self.failure: UserError | None = None
+        self.folder = Path(folder)
         self.writers: list[Writer] = []
         if not enabled:
             return
@@ -55,29 +61,32 @@ class RunLog:
 
     def scalars(self, step: int, epoch: int, samples: int, values: dict[str, float]) -> None:
         """Values such as `train/G_loss` at a step; `samples` counts those the run has consumed."""
-        for writer in self.writers:
-            writer.scalars(step, epoch, samples, values)
+        self._each(lambda writer: writer.scalars(step, epoch, samples, values))
 
     def images(self, step: int, images: dict[str, np.ndarray]) -> None:
         """Pictures by name, uint8 HWC or HW."""
-        for writer in self.writers:
-            writer.images(step, images)
+        self._each(lambda writer: writer.images(step, images))
 
     def text(self, step: int, texts: dict[str, str]) -> None:
         """Texts by name, such as the run's configuration."""
-        for writer in self.writers:
-            writer.text(step, texts)
+        self._each(lambda writer: writer.text(step, texts))
 
     def cut_back(self, step: int) -> None:
         """Forget what lies after `step`: a resumed run calls this once, before it writes."""
-        for writer in self.writers:
-            writer.cut_back(step)
+        self._each(lambda writer: writer.cut_back(step))
 
     def close(self) -> None:
         """Write out everything."""
-        for writer in self.writers:
-            writer.close()
+        self._each(lambda writer: writer.close())
         self.writers = []
+
+    def _each(self, call: Callable[[Writer], None]) -> None:
+        try:
+            for writer in self.writers:
+                call(writer)
+        except OSError as error:
+            self.failure = UserError(f"{self.folder}: the log can't be written: {error}")
+            self.writers = []
 
 
 class JsonLines:
@@ -94,7 +103,11 @@ class JsonLines:
         finite = {
             name: value if math.isfinite(value) else str(float(value)) for name, value in values.items()
         }
-        line = json.dumps({"step": step, "epoch": epoch, "samples": samples, **finite}, allow_nan=False)
+        self.line({"step": step, "epoch": epoch, "samples": samples, **finite})
+
+    def line(self, record: dict[str, Any]) -> None:
+        """Append one object; it has a `step`."""
+        line = json.dumps(record, allow_nan=False)
         with self.path.open("a") as file:
             file.write(line + "\n")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from neuropbr_dist.errors import UserError
@@ -29,6 +28,7 @@ class Plan:
     recompute: str
     """none, selective or full."""
     compile_blocks: bool
+    """Compile each segment; left out under ZeRO-3."""
     sync_batch: bool = False
     shard: str = "world"
     """FSDP: world, or node (HSDP)."""
@@ -37,11 +37,12 @@ class Plan:
     ds_config: dict[str, Any] | None = None
 
 
-def build_network(module: nn.Module, device: torch.device, plan: Plan) -> Network:
+def build_network(module: Any, device: torch.device, plan: Plan) -> Network:
     """Spread `module` (on CPU, the same on every rank) as `plan` says."""
     if plan.sync_batch and dist.is_initialized() and dist.get_world_size() > 1:
         synchronise_batch_norms(module)
-    prepare_segments(module.segments(), recompute=plan.recompute, compile_blocks=plan.compile_blocks)
+    compile_blocks = plan.compile_blocks and not hooks_every_layer(plan)
+    prepare_segments(module.segments(), recompute=plan.recompute, compile_blocks=compile_blocks)
     if plan.engine == "fsdp":
         from neuropbr_dist.parallel.fsdp import FSDPNetwork
 
@@ -56,6 +57,11 @@ def build_network(module: nn.Module, device: torch.device, plan: Plan) -> Networ
 
     distributed = plan.engine == "ddp"
     return ReplicatedNetwork(module, device, plan.adam, plan.clip, plan.dtype, distributed)
+
+
+def hooks_every_layer(plan: Plan) -> bool:
+    """ZeRO-3 does: graphs would break at each hook and be made anew in every step (measured: 54)."""
+    return plan.ds_config is not None and plan.ds_config["zero_optimization"]["stage"] == 3
 
 
 def fsdp_mesh(device_type: str, plan: Plan) -> DeviceMesh:

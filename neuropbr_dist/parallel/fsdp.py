@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from neuropbr_dist.parallel.network import Adam, Network, Shard, StepResult
 from neuropbr_dist.parallel.optimizer import ClippedAdamW
 
 
-def first_element(p: DTensor) -> int:
+def first_element(p: Any) -> int:
     """Offset of this rank's rows in the flattened parameter (sharded on dimension 0)."""
     _, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
     return offset[0] * p.shape[1:].numel()
@@ -33,7 +34,7 @@ class FSDPNetwork(Network):
 
     def __init__(
         self,
-        module: nn.Module,
+        module: Any,
         device: torch.device,
         mesh: DeviceMesh,
         adam: Adam,
@@ -42,6 +43,7 @@ class FSDPNetwork(Network):
         cpu_offload: bool = False,
     ) -> None:
         self.module, self.device, self.dtype = module, device, dtype
+        self.sharded: Any = module  # the same, with FSDP2's methods
         self.world = dist.get_world_size()
         if not cpu_offload:
             module.to(device)
@@ -61,20 +63,19 @@ class FSDPNetwork(Network):
         self.optimizer = ClippedAdamW(local, adam, clip, group, fp16=dtype == torch.float16)
 
     @staticmethod
-    def _local(p: Tensor) -> Tensor:
-        assert isinstance(p, DTensor)
+    def _local(p: Any) -> Tensor:
         return p.detach().to_local()
 
-    def _trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
+    def _trained_parameters(self) -> list[tuple[str, Any]]:
         # By name and afresh: while unsharded, parameters() yields other objects.
-        params = dict(self.module.named_parameters())
+        params: dict[str, Any] = dict(self.module.named_parameters())
         return [(name, params[name]) for name in self.trained]
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.module(x)
 
     def sync_gradients(self, last: bool) -> None:
-        self.module.set_requires_gradient_sync(last)
+        self.sharded.set_requires_gradient_sync(last)
 
     def backward(self, loss: Tensor) -> None:
         loss = loss * self.world  # the reduce-scatter averages over ranks

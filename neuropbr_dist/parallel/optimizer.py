@@ -7,7 +7,8 @@ host never goes through DTensor dispatch for every parameter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,7 +33,7 @@ class ClippedAdamW:
 
     def __init__(
         self,
-        params: dict[str, Tensor],
+        params: Mapping[str, Tensor],
         adam: Adam,
         clip: float | None,
         group: dist.ProcessGroup | None = None,
@@ -41,7 +42,7 @@ class ClippedAdamW:
         self.params, self.clip, self.group = params, clip, group
         tensors = list(params.values())
         self.device, self.dtype = tensors[0].device, tensors[0].dtype
-        self.adamw = torch.optim.AdamW(
+        self.adamw: Any = torch.optim.AdamW(
             tensors, lr=adam.lr, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay, fused=True
         )
         for p in tensors:  # lazily made by torch; a save before the first step needs them
@@ -99,6 +100,7 @@ class ClippedAdamW:
 
     def _update_scale(self, finite: Tensor) -> Tensor:
         """An overflow lowers the scale; it counts as a fault only at the smallest one."""
+        assert self.scale is not None
         at_floor = self.scale <= SMALLEST_SCALE
         torch._amp_update_scale_(self.scale, self.growth, (~finite).float(), 2.0, 0.5, GROWTH_INTERVAL)
         self.scale.clamp_(min=SMALLEST_SCALE)

@@ -45,8 +45,8 @@ class ReplicatedNetwork(Network):
         self.optimizer = ClippedAdamW(self.trained, adam, clip, fp16=dtype == torch.float16)
 
     def __call__(self, x: Tensor) -> Tensor:
-        through_ddp = self.ddp is not None and not self._frozen and torch.is_grad_enabled()
-        forward = self.ddp if through_ddp else self.module
+        plain = self._frozen or not torch.is_grad_enabled()
+        forward = self.module if plain or self.ddp is None else self.ddp
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             return forward(x)
 

@@ -138,7 +138,8 @@ class ZeRONetwork(Network):
                 found.extend(self._trained_shards(name, p))
         return found + self.buffer_shards()
 
-    def _trained_shards(self, name: str, p: nn.Parameter) -> Iterator[Shard]:
+    def _trained_shards(self, name: str, p: Any) -> Iterator[Shard]:
+        key: str | None
         if self.stage == 0:
             state = self.adamw.state[p]
             yield Shard(f"param/{name}", p.detach().view(-1), 0, p.shape)
@@ -153,12 +154,13 @@ class ZeRONetwork(Network):
                 data = p._hp_mapping.get_hp_fragment(key).detach()
                 yield Shard(f"{key or 'param'}/{name}", data, start, p.shape)
 
-    def _stage_3_shard(self, name: str, p: nn.Parameter, key: str | None) -> Shard:
+    def _stage_3_shard(self, name: str, p: Any, key: str | None) -> Shard:
         piece, _ = self.engine.optimizer._get_fp32_opt_state_partition(
             p, release_swap_buffers=False, optim_state_key=key
         )
-        start = p.ds_tensor.ds_numel * dist.get_rank()
-        held = max(0, min(piece.numel(), p.ds_numel - start))  # the last partition is padded
+        # The last partitions are padded, or wholly padding: ranks may outnumber elements.
+        start = min(p.ds_tensor.ds_numel * dist.get_rank(), p.ds_numel)
+        held = min(piece.numel(), p.ds_numel - start)
         return Shard(f"{key or 'param'}/{name}", piece.detach().view(-1)[:held], start, p.ds_shape)
 
     def counters(self) -> dict[str, float]:
@@ -189,7 +191,7 @@ class ZeRONetwork(Network):
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
     def _restore_frozen(self) -> None:
-        params = dict(self.module.named_parameters())
+        params: dict[str, Any] = dict(self.module.named_parameters())
         for name, master in self._frozen_masters.items():
             p = params[name]
             if self.stage != 3:

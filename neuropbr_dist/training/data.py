@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from neuropbr_dist.cluster import Environment, everyone, from_rank_0, is_rank_0
-from neuropbr_dist.config import TrainConfig, check_size
+from neuropbr_dist.config import ModelConfig, TrainConfig, check_size
 from neuropbr_dist.data.headers import check_headers
 from neuropbr_dist.data.layout import Sample, list_faults, scan
 from neuropbr_dist.data.sources import (
@@ -24,7 +24,7 @@ from neuropbr_dist.data.sources import (
 )
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.models import size_multiple
+from neuropbr_dist.models import size_multiple, smallest_side
 
 
 @dataclass
@@ -57,6 +57,7 @@ def open_samples(
     """
     source = open_source(cfg, env, say)
     check_size(source.size, size_multiple(cfg.model))
+    check_discriminator(cfg.model, source.size)
     fits(source.size)
     if isinstance(source, BuiltinSource):
         fill_cache(source, env)
@@ -64,6 +65,15 @@ def open_samples(
     train, val = split(source.entries, data.val_ratio, data.split_by, cfg.training.seed)
     say(f"Samples: {len(train)} for training, {len(val)} for validation, {source.size} px")
     return Samples(source, train, val)
+
+
+def check_discriminator(model: ModelConfig, size: int) -> None:
+    needed = smallest_side(model.discriminator_n_layers)
+    if model.use_gan and size < needed:
+        raise UserError(
+            f"model.discriminator_n_layers = {model.discriminator_n_layers} needs pictures of {needed} px or more, "
+            f"but they are {size} px; lower it ({smallest_side(3)} px are enough for 3) or raise data.image_size"
+        )
 
 
 def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) -> Source:
@@ -77,6 +87,7 @@ def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) 
         return source
     entries = scan_on_rank_0(cfg, folders, say)
     cache = Path(cfg.training.checkpoint_dir) / f"headers-{env.rank}.json"
+    cache.parent.mkdir(parents=True, exist_ok=True)
     report = check_headers(
         entries, cfg.data.image_size, rank=env.rank, world_size=env.world_size, cache=cache
     )

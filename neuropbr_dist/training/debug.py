@@ -15,7 +15,7 @@ from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.loader import collate
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.models import size_multiple
+from neuropbr_dist.models import size_multiple, smallest_side
 from neuropbr_dist.monitor import comparison, save_png
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.data import Samples, open_samples
@@ -24,7 +24,7 @@ from neuropbr_dist.training.estimate import activation_bytes, available_bytes, s
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.step import gan_step
 
-STEPS = 20
+STEPS = {"cpu": 5, "cuda": 20, "mps": 20}
 LARGEST_ON_CPU = 128  # px: a step of the default preset takes seconds there
 
 
@@ -50,7 +50,7 @@ def debug(args: argparse.Namespace) -> None:
         print(f"\n{part}\n{module_table(network.module, x)}")
     folder = Path(cfg.training.checkpoint_dir) / "debug"
     with torch.autograd.set_detect_anomaly(True):
-        overfit(cfg, networks, batch, views, folder, args.stop_after_steps or STEPS)
+        overfit(cfg, networks, batch, views, folder, args.stop_after_steps or STEPS[device.type])
 
 
 def plain_settings(cfg: TrainConfig, device: torch.device) -> None:
@@ -68,10 +68,15 @@ def plain_settings(cfg: TrainConfig, device: torch.device) -> None:
 def fitting_size(cfg: TrainConfig, device: torch.device) -> int | None:
     """The largest power of two up to 2048 px that fits the device; None: the set's own size fits."""
     room = available_bytes(device, 1) - state_bytes(cfg.model, "single", 0, 1, torch.float32)
-    size = 2048 if device.type == "cuda" else LARGEST_ON_CPU
-    while size > size_multiple(cfg.model) and activation_bytes(cfg, size, 1, torch.float32) > room:
+    smallest = smallest_side(cfg.model.discriminator_n_layers) if cfg.model.use_gan else 0
+    size = 2048 if device.type == "cuda" else max(LARGEST_ON_CPU, smallest)
+    while size // 2 >= max(smallest, size_multiple(cfg.model)) and needed(cfg, size) > room:
         size //= 2
     return None if size == 2048 else size
+
+
+def needed(cfg: TrainConfig, size: int) -> int:
+    return activation_bytes(cfg, size, cfg.training.batch_size, torch.float32)
 
 
 def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> tuple[DeviceBatch, Tensor]:
@@ -116,15 +121,21 @@ def overfit(
     folder: Path,
     steps: int,
 ) -> None:
-    """Train on the one batch without the GAN, then with it for the last step; say whether the loss fell."""
+    """Train on the one batch without the GAN, then one step with it; say whether the loss fell.
+
+    Args:
+        steps: at least 2 are done without the GAN, to compare the last with the first.
+    """
     g, d, objective = networks["generator"], networks.get("discriminator"), Objective(cfg)
     g.set_learning_rate(cfg.optimizer.g_lr)
     losses: list[float] = []
     first = None
-    for step in range(steps):
-        gan = d if step == steps - 1 else None
+    steps = max(steps, 2)
+    for step in range(steps if d is None else steps + 1):
+        gan = d if step == steps else None
         report = gan_step(g, gan, [batch], objective)
-        losses.append(float(report.losses["G_loss"]) if gan is None else losses[-1])
+        if gan is None:
+            losses.append(float(report.losses["G_loss"]))
         print(f"step {step + 1:>3}  " + "  ".join(f"{k} {float(v):.4f}" for k, v in report.losses.items()))
         if not bool(report.generator.finite):
             raise UserError(f"step {step + 1}: the generator's gradient is not finite")

@@ -27,16 +27,20 @@ from neuropbr_dist.training.estimate import refuse_too_small
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
 
-def engine_of(cfg: TrainConfig, env: Environment) -> str:
-    """`training.engine` with `auto` resolved."""
-    t = cfg.training
-    if t.engine == "single" and env.world_size > 1:
-        raise UserError(f"training.engine = single with {env.world_size} ranks; use fsdp, ddp or deepspeed")
-    if t.engine == "deepspeed" and t.ds_config is None:
-        raise UserError("training.engine = deepspeed needs --ds FILE (ds_configs/zero2.json, say)")
-    if t.engine != "auto":
-        return t.engine
-    if t.ds_config is not None:
+def engine_of(cfg: TrainConfig, env: Environment, part: str = "generator") -> str:
+    """`training.engine`, or `training.engine_discriminator`, with `auto` and `same` resolved."""
+    t, name, file = cfg.training, "training.engine", "--ds"
+    engine, ds_config = t.engine, t.ds_config
+    if part == "discriminator" and t.engine_discriminator != "same":
+        name, file = "training.engine_discriminator", "--ds-discriminator"
+        engine, ds_config = t.engine_discriminator, t.ds_config_discriminator or t.ds_config
+    if engine == "single" and env.world_size > 1:
+        raise UserError(f"{name} = single with {env.world_size} ranks; use fsdp, ddp or deepspeed")
+    if engine == "deepspeed" and ds_config is None:
+        raise UserError(f"{name} = deepspeed needs {file} FILE (ds_configs/zero2.json, say)")
+    if engine != "auto":
+        return engine
+    if ds_config is not None:
         return "deepspeed"
     return "fsdp" if env.world_size > 1 else "single"
 
@@ -49,18 +53,38 @@ def precision_of(cfg: TrainConfig, device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
+def ds_path(cfg: TrainConfig, env: Environment, part: str) -> str | None:
+    """DeepSpeed JSON of a network; None on other engines."""
+    t = cfg.training
+    if engine_of(cfg, env, part) != "deepspeed":
+        return None
+    return (t.ds_config_discriminator if part == "discriminator" else None) or t.ds_config
+
+
+def zero_stage(cfg: TrainConfig, env: Environment, part: str) -> int:
+    path = ds_path(cfg, env, part)
+    return 0 if path is None else read_ds(path).get("zero_optimization", {}).get("stage", 0)
+
+
+def recompute_of(cfg: TrainConfig, env: Environment, part: str) -> str:
+    """`training.activation_checkpointing` as this network can have it."""
+    kind = cfg.training.activation_checkpointing
+    if kind == "selective" and part == "discriminator":
+        return "none"  # its activations are small beside the generator's
+    if kind == "selective" and zero_stage(cfg, env, part) == 3:
+        return "full"  # ZeRO-3's own operations stand in the segment, which torch's policy takes for its own
+    return kind
+
+
 def check_memory(cfg: TrainConfig, size: int, env: Environment, device: torch.device) -> None:
     """Refuse pictures of `size` px that this rank's device can't train on."""
-    engine, stage = engine_of(cfg, env), 0
-    if engine == "deepspeed" and cfg.training.ds_config is not None:
-        stage = read_ds(cfg.training.ds_config).get("zero_optimization", {}).get("stage", 0)
     refuse_too_small(
         cfg,
         size,
         device=device,
         dtype=DTYPES[precision_of(cfg, device)] or torch.float32,
-        engine=engine,
-        stage=stage,
+        engine=engine_of(cfg, env),
+        stage=zero_stage(cfg, env, "generator"),
         world=env.world_size,
         ranks_here=env.local_world_size,
     )
@@ -94,6 +118,7 @@ def build_networks(
     cfg: TrainConfig, env: Environment, device: torch.device, backbone: dict[str, Any] | None
 ) -> dict[str, Network]:
     """Generator and, with a GAN, discriminator: two engines, each sharded on its own."""
+    refuse_uneven_batch_norm(cfg, env.world_size)
     torch.manual_seed(cfg.training.seed)  # the same weights on every rank before sharding
     generator = Generator(cfg.model)
     if backbone is not None:
@@ -107,15 +132,22 @@ def build_networks(
     return networks
 
 
+def refuse_uneven_batch_norm(cfg: TrainConfig, world_size: int) -> None:
+    """A short rank's filler samples would count in the statistics."""
+    m, batch = cfg.model, cfg.training.global_batch_size
+    assert batch is not None
+    for name, kind in (("norm", m.norm), ("encoder_norm", m.encoder_norm)):
+        if kind in ("batch", "sync_batch") and batch % world_size:
+            raise UserError(
+                f"model.{name} = {kind} with training.global_batch_size = {batch} on {world_size} ranks: "
+                "every rank needs as many samples; change one of the three"
+            )
+
+
 def plan(cfg: TrainConfig, env: Environment, device: torch.device, part: str) -> Plan:
     t, o, is_g = cfg.training, cfg.optimizer, part == "generator"
-    engine = engine_of(cfg, env)
-    if not is_g and t.engine_discriminator != "same":
-        engine = t.engine_discriminator
+    engine = engine_of(cfg, env, part)
     precision = precision_of(cfg, device)
-    recompute = t.activation_checkpointing
-    if not is_g and recompute == "selective":
-        recompute = "none"  # the discriminator's activations are small beside the generator's
     betas = o.g_betas if is_g else o.d_betas
     norms = (cfg.model.norm, cfg.model.encoder_norm if is_g else cfg.model.norm)
     return Plan(
@@ -128,22 +160,19 @@ def plan(cfg: TrainConfig, env: Environment, device: torch.device, part: str) ->
         ),
         clip=t.grad_clip_norm,
         dtype=DTYPES[precision],
-        recompute=recompute,
+        recompute=recompute_of(cfg, env, part),
         compile_blocks=t.compile == "blocks" or (t.compile == "auto" and device.type == "cuda"),
         sync_batch="sync_batch" in norms,
         shard=t.shard,
         ranks_per_node=env.local_world_size,
         cpu_offload=t.cpu_offload and is_g,
-        ds_config=ds_config(cfg, env, precision, is_g) if engine == "deepspeed" else None,
+        ds_config=ds_config(cfg, env, precision, part) if engine == "deepspeed" else None,
     )
 
 
-def ds_config(cfg: TrainConfig, env: Environment, precision: str, is_g: bool) -> dict[str, Any]:
-    t = cfg.training
-    path = t.ds_config if is_g or t.ds_config_discriminator is None else t.ds_config_discriminator
-    if path is None:
-        raise UserError("training.engine_discriminator = deepspeed needs --ds-discriminator FILE")
-    assert t.global_batch_size is not None
+def ds_config(cfg: TrainConfig, env: Environment, precision: str, part: str) -> dict[str, Any]:
+    t, path = cfg.training, ds_path(cfg, env, part)
+    assert path is not None and t.global_batch_size is not None  # engine_of has seen to the file
     micro = micro_batches(t.global_batch_size, env.world_size, t.batch_size)
     return resolve_ds(
         path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, epoch_name, step_name
-from neuropbr_dist.cluster import Environment, StopFlag, ignore_stop_signals
+from neuropbr_dist.cluster import Environment, StopFlag, from_rank_0, ignore_stop_signals
 from neuropbr_dist.config import TrainConfig, to_yaml
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
@@ -23,6 +24,7 @@ from neuropbr_dist.monitor import Console, Meter, RunLog, comparison
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.faults import FaultWatch
 from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.sample_log import SampleLog
 from neuropbr_dist.training.schedule import Schedule
 from neuropbr_dist.training.state import Progress, fragments, snapshot
 from neuropbr_dist.training.step import StepReport, gan_step
@@ -67,6 +69,9 @@ class Trainer:
         for part, state in run.progress.plateau.items():
             self.schedules[part].load(state)
         self.faults = FaultWatch(t.max_skipped_steps, run.console.line)
+        self.sample_log: SampleLog | None = None
+        if t.log_samples and run.env.rank == 0:
+            self.sample_log = SampleLog(run.saver.folder, self.order, run.train, run.progress.step)
         self.meter = Meter(run.device)
         self.totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=run.device))
         self.epoch_totals: dict[str, float] = defaultdict(float)
@@ -90,6 +95,8 @@ class Trainer:
     def wanted_stop(self) -> str | None:
         """Why to stop at this boundary although the run isn't over; the same on every rank."""
         run = self.run
+        if run.saver.failed or run.log.failure:  # not on all ranks at a time; `finish` raises on all
+            run.stop.request("failed write")
         if run.stop.agreed():
             return "signal"
         if run.stop_after_steps is not None and run.progress.step >= run.stop_after_steps:
@@ -154,6 +161,8 @@ class Trainer:
         report = gan_step(
             run.networks["generator"], d, batch, run.objective, d_steps=cfg.training.d_steps_per_g_step
         )
+        if self.sample_log is not None:
+            self.sample_log.step(p.step + 1, p.cursor, samples)
         p.step, p.cursor = p.step + 1, p.cursor + samples
         self.note(report, [key for micro in host for key in micro.keys], samples)
 
@@ -246,11 +255,12 @@ class Trainer:
         if p.step > 0:
             for schedule in self.schedules.values():
                 schedule.validated(metrics["loss"])
-        best = p.best is None or metrics["loss"] < p.best
-        if best and p.step > 0:
+        # A NaN is no best; nor is the untrained network.
+        best = p.step > 0 and metrics["loss"] < (math.inf if p.best is None else p.best)
+        if best:
             p.best = metrics["loss"]
         self.meter.restart()
-        return best and p.step > 0
+        return best
 
     # -- saving ----------------------------------------------------------------------------
 
@@ -275,6 +285,8 @@ class Trainer:
         if self.saved_at != run.progress.step:
             self.save([LATEST])
         run.saver.wait()
+        if failure := from_rank_0(run.log.failure):
+            raise failure
         run.console.close()
 
 

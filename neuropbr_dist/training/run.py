@@ -40,6 +40,7 @@ from neuropbr_dist.training.engines import (
     check_memory,
     engine_of,
     precision_of,
+    recompute_of,
 )
 from neuropbr_dist.training.loop import Run, Trainer
 from neuropbr_dist.training.objective import Objective
@@ -56,13 +57,16 @@ def train(args: argparse.Namespace) -> None:
     device = pick_device(cfg.training.device, env)
     console = Console(env.rank == 0)
     with ExitStack() as stack:
-        engine = engine_of(cfg, env)
-        if env.distributed or engine != "single":
+        if env.distributed:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes))
         lock = stack.enter_context(RunLock(run_folder(cfg, args)))
         cfg, checkpoint = fresh_or_resumed(cfg, args, console.line)
         if checkpoint is not None:
             stack.enter_context(checkpoint)
+            device = pick_device(cfg.training.device, env)
+        engines = {engine_of(cfg, env, part) for part in ("generator", "discriminator")}
+        if not env.distributed and engines != {"single"}:
+            stack.enter_context(process_group(env, device, cfg.training.timeout_minutes))
         run = stack.enter_context(assemble(cfg, args, env, device, console, checkpoint, lock))
         reason = Trainer(run).train()
         mark_end(run, reason)
@@ -72,14 +76,16 @@ def train(args: argparse.Namespace) -> None:
 
 
 def run_folder(cfg: TrainConfig, args: argparse.Namespace) -> Path:
-    """The folder that this run writes to: of the checkpoint for `--resume PATH`, else as configured."""
-    if args.resume in (None, "auto") or args.checkpoint_dir:
-        return Path(cfg.training.checkpoint_dir)
+    """The folder that this run writes to: as configured; `--resume PATH` alone means the checkpoint's."""
+    configured = Path(cfg.training.checkpoint_dir)
+    if args.resume in (None, "auto"):
+        return configured
     path = Path(args.resume)
-    if not path.exists():
-        raise UserError(f"--resume {path}: no such checkpoint or folder")
-    is_folder_of_run = bool(find(path)) and find(path)[0].parent == path.resolve()
-    return path if is_folder_of_run else path.parent
+    found = find(path)
+    if not found:
+        missing = "no checkpoint there" if path.exists() else "no such checkpoint or folder"
+        raise UserError(f"--resume {path}: {missing}")
+    return configured if args.checkpoint_dir else found[0].parent
 
 
 def fresh_or_resumed(
@@ -88,21 +94,31 @@ def fresh_or_resumed(
     """The configuration to run, and the checkpoint to go on from. Collective."""
     folder = run_folder(cfg, args)
     if args.resume is None:
-        refuse_or_clear(folder, args.overwrite)
+        refuse_held(folder, args.overwrite)
         return cfg, None
-    checkpoint = open_newest(folder if args.resume == "auto" else args.resume, log=say)
+    source = folder if args.resume == "auto" else Path(args.resume)
+    checkpoint = open_newest(source, log=say)
     if checkpoint is None:
-        if args.resume != "auto":
-            raise UserError(f"--resume {args.resume}: no checkpoint there")
         say(f"No checkpoint in {folder}: starting fresh")
         return cfg, None
+    if checkpoint.path.parent != folder.resolve():  # a branch of that run, in a folder of its own
+        refuse_held(folder, args.overwrite)
+    elif args.overwrite:
+        raise UserError(f"--overwrite would delete what --resume {args.resume} goes on from; leave one out")
     saved = from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml"))
     saved.training.checkpoint_dir = str(folder)
     now = from_yaml(to_yaml(saved), "")
     follow_engine_flags(now, args)
     apply_flags(now, args)
     now = resolve(now)
+    if Path(now.training.checkpoint_dir) != folder:
+        raise UserError(
+            f"--set training.checkpoint_dir={now.training.checkpoint_dir} with --resume {args.resume}: "
+            "name the folder by --checkpoint-dir"
+        )
     say(f"Resuming from {checkpoint.path} (step {checkpoint.state['step']})")
+    if args.config:
+        say(f"  --config {args.config}: a resumed run keeps its saved fields; change one by a flag or --set")
     for name, (old, new) in differences(saved, now).items():
         say(f"  {name}: {old} -> {new} (command line)")
     return now, checkpoint
@@ -116,19 +132,22 @@ def follow_engine_flags(cfg: TrainConfig, args: argparse.Namespace) -> None:
         cfg.training.engine = "auto"
 
 
-def refuse_or_clear(folder: Path, overwrite: bool) -> None:
-    """Never start at step 0 over another run's files. Collective."""
+def refuse_held(folder: Path, overwrite: bool) -> None:
+    """Never start over another run's files unasked. Collective."""
     holds_run = from_rank_0(bool(find(folder)) or (folder / "metrics.jsonl").exists())
-    if not holds_run:
-        return
-    if not overwrite:
+    if holds_run and not overwrite:
         raise UserError(
             f"{folder} holds a run; go on with it by --resume auto, delete it by --overwrite, "
             "or name another folder by --checkpoint-dir"
         )
+
+
+def delete_run(folder: Path) -> None:
+    """For `--overwrite`. Collective."""
     if is_rank_0():
         clear(folder)
-        for path in [folder / "metrics.jsonl", *(folder / "logs").glob("events.*")]:
+        logs = (folder / "logs").glob("events.*")
+        for path in (folder / "metrics.jsonl", folder / "wandb_id", *logs):
             path.unlink(missing_ok=True)
     everyone(None)
 
@@ -167,12 +186,14 @@ def assemble(
         {"step": progress.step, "world_size": env.world_size, "engine": engine_of(cfg, env)}
     )
     folder = Path(t.checkpoint_dir)
+    if args.overwrite:  # not before all else is known to be good
+        delete_run(folder)
     write_config(cfg, folder, env)
     wandb = {"project": t.wandb_project, "name": t.wandb_run_name, "config": to_dict(cfg)}
     log = RunLog(
         folder, tensorboard=t.use_tensorboard, wandb=wandb if t.use_wandb else None, enabled=env.rank == 0
     )
-    log.cut_back(progress.step)
+    log.cut_back(progress.step or -1)  # at step 0 the first validation is done again
     saver = AsyncSaver(
         folder,
         keep_latest=t.keep_latest,
@@ -246,7 +267,7 @@ def describe(
     say(f"Networks: {', '.join(sizes)} parameters")
     say(
         f"Engine: {engine_of(cfg, env)} on {env.world_size} x {device.type} ({env.launcher} launcher), "
-        f"{precision_of(cfg, device)}, activation checkpointing {t.activation_checkpointing}"
+        f"{precision_of(cfg, device)}, activation checkpointing {recompute_of(cfg, env, 'generator')}"
     )
     say(
         f"Batch: {t.global_batch_size} = up to {micro.per_step} x {micro.size} on {env.world_size} rank(s); "

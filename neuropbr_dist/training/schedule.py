@@ -52,7 +52,7 @@ class Schedule:
     def validated(self, loss: float) -> None:
         """Tell the plateau one validation loss; the same value on every rank."""
         p = self.plateau
-        if p.best is None or loss < p.best:
+        if loss < (math.inf if p.best is None else p.best):  # a NaN is no improvement
             p.best, p.waited = loss, 0
             return
         p.waited += 1

@@ -8,6 +8,7 @@ from typing import Any
 from neuropbr_dist.checkpoint import Checkpoint, Fragment
 from neuropbr_dist.cluster import everyone
 from neuropbr_dist.parallel import Network
+from neuropbr_dist.parallel.sync_batch import average_running_statistics
 
 
 @dataclass
@@ -41,8 +42,13 @@ def fragments(networks: dict[str, Network]) -> list[Fragment]:
 
 
 def snapshot(progress: Progress, networks: dict[str, Network]) -> dict[str, Any]:
-    """`progress` as it is saved, counters included. Collective: some ranks hold no state of a network."""
+    """`progress` as it is saved, counters included. Collective, called before `fragments`.
+
+    Ranks agree here on what they may hold differently: batch norm's running
+    statistics, and counters, of which a rank without any state has none.
+    """
     for part, network in networks.items():
+        average_running_statistics(network.module)
         reports = everyone(network.counters())
         progress.counters[part] = {key: max(r[key] for r in reports) for key in reports[0]}
     return asdict(progress)

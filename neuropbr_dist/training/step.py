@@ -47,13 +47,14 @@ def gan_step(
         d.backward(loss)
         losses["D_loss"] += loss.detach() / d_steps
 
-    for _ in range(d_steps - 1 if d else 0):  # extra updates of D, G fixed
-        for micro, last in with_last(batch):
-            d.sync_gradients(last)
-            with torch.no_grad(), g.frozen():
-                fake = g(micro.views)
-            judge(d, micro, fake)
-        d.step()
+    if d:
+        for _ in range(d_steps - 1):  # extra updates of D, G fixed
+            for micro, last in with_last(batch):
+                d.sync_gradients(last)
+                with torch.no_grad(), g.frozen():
+                    fake = g(micro.views)
+                judge(d, micro, fake)
+            d.step()
 
     for micro, last in with_last(batch):  # the joint update
         g.sync_gradients(last)

@@ -1,0 +1,210 @@
+"""A run through submitit: as a Slurm job, as processes of this machine, or in this process."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import submitit
+
+from neuropbr_dist.errors import UserError
+
+REQUEUE = "requeue"  # left in the run's folder by a run that was stopped by a signal
+NEWEST = "latest"
+JOB_ID = "%j"  # in a run's folder, as in Slurm's file names
+POLL_S = 1.0
+
+
+class Job:
+    """What submitit pickles, and calls on every rank at each start of the job.
+
+    submitit's own handler would save inside the signal, on rank 0 alone: a collective save would hang.
+    So the trainer's handlers replace it while it trains: all ranks save at one step boundary and
+    `train` returns. Then rank 0 raises the signal for submitit, which finds nothing left to save,
+    counts the time-out and requeues.
+
+    Args:
+        train: trains with the words of `launch/train.py`; picklable.
+        words: those words.
+        folder: the run's folder; `%j` in it stands for the job's number.
+    """
+
+    def __init__(self, train: Callable[[list[str]], None], words: list[str], folder: str) -> None:
+        self.train, self.words, self.folder = train, words, folder
+        self.restarted = False
+
+    def __call__(self) -> str:
+        """Train; returns the newest checkpoint of the finished run."""
+        env = submitit.JobEnvironment()
+        number = getattr(signal, f"SIG{env.USR_SIG}")
+        submitits = signal.getsignal(number)
+        folder = Path(self.folder.replace(JOB_ID, env.job_id))
+        if env.cluster == "local":
+            export_ranks()
+        if env.cluster != "debug":  # a requeue may have cut a rank's result off
+            result = env.paths.result_pickle
+            result.with_suffix(result.suffix + ".save_tmp").unlink(missing_ok=True)
+        self.train(self.words_for(folder))
+        if env.global_rank == 0 and (folder / REQUEUE).exists() and still_wanted(env):
+            signal.signal(number, submitits)
+            signal.raise_signal(number)
+        return str((folder / NEWEST).resolve())
+
+    def words_for(self, folder: Path) -> list[str]:
+        words = ["--resume", "auto", *self.words, "--checkpoint-dir", str(folder)]
+        restarted = self.restarted or int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+        if restarted and (folder / NEWEST).exists():
+            words += ["--resume", "auto"]  # a --resume PATH was for the first start
+        return words
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """For submitit, on rank 0 alone: what to run after the requeue. Everything is saved by now."""
+        again = Job(self.train, self.words, self.folder)
+        again.restarted = True
+        return submitit.helpers.DelayedSubmission(again)
+
+
+def export_ranks() -> None:
+    """The torch-style variables of a local process; under Slurm the ranks come from the step."""
+    submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+
+
+def still_wanted(env: Any) -> bool:
+    """Not in this process, and not cancelled: a job that is being cancelled gets SIGTERM as well."""
+    if env.cluster == "slurm":
+        return slurm_state(env.job_id) == "RUNNING"
+    return env.cluster == "local"
+
+
+def slurm_state(job_id: str) -> str:
+    """RUNNING, PENDING, COMPLETING, ... while Slurm has the job in its queue, else empty."""
+    command = ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+# -- submission ----------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Request:
+    """What a job asks for. None: the cluster's default."""
+
+    executor: Literal["slurm", "local", "debug"]
+    name: str = "neuropbr"
+    log_dir: Path = Path("submitit")
+    nodes: int = 1
+    gpus_per_node: int = 0
+    tasks_per_node: int | None = None
+    """Ranks a node. None: one per GPU, or one."""
+    cpus_per_task: int | None = None
+    mem_gb: float | None = None
+    minutes: int = 1440
+    """Time limit. At the limit the run saves and is requeued."""
+    warning_seconds: int = 120
+    """The warning signal comes this long before the time limit."""
+    max_timeouts: int = 100
+    """Requeues after time-outs before submitit gives up."""
+    python: str | None = None
+    """Command that starts Python on the nodes. None: this interpreter."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines before the ranks start."""
+    sbatch: dict[str, str] = field(default_factory=dict)
+    """Further sbatch options by long name: partition, account, qos, ..."""
+
+
+def make_executor(request: Request, project: Path) -> submitit.AutoExecutor:
+    """The executor with all of `request` set; `project` is put on the ranks' PYTHONPATH.
+
+    Raises:
+        UserError: no Slurm here, or more than one node or task where that can't be.
+    """
+    r = request
+    tasks = r.tasks_per_node or r.gpus_per_node or 1
+    if r.executor == "slurm" and shutil.which("srun") is None:
+        raise UserError(
+            "--executor slurm: no srun on PATH; submit from a login node, or use --executor local"
+        )
+    if r.executor != "slurm" and r.nodes > 1:
+        raise UserError(f"--nodes {r.nodes}: --executor {r.executor} has one node, this one")
+    if r.executor == "debug" and tasks > 1:
+        raise UserError(f"--executor debug runs in this process: one rank, not {tasks}; use --executor local")
+    others = os.environ.get("PYTHONPATH")
+    paths = f"{project}:{others}" if others else str(project)
+    if r.executor != "slurm":
+        os.environ["PYTHONPATH"] = paths
+    python = {"slurm_python": r.python, "local_python": r.python} if r.python else {}
+    made = submitit.AutoExecutor(
+        r.log_dir / "%j", cluster=r.executor, slurm_max_num_timeout=r.max_timeouts,
+        local_max_num_timeout=r.max_timeouts, **python,
+    )  # fmt: skip
+    made.update_parameters(
+        name=r.name, nodes=r.nodes, gpus_per_node=r.gpus_per_node or None, tasks_per_node=tasks,
+        cpus_per_task=r.cpus_per_task, mem_gb=r.mem_gb, timeout_min=r.minutes, stderr_to_stdout=True,
+        slurm_signal_delay_s=r.warning_seconds, local_setup=r.setup or None,
+        slurm_setup=[*r.setup, f"export PYTHONPATH={shlex.quote(paths)}"],
+        slurm_additional_parameters={"requeue": True, **r.sbatch},
+        # srun no longer takes the CPUs per task from sbatch.
+        slurm_srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={r.cpus_per_task or 1}"],
+    )  # fmt: skip
+    return made
+
+
+def sbatch_text(executor: submitit.AutoExecutor) -> str:
+    """The batch file that submitit would hand to sbatch."""
+    inner = executor._executor
+    if not isinstance(inner, submitit.SlurmExecutor):
+        raise UserError("--dry-run shows the batch file of --executor slurm; the others have none")
+    return inner._make_submission_file_text(inner._submitit_command_str, "")
+
+
+# -- afterwards ------------------------------------------------------------------------------
+
+
+def log_path(job: submitit.Job) -> Path:
+    """What rank 0 prints, over all starts of the job."""
+    return Path(job.task(0).paths.stdout)
+
+
+def cancel_command(job: submitit.Job) -> str:
+    return f"scancel {job.job_id}" if isinstance(job, submitit.SlurmJob) else f"kill -INT {job.job_id}"
+
+
+def ended(job: submitit.Job) -> bool:
+    """For good: a requeued job hasn't. squeue answers also where there is no accounting (sacct)."""
+    if isinstance(job, submitit.SlurmJob):
+        return slurm_state(job.job_id) == ""
+    return job.done()
+
+
+def follow(job: submitit.Job, show: Callable[[str], None]) -> str:
+    """Show rank 0's output until the job has ended; returns the newest checkpoint.
+
+    Raises:
+        UserError: the job failed or was cancelled; names its log.
+    """
+    path, shown, over = log_path(job), 0, False
+    while not over:
+        over = ended(job)  # before the last look
+        if path.exists():
+            with path.open(errors="replace") as log:
+                log.seek(shown)
+                show(log.read())
+                shown = log.tell()
+        if not over:
+            time.sleep(POLL_S)
+    if not job.task(0).paths.result_pickle.exists():
+        raise UserError(f"job {job.job_id} ended without a result; see {path}")
+    failure = job.task(0).exception()
+    if failure is not None:
+        last = str(failure).rpartition("\n-----")[0].strip().splitlines()[-1]
+        raise UserError(f"job {job.job_id} failed: {last}; see {path}")
+    return job.task(0).result()

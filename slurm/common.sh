@@ -1,0 +1,82 @@
+# Shared by the batch scripts: the ranks' environment, one step with its signals, requeueing.
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# Modules, virtual environment, Python (MODULES, VENV, PYTHON).
+set_up_python() {
+  if [ -n "${MODULES:-}" ]; then
+    command -v module >/dev/null || . /etc/profile
+    # shellcheck disable=SC2086  # several names
+    module load $MODULES || fail "MODULES=$MODULES: module load failed"
+  fi
+  if [ -z "${PYTHON:-}" ] && [ -z "${CONTAINER:-}" ] && [ -d "${VENV:=.venv}" ]; then
+    . "$VENV/bin/activate" || fail "VENV=$VENV: no bin/activate there"
+  fi
+  PYTHON=${PYTHON:-python}
+  [ -n "${CONTAINER:-}" ] || command -v "$PYTHON" >/dev/null ||
+    fail "no $PYTHON on $(hostname); set VENV, MODULES, PYTHON or CONTAINER"
+  # Another launcher's ranks, in the shell that submitted, would be taken for ours.
+  unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK
+}
+
+# The job as Slurm's commands want it: the bare number of an array's last task means the whole array.
+job_name() {
+  if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then
+    echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+  else
+    echo "$SLURM_JOB_ID"
+  fi
+}
+
+# One task per GPU; without GPUs as many as --ntasks or --ntasks-per-node asked for. Sets `tasks` and `cpus`.
+count_tasks() {
+  tasks=${SLURM_GPUS_ON_NODE:+$((SLURM_NNODES * SLURM_GPUS_ON_NODE))}
+  tasks=${tasks:-${SLURM_NTASKS:-$SLURM_NNODES}}
+  cpus=$((SLURM_CPUS_ON_NODE * SLURM_NNODES / tasks))
+  if [ "$cpus" -lt 1 ]; then
+    echo "warning: $SLURM_CPUS_ON_NODE CPU(s) a node for $tasks ranks: slow; add sbatch --cpus-per-gpu=8" >&2
+    cpus=1
+  fi
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus}
+}
+
+# srun with these words, in the background so that the traps run at once. Sets `code` and `warned`.
+# Slurm's warning reaches this shell alone (--signal=B:), and is handed on to every rank.
+run_step() {
+  local step=
+  warned=
+  trap 'warned=yes; [ -z "$step" ] || kill -USR1 "$step"' USR1 TERM
+  srun "$@" &
+  step=$!
+  while kill -0 "$step" 2>/dev/null; do wait "$step"; done # a trap ends a wait early
+  code=0
+  wait "$step" || code=$?
+}
+
+# Whether the run should go on in another start of the job: `marker` is the file that a stopped run leaves.
+wants_to_go_on() {
+  local marker=$1
+  [ ! -e "$marker" ] || return 0
+  [ "$code" -ne 0 ] || return 1
+  # A signal during start-up, before there are handlers, kills.
+  [ -z "$warned" ] || return 0
+  # A rank lost with its node ends the step minutes before Slurm misses the node. Code 2 is a wrong request.
+  [ "$code" -ne 2 ] && ! timeout 60 srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --overcommit true
+}
+
+# Back into the queue under the same job number, if the run wants to go on.
+requeue_if_stopped() {
+  local job
+  job=$(job_name)
+  wants_to_go_on "$1" || return 0
+  # A cancelled job stays cancelled.
+  [ "$(squeue -h -j "$job" -o %T)" = RUNNING ] || return 0
+  if [ "${SLURM_RESTART_COUNT:-0}" -ge "${MAX_RESTARTS:=100}" ]; then
+    fail "requeued $MAX_RESTARTS times already (MAX_RESTARTS); submit again with CHECKPOINT_DIR=$CHECKPOINT_DIR"
+  fi
+  echo "Requeueing job $job"
+  scontrol requeue "$job" || fail "not requeued; submit again with CHECKPOINT_DIR=$CHECKPOINT_DIR"
+}

@@ -1,0 +1,154 @@
+"""The command line: the guide's flags, and `--set` for any field."""
+
+import pytest
+
+from neuropbr_dist.config import TrainConfig, differences, set_text
+from neuropbr_dist.config.cli import config_from, train_parser
+from neuropbr_dist.config.values import fit
+from neuropbr_dist.errors import UserError
+from tests.test_config_presets import assert_names, field
+
+
+def configured(*words):
+    return config_from(train_parser().parse_args([str(word) for word in words]))
+
+
+@pytest.mark.parametrize(
+    "assignment, value",
+    [
+        ("model.transformer_depth=6", 6),
+        ("model.use_gan=false", False),
+        ("model.encoder_backbone=resnet18", "resnet18"),
+        ("model.encoder_stride=2", 2),
+        ("model.encoder_channels=[8, 16]", [8, 16]),
+        ("optimizer.g_lr=1e-4", 1e-4),
+        ("optimizer.g_lr=1", 1.0),
+        ("optimizer.g_betas=[0, 0.9]", [0.0, 0.9]),
+        ("training.compile=off", "off"),
+        ("training.compile=blocks", "blocks"),
+        ("training.grad_clip_norm=null", None),
+        ("training.grad_clip_norm=5e-1", 0.5),
+        ("training.wandb_run_name=a=b", "a=b"),
+        ("optimizer.scheduler=none", "none"),
+        ("loss.custom={mse: 0.5, tv: 1}", {"mse": 0.5, "tv": 1.0}),
+        (" training.epochs = 3", 3),
+    ],
+)
+def test_set_takes_each_kind_of_value(assignment, value):
+    cfg = TrainConfig()
+    set_text(cfg, assignment)
+    found = field(cfg, assignment.partition("=")[0].strip())
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "assignment, named",
+    [
+        ("model.depth=6", ["model.depth"]),
+        ("model=6", ["'model'", "PART.FIELD"]),
+        ("transformer_depth=6", ["transformer_depth", "PART.FIELD", "data, transform, model"]),
+        ("training.epochs", ["training.epochs", "part.field=value"]),
+        ("training.epochs=", ["training.epochs", "None", "int"]),
+        ("training.epochs=[", ["training.epochs", "YAML"]),
+        ("model.encoder_stride=3", ["model.encoder_stride", "3", "one of 1, 2"]),
+        ("model.encoder_stride=true", ["model.encoder_stride", "True", "one of 1, 2"]),
+        ("training.compile=on", ["training.compile", "auto, off, blocks"]),
+        ("loss.custom={mse: much}", ["loss.custom", "much", "map of text to float"]),
+        ("training.grad_clip_norm=low", ["training.grad_clip_norm", "low", "float or none"]),
+        ("optimizer.g_lr=nan", ["optimizer.g_lr", "nan"]),
+        ("optimizer.g_lr=.inf", ["optimizer.g_lr", "inf"]),
+    ],
+)
+def test_set_refuses_by_name(assignment, named):
+    with pytest.raises(UserError) as found:
+        set_text(TrainConfig(), assignment)
+    assert_names(found.value, ["--set", *named])
+
+
+def test_fit_loses_nothing():
+    for value, kind in [(1.5, int), (True, int), (True, float), ("x", float), (1, bool), (1, str)]:
+        with pytest.raises(TypeError):
+            fit(value, kind)
+
+
+FLAGS = {
+    "--input-dir in --output-dir out": {"data.input_dir": "in", "data.output_dir": "out"},
+    "--device cuda": {"training.device": "cuda"},
+    "--render-curriculum 0": {"data.render_curriculum": 0},
+    "--render-curriculum 1": {"data.render_curriculum": 1},
+    "--render-curriculum 2": {"data.render_curriculum": 2},
+    "--use-dirty": {"data.render_curriculum": 2},
+    "--checkpoint-dir my_checkpoints": {"training.checkpoint_dir": "my_checkpoints"},
+    "--config quick_test --batch-size 2": {
+        "model.encoder_backbone": "resnet18", "training.epochs": 20, "training.batch_size": 2,
+    },
+    "--config lightweight": {"model.use_gan": False},
+    "--epochs 7": {"training.epochs": 7},
+    "--engine fsdp": {"training.engine": "fsdp"},
+    "--engine-discriminator ddp": {"training.engine_discriminator": "ddp"},
+    "--ds ds_configs/zero2.json": {"training.ds_config": "ds_configs/zero2.json"},
+    "--shard node --engine fsdp": {"training.shard": "node"},
+    "--compile off": {"training.compile": "off"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", FLAGS)
+def test_flags_set_the_fields_of_their_names(words):
+    cfg = configured(*words.split())
+    assert {name: field(cfg, name) for name in FLAGS[words]} == FLAGS[words]
+
+
+def test_no_flags_is_the_default():
+    assert configured() == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    "flag", ["--resume", "--overwrite", "--allow-data-change", "--debug", "--local_rank"]
+)
+def test_flags_that_are_no_fields_change_nothing(flag):
+    words = [flag, "1"] if flag in ("--resume", "--local_rank") else [flag]
+    assert configured(*words) == TrainConfig()
+
+
+def test_flags_win_over_files_and_set_over_flags(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("training: {epochs: 3, batch_size: 3, seed: 3}\n")
+    cfg = configured(
+        "--config", path, "--epochs", 4, "--batch-size", 4, "--set", "training.epochs=5",
+    )  # fmt: skip
+    assert (cfg.training.epochs, cfg.training.batch_size, cfg.training.seed) == (5, 4, 3)
+
+
+@pytest.mark.parametrize("curriculum", [0, 1, 2])
+def test_render_curriculum_wins_over_a_files_legacy_flag(tmp_path, curriculum):
+    path = tmp_path / "c.yaml"
+    path.write_text("data: {use_dirty_renders: true}\n")
+    assert configured("--config", path).data.render_curriculum == 2
+    cfg = configured("--config", path, "--render-curriculum", curriculum)
+    assert cfg.data.render_curriculum == curriculum
+    cfg = configured("--config", path, "--set", f"data.render_curriculum={curriculum}")
+    assert cfg.data.render_curriculum == curriculum
+
+
+@pytest.mark.parametrize("curriculum", [0, 1])
+def test_use_dirty_against_another_curriculum_is_refused(curriculum):
+    with pytest.raises(UserError) as found:
+        configured("--use-dirty", "--render-curriculum", curriculum)
+    assert_names(found.value, ["--use-dirty", f"--render-curriculum {curriculum}"])
+
+
+def test_resolving_twice_changes_nothing(tmp_path):
+    words = ["--use-dirty", "--set", "training.use_amp=false", "--set", "transform.use_imagenet_stats=true"]
+    cfg = configured(*words)
+    assert cfg.training.precision == "fp32" and cfg.transform.mean == [0.485, 0.456, 0.406]
+    from neuropbr_dist.config import from_yaml, resolve, to_yaml
+
+    assert not differences(cfg, resolve(from_yaml(to_yaml(cfg), "")))
+
+
+@pytest.mark.parametrize("words", [["--epochs", "two"], ["--epoch", "2"], ["--resume"], ["--no-such-flag"]])
+def test_unknown_flags_and_words_end_with_code_2(words, capsys):
+    with pytest.raises(SystemExit) as found:
+        configured(*words)
+    assert found.value.code == 2
+    assert words[0] in capsys.readouterr().err

@@ -1,0 +1,229 @@
+"""`slurm/train.sbatch` on a real Slurm: two nodes, every way a job ends early, and wrong requests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from neuropbr_dist.checkpoint import open_newest
+from tests import train_runs
+from tests.distributed import ROOT
+from tests.slurm import Cluster, Gate, running_cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.multiprocess]
+SCRIPT = "slurm/train.sbatch"
+SETTINGS = {"training__global_batch_size": 4, "training__save_every_n_steps": 2, "training__epochs": 8}
+STEPS = 10  # of 4 of the set's 5 training samples, 8 epochs
+ENVIRONMENT = {"PYTHON": sys.executable, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with running_cluster() as cluster:
+        yield cluster
+
+
+class Submitted:
+    """A job of `train.sbatch` on the tiny set; its run is in `folder`, its log beside that."""
+
+    def __init__(
+        self, cluster: Cluster, root: Path, *flags: str, words: list[str] | None = None, **env: str
+    ) -> None:
+        self.cluster, self.folder = cluster, root / "run"
+        env = ENVIRONMENT | {"CHECKPOINT_DIR": str(self.folder)} | env
+        words = train_runs.tiny_words(**SETTINGS) + (words or [])
+        self.id = cluster.submit(f"--output={root}/job-%j.log", *flags, SCRIPT, *words, **env)
+        self.log_file = root / f"job-{self.id}.log"
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def restarts(self) -> int:
+        return int(self.cluster.job(self.id)["Restarts"])
+
+    def completes(self) -> None:
+        state = self.cluster.finish(self.id)["JobState"]
+        assert state == "COMPLETED", self.cluster.report(self.id)
+
+
+def generator(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = open_newest(folder)
+    assert checkpoint is not None
+    with checkpoint:
+        assert checkpoint.state["step"] == STEPS
+        return checkpoint.read("generator/param/")
+
+
+@pytest.mark.parametrize("engine", ["zero2", "fsdp"])
+def test_two_nodes_train_as_four_local_processes(cluster, tmp_path, engine):
+    """One task per GPU where there are GPUs, as --ntasks-per-node says where not."""
+    if engine == "zero2":
+        job = Submitted(cluster, tmp_path, "--nodes=2", "--gpus-per-node=2", "--cpus-per-gpu=2")
+        local = ["--ds", "ds_configs/zero2.json"]
+    else:
+        job = Submitted(cluster, tmp_path, "--nodes=2", "--ntasks-per-node=2", ENGINE="fsdp")
+        local = ["--engine", "fsdp"]
+    job.completes()
+    ended = train_runs.run(tmp_path / "local", *local, world=4, **SETTINGS)
+    assert ended.code == 0, ended.err
+    ours, reference = generator(job.folder), generator(tmp_path / "local")
+    assert ours.keys() == reference.keys() and len(ours) > 20
+    assert all(torch.equal(ours[name], reference[name]) for name in reference)
+    assert f"Engine: {'deepspeed' if engine == 'zero2' else 'fsdp'} on 4 x cpu (slurm launcher)" in job.log
+    assert f"Done: {STEPS} steps" in job.log
+    ranks = sorted((job.folder / f"slurm-{job.id}").iterdir())
+    assert [path.name for path in ranks] == [f"rank_{i}.log" for i in range(4)]
+
+
+# -- ended early -------------------------------------------------------------------------------
+
+
+def held(cluster: Cluster, root: Path, gate: Gate, *flags: str) -> tuple[Submitted, int]:
+    """A run on two nodes that waits inside a step; its last saved step."""
+    job = Submitted(
+        cluster, root, "--nodes=2", "--ntasks-per-node=1", *flags, words=gate.words, ENGINE="fsdp"
+    )
+    latest = job.folder / "latest"
+    cluster.until(lambda: gate.reached(2) and latest.exists(), "both ranks wait at the gate", job=job.id)
+    return job, int(latest.readlink().name.removeprefix("step_"))
+
+
+def assert_went_on(job: Submitted, from_step: int | None = None) -> int:
+    """Restarted once, and every step logged once; returns the step of the restart."""
+    job.completes()
+    assert job.restarts() == 1
+    lives = [life["step"] for life in train_runs.state(job.folder)["lives"]]
+    assert len(lives) == 2 and lives[0] == 0 < lives[1] < STEPS
+    assert from_step in (None, lives[1])
+    lines = train_runs.metrics(job.folder)
+    assert [line["step"] for line in lines if "train/G_loss" in line] == list(range(1, STEPS + 1))
+    assert f"Job {job.id}, start 2" in job.log
+    return lives[1]
+
+
+def test_a_warning_to_the_batch_shell_saves_and_requeues(cluster, tmp_path):
+    gate = Gate(tmp_path)
+    job, saved = held(cluster, tmp_path, gate)
+    cluster.call("scancel", "--batch", "--signal=USR1", job.id)
+    gate.open()
+    went_on_at = assert_went_on(job)
+    assert went_on_at > saved  # saved at the boundary, not lost since the last periodic save
+    assert f"Stopped (signal) after step {went_on_at}" in job.log
+    assert not (job.folder / "requeue").exists()
+
+
+def test_a_requeue_by_hand_goes_on_from_the_last_save(cluster, tmp_path):
+    gate = Gate(tmp_path)
+    job, saved = held(cluster, tmp_path, gate)
+    cluster.call("scontrol", "requeue", job.id)
+    cluster.until(lambda: job.restarts() == 1, "requeued")
+    cluster.until(lambda: cluster.job(job.id)["JobState"] != "COMPLETING", "its processes are gone")
+    gate.open()
+    assert_went_on(job, saved)
+
+
+def test_a_node_set_down_requeues_and_goes_on_from_the_last_save(cluster, tmp_path):
+    gate = Gate(tmp_path)
+    job, saved = held(cluster, tmp_path, gate)
+    cluster.call("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+    cluster.until(lambda: job.restarts() == 1, "requeued")
+    cluster.until(lambda: "idle" in cluster.call("sinfo", "-h", "-n", "node1", "-o", "%T"), "node1 is free")
+    gate.open()  # the node itself is well, and comes back by itself
+    assert_went_on(job, saved)
+
+
+def test_a_dead_node_requeues_and_goes_on_from_the_last_save(cluster, tmp_path):
+    gate = Gate(tmp_path)
+    job, saved = held(cluster, tmp_path, gate)
+    cluster.lose_node("node2")
+    gate.open()
+    cluster.until(lambda: job.restarts() == 1, "requeued")
+    cluster.start_node("node2")
+    assert_went_on(job, saved)
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(cluster, tmp_path):
+    gate = Gate(tmp_path)
+    job, saved = held(cluster, tmp_path, gate)
+    cluster.call("scancel", job.id)
+    gate.open()
+    cluster.until(lambda: cluster.call("squeue", "-h", "-j", job.id) == "", "gone")
+    assert cluster.job(job.id)["JobState"] == "CANCELLED" and job.restarts() == 0
+    assert train_runs.state(job.folder)["step"] > saved
+    assert "Requeueing" not in job.log
+
+
+# -- what the script makes of a request ----------------------------------------------------------
+
+
+def echoed(cluster: Cluster, root: Path, *words: str, **env: str) -> str:
+    """The log of a job whose Python is `echo`: it shows the words that launch/train.py would get."""
+    env = {"PYTHON": "echo", "CHECKPOINT_DIR": str(root / "run")} | env
+    job = cluster.submit(f"--output={root}/%j.log", *words, **env)
+    cluster.finish(job)
+    return (root / f"{job}.log").read_text()
+
+
+def test_words_and_variables_reach_the_run(cluster, tmp_path):
+    log = echoed(
+        cluster, tmp_path, SCRIPT, "--epochs", "3", "--set", "wandb run=a b",
+        CONFIG="demo", ENGINE="ddp", CONTAINER="env INSIDE=1", SRUN_ARGS="--label",
+    )  # fmt: skip
+    run = tmp_path / "run"
+    assert (
+        f"0: launch/train.py --checkpoint-dir {run} --resume auto --config demo --engine ddp "
+        "--epochs 3 --set wandb run=a b\n" in log
+    )
+    assert "--ds ds_configs/zero2.json --epochs" in echoed(cluster, tmp_path, SCRIPT, "--epochs", "3")
+    assert "zero2" not in echoed(cluster, tmp_path, SCRIPT, "--engine", "fsdp")
+
+
+def test_every_task_of_an_array_has_its_own_folder(cluster, tmp_path):
+    for name in ("launch", "slurm"):
+        (tmp_path / name).symlink_to(ROOT / name)  # the default folder lies in the project's
+    flags = ["--array=3,5", f"--chdir={tmp_path}", "--job-name=sweep", f"--output={tmp_path}/%a.log"]
+    job = cluster.submit(*flags, SCRIPT, PYTHON="echo")
+    cluster.until(lambda: not cluster.call("squeue", "-h", "-j", job), "gone")
+    for task in (3, 5):
+        assert f"--checkpoint-dir checkpoints/sweep-{job}_{task} " in (tmp_path / f"{task}.log").read_text()
+
+
+def test_a_failing_run_fails_the_job_with_its_code(cluster, tmp_path):
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nexit 7\n")
+    program.chmod(0o755)
+    job = cluster.submit(
+        f"--output={tmp_path}/log", SCRIPT, PYTHON=str(program), CHECKPOINT_DIR=str(tmp_path)
+    )
+    fields = cluster.finish(job)
+    assert (fields["JobState"], fields["ExitCode"], fields["Restarts"]) == ("FAILED", "7:0", "0")
+
+
+def test_a_wrong_partition_is_refused_at_once(cluster):
+    command = ["sbatch", "--partition=nope", SCRIPT]
+    done = subprocess.run(command, capture_output=True, text=True, env=cluster.env, cwd=ROOT)
+    assert done.returncode == 1
+    assert "invalid partition specified: nope" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words", "env", "line"),
+    [
+        ([], ["--input-dir", "/no/such"], {}, "error: /no/such: no such folder (data.input_dir)"),
+        ([], [], {"CHECKPOINT_DIR": "/dev/null/run"}, "error: CHECKPOINT_DIR=/dev/null/run: cannot be written to"),
+        ([], ["--checkpoint-dir", "x"], {}, "error: name the run's folder by CHECKPOINT_DIR=FOLDER"),
+        (["--chdir=/"], [], {}, "error: / is not the project's folder; submit there, or sbatch --chdir=FOLDER"),
+        ([], [], {"PYTHON": "python0"}, "error: no python0 on node1; set VENV, MODULES, PYTHON or CONTAINER"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_one_line(cluster, tmp_path, flags, words, env, line):
+    job = Submitted(cluster, tmp_path, *flags, words=words, **{"ENGINE": "single"} | env)
+    fields = cluster.finish(job.id)
+    assert (fields["JobState"], fields["ExitCode"]) == ("FAILED", "2:0")
+    errors = [found for found in job.log.splitlines() if "error" in found and "srun" not in found]
+    assert len(errors) == 1 and errors[0].startswith(line), job.log

@@ -1,0 +1,150 @@
+"""Runs that lose their processes and go on with more or fewer: killed, restarted, joined."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.distributed import ENVIRONMENT, ROOT, free_port
+from tests.drills.kill import WAIT_S, drill, newest_step, wait_until
+from tests.train_runs import SETTINGS, Launch, state
+
+pytestmark = pytest.mark.multiprocess
+
+GLOBAL_BATCH = 8
+BUILTIN = SETTINGS | {
+    "data.image_size": 32,
+    "data.builtin_count": 12,
+    "training.global_batch_size": GLOBAL_BATCH,
+    "training.val_every_n_epochs": 100,
+    "training.save_every_n_epochs": 100_000,
+    "training.log_samples": True,
+}
+"""Eleven training samples in batches of eight: a step in two straddles epochs."""
+
+
+def words(folder: Path, **settings: Any) -> list[str]:
+    chosen = BUILTIN | {"data.builtin_cache": str(folder.parent / "cache")}
+    chosen |= {f"training.{name}": value for name, value in settings.items()}
+    sets = [word for name, value in chosen.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    return ["--resume", "auto", "--checkpoint-dir", str(folder), "--device", "cpu", *sets]
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """Whole lines of `samples.jsonl`."""
+    path = folder / "samples.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def times_seen(lines: list[dict[str, Any]]) -> dict[str, Counter[str]]:
+    """Epoch -> how often it had each sample. The steps follow one another."""
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    seen: dict[str, Counter[str]] = {}
+    for line in lines:
+        for epoch, names in line["samples"].items():
+            seen.setdefault(epoch, Counter()).update(names)
+    return seen
+
+
+def test_each_sample_once_an_epoch_whatever_the_world(tmp_path):
+    """Killed amid epochs at 4, 2, 3 and 1 ranks; steps after the last save are done again."""
+    folder, epochs, lost = tmp_path / "run", 15, []
+    settings = {"epochs": epochs, "save_every_n_steps": 3}
+    for life, world in enumerate((4, 2, 3, 1), 1):
+        launch = Launch(words(folder, **settings), world, {})
+        wait_until(launch, lambda life=life: len(logged(folder)) >= 4 * life)
+        for process in launch.processes:
+            process.kill()
+        launch.wait()
+        lost.append(len(logged(folder)) - newest_step(folder))
+    ended = Launch(words(folder, **settings), 4, {}).wait()
+    assert ended.code == 0, ended.err
+    assert max(lost) > 0
+    assert [life["world_size"] for life in state(folder)["lives"]] == [4, 2, 3, 1, 4]
+    seen = times_seen(logged(folder))
+    assert list(seen) == [str(epoch) for epoch in range(1, epochs + 1)]
+    assert len(seen["1"]) == 11 and set(seen["1"].values()) == {1}
+    assert all(counts == seen["1"] for counts in seen.values())
+
+
+@pytest.mark.parametrize("engine, kills, seed", [("fsdp", 2, 2), ("zero2", 1, 0)])
+def test_killed_at_random_moments(tmp_path, engine, kills, seed):
+    """More of it: `python -m tests.drills.kill --kills 100`."""
+    report = drill(tmp_path, kills=kills, world=2, engine=engine, seed=seed)
+    assert report.kills == kills and report.stuck == 0
+
+
+# -- torchrun with one or two nodes ----------------------------------------------------------
+
+
+@pytest.fixture
+def agent() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts torchrun agents of one job, each with a worker; they are ended afterwards."""
+    port, started = free_port(), []
+    # Without the first, a restarted job now and then never meets again; without the timeout
+    # every meeting waits for 30 s.
+    env = os.environ | ENVIRONMENT | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+    def start(arguments: list[str], *, host: bool) -> subprocess.Popen:
+        command = [
+            sys.executable, "-m", "torch.distributed.run",
+            "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3",
+            "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=job",
+            f"--rdzv-conf=last_call_timeout=5,is_host={int(host)}",
+            "launch/train.py", *arguments,
+        ]  # fmt: skip
+        started.append(subprocess.Popen(command, cwd=ROOT, env=env))
+        return started[-1]
+
+    yield start
+    for process in started:
+        kill_tree(process)
+
+
+def kill_tree(agent: subprocess.Popen) -> None:
+    """SIGKILL to an agent and its worker at once, as when a node is lost."""
+    if agent.poll() is None:
+        for process in [*psutil.Process(agent.pid).children(recursive=True), psutil.Process(agent.pid)]:
+            process.kill()
+        agent.wait()
+
+
+def progress_at(folder: Path, world: int, step: int) -> dict[str, Any]:
+    """Wait until a run at this world size has saved this step or a later one; its state."""
+    end, path = time.monotonic() + WAIT_S, folder / "latest" / "state.json"
+    while time.monotonic() < end:
+        found = json.loads(path.read_text()) if path.exists() else {"lives": [{"world_size": 0}], "step": 0}
+        if found["lives"][-1]["world_size"] == world and found["step"] >= step:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"no step {step} at world size {world}; the last: {found}")
+
+
+def test_a_node_is_lost_and_comes_back(tmp_path, agent):
+    folder = tmp_path / "run"
+    arguments = words(folder, epochs=100_000, save_every_n_steps=1, keep_latest=1000)
+    first, second = agent(arguments, host=True), agent(arguments, host=False)
+    two = progress_at(folder, world=2, step=3)
+    kill_tree(second)
+    one = progress_at(folder, world=1, step=two["step"] + 3)
+    agent(arguments, host=False)
+    back = progress_at(folder, world=2, step=one["step"] + 3)
+    assert first.poll() is None
+    for found in (two, one, back):
+        assert found["global_batch"] == GLOBAL_BATCH
+        assert found["cursor"] == found["step"] * GLOBAL_BATCH
+    starts = [life["step"] for life in back["lives"]]
+    assert starts == sorted(starts) and two["step"] <= starts[-2] < starts[-1]
+    seen = times_seen(logged(folder)[: back["step"]])
+    assert all(set(counts.values()) == {1} for counts in seen.values())

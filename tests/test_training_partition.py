@@ -1,0 +1,178 @@
+"""A run depends on its global batch only, not on how that is cut into ranks and micro-batches."""
+
+import pytest
+
+from neuropbr_dist.cluster import Environment
+from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.training.engines import build_networks, engine_of
+from tests.test_config_presets import assert_names
+from tests.train_runs import SINGLE_PROCESS_SAVES, command, metrics, run, state, tensors
+
+pytestmark = SINGLE_PROCESS_SAVES
+
+FOUR = {"training__global_batch_size": 4, "optimizer__eps": 1e-3}  # a tiny eps makes noise of rounding
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def whole_batch(tmp_path_factory):
+    """Batches of four, uncut."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert run(folder, training__batch_size=4, **FOUR).code == 0
+    return folder
+
+
+def differences(one, other):
+    """Name -> largest difference over the lines, relative above 1."""
+    a, b = metrics(one), metrics(other)
+    assert [line.keys() for line in a] == [line.keys() for line in b]
+    found = {}
+    for x, y in zip(a, b, strict=True):
+        for name in x:
+            off = abs(x[name] - y[name]) / max(1, abs(x[name]))
+            found[name] = max(off, found.get(name, 0))
+    return found
+
+
+def assert_same_metrics(one, other):
+    found = differences(one, other)
+    # Counts over thresholds and histogram bins may move by a pixel of 1024.
+    counted = ("normal_angle_median", "normal_angle_p95", "normal_angle_under")
+    off = {
+        name: value
+        for name, value in found.items()
+        if value > TOLERANCE and not name.startswith(tuple(f"val/{count}" for count in counted))
+    }
+    assert not off and len(found) > 30
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_accumulation(whole_batch, tmp_path, micro):
+    assert run(tmp_path, training__batch_size=micro, **FOUR).code == 0
+    assert_same_metrics(whole_batch, tmp_path)
+
+
+def test_loader_processes(whole_batch, tmp_path):
+    assert run(tmp_path, training__batch_size=4, data__num_workers=2, **FOUR).code == 0
+    assert metrics(tmp_path) == metrics(whole_batch)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("world, micro, engine", [(2, 2, "fsdp"), (2, 1, "ddp"), (3, 2, "fsdp")])
+def test_ranks(whole_batch, tmp_path, world, micro, engine):
+    """Of three ranks two are short: their filler counts nowhere."""
+    ended = run(tmp_path, "--engine", engine, world=world, training__batch_size=micro, **FOUR)
+    assert ended.code == 0, ended.err
+    assert_same_metrics(whole_batch, tmp_path)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", ["zero1", "zero2_offload", "zero3", "zero3_offload"])
+def test_shipped_deepspeed_files(whole_batch, tmp_path, name):
+    ended = run(tmp_path, "--ds", f"ds_configs/{name}.json", world=2, **FOUR)
+    assert ended.code == 0, ended.err[-3000:]
+    assert_same_metrics(whole_batch, tmp_path)
+
+
+@pytest.mark.multiprocess
+def test_resumed_at_another_world_size_and_engine(whole_batch, tmp_path):
+    run(tmp_path, "--stop-after-steps", "2", training__batch_size=1, **FOUR)
+    again = ["--resume", "auto", "--checkpoint-dir", tmp_path]
+    ended = command(*again, "--engine", "fsdp", "--stop-after-steps", "4", world=2)
+    assert ended.code == 0, ended.err
+    assert "training.engine: auto -> fsdp (command line)" in ended.out
+    assert command(*again, "--engine", "single").code == 0
+    assert_same_metrics(whole_batch, tmp_path)
+    assert [(life["world_size"], life["engine"]) for life in state(tmp_path)["lives"]] == [
+        (1, "single"), (2, "fsdp"), (1, "single"),
+    ]  # fmt: skip
+
+
+@pytest.mark.multiprocess
+def test_fsdp_and_ddp_on_one_rank_and_two_engines(whole_batch, tmp_path):
+    ended = run(tmp_path, "--engine", "fsdp", "--engine-discriminator", "ddp", training__batch_size=4, **FOUR)
+    assert ended.code == 0, ended.err
+    assert_same_metrics(whole_batch, tmp_path)
+
+
+def test_a_saved_deepspeed_run_resumes_by_itself(tmp_path):
+    """The engine is in the checkpoint, not on the command line."""
+    ended = run(tmp_path, "--ds", "ds_configs/zero2.json", "--stop-after-steps", "3")
+    assert ended.code == 0, ended.err
+    ended = command("--resume", "auto", "--checkpoint-dir", tmp_path, "--stop-after-steps", "6")
+    assert ended.code == 0, ended.err
+    assert "Engine: deepspeed on 1 x cpu" in ended.out
+    assert state(tmp_path)["step"] == 6
+    # …and the same state goes on elsewhere.
+    ended = command("--resume", "auto", "--checkpoint-dir", tmp_path, "--engine", "single")
+    assert ended.code == 0, ended.err
+    assert "Engine: single" in ended.out and tensors(tmp_path)
+
+
+# -- which engine ----------------------------------------------------------------------------
+
+
+def environment(world):
+    return Environment(launcher="torchrun" if world > 1 else "none", world_size=world, local_world_size=world)
+
+
+@pytest.mark.parametrize(
+    "settings, world, engines",
+    [
+        ({}, 1, ("single", "single")),
+        ({}, 2, ("fsdp", "fsdp")),
+        ({"ds_config": "z.json"}, 1, ("deepspeed", "deepspeed")),
+        ({"ds_config": "z.json"}, 2, ("deepspeed", "deepspeed")),
+        ({"engine": "ddp"}, 2, ("ddp", "ddp")),
+        ({"engine": "fsdp", "engine_discriminator": "ddp"}, 2, ("fsdp", "ddp")),
+        ({"engine_discriminator": "fsdp"}, 1, ("single", "fsdp")),
+        ({"ds_config": "z.json", "engine_discriminator": "ddp"}, 2, ("deepspeed", "ddp")),
+        (
+            {"engine_discriminator": "deepspeed", "ds_config_discriminator": "z.json"},
+            2,
+            ("fsdp", "deepspeed"),
+        ),
+    ],
+)
+def test_auto_engine(settings, world, engines):
+    cfg = configured(settings)
+    found = tuple(engine_of(cfg, environment(world), part) for part in ("generator", "discriminator"))
+    assert found == engines
+
+
+@pytest.mark.parametrize(
+    "settings, world, named",
+    [
+        ({"engine": "single"}, 2, ["training.engine = single", "2 ranks", "fsdp"]),
+        ({"engine_discriminator": "single"}, 2, ["training.engine_discriminator = single", "2 ranks", "ddp"]),
+        ({"engine": "deepspeed"}, 1, ["training.engine = deepspeed", "--ds FILE"]),
+        (
+            {"engine_discriminator": "deepspeed"},
+            1,
+            ["training.engine_discriminator", "--ds-discriminator FILE"],
+        ),
+    ],
+)
+def test_engines_that_cannot_be(settings, world, named):
+    with pytest.raises(UserError) as found:
+        for part in ("generator", "discriminator"):
+            engine_of(configured(settings), environment(world), part)
+    assert_names(found.value, named)
+
+
+@pytest.mark.parametrize("field", ["norm", "encoder_norm"])
+@pytest.mark.parametrize("kind", ["batch", "sync_batch"])
+def test_batch_norm_needs_equal_shares(field, kind):
+    cfg = configured({"global_batch_size": 4})
+    setattr(cfg.model, field, kind)
+    with pytest.raises(UserError) as found:
+        build_networks(cfg, environment(3), "cpu", None)
+    assert_names(found.value, [f"model.{field} = {kind}", "global_batch_size = 4", "3 ranks"])
+
+
+def configured(settings):
+    cfg = TrainConfig()
+    for name, value in settings.items():
+        setattr(cfg.training, name, value)
+    return cfg

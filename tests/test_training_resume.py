@@ -1,0 +1,361 @@
+"""A stopped and resumed run equals one that was never stopped, bit for bit; folders of runs."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+import yaml
+
+from tests.train_runs import (
+    SINGLE_PROCESS_SAVES,
+    assert_same_run,
+    command,
+    metrics,
+    run,
+    start,
+    state,
+    tensors,
+)
+
+pytestmark = SINGLE_PROCESS_SAVES
+
+TWO_AND_TWO = ["--stop-after-epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Four epochs in one go; the GAN starts in the third."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert run(folder, training__save_every_n_epochs=2).code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped_after_2(tmp_path_factory):
+    """Stopped after epoch 2: copy it, don't resume it. The discriminator has never stepped."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    ended = run(folder, *TWO_AND_TWO, training__save_every_n_epochs=2)
+    assert ended.code == 0 and "Stopped (--stop-after-epochs) after step 5" in ended.out
+    assert not (folder / "requeue").exists()
+    saved = tensors(folder)
+    moments = [name for name in saved if name.startswith("discriminator/exp_avg")]
+    assert moments and not any(saved[name].any() for name in moments)
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_after_2, tmp_path):
+    return shutil.copytree(stopped_after_2, tmp_path / "run", symlinks=True)
+
+
+def resume(folder, *words, **settings):
+    return command("--resume", "auto", "--checkpoint-dir", folder, *words, **settings)
+
+
+# -- bit for bit -----------------------------------------------------------------------------
+
+
+def test_resumed_at_an_epochs_end(uninterrupted, stopped):
+    ended = resume(stopped)
+    assert ended.code == 0, ended.err
+    assert "Resuming from" in ended.out and "(step 5)" in ended.out
+    assert_same_run(uninterrupted, stopped)
+    assert [life["step"] for life in state(stopped)["lives"]] == [0, 5]
+
+
+def test_resumed_amid_an_epoch_twice(uninterrupted, tmp_path):
+    run(tmp_path, "--stop-after-steps", "4", training__save_every_n_epochs=2)
+    assert resume(tmp_path, "--stop-after-steps", "7").code == 0
+    assert resume(tmp_path).code == 0
+    assert_same_run(uninterrupted, tmp_path)
+
+
+def test_other_schedulers_survive(tmp_path):
+    """The plateau's memory, and dropout keyed by step."""
+    settings = {
+        "optimizer__scheduler": "plateau", "optimizer__patience": 0, "optimizer__g_lr": 0.05,
+        "model__transformer_proj_drop": 0.1, "model__transformer_drop_path_rate": 0.1,
+        "optimizer__scheduler_warmup_epochs": 0, "training__epochs": 6,
+    }  # fmt: skip
+    run(tmp_path / "whole", **settings)
+    run(tmp_path / "cut", "--stop-after-epochs", "4", **settings)
+    assert state(tmp_path / "cut")["plateau"]["generator"]["factor"] < 1
+    assert resume(tmp_path / "cut").code == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_the_run_goes_on(tmp_path, number):
+    run(tmp_path / "whole", training__epochs=10)
+    launch = start(tmp_path / "cut", training__epochs=10)
+    while "step 3 " not in launch.said():
+        assert launch.process.is_alive()
+        time.sleep(0.01)
+    os.kill(launch.process.pid, number)
+    os.kill(launch.process.pid, number)  # Slurm and a forwarding trap: one warning, twice
+    ended = launch.wait()
+    assert ended.code == 0, ended.err
+    assert "Stopped (signal) after step" in ended.out and "Done" not in ended.out
+    step = state(tmp_path / "cut")["step"]
+    assert 3 <= step < 25
+    marker = tmp_path / "cut" / "requeue"
+    assert marker.read_text().strip() == number.name
+    assert resume(tmp_path / "cut").code == 0
+    assert not marker.exists()
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_killed_run_goes_on_from_its_last_save(uninterrupted, tmp_path):
+    """No time to save: the steps since are done, and logged, again."""
+    launch = start(tmp_path, training__save_every_n_epochs=2, training__save_every_n_steps=2)
+    while "step 6 " not in launch.said():
+        assert launch.process.is_alive()
+        time.sleep(0.005)
+    launch.process.kill()
+    assert launch.wait().code != 0
+    ended = resume(tmp_path, "--set", "training.save_every_n_steps=null")
+    assert ended.code == 0, ended.err
+    assert_same_run(uninterrupted, tmp_path)
+
+
+def test_a_damaged_newest_save_falls_back_to_the_one_before(uninterrupted, tmp_path):
+    folder = shutil.copytree(uninterrupted, tmp_path / "run", symlinks=True)
+    damage(folder / "step_00000010")
+    ended = resume(folder)
+    assert ended.code == 0, ended.err
+    assert "WARNING: checkpoint is damaged" in ended.out and "falling back to" in ended.out
+    assert "(step 8)" in ended.out
+    assert_same_run(uninterrupted, folder)
+
+
+def test_damaged_saves_only_stop_the_run(stopped):
+    damage(stopped / "step_00000003")
+    damage(stopped / "step_00000005")
+    before = metrics(stopped)
+    ended = resume(stopped)
+    assert ended.code == 2 and "no checkpoint in" in ended.err and "step_00000005" in ended.err
+    assert metrics(stopped) == before
+
+
+def damage(checkpoint):
+    victim = max((path for path in checkpoint.iterdir()), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    victim.write_bytes(content)
+
+
+# -- what is taken up ------------------------------------------------------------------------
+
+
+def test_metrics_after_the_save_are_cut_back(uninterrupted, tmp_path):
+    """Resumed from an older save: what came after it is done, and logged, again."""
+    folder = shutil.copytree(uninterrupted, tmp_path / "run", symlinks=True)
+    before = metrics(folder)
+    ended = command("--resume", folder / "checkpoint_epoch_0002", "--stop-after-steps", "6")
+    assert ended.code == 0, ended.err
+    assert metrics(folder) == [line for line in before if line["step"] <= 6]
+    assert (folder / "latest").resolve().name == "step_00000006"
+    assert resume(folder).code == 0
+    assert_same_run(uninterrupted, folder)
+
+
+@pytest.mark.parametrize("name", ["", "latest", "checkpoint_epoch_0002", "step_00000005"])
+def test_resume_takes_a_folder_and_each_of_its_names(uninterrupted, stopped, name):
+    ended = command("--resume", stopped / name)
+    assert ended.code == 0, ended.err
+    assert f"run folder {stopped}" in ended.out
+    assert_same_run(uninterrupted, stopped)
+
+
+def test_resume_into_another_folder(uninterrupted, stopped, tmp_path):
+    other = tmp_path / "other"
+    words = ["--resume", stopped / "checkpoint_epoch_0002", "--checkpoint-dir", other]
+    assert command(*words).code == 0
+    assert all(torch.equal(x, tensors(other)[name]) for name, x in tensors(uninterrupted).items())
+    assert [line["step"] for line in metrics(other)][:1] == [6]
+    assert not (stopped / "step_00000006").exists()
+    ended = command(*words)  # it holds a run by now
+    assert ended.code == 2
+    assert "--resume auto" in ended.err and "--overwrite" in ended.err
+    assert command(*words, "--overwrite").code == 0
+    assert [line["step"] for line in metrics(other)][:1] == [6]
+
+
+def test_the_best_so_far_survives(stopped):
+    best = state(stopped)["best"]
+    target = (stopped / "best_model").resolve()
+    # Nothing is learned at this rate, so nothing is better.
+    ended = resume(stopped, "--set", "loss.w_l1=2")
+    assert ended.code == 0, ended.err
+    assert state(stopped)["best"] == best
+    assert "Saved best model" not in ended.out
+    assert (stopped / "best_model").resolve() == target and target.is_dir()
+
+
+def test_epochs_on_resume_is_the_total_and_the_schedule_keeps_its_horizon(stopped):
+    ended = resume(stopped, "--epochs", "6")
+    assert ended.code == 0
+    assert "training.epochs: 4 -> 6 (command line)" in ended.out
+    assert state(stopped)["cursor"] == 6 * 5
+    saved = yaml.safe_load((stopped / "config.yaml").read_text())
+    assert saved["training"]["epochs"] == 6
+    assert saved["optimizer"]["scheduler_epochs"] == 4
+    last = metrics(stopped)[-2]
+    assert last["train/lr"] == saved["optimizer"]["scheduler_min_lr"]
+
+
+def test_a_finished_run_has_nothing_to_do(uninterrupted, tmp_path):
+    folder = shutil.copytree(uninterrupted, tmp_path / "run", symlinks=True)
+    ended = resume(folder)
+    assert ended.code == 0 and "Done: 10 steps" in ended.out
+    assert_same_run(uninterrupted, folder)
+
+
+def test_settings_on_resume_are_said(stopped):
+    ended = resume(stopped, "--batch-size", "1", "--set", "training.log_every_n_steps=2")
+    assert ended.code == 0
+    assert "training.batch_size: 2 -> 1 (command line)" in ended.out
+    assert "training.log_every_n_steps: 1 -> 2 (command line)" in ended.out
+    assert "Batch: 2 = up to 2 x 1" in ended.out
+
+
+def test_a_config_named_on_resume_is_said_to_be_left_alone(stopped):
+    ended = resume(stopped, "--config", "demo")
+    assert ended.code == 0, ended.err
+    assert "--config demo" in ended.out and "saved" in ended.out
+    assert yaml.safe_load((stopped / "config.yaml").read_text())["model"]["transformer_dim"] == 16
+
+
+def test_resume_auto_in_an_empty_folder_starts_fresh(uninterrupted, tmp_path):
+    ended = run(tmp_path / "new", "--resume", "auto", training__save_every_n_epochs=2)
+    assert ended.code == 0
+    assert f"No checkpoint in {tmp_path / 'new'}: starting fresh" in ended.out
+    assert_same_run(uninterrupted, tmp_path / "new")
+
+
+def test_resume_auto_after_a_death_before_the_first_save(uninterrupted, tmp_path):
+    """The log of the first attempt goes: step 0 stands in it once."""
+    first = json.dumps({"step": 0, "epoch": 0, "samples": 0, "val/loss": 9.0})
+    (tmp_path / "metrics.jsonl").write_text(first + "\n")
+    assert run(tmp_path, "--resume", "auto", training__save_every_n_epochs=2).code == 0
+    assert_same_run(uninterrupted, tmp_path)
+
+
+def test_stopped_before_the_first_step(uninterrupted, tmp_path):
+    run(tmp_path, "--stop-after-steps", "0", training__save_every_n_epochs=2)
+    assert state(tmp_path)["step"] == 0
+    assert resume(tmp_path).code == 0
+    assert_same_run(uninterrupted, tmp_path)
+
+
+# -- what is refused -------------------------------------------------------------------------
+
+
+def test_starting_into_a_folder_that_holds_a_run(stopped):
+    before = sorted(path.name for path in stopped.iterdir())
+    ended = run(stopped)
+    assert ended.code == 2 and ended.out == ""
+    for words in (str(stopped), "--resume auto", "--overwrite", "--checkpoint-dir"):
+        assert words in ended.err
+    assert sorted(path.name for path in stopped.iterdir()) == before
+
+
+def test_overwrite_starts_anew(uninterrupted, stopped):
+    assert run(stopped, "--overwrite", training__save_every_n_epochs=2).code == 0
+    assert_same_run(uninterrupted, stopped)
+    assert len(state(stopped)["lives"]) == 1
+
+
+def test_overwrite_that_is_refused_deletes_nothing(stopped):
+    before = tensors(stopped)
+    ended = run(stopped, "--overwrite", model__transformer_num_heads=3)
+    assert ended.code == 2
+    ended = command(
+        "--input-dir", "no/such", "--output-dir", "no/such", "--checkpoint-dir", stopped, "--overwrite"
+    )
+    assert ended.code == 2 and "no/such" in ended.err
+    assert tensors(stopped).keys() == before.keys()
+
+
+def test_overwrite_contradicts_resume_auto(stopped):
+    ended = resume(stopped, "--overwrite")
+    assert ended.code == 2 and "--overwrite" in ended.err and "--resume auto" in ended.err
+    assert state(stopped)["step"] == 5
+
+
+@pytest.mark.parametrize(
+    "assignment, named",
+    [
+        ("model.transformer_depth=2", "generator/param/"),
+        ("model.discriminator_ndf=8", "discriminator/param/"),
+        ("model.use_gan=false", "discriminator/"),
+    ],
+)
+def test_another_architecture(stopped, assignment, named):
+    ended = resume(stopped, "--set", assignment)
+    assert ended.code == 2
+    assert "another architecture" in ended.err and named in ended.err and "Traceback" not in ended.err
+    assert state(stopped)["step"] == 5
+
+
+def test_another_global_batch(stopped):
+    ended = resume(stopped, "--set", "training.global_batch_size=3")
+    assert ended.code == 2
+    assert "global batch" in ended.err and "--allow-data-change" in ended.err
+    ended = resume(stopped, "--set", "training.global_batch_size=3", "--allow-data-change")
+    assert ended.code == 0, ended.err
+    assert state(stopped)["cursor"] == 20 and state(stopped)["global_batch"] == 3
+
+
+def test_another_data_set(stopped):
+    words = ["--set", "data.val_ratio=0.4"]
+    ended = resume(stopped, *words)
+    assert ended.code == 2
+    assert "data set" in ended.err and "--allow-data-change" in ended.err
+    ended = resume(stopped, *words, "--allow-data-change")
+    assert ended.code == 0, ended.err
+    assert "Samples: 4 for training, 2 for validation" in ended.out
+
+
+def test_another_folder_on_resume_has_one_spelling(stopped, tmp_path):
+    ended = command("--resume", stopped, "--set", f"training.checkpoint_dir={tmp_path / 'other'}")
+    assert ended.code == 2 and "--checkpoint-dir" in ended.err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "path, named", [("none", "no such checkpoint or folder"), ("", "no checkpoint there")]
+)
+def test_resume_from_nothing(tmp_path, path, named):
+    ended = command("--resume", tmp_path / path)
+    assert ended.code == 2 and str(tmp_path) in ended.err and named in ended.err
+    assert not any(tmp_path.iterdir()) and not (tmp_path.parent / "run.lock").exists()
+
+
+# -- names on disk ---------------------------------------------------------------------------
+
+
+def links(folder):
+    return {path.name: path.resolve().name for path in folder.iterdir() if path.is_symlink()}
+
+
+def test_names_are_the_guides(uninterrupted):
+    found = links(uninterrupted)
+    assert found.keys() == {"latest", "best_model", "checkpoint_epoch_0002", "checkpoint_epoch_0004"}
+    assert found["latest"] == found["checkpoint_epoch_0004"] == "step_00000010"
+    assert found["checkpoint_epoch_0002"] == "step_00000005"
+
+
+def test_best_only_leaves_no_periodic_ones(tmp_path):
+    assert run(tmp_path, training__save_best_only=True, training__save_every_n_epochs=1).code == 0
+    assert links(tmp_path).keys() == {"latest", "best_model"}
+
+
+def test_save_every_n_steps(tmp_path):
+    run(tmp_path, training__save_every_n_steps=2, training__keep_latest=100)
+    saves = sorted(int(path.name[5:]) for path in tmp_path.glob("step_*"))
+    assert saves == [2, 3, 4, 5, 6, 8, 10]  # steps 3, 5, 8, 10 end an epoch

@@ -1,0 +1,92 @@
+"""The GAN step on one device: what it reports, and that how a batch is cut doesn't matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.training.step import gan_step, with_last
+from tests.parity import Case, Row, global_batch, networks, objective, relative, whole_state
+
+CASE = Case(steps=1, double=True, smooth=False)
+ROW = Row(engine="single", world=1)
+
+
+def micro_batches(sizes: list[int], filler: int = 0) -> list[DeviceBatch]:
+    """The global batch in micro-batches of `sizes`; `filler` more samples of weight 0 in each."""
+    views, maps = global_batch(CASE, 0)
+    assert sum(sizes) == len(views)
+    micros = []
+    for x, y in zip(views.split(sizes), maps.split(sizes), strict=True):
+        weight = torch.full((len(x) + filler,), 1 / CASE.batch, dtype=x.dtype)
+        weight[len(x) :] = 0
+        extra = torch.zeros(filler, dtype=torch.int64)
+        micros.append(DeviceBatch(torch.cat([x, x[extra]]), torch.cat([y, y[extra]]), weight))
+    return micros
+
+
+def step(batch: list[DeviceBatch], *, gan: bool = True, d_steps: int = 1) -> tuple[Any, dict[str, Any]]:
+    """The report of one step and the state after it."""
+    g, d = networks(CASE, ROW)
+    report = gan_step(g, d if gan else None, batch, objective(CASE), d_steps=d_steps)
+    return report, whole_state(g, d)
+
+
+@pytest.mark.parametrize("d_steps", [1, 3])
+@pytest.mark.parametrize(
+    ("sizes", "filler"), [([1, 1, 1, 1], 0), ([2, 2], 0), ([3, 1], 0), ([4], 2), ([2, 2], 1)]
+)
+def test_how_a_batch_is_cut_does_not_matter(sizes, filler, d_steps):
+    reference, expected = step(micro_batches([4]), d_steps=d_steps)
+    report, found = step(micro_batches(sizes, filler), d_steps=d_steps)
+    for name, value in expected.items():
+        assert relative(found[name], value) <= 1e-12, name
+    assert report.losses.keys() == reference.losses.keys()
+    for name, value in reference.losses.items():
+        assert relative(report.losses[name], value) <= 1e-12, name
+
+
+def test_losses_are_the_batchs_means():
+    batch = micro_batches([4])
+    g, d = networks(CASE, ROW)
+    goal = objective(CASE)
+    with torch.no_grad():
+        fake = g.module(batch[0].views)
+        logits = d.module(fake)
+        maps_loss, terms = goal.reconstruction_loss(fake, batch[0].maps)
+    report = gan_step(g, d, batch, goal)
+    adversarial = -logits.mean()  # hinge
+    torch.testing.assert_close(report.losses["G_gan_loss"], adversarial)
+    torch.testing.assert_close(report.losses["G_loss"], maps_loss.mean() + CASE.w_gan * adversarial)
+    for name, value in terms.items():
+        torch.testing.assert_close(report.losses[name], value.mean())
+    assert set(report.losses) == {"G_loss", "D_loss", "G_gan_loss", *terms}
+
+
+def test_before_the_gan_starts_the_discriminator_rests():
+    _, before = networks_state()
+    report, after = step(micro_batches([2, 2]), gan=False)
+    assert report.discriminator is None
+    assert not {"D_loss", "G_gan_loss"} & set(report.losses)
+    for name, value in after.items():
+        assert torch.equal(value, before[name]) == name.startswith("discriminator"), name
+
+
+def networks_state() -> tuple[Any, dict[str, Any]]:
+    built = networks(CASE, ROW)
+    return built, whole_state(*built)
+
+
+def test_no_gradient_is_left_behind():
+    g, d = networks(CASE, ROW)
+    gan_step(g, d, micro_batches([2, 2]), objective(CASE), d_steps=2)
+    for network in (g, d):
+        assert all(p.grad is None for p in network.module.parameters())
+        assert all(p.requires_grad for p in network.module.parameters())
+
+
+def test_the_last_micro_batch_is_marked():
+    assert [last for _, last in with_last(micro_batches([1, 1, 2]))] == [False, False, True]
