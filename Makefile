@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test check format clean
+.PHONY: install demo test test-slurm test-full check format clean
 
 install: $(READY)
 
@@ -19,7 +19,15 @@ demo: $(READY)
 	$(BIN)/python launch/demo.py
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slurm" --durations=15
+
+# On a real Slurm, started by the tests themselves (Debian: slurmctld slurmd slurm-client munge).
+test-slurm: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm
+
+# Every engine resumed on every other.
+test-full: $(READY)
+	OMP_NUM_THREADS=1 NEUROPBR_FULL=1 $(BIN)/python -m pytest tests/test_checkpoint_engines.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -191,6 +191,9 @@ def submit(argv: Sequence[str] | None = None) -> None:
         print(submission.sbatch_text(executor), end="")
         return
     job = executor.submit(submission.Job(train_words, words, folder))
+    if args.executor == "debug":  # nothing runs before its result is asked for
+        print(f"Newest checkpoint {job.result()}")
+        return
     print(f"Job {job.job_id}: run folder {folder.replace(submission.JOB_ID, job.job_id)}")
     print(f"  log     tail -F {submission.log_path(job)}")
     print(f"  cancel  {submission.cancel_command(job)}", flush=True)

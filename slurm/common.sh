@@ -56,6 +56,44 @@ run_step() {
   wait "$step" || code=$?
 }
 
+# From the variables and the words for launch/train.py: CHECKPOINT_DIR, `words`, `logs`.
+plan_run() {
+  local engine word
+  CHECKPOINT_DIR=${CHECKPOINT_DIR:-checkpoints/$SLURM_JOB_NAME-$(job_name)}
+  engine=(--ds "${DS:-ds_configs/zero2.json}")
+  [ "${ENGINE:-deepspeed}" = deepspeed ] || engine=(--engine "$ENGINE")
+  for word in "$@"; do
+    case $word in
+      --engine | --engine=* | --ds | --ds=*) engine=() ;;
+      --checkpoint-dir | --checkpoint-dir=* | training.checkpoint_dir=*)
+        fail "name the run's folder by CHECKPOINT_DIR=FOLDER, not by $word: this script looks into it" ;;
+    esac
+  done
+  words=(--checkpoint-dir "$CHECKPOINT_DIR" --resume auto ${CONFIG:+--config "$CONFIG"} "${engine[@]}" "$@")
+  if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -e "$CHECKPOINT_DIR/latest" ]; then
+    words+=(--resume auto) # a --resume PATH was for the first start
+  fi
+  logs=$CHECKPOINT_DIR/slurm-$(job_name)
+  mkdir -p "$logs" 2>/dev/null || fail "CHECKPOINT_DIR=$CHECKPOINT_DIR: cannot be written to"
+  rm -f "$CHECKPOINT_DIR/requeue"
+}
+
+# Mirror rank 0's log into the job's.
+show_rank_0() {
+  echo "Run folder $CHECKPOINT_DIR; rank 0 below, every rank in $logs"
+  touch "$logs/rank_0.log"
+  tail -n 0 -f --pid=$$ "$logs/rank_0.log" &
+  mirror=$!
+}
+
+# After the step: the other ranks' errors, and back into the queue if the run wants to go on.
+end_run() {
+  sleep 1 # for the last lines of rank 0
+  kill "$mirror" 2>/dev/null
+  [ "$code" -eq 0 ] || grep -hE '[eE]rror: ' "$logs"/rank_[1-9]*.log 2>/dev/null | tail -n 3
+  requeue_if_stopped "$CHECKPOINT_DIR/requeue"
+}
+
 # Whether the run should go on in another start of the job: `marker` is the file that a stopped run leaves.
 wants_to_go_on() {
   local marker=$1

@@ -229,7 +229,7 @@ def gate(pred, target):
     global calls
     calls += 1
     if calls == 8:
-        (here / ("waiting-" + os.environ["RANK"])).touch()
+        (here / ("waiting-" + os.environ["RANK"])).write_text(str(os.getpid()))
         while not (here / "open").exists():
             time.sleep(0.05)
     return 0 * pred.mean((1, 2, 3))
@@ -250,6 +250,10 @@ class Gate:
 
     def reached(self, ranks: int) -> bool:
         return len(list(self.folder.glob("waiting-*"))) == ranks
+
+    def process(self, rank: int) -> str:
+        """Its number inside its node."""
+        return (self.folder / f"waiting-{rank}").read_text()
 
     def open(self) -> None:
         (self.folder / "open").touch()

@@ -17,7 +17,7 @@ from tests.distributed import run
 from tests.parity import Row, differences
 from tests.plain_loop import train_plain
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 
 FULL = os.environ.get("NEUROPBR_FULL") == "1"
 BOUND = 1e-5

@@ -43,23 +43,23 @@ def on(row: Row, function: Callable[..., Any], **arguments: Any) -> list[Any]:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("recompute", ["full", "selective"])
 @pytest.mark.parametrize(
     ("norm", "row"),
     [
-        ("batch", Row(engine="single", world=1, accumulation=2)),
-        ("batch", Row(engine="fsdp", accumulation=2)),
-        ("sync_batch", Row(engine="ddp", accumulation=2)),
-        ("sync_batch", Row(engine="fsdp", accumulation=2)),
-        ("sync_batch", Row(engine="deepspeed", stage=2, accumulation=2)),
-        ("sync_batch", Row(engine="deepspeed", stage=3, accumulation=2)),
+        ("batch", Row(engine="single", world=1, accumulation=2, recompute="selective")),
+        ("batch", Row(engine="single", world=1, accumulation=2, recompute="full")),
+        ("batch", Row(engine="fsdp", accumulation=2, recompute="full")),
+        ("sync_batch", Row(engine="ddp", accumulation=2, recompute="full")),
+        ("sync_batch", Row(engine="fsdp", accumulation=2, recompute="selective")),
+        ("sync_batch", Row(engine="deepspeed", stage=2, accumulation=2, recompute="full")),
+        ("sync_batch", Row(engine="deepspeed", stage=3, accumulation=2, recompute="full")),
     ],
     ids=str,
 )
-def test_recomputation_leaves_running_statistics_alone(norm, row, recompute):
+def test_recomputation_leaves_running_statistics_alone(norm, row):
     case = Case(norm=norm, steps=STEPS)
-    plain = on(row, buffers_after_training, case=case)
-    again = on(replace(row, recompute=recompute), buffers_after_training, case=case)
+    plain = on(replace(row, recompute="none"), buffers_after_training, case=case)
+    again = on(row, buffers_after_training, case=case)
     for one, other in zip(plain, again, strict=True):
         assert one and one.keys() == other.keys()
         for name, value in one.items():

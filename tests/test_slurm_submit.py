@@ -84,7 +84,7 @@ def test_dry_run_prints_the_batch_file(tmp_path):
             "error: --nodes 2: --executor local has one node, this one",
         ),
         (["--executor", "debug", "--tasks-per-node", "2"], "error: --executor debug runs in this process"),
-        (["--executor", "local", "--set", "model.nope=1"], "error: --set model.nope"),
+        (["--executor", "local", "--set", "model.nope=1"], "error: --set: unknown key 'model.nope'"),
         (["--executor", "local", "--dry-run"], "error: --dry-run shows the batch file of --executor slurm"),
     ],
 )
@@ -120,7 +120,7 @@ def test_local_processes_train_stop_and_go_on(tmp_path):
 
 def test_debug_trains_in_this_process(tmp_path):
     code, out, err = submit(
-        tmp_path, "--executor", "debug", "--follow", "--checkpoint-dir", "run", "--stop-after-steps", "1",
+        tmp_path, "--executor", "debug", "--checkpoint-dir", "run", "--stop-after-steps", "1",
         *train_runs.tiny_words(**SETTINGS),
     )  # fmt: skip
     assert code == 0, err

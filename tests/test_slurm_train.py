@@ -28,15 +28,21 @@ def cluster():
 
 
 class Submitted:
-    """A job of `train.sbatch` on the tiny set; its run is in `folder`, its log beside that."""
+    """A job of `script` on the tiny set; its run is in `folder`, its log beside that."""
 
     def __init__(
-        self, cluster: Cluster, root: Path, *flags: str, words: list[str] | None = None, **env: str
+        self,
+        cluster: Cluster,
+        root: Path,
+        *flags: str,
+        words: list[str] | None = None,
+        script: str = SCRIPT,
+        **env: str,
     ) -> None:
         self.cluster, self.folder = cluster, root / "run"
         env = ENVIRONMENT | {"CHECKPOINT_DIR": str(self.folder)} | env
         words = train_runs.tiny_words(**SETTINGS) + (words or [])
-        self.id = cluster.submit(f"--output={root}/job-%j.log", *flags, SCRIPT, *words, **env)
+        self.id = cluster.submit(f"--output={root}/job-%j.log", *flags, script, *words, **env)
         self.log_file = root / f"job-{self.id}.log"
 
     @property
@@ -83,11 +89,10 @@ def test_two_nodes_train_as_four_local_processes(cluster, tmp_path, engine):
 # -- ended early -------------------------------------------------------------------------------
 
 
-def held(cluster: Cluster, root: Path, gate: Gate, *flags: str) -> tuple[Submitted, int]:
+def held(cluster: Cluster, root: Path, gate: Gate, script: str = SCRIPT) -> tuple[Submitted, int]:
     """A run on two nodes that waits inside a step; its last saved step."""
-    job = Submitted(
-        cluster, root, "--nodes=2", "--ntasks-per-node=1", *flags, words=gate.words, ENGINE="fsdp"
-    )
+    flags = ["--nodes=2", "--ntasks-per-node=1"]
+    job = Submitted(cluster, root, *flags, words=gate.words, script=script, ENGINE="fsdp")
     latest = job.folder / "latest"
     cluster.until(lambda: gate.reached(2) and latest.exists(), "both ranks wait at the gate", job=job.id)
     return job, int(latest.readlink().name.removeprefix("step_"))
@@ -100,10 +105,14 @@ def assert_went_on(job: Submitted, from_step: int | None = None) -> int:
     lives = [life["step"] for life in train_runs.state(job.folder)["lives"]]
     assert len(lives) == 2 and lives[0] == 0 < lives[1] < STEPS
     assert from_step in (None, lives[1])
-    lines = train_runs.metrics(job.folder)
-    assert [line["step"] for line in lines if "train/G_loss" in line] == list(range(1, STEPS + 1))
+    assert_every_step_once(job)
     assert f"Job {job.id}, start 2" in job.log
     return lives[1]
+
+
+def assert_every_step_once(job: Submitted) -> None:
+    lines = train_runs.metrics(job.folder)
+    assert [line["step"] for line in lines if "train/G_loss" in line] == list(range(1, STEPS + 1))
 
 
 def test_a_warning_to_the_batch_shell_saves_and_requeues(cluster, tmp_path):
@@ -158,6 +167,36 @@ def test_a_cancelled_job_saves_and_stays_cancelled(cluster, tmp_path):
     assert "Requeueing" not in job.log
 
 
+def test_torchrun_restarts_a_lost_rank_inside_the_job(cluster, tmp_path):
+    gate = Gate(tmp_path)
+    job, saved = held(cluster, tmp_path, gate, script="slurm/elastic.sbatch")
+    cluster.call(
+        "srun",
+        f"--jobid={job.id}",
+        "--overlap",
+        "-N1",
+        "-n1",
+        "-w",
+        "node2",
+        "kill",
+        "-KILL",
+        gate.process(1),
+    )
+    gate.open()
+    job.completes()
+    assert job.restarts() == 0
+    assert [life["step"] for life in train_runs.state(job.folder)["lives"]] == [0, saved]
+    assert_every_step_once(job)
+
+
+def test_torchrun_hands_the_warning_to_its_ranks(cluster, tmp_path):
+    gate = Gate(tmp_path)
+    job, saved = held(cluster, tmp_path, gate, script="slurm/elastic.sbatch")
+    cluster.call("scancel", "--batch", "--signal=USR1", job.id)
+    gate.open()
+    assert assert_went_on(job) > saved
+
+
 # -- what the script makes of a request ----------------------------------------------------------
 
 
@@ -191,6 +230,29 @@ def test_every_task_of_an_array_has_its_own_folder(cluster, tmp_path):
     cluster.until(lambda: not cluster.call("squeue", "-h", "-j", job), "gone")
     for task in (3, 5):
         assert f"--checkpoint-dir checkpoints/sweep-{job}_{task} " in (tmp_path / f"{task}.log").read_text()
+
+
+def test_a_warning_during_start_up_requeues_that_task_alone(cluster, tmp_path):
+    """Before there are handlers the signal kills. The array's last task bears the array's own number."""
+    program = tmp_path / "program"
+    program.write_text(
+        f"""#!/bin/sh
+        echo "start ${{SLURM_RESTART_COUNT:-0}}" >> {tmp_path}/starts-$SLURM_ARRAY_TASK_ID
+        [ -n "$SLURM_RESTART_COUNT" ] && exit 0
+        while [ ! -e {tmp_path}/end ]; do sleep 0.2; done
+        """
+    )
+    program.chmod(0o755)
+    flags = ["--array=0-1", f"--output={tmp_path}/%a.log"]
+    job = cluster.submit(*flags, SCRIPT, PYTHON=str(program), CHECKPOINT_DIR=str(tmp_path / "run"))
+    first, last = tmp_path / "starts-0", tmp_path / "starts-1"
+    cluster.until(lambda: first.exists() and last.exists(), "both tasks run")
+    cluster.call("scancel", "--batch", "--signal=USR1", f"{job}_1")
+    cluster.until(lambda: last.read_text() == "start 0\nstart 1\n", "the last task runs again")
+    (tmp_path / "end").touch()
+    cluster.until(lambda: not cluster.call("squeue", "-h", "-j", job), "gone")
+    assert first.read_text() == "start 0\n"
+    assert cluster.job(f"{job}_1")["JobState"] == cluster.job(f"{job}_0")["JobState"] == "COMPLETED"
 
 
 def test_a_failing_run_fails_the_job_with_its_code(cluster, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from tests.drills.kill import WAIT_S, newest_step, saves, wait_until
 from tests.train_runs import Launch, command, start
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 
 LONG = {
     "training__epochs": 10_000,
@@ -23,7 +23,6 @@ LONG = {
     "training__save_every_n_epochs": 10_000,
     "training__save_every_n_steps": 1,
     "training__keep_latest": 10_000,
-    "training__use_tensorboard": True,
 }
 
 

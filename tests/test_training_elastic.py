@@ -19,7 +19,7 @@ from tests.distributed import ENVIRONMENT, ROOT, free_port
 from tests.drills.kill import WAIT_S, drill, newest_step, wait_until
 from tests.train_runs import SETTINGS, Launch, state
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 
 GLOBAL_BATCH = 8
 BUILTIN = SETTINGS | {

@@ -1,4 +1,4 @@
-"""A stopped and resumed run equals one that was never stopped, bit for bit; folders of runs."""
+"""A stopped and resumed run equals one that was never stopped, bit for bit."""
 
 import json
 import os
@@ -14,49 +14,36 @@ from tests.train_runs import (
     SINGLE_PROCESS_SAVES,
     assert_same_run,
     command,
+    half_run,
     metrics,
+    resume,
     run,
     start,
     state,
     tensors,
+    whole_run,
 )
 
 pytestmark = SINGLE_PROCESS_SAVES
 
-TWO_AND_TWO = ["--stop-after-epochs", "2"]
 
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """Four epochs in one go; the GAN starts in the third."""
-    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    assert run(folder, training__save_every_n_epochs=2).code == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stopped_after_2(tmp_path_factory):
-    """Stopped after epoch 2: copy it, don't resume it. The discriminator has never stepped."""
-    folder = tmp_path_factory.mktemp("stopped") / "run"
-    ended = run(folder, *TWO_AND_TWO, training__save_every_n_epochs=2)
-    assert ended.code == 0 and "Stopped (--stop-after-epochs) after step 5" in ended.out
-    assert not (folder / "requeue").exists()
-    saved = tensors(folder)
-    moments = [name for name in saved if name.startswith("discriminator/exp_avg")]
-    assert moments and not any(saved[name].any() for name in moments)
-    return folder
+@pytest.fixture
+def uninterrupted():
+    return whole_run()
 
 
 @pytest.fixture
-def stopped(stopped_after_2, tmp_path):
-    return shutil.copytree(stopped_after_2, tmp_path / "run", symlinks=True)
-
-
-def resume(folder, *words, **settings):
-    return command("--resume", "auto", "--checkpoint-dir", folder, *words, **settings)
+def stopped(tmp_path):
+    return shutil.copytree(half_run(), tmp_path / "run", symlinks=True)
 
 
 # -- bit for bit -----------------------------------------------------------------------------
+
+
+def test_the_discriminator_has_no_moments_before_the_gan_starts():
+    saved = tensors(half_run())
+    moments = [name for name in saved if name.startswith("discriminator/exp_avg")]
+    assert moments and not any(saved[name].any() for name in moments)
 
 
 def test_resumed_at_an_epochs_end(uninterrupted, stopped):
@@ -250,112 +237,3 @@ def test_stopped_before_the_first_step(uninterrupted, tmp_path):
     assert state(tmp_path)["step"] == 0
     assert resume(tmp_path).code == 0
     assert_same_run(uninterrupted, tmp_path)
-
-
-# -- what is refused -------------------------------------------------------------------------
-
-
-def test_starting_into_a_folder_that_holds_a_run(stopped):
-    before = sorted(path.name for path in stopped.iterdir())
-    ended = run(stopped)
-    assert ended.code == 2 and ended.out == ""
-    for words in (str(stopped), "--resume auto", "--overwrite", "--checkpoint-dir"):
-        assert words in ended.err
-    assert sorted(path.name for path in stopped.iterdir()) == before
-
-
-def test_overwrite_starts_anew(uninterrupted, stopped):
-    assert run(stopped, "--overwrite", training__save_every_n_epochs=2).code == 0
-    assert_same_run(uninterrupted, stopped)
-    assert len(state(stopped)["lives"]) == 1
-
-
-def test_overwrite_that_is_refused_deletes_nothing(stopped):
-    before = tensors(stopped)
-    ended = run(stopped, "--overwrite", model__transformer_num_heads=3)
-    assert ended.code == 2
-    ended = command(
-        "--input-dir", "no/such", "--output-dir", "no/such", "--checkpoint-dir", stopped, "--overwrite"
-    )
-    assert ended.code == 2 and "no/such" in ended.err
-    assert tensors(stopped).keys() == before.keys()
-
-
-def test_overwrite_contradicts_resume_auto(stopped):
-    ended = resume(stopped, "--overwrite")
-    assert ended.code == 2 and "--overwrite" in ended.err and "--resume auto" in ended.err
-    assert state(stopped)["step"] == 5
-
-
-@pytest.mark.parametrize(
-    "assignment, named",
-    [
-        ("model.transformer_depth=2", "generator/param/"),
-        ("model.discriminator_ndf=8", "discriminator/param/"),
-        ("model.use_gan=false", "discriminator/"),
-    ],
-)
-def test_another_architecture(stopped, assignment, named):
-    ended = resume(stopped, "--set", assignment)
-    assert ended.code == 2
-    assert "another architecture" in ended.err and named in ended.err and "Traceback" not in ended.err
-    assert state(stopped)["step"] == 5
-
-
-def test_another_global_batch(stopped):
-    ended = resume(stopped, "--set", "training.global_batch_size=3")
-    assert ended.code == 2
-    assert "global batch" in ended.err and "--allow-data-change" in ended.err
-    ended = resume(stopped, "--set", "training.global_batch_size=3", "--allow-data-change")
-    assert ended.code == 0, ended.err
-    assert state(stopped)["cursor"] == 20 and state(stopped)["global_batch"] == 3
-
-
-def test_another_data_set(stopped):
-    words = ["--set", "data.val_ratio=0.4"]
-    ended = resume(stopped, *words)
-    assert ended.code == 2
-    assert "data set" in ended.err and "--allow-data-change" in ended.err
-    ended = resume(stopped, *words, "--allow-data-change")
-    assert ended.code == 0, ended.err
-    assert "Samples: 4 for training, 2 for validation" in ended.out
-
-
-def test_another_folder_on_resume_has_one_spelling(stopped, tmp_path):
-    ended = command("--resume", stopped, "--set", f"training.checkpoint_dir={tmp_path / 'other'}")
-    assert ended.code == 2 and "--checkpoint-dir" in ended.err
-    assert not (tmp_path / "other").exists()
-
-
-@pytest.mark.parametrize(
-    "path, named", [("none", "no such checkpoint or folder"), ("", "no checkpoint there")]
-)
-def test_resume_from_nothing(tmp_path, path, named):
-    ended = command("--resume", tmp_path / path)
-    assert ended.code == 2 and str(tmp_path) in ended.err and named in ended.err
-    assert not any(tmp_path.iterdir()) and not (tmp_path.parent / "run.lock").exists()
-
-
-# -- names on disk ---------------------------------------------------------------------------
-
-
-def links(folder):
-    return {path.name: path.resolve().name for path in folder.iterdir() if path.is_symlink()}
-
-
-def test_names_are_the_guides(uninterrupted):
-    found = links(uninterrupted)
-    assert found.keys() == {"latest", "best_model", "checkpoint_epoch_0002", "checkpoint_epoch_0004"}
-    assert found["latest"] == found["checkpoint_epoch_0004"] == "step_00000010"
-    assert found["checkpoint_epoch_0002"] == "step_00000005"
-
-
-def test_best_only_leaves_no_periodic_ones(tmp_path):
-    assert run(tmp_path, training__save_best_only=True, training__save_every_n_epochs=1).code == 0
-    assert links(tmp_path).keys() == {"latest", "best_model"}
-
-
-def test_save_every_n_steps(tmp_path):
-    run(tmp_path, training__save_every_n_steps=2, training__keep_latest=100)
-    saves = sorted(int(path.name[5:]) for path in tmp_path.glob("step_*"))
-    assert saves == [2, 3, 4, 5, 6, 8, 10]  # steps 3, 5, 8, 10 end an epoch

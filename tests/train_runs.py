@@ -99,9 +99,13 @@ def run(
     return start(folder, *words, world=world, env=env, **settings).wait()
 
 
-def command(*words: str, world: int = 1, env: dict[str, str] | None = None) -> Ended:
+def command(*words: str | Path, world: int = 1, env: dict[str, str] | None = None) -> Ended:
     """Exactly these words."""
     return Launch([str(word) for word in words], world, env or {}).wait()
+
+
+def resume(folder: Path, *words: str) -> Ended:
+    return command("--resume", "auto", "--checkpoint-dir", folder, *words)
 
 
 def tiny_words(**settings: Any) -> list[str]:
@@ -114,9 +118,33 @@ def tiny_words(**settings: Any) -> list[str]:
 @cache
 def tiny_set() -> tuple[Path, Path]:
     """(input, output) of six samples of 32 px; of six, one is held out. Not to be written to."""
+    return write_set(temporary_folder(), {f"sample_{i:04d}": f"material_{i}" for i in range(6)}, size=SIZE)
+
+
+@cache
+def whole_run() -> Path:
+    """Four epochs in one go; the GAN starts in the third. Not to be written to."""
+    folder = temporary_folder() / "run"
+    ended = run(folder, training__save_every_n_epochs=2)
+    assert ended.code == 0, ended.err
+    return folder
+
+
+@cache
+def half_run() -> Path:
+    """The same, stopped after epoch 2. Copy it, don't resume it."""
+    folder = temporary_folder() / "run"
+    ended = run(folder, "--stop-after-epochs", "2", training__save_every_n_epochs=2)
+    assert ended.code == 0 and "Stopped (--stop-after-epochs) after step 5" in ended.out, ended
+    assert not (folder / "requeue").exists()
+    return folder
+
+
+def temporary_folder() -> Path:
+    """Lasts as long as this process."""
     root = Path(mkdtemp(prefix="neuropbr-test-"))
     atexit.register(shutil.rmtree, root)
-    return write_set(root, {f"sample_{i:04d}": f"material_{i}" for i in range(6)}, size=SIZE)
+    return root
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

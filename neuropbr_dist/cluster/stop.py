@@ -41,7 +41,8 @@ class StopFlag:
 
     def request(self, reason: str) -> None:
         """Stop as if signalled."""
-        self.signal = self.signal or reason
+        if self.signal is None:
+            self.signal, self._first = reason, time.monotonic()
 
     def agreed(self) -> bool:
         """Called by every rank at every step boundary; True on all ranks at once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch._dynamo
 from torch import nn
 
 from neuropbr_dist.parallel.activation import checkpoint_segment, has_batch_statistics
