@@ -49,6 +49,7 @@ setup(
             "neuropbr-infer = neuropbr_dist.main:infer",
             "neuropbr-data = neuropbr_dist.main:data",
             "neuropbr-export = neuropbr_dist.main:export",
+            "neuropbr-submit = neuropbr_dist.main:submit",
         ]
     },
 )

@@ -54,8 +54,8 @@ IMPOSSIBLE = [
     ("training.grad_clip_norm=0", "above 0, or none"),
     ("training.timeout_minutes=0", "above 0"),
     ("training.use_amp=false training.precision=bf16", "training.precision = bf16", "fp32"),
-    ("training.ds_config=zero2.json training.engine=fsdp", "zero2.json", "training.engine = deepspeed", "fsdp"),
-    ("training.ds_config_discriminator=z.json training.engine=fsdp", "z.json", "training.engine_discriminator"),
+    ("training.ds_config=zero2.json training.engine=fsdp", "zero2.json", "training.engine"),
+    ("training.ds_config_discriminator=z.json training.engine=ddp", "z.json", "engine_discriminator"),
 ]  # fmt: skip
 FLAGS = {"training.ds_config": "--ds", "training.ds_config_discriminator": "--ds-discriminator"}
 
@@ -84,7 +84,7 @@ def test_impossible(settings):
         "training.grad_clip_norm=null",
         "training.ds_config=zero2.json",
         "training.ds_config=zero2.json training.engine=deepspeed",
-        "training.engine=fsdp training.engine_discriminator=deepspeed training.ds_config_discriminator=z.json",
+        "training.engine_discriminator=deepspeed training.ds_config_discriminator=z.json",
         "optimizer.scheduler_warmup_epochs=0",
         "loss.w_l1=0",
     ],

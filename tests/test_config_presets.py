@@ -164,19 +164,21 @@ YAML_FAULTS = {
     "unknown field": (
         "model:\n  transformer_dept: 6\n", ["c.yaml", "model.transformer_dept", "model.transformer_depth"],
     ),
-    "unknown field like none": ("loss:\n  zzz: 6\n", ["c.yaml", "loss.zzz", "w_l1", "custom_module"]),
+    "unlike any field": ("loss:\n  zzz: 6\n", ["c.yaml", "loss.zzz", "w_l1", "custom_module"]),
     "text for a number": ("training:\n  epochs: many\n", ["c.yaml", "training.epochs", "'many'", "int"]),
-    "fraction for a whole number": ("training:\n  epochs: 1.5\n", ["c.yaml", "training.epochs", "1.5", "int"]),
+    "fraction for a count": ("training:\n  epochs: 1.5\n", ["c.yaml", "training.epochs", "1.5", "int"]),
     "number for a flag": ("model:\n  use_gan: 1\n", ["c.yaml", "model.use_gan", "1", "true or false"]),
     "flag for a number": ("loss:\n  w_l1: true\n", ["c.yaml", "loss.w_l1", "True", "float"]),
     "not a choice": (
-        "model:\n  encoder_backbone: resnet20\n", ["c.yaml", "model.encoder_backbone", "resnet20", "resnet18"],
+        "model:\n  encoder_backbone: resnet20\n",
+        ["c.yaml", "model.encoder_backbone", "resnet20", "resnet18"],
     ),
     "scalar for a list": (
         "model:\n  encoder_channels: 64\n", ["c.yaml", "model.encoder_channels", "64", "list of int"],
     ),
     "list of something else": (
-        "model:\n  encoder_channels: [64, wide]\n", ["c.yaml", "model.encoder_channels", "wide", "list of int"],
+        "model:\n  encoder_channels: [64, wide]\n",
+        ["c.yaml", "model.encoder_channels", "wide", "list of int"],
     ),
     "none where none can be": ("training:\n  epochs: null\n", ["c.yaml", "training.epochs", "None", "int"]),
     "part without fields": ("model:\n", ["c.yaml", "model", "None"]),

@@ -51,7 +51,7 @@ def rows() -> list[tuple[Case, Row]]:
     found += on("fsdp zero2 zero3", offload=True)
     found += on("zero3", persist=10_000)
     found += on("fsdp zero3", engine_d="ddp")
-    found += on("fsdp zero2 zero3", FROZEN)
+    found += on("fsdp zero2", FROZEN) + on("zero3", FROZEN, persist=10_000)
     found += on("single ddp fsdp zero0 zero2 zero3", TWO_D_STEPS)
     found += on("ddp fsdp zero0 zero2 zero3", world=3)
     for shard in ("world", "node"):

@@ -21,7 +21,7 @@ from neuropbr_dist.checkpoint import open_newest
 from tests.distributed import ROOT, fork_server, free_port
 from tests.material_files import write_set
 
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 SINGLE_PROCESS_SAVES = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 SIZE = 32
 SETTINGS = {

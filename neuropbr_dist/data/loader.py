@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,10 +14,16 @@ from torch.utils.data import DataLoader, Dataset
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.order import SampleOrder, Slot, plan_step, rank_share
 from neuropbr_dist.data.sources import Entry, Source
+from neuropbr_dist.errors import UserError
+
+Loaded = tuple[np.ndarray, np.ndarray, float, str]
 
 
 class SlotDataset(Dataset):
-    """Slot -> one sample of `entries`."""
+    """Slot -> one sample of `entries`, or the `UserError` that names what is wrong with its files.
+
+    Returned, not raised: a worker's exception would reach the user inside a traceback.
+    """
 
     def __init__(self, source: Source, entries: Sequence[Entry]) -> None:
         self.source, self.entries = source, entries
@@ -24,14 +31,23 @@ class SlotDataset(Dataset):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, slot: Slot) -> tuple[np.ndarray, np.ndarray, float, str]:
+    def __getitem__(self, slot: Slot) -> Loaded | UserError:
         entry = self.entries[slot.index]
-        views, maps = self.source.load(entry)
+        try:
+            views, maps = self.source.load(entry)
+        except UserError as error:
+            return error
         return views, maps, slot.weight, entry.key
 
 
-def collate(samples: list[tuple[np.ndarray, np.ndarray, float, str]]) -> MicroBatch:
-    views, maps, weights, keys = zip(*samples, strict=True)
+def collate(samples: Sequence[Loaded | UserError]) -> MicroBatch | UserError:
+    """A micro-batch, or the first sample's error."""
+    good = []
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+        good.append(sample)
+    views, maps, weights, keys = zip(*good, strict=True)
     return MicroBatch(
         torch.from_numpy(np.stack(views)),
         torch.from_numpy(np.stack(maps)),
@@ -72,25 +88,32 @@ def make_loader(
     prefetch: int,
     pin: bool,
     worker_start: Callable[[], None],
-) -> DataLoader:
+) -> Iterator[MicroBatch]:
     """Batches in the order of `slots`.
 
     Args:
         worker_start: called in each worker process first (stop signals are the
             training process's affair, not theirs).
+
+    Raises:
+        UserError: while iterating: a file can't be read, or holds what it may not.
     """
-
-    def start(_worker: int) -> None:
-        worker_start()
-        os.environ["OMP_NUM_THREADS"] = "1"
-        torch.set_num_threads(1)
-
-    return DataLoader(
+    loader = DataLoader(
         SlotDataset(source, entries),
         batch_sampler=slots,  # type: ignore[arg-type]
         collate_fn=collate,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin,
-        worker_init_fn=start,
+        worker_init_fn=partial(start_worker, worker_start),
     )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def start_worker(worker_start: Callable[[], None], _worker: int) -> None:
+    worker_start()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)

@@ -83,6 +83,7 @@ def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> tup
     """The first training samples on the device, and their views as uint8."""
     entries = samples.train[: cfg.training.batch_size]
     host = collate([(*samples.source.load(e), 1.0, e.key) for e in entries])
+    assert not isinstance(host, UserError)  # `load` would have raised it
     print(f"First batch: {', '.join(host.keys)}")
     return to_device(host, len(entries), cfg.transform, device), host.views
 

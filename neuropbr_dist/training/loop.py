@@ -134,9 +134,9 @@ class Trainer:
     def batches(self) -> Iterator[MicroBatch]:
         run, t = self.run, self.run.cfg.training
         slots = TrainingSlots(self.order, run.progress.cursor, run.env.world_size, run.env.rank, t.batch_size)
-        return iter(self.loader(run.train, slots, run.cfg.data.num_workers))
+        return self.loader(run.train, slots, run.cfg.data.num_workers)
 
-    def loader(self, entries: list[Entry], slots: Any, workers: int) -> Any:
+    def loader(self, entries: list[Entry], slots: Any, workers: int) -> Iterator[MicroBatch]:
         data = self.run.cfg.data
         return make_loader(
             self.run.source,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from neuropbr_dist.config import TransformConfig
+from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import decode_maps, normalise_views
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
 from neuropbr_dist.parallel import Network
@@ -28,7 +29,7 @@ class Look(NamedTuple):
 @torch.no_grad()
 def validate(
     g: Network,
-    loader: DataLoader,
+    loader: Iterable[MicroBatch],
     transform: TransformConfig,
     reconstruction: ReconstructionLoss,
     device: torch.device,
