@@ -57,21 +57,29 @@ def test_a_killed_owner_on_this_machine_leaves_no_trace(tmp_path):
 def test_a_forked_child_does_not_keep_the_lock(tmp_path):
     lock = RunLock(tmp_path).__enter__()
     reader, writer = os.pipe()
+    forked, started = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(writer)
+        os.write(started, b".")  # what it does on its way out of fork is done
         os.read(reader, 1)  # until the parent is done
         os._exit(0)
+    os.read(forked, 1)
     lock.release()
     with RunLock(tmp_path):
         pass
     os.close(writer)
     os.waitpid(child, 0)
-    os.close(reader)
+    for end in (reader, forked, started):
+        os.close(end)
 
 
 def write_record(folder: Path, record: dict) -> None:
-    (folder / "run.lock").write_text(json.dumps(record))
+    """One small write in place, as a run's own beat is; a truncated file would read as a release."""
+    path = folder / "run.lock"
+    path.touch()
+    with path.open("r+b", buffering=0) as file:
+        file.write(json.dumps(record).encode().ljust(512))
 
 
 @pytest.fixture
