@@ -76,6 +76,14 @@ def recompute_of(cfg: TrainConfig, env: Environment, part: str) -> str:
     return kind
 
 
+def compile_of(cfg: TrainConfig, env: Environment, device: torch.device, part: str) -> str:
+    """`training.compile` as this network can have it: `blocks` or `off`."""
+    kind = cfg.training.compile
+    if kind == "auto":
+        kind = "blocks" if device.type == "cuda" else "off"
+    return "off" if zero_stage(cfg, env, part) == 3 else kind  # its hooks break every graph (measured)
+
+
 def check_memory(cfg: TrainConfig, size: int, env: Environment, device: torch.device) -> None:
     """Refuse pictures of `size` px that this rank's device can't train on."""
     refuse_too_small(
@@ -161,7 +169,7 @@ def plan(cfg: TrainConfig, env: Environment, device: torch.device, part: str) ->
         clip=t.grad_clip_norm,
         dtype=DTYPES[precision],
         recompute=recompute_of(cfg, env, part),
-        compile_blocks=t.compile == "blocks" or (t.compile == "auto" and device.type == "cuda"),
+        compile_blocks=compile_of(cfg, env, device, part) == "blocks",
         sync_batch="sync_batch" in norms,
         shard=t.shard,
         ranks_per_node=env.local_world_size,

@@ -38,6 +38,7 @@ from neuropbr_dist.training.engines import (
     backbone_weights,
     build_networks,
     check_memory,
+    compile_of,
     engine_of,
     precision_of,
     recompute_of,
@@ -147,7 +148,7 @@ def delete_run(folder: Path) -> None:
     if is_rank_0():
         clear(folder)
         logs = (folder / "logs").glob("events.*")
-        for path in (folder / "metrics.jsonl", folder / "wandb_id", *logs):
+        for path in (folder / "metrics.jsonl", folder / "samples.jsonl", folder / "wandb_id", *logs):
             path.unlink(missing_ok=True)
     everyone(None)
 
@@ -267,7 +268,8 @@ def describe(
     say(f"Networks: {', '.join(sizes)} parameters")
     say(
         f"Engine: {engine_of(cfg, env)} on {env.world_size} x {device.type} ({env.launcher} launcher), "
-        f"{precision_of(cfg, device)}, activation checkpointing {recompute_of(cfg, env, 'generator')}"
+        f"{precision_of(cfg, device)}, activation checkpointing {recompute_of(cfg, env, 'generator')}, "
+        f"torch.compile {compile_of(cfg, env, device, 'generator')}"
     )
     say(
         f"Batch: {t.global_batch_size} = up to {micro.per_step} x {micro.size} on {env.world_size} rank(s); "
