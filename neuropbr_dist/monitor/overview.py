@@ -8,7 +8,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from neuropbr_dist.monitor.pictures import (
-    _FRAME,
     _INK,
     _MARGIN,
     _PAPER,
@@ -16,6 +15,7 @@ from neuropbr_dist.monitor.pictures import (
     _channels_last,
     _draw_names,
     _fit,
+    _paste,
     maps_to_images,
 )
 
@@ -38,11 +38,7 @@ def overview(views: Tensor, pred: Tensor, *, title: str) -> np.ndarray:
     layout = Layout(width, height, title=True, labels=True)
     figure = Image.new("RGB", (layout.size[0], layout.rows[1] + height + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(figure)
-    for row, pictures in enumerate(rows):
-        for column, picture in enumerate(pictures):
-            x, y = layout.corner(row, column)
-            draw.rectangle([x - 1, y - 1, x + width, y + height], outline=_FRAME)
-            figure.paste(Image.fromarray(picture), (x, y))
+    _paste(figure, draw, layout, rows)
     _draw_names(figure, draw, layout)  # names of further rows fall below the figure
     draw.text((layout.columns[0], _MARGIN), title, fill=_INK, font=layout.title_font, anchor="lt")
     return np.array(figure)

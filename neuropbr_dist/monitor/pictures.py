@@ -82,11 +82,7 @@ def comparison(
     layout = Layout(width, height, title=title is not None, labels=labels)
     figure = Image.new("RGB", layout.size, _PAPER)
     draw = ImageDraw.Draw(figure)
-    for row, pictures in enumerate(rows):
-        for column, picture in enumerate(pictures):
-            x, y = layout.corner(row, column)
-            draw.rectangle([x - 1, y - 1, x + width, y + height], outline=_FRAME)
-            figure.paste(Image.fromarray(picture), (x, y))
+    _paste(figure, draw, layout, rows)
     _draw_bars(figure, draw, layout, labels)
     if title is not None:
         draw.text((layout.columns[0], _MARGIN), title, fill=_INK, font=layout.title_font, anchor="lt")
@@ -139,6 +135,17 @@ def _fit(pictures: Tensor) -> Tensor:
 def _channels_last(picture: Tensor) -> np.ndarray:
     """`(3, H, W)` -> HWC, `(1, H, W)` -> HW."""
     return np.ascontiguousarray(picture.permute(1, 2, 0).numpy() if len(picture) > 1 else picture[0].numpy())
+
+
+def _paste(
+    figure: Image.Image, draw: ImageDraw.ImageDraw, layout: Layout, rows: list[list[np.ndarray]]
+) -> None:
+    """Rows of pictures of one size into their framed cells."""
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            (x, y), (height, width) = layout.corner(row, column), picture.shape[:2]
+            draw.rectangle([x - 1, y - 1, x + width, y + height], outline=_FRAME)
+            figure.paste(Image.fromarray(picture), (x, y))
 
 
 def _draw_bars(figure: Image.Image, draw: ImageDraw.ImageDraw, layout: Layout, labels: bool) -> None:
