@@ -17,10 +17,11 @@ from torch import Tensor
 from neuropbr_dist.checkpoint import open_newest, save, step_name
 from neuropbr_dist.parallel import Network, Plan, build_network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
+from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.state import Progress, fragments, restore, snapshot
 from neuropbr_dist.training.step import gan_step
 from tests import parity
-from tests.parity import Row, norm_of, objective, over_ranks, rank_batch, samples, whole_state
+from tests.parity import Row, norm_of, objective, over_ranks, put_together, rank_batch, samples, whole_state
 
 SAVED_AFTER = 3
 
@@ -35,6 +36,8 @@ class Case(parity.Case):
     """As `model.freeze_backbone` does, on a small network."""
     bf16: bool = False
     """ZeRO computes in bfloat16 copies of its float32 masters."""
+    ema_decay: float | None = None
+    """As `training.ema_decay`."""
 
 
 def networks(case: Case, row: Row) -> dict[str, Network]:
@@ -62,10 +65,15 @@ def networks(case: Case, row: Row) -> dict[str, Network]:
 def train_and_save(case: Case, row: Row, folder: Path) -> dict[str, Any]:
     """The whole run; what follows the save is reported (rank 0 has the state)."""
     nets = networks(case, row)
-    train(case, row, nets, range(SAVED_AFTER))
+    ema = average_of(case, nets)
+    train(case, row, nets, range(SAVED_AFTER), ema)
     state = snapshot(Progress(step=SAVED_AFTER), nets)
-    save(folder, step_name(SAVED_AFTER), fragments(nets), state, "")
-    return go_on(case, row, nets)
+    save(folder, step_name(SAVED_AFTER), fragments(nets, ema), state, "")
+    return go_on(case, row, nets, ema)
+
+
+def average_of(case: Case, nets: dict[str, Network]) -> WeightAverage | None:
+    return None if case.ema_decay is None else WeightAverage(nets["generator"], case.ema_decay)
 
 
 def resume(case: Case, row: Row, folder: Path, drop: str = "") -> dict[str, Any]:
@@ -75,10 +83,11 @@ def resume(case: Case, row: Row, folder: Path, drop: str = "") -> dict[str, Any]
         drop: lose this on the way: `step`, `exp_avg` or `exp_avg_sq`.
     """
     nets = networks(replace(case, seed=case.seed + 1), row)
+    ema = average_of(case, nets)
     checkpoint = open_newest(folder)
     assert checkpoint is not None
     with checkpoint:
-        progress = restore(checkpoint, nets)
+        progress = restore(checkpoint, nets, ema)
     assert progress.step == SAVED_AFTER
     for part, network in nets.items() if drop else ():
         for shard in network.shards():
@@ -86,16 +95,21 @@ def resume(case: Case, row: Row, folder: Path, drop: str = "") -> dict[str, Any]
                 shard.data.zero_()
         lost = {"step": 0.0} if drop == "step" else {}
         network.loaded(progress.counters[part] | lost)
-    return go_on(case, row, nets)
+    return go_on(case, row, nets, ema)
 
 
-def go_on(case: Case, row: Row, nets: dict[str, Network]) -> dict[str, Any]:
+def go_on(case: Case, row: Row, nets: dict[str, Network], ema: WeightAverage | None) -> dict[str, Any]:
     """From the save to the end: records of the steps, and on rank 0 outputs before and state after them."""
     outputs = {f"output/{part}": value for part, value in forward(case, nets).items()}
-    records = train(case, row, nets, range(SAVED_AFTER, case.steps))
+    if ema is not None:
+        with ema.swapped_in():
+            outputs["output/average"] = forward(case, nets)["generator"]
+    records = train(case, row, nets, range(SAVED_AFTER, case.steps), ema)
     for network in nets.values():
         average_running_statistics(network.module)
     state = whole_state(nets["generator"], nets["discriminator"], buffers=True)
+    if ema is not None:
+        state |= put_together((p.name, p.data, p.start, p.shape) for p in ema.fragments())
     return {"state": state | outputs, "records": records}
 
 
@@ -111,11 +125,15 @@ def forward(case: Case, nets: dict[str, Network]) -> dict[str, Tensor]:
     return outputs
 
 
-def train(case: Case, row: Row, nets: dict[str, Network], steps: Iterable[int]) -> list[dict[str, float]]:
+def train(
+    case: Case, row: Row, nets: dict[str, Network], steps: Iterable[int], ema: WeightAverage | None = None
+) -> list[dict[str, float]]:
     goal, records = objective(case), []
     for step in steps:
         d = nets["discriminator"] if step >= case.gan_from else None
         report = gan_step(nets["generator"], d, rank_batch(case, row, step), goal, d_steps=case.d_steps)
+        if ema is not None:
+            ema.update(report.generator)
         record = {"G_loss": over_ranks(report.losses["G_loss"]), "G_norm": norm_of(report.generator)}
         if report.discriminator is not None:
             record |= {"D_loss": over_ranks(report.losses["D_loss"]), "D_norm": norm_of(report.discriminator)}

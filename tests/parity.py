@@ -6,6 +6,7 @@ every rank of its world.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -267,13 +268,18 @@ def norm_of(result: StepResult) -> float:
 
 
 def whole_state(g: Network, d: Network, *, buffers: bool = False) -> dict[str, Tensor]:
-    """All ranks' shards put together on rank 0, where ranks overlap with the same bits; {} elsewhere."""
-    mine = [
-        (f"{part}/{shard.name}", shard.data.cpu(), shard.start, shard.shape)
+    """All ranks' shards put together on rank 0; {} elsewhere."""
+    return put_together(
+        (f"{part}/{shard.name}", shard.data, shard.start, shard.shape)
         for part, net in (("generator", g), ("discriminator", d))
         for shard in net.shards()
         if buffers or not shard.name.startswith("buffer/")
-    ]
+    )
+
+
+def put_together(pieces: Iterable[tuple[str, Tensor, int, torch.Size]]) -> dict[str, Tensor]:
+    """Whole tensors of all ranks' (name, data, start, shape) on rank 0, which overlap with the same bits."""
+    mine = [(name, data.cpu(), start, shape) for name, data, start, shape in pieces]
     flat: dict[str, Tensor] = {}
     shapes = {}
     for name, data, start, shape in on_rank_0(mine):

@@ -50,6 +50,7 @@ FROZEN = Case(frozen_encoder=True)
 BATCH = Case(norm="batch")
 SYNC_BATCH = Case(norm="sync_batch", double=True)  # of few values: float32 is off by 1.3e-5 between worlds
 BF16 = Case(bf16=True)
+EMA = Case(ema_decay=0.7)
 CASES = {
     BASIC: "",
     BEFORE_GAN: "saved before the GAN starts",
@@ -57,6 +58,7 @@ CASES = {
     BATCH: "batch norm",
     SYNC_BATCH: "sync_batch norm",
     BF16: "bf16",
+    EMA: "moving average",
 }
 
 
@@ -96,6 +98,10 @@ def special() -> list[Pair]:
             "DDP x2 > FSDP x2", "FSDP x2 > ZeRO-2 x2", "ZeRO-2 x2 > ZeRO-3 x2", "ZeRO-3 x2 > DDP x2",
         ],
         SYNC_BATCH: ["single > FSDP x4", "FSDP x4 > DDP x2"],
+        EMA: [
+            "single > ZeRO-3 x2", "FSDP x2 > FSDP x2", "FSDP x4 > ZeRO-1 x2", "ZeRO-2 x2 > HSDP 2x2",
+            "ZeRO-3 x2 > DDP x2", "ZeRO-2 x2 offload > FSDP x2 offload",
+        ],
     }  # fmt: skip
     return [Pair(case, *text.split(" > ")) for case, texts in chosen.items() for text in texts]
 

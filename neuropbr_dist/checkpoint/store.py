@@ -167,6 +167,7 @@ class Checkpoint:
         fragments: Iterable[Fragment],
         *,
         strict: bool = True,
+        leave_out: str = "",
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         """Fill `fragments` in place, each rank its own, however they cut the tensors. Collective.
@@ -176,6 +177,7 @@ class Checkpoint:
         Args:
             strict: the ranks must ask for every tensor of the checkpoint. Otherwise they may ask for
                 some only, as an inference run does; what they ask for must be there in either case.
+            leave_out: names that begin so needn't be asked for.
 
         Raises:
             UserError: on all ranks: tensors are missing, unexpected or of another shape or kind.
@@ -183,7 +185,7 @@ class Checkpoint:
         fragments = list(fragments)
         ranks = Ranks(process_group)
         wanted = merge_layouts(ranks.gather(lambda: layouts(fragments)))
-        self._check_match(wanted, strict)
+        self._check_match(wanted, strict, leave_out)
         try:
             dcp.load(
                 as_state_dict(fragments),
@@ -212,9 +214,10 @@ class Checkpoint:
         )
         return tensors
 
-    def _check_match(self, wanted: Layouts, strict: bool) -> None:
+    def _check_match(self, wanted: Layouts, strict: bool, leave_out: str) -> None:
         missing = [name for name in wanted if name not in self.tensors]
-        unexpected = [name for name in self.tensors if name not in wanted] if strict else []
+        extra = [name for name in self.tensors if name not in wanted] if strict else []
+        unexpected = [name for name in extra if not (leave_out and name.startswith(leave_out))]
         differing = []
         for name, (dtype, shape) in wanted.items():
             stored = self.tensors.get(name)

@@ -163,6 +163,10 @@ def check_training(cfg: TrainConfig) -> None:
         refuse_unless(value is None or value >= 1, f"training.{name} = {value}; allowed: 1 or more, or none")
     clip = t.grad_clip_norm
     refuse_unless(clip is None or clip > 0, f"training.grad_clip_norm = {clip}; allowed: above 0, or none")
+    decay = t.ema_decay
+    refuse_unless(
+        decay is None or 0 < decay < 1, f"training.ema_decay = {decay}; allowed: above 0, below 1, or none"
+    )
     refuse_unless(t.timeout_minutes > 0, f"training.timeout_minutes = {t.timeout_minutes}; allowed: above 0")
     refuse_unless(
         len(std) == 3 and all(s > 0 for s in std) and len(cfg.transform.mean) == 3,

@@ -206,6 +206,8 @@ class TrainingConfig:
     """torch.compile of each block. `auto`: on CUDA only."""
     grad_clip_norm: float | None = 1.0
     """Largest gradient norm of each network. None: no clipping."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the generator's weights, `average <- decay * average + (1 - decay) * weights` a step, and use it in validation, inference and export. None: off. 0.999 averages over about 1,000 steps."""
     gan_start_epoch: int = 5
     """Epoch at which the adversarial losses begin."""
     d_steps_per_g_step: int = 1

@@ -18,7 +18,8 @@ from neuropbr_dist.models import Generator
 
 WEIGHTS_FILE = f"model{SUFFIX}"
 """Name of the weights in an exported folder."""
-_PREFIXES = ("generator/param/", "generator/buffer/")
+_PREFIXES = ("generator/param/", "generator/buffer/", "generator/ema/")
+"""Canonical names that make a `state_dict()`; a later one wins: averaged weights are used where there are any."""
 
 
 class InferenceGenerator(Generator):
@@ -28,11 +29,12 @@ class InferenceGenerator(Generator):
         config: of the run that trained it.
         origin: the file or checkpoint that the weights are from, for messages.
         step: optimizer steps that it was trained for.
+        averaged: the weights are the run's moving average (`training.ema_decay`).
     """
 
-    def __init__(self, config: TrainConfig, origin: Path, step: int) -> None:
+    def __init__(self, config: TrainConfig, origin: Path, step: int, averaged: bool = False) -> None:
         super().__init__(config.model)
-        self.config, self.origin, self.step = config, origin, step
+        self.config, self.origin, self.step, self.averaged = config, origin, step, averaged
 
     def forward(self, views: Tensor) -> Tensor:
         """
@@ -50,6 +52,8 @@ class InferenceGenerator(Generator):
 
 def load_generator(path: str | os.PathLike, *, log: Callable[[str], None] = print) -> InferenceGenerator:
     """The trained generator, on the CPU in float32, in eval mode, its parameters without gradients.
+
+    The weights are the run's moving average where it keeps one (`training.ema_decay`).
 
     Args:
         path: a run's folder (its newest good checkpoint), a checkpoint or a name in that folder, written
@@ -75,7 +79,8 @@ def read_weights(path: Path, log: Callable[[str], None]) -> tuple[TensorFile, Pa
         with open_checkpoint(path, log) as checkpoint:
             tensors = {name: value for prefix in _PREFIXES for name, value in checkpoint.read(prefix).items()}
             origin, config, step = checkpoint.path, checkpoint.config_yaml, checkpoint.state["step"]
-    return TensorFile("inference", _generator_only(tensors), config, {"step": step}), origin
+    averaged = any(name.startswith(_PREFIXES[-1]) for name in tensors)
+    return TensorFile("inference", _generator_only(tensors), config, {"step": step, "ema": averaged}), origin
 
 
 def open_checkpoint(path: Path, log: Callable[[str], None]) -> Checkpoint:
@@ -99,7 +104,7 @@ def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
     """
     config = from_yaml(weights.config_yaml, f"{origin}: its configuration")
     with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
-        model = InferenceGenerator(config, origin, weights.state["step"])
+        model = InferenceGenerator(config, origin, weights.state["step"], weights.state.get("ema", False))
     _refuse_mismatch(model.state_dict(), weights.tensors, origin)
     model.load_state_dict(weights.tensors, assign=True)
     return model.eval().requires_grad_(False)
@@ -109,8 +114,8 @@ def _generator_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Canonical names -> names of the generator's `state_dict()`; all else is left out."""
     return {
         name.removeprefix(prefix): value
-        for name, value in tensors.items()
         for prefix in _PREFIXES
+        for name, value in tensors.items()
         if name.startswith(prefix)
     }
 

@@ -23,7 +23,10 @@ def infer(args: argparse.Namespace) -> None:
     model = load_generator(args.checkpoint).to(device)
     precision = resolve_precision(args.precision, device)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"Generator of {model.origin} (step {model.step}): {parameters / 1e6:.1f} M, {device}, {precision}")
+    kind = ", averaged weights" if model.averaged else ""
+    print(
+        f"Generator of {model.origin} (step {model.step}{kind}): {parameters / 1e6:.1f} M, {device}, {precision}"
+    )
     for subject, folder in subjects(args, model):
         pred = predict(model, subject.views, precision=precision, tile=args.tile, overlap=args.overlap)
         print(f"{subject.label}, {subject.views.shape[-1]} px")

@@ -40,7 +40,7 @@ class TensorFile:
     config_yaml: str
     """The run's configuration."""
     state: dict[str, Any]
-    """`consolidated`: the run's state; `inference`: its `step` only."""
+    """`consolidated`: the run's state; `inference`: its `step`, and `ema`: the weights are an average."""
 
 
 def write_tensor_file(path: Path, content: TensorFile) -> None:

@@ -27,7 +27,7 @@ class Adam:
 class StepResult(NamedTuple):
     """What one optimizer step came to; both stay on the device."""
 
-    grad_norm: Tensor  # () float32, before clipping
+    grad_norm: Tensor  # () float32, before clipping; not finite: there was no update
     finite: Tensor  # () bool; False: the update was skipped on all ranks alike
 
 
@@ -116,6 +116,9 @@ class Network(ABC):
     @abstractmethod
     def loaded(self, counters: dict[str, float]) -> None:
         """Take `counters` and rebuild what is derived from `shards` after a load into them."""
+
+    def refresh(self) -> None:  # noqa: B027
+        """Rebuild what is computed with (low-precision copies, say) after a write into the masters. Collective."""
 
     def buffer_shards(self) -> list[Shard]:
         return [

@@ -174,17 +174,19 @@ class ZeRONetwork(Network):
             state["step"].fill_(counters["step"])
         if self.dtype == torch.float16 and "loss_scale" in counters:
             self.engine.optimizer.loss_scaler.cur_scale = counters["loss_scale"]
-        zero = self.engine.optimizer
+        self.refresh()
+
+    def refresh(self) -> None:
         if self.stage in (1, 2):
-            zero.update_lp_params()
+            self.engine.optimizer.update_lp_params()
         elif self.stage == 3:
             self._refresh_stage_3()
         self._restore_frozen()
 
     def _refresh_stage_3(self) -> None:
         zero = self.engine.optimizer
-        if zero.persistent_parameters:
-            zero.persistent_parameters[0].partition(zero.persistent_parameters)
+        # Also what a forward pass without a backward left gathered: it would be used as it is.
+        zero._partition_all_parameters()
         for i in range(len(zero.fp16_groups)):
             zero._reassign_or_swap_out_partitioned_parameters(i)
         if zero.persistent_parameters:

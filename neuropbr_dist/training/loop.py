@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from neuropbr_dist.data.order import SampleOrder, micro_batches
 from neuropbr_dist.data.sources import Entry, Source
 from neuropbr_dist.monitor import Console, Meter, RunLog, comparison
 from neuropbr_dist.parallel import Network
+from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.faults import FaultWatch
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.sample_log import SampleLog
@@ -50,6 +52,7 @@ class Run:
     log: RunLog
     console: Console
     stop: StopFlag
+    ema: WeightAverage | None = None
     stop_after_epochs: int | None = None
     stop_after_steps: int | None = None
 
@@ -165,6 +168,8 @@ class Trainer:
             self.sample_log.step(p.step + 1, p.cursor, samples)
         p.step, p.cursor = p.step + 1, p.cursor + samples
         self.note(report, [key for micro in host for key in micro.keys], samples)
+        if run.ema is not None:
+            run.ema.update(report.generator)
 
     def set_learning_rates(self, epochs: float) -> None:
         for part, network in self.run.networks.items():
@@ -239,11 +244,12 @@ class Trainer:
         run, p, t = self.run, self.run.progress, self.run.cfg.training
         slots = validation_slots(len(run.val), run.env.world_size, run.env.rank, t.batch_size)
         loader = self.loader(run.val, slots, min(run.cfg.data.num_workers, len(slots)))
-        looks = LOOKS if pictures and run.env.rank == 0 else 0
-        metrics, kept = validate(
-            run.networks["generator"], loader, run.cfg.transform,
-            run.objective.reconstruction_loss, run.device, looks,
-        )  # fmt: skip
+        looks = LOOKS if run.env.rank == 0 else 0
+        with run.ema.swapped_in() if run.ema else nullcontext():
+            metrics, kept = validate(
+                run.networks["generator"], loader, run.cfg.transform,
+                run.objective.reconstruction_loss, run.device, looks,
+            )  # fmt: skip
         run.log.scalars(
             p.step, self.epochs_done, p.cursor, {f"val/{name}": value for name, value in metrics.items()}
         )
@@ -273,7 +279,8 @@ class Trainer:
         run, p = self.run, self.run.progress
         p.plateau = {part: schedule.state() for part, schedule in self.schedules.items()}
         state = snapshot(p, run.networks)
-        run.saver.save(step_name(p.step), fragments(run.networks), state, to_yaml(run.cfg), links=links)
+        pieces = fragments(run.networks, run.ema)
+        run.saver.save(step_name(p.step), pieces, state, to_yaml(run.cfg), links=links)
         self.saved_at = p.step
         self.meter.restart()
 

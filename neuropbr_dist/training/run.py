@@ -37,6 +37,7 @@ from neuropbr_dist.training.data import Samples, open_samples
 from neuropbr_dist.training.engines import (
     backbone_weights,
     build_networks,
+from neuropbr_dist.training.ema import WeightAverage
     check_memory,
     compile_of,
     engine_of,
@@ -181,7 +182,8 @@ def assemble(
         refuse_data_change(checkpoint, cfg, samples, args.allow_data_change)
     networks = build_networks(cfg, env, device, backbone)
     objective = Objective(cfg)
-    progress = restore(checkpoint, networks) if checkpoint else Progress()
+    ema = WeightAverage(networks["generator"], t.ema_decay) if t.ema_decay is not None else None
+    progress = restore(checkpoint, networks, ema, say) if checkpoint else Progress()
     progress.global_batch, progress.data = t.global_batch_size, samples.fingerprint
     progress.lives.append(
         {"step": progress.step, "world_size": env.world_size, "engine": engine_of(cfg, env)}
@@ -208,7 +210,7 @@ def assemble(
         yield Run(
             cfg=cfg, env=env, device=device, source=samples.source, train=samples.train, val=samples.val,
             networks=networks, objective=objective, progress=progress, saver=saver, log=log,
-            console=console, stop=stop, stop_after_epochs=args.stop_after_epochs,
+            console=console, stop=stop, ema=ema, stop_after_epochs=args.stop_after_epochs,
             stop_after_steps=args.stop_after_steps,
         )  # fmt: skip
     finally:

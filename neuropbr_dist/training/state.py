@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from neuropbr_dist.checkpoint import Checkpoint, Fragment
 from neuropbr_dist.cluster import everyone
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
+from neuropbr_dist.training.ema import PREFIX, WeightAverage
+
+AVERAGE = f"generator/{PREFIX}"
+"""What the names of the averaged weights begin with in a checkpoint."""
 
 
 @dataclass
@@ -32,13 +37,15 @@ class Progress:
     """Each start of the run: from which step, at which world size, on which engine."""
 
 
-def fragments(networks: dict[str, Network]) -> list[Fragment]:
-    """This rank's pieces of all state, under canonical names: `generator/param/NAME`, …"""
-    return [
+def fragments(networks: dict[str, Network], ema: WeightAverage | None = None) -> list[Fragment]:
+    """This rank's pieces of all state, under canonical names: `generator/param/NAME`, `generator/ema/NAME`, …"""
+    found = [
         Fragment(f"{part}/{shard.name}", shard.data, shard.start, shard.shape)
         for part, network in networks.items()
         for shard in network.shards()
     ]
+    averages = ema.fragments() if ema else []
+    return found + [replace(piece, name=f"generator/{piece.name}") for piece in averages]
 
 
 def snapshot(progress: Progress, networks: dict[str, Network]) -> dict[str, Any]:
@@ -54,10 +61,23 @@ def snapshot(progress: Progress, networks: dict[str, Network]) -> dict[str, Any]
     return asdict(progress)
 
 
-def restore(checkpoint: Checkpoint, networks: dict[str, Network]) -> Progress:
-    """Fill the networks from a checkpoint and return where the run stood. Collective."""
+def restore(
+    checkpoint: Checkpoint,
+    networks: dict[str, Network],
+    ema: WeightAverage | None = None,
+    say: Callable[[str], None] = print,
+) -> Progress:
+    """Fill networks and average from a checkpoint and return where the run stood. Collective.
+
+    A checkpoint without an average starts one from its weights, and says so; an average that the run
+    doesn't keep is left out.
+    """
     progress = Progress(**checkpoint.state)
-    checkpoint.load(fragments(networks))
+    averaged = any(name.startswith(AVERAGE) for name in checkpoint.tensors)
+    checkpoint.load(fragments(networks, ema if averaged else None), leave_out="" if ema else AVERAGE)
     for part, network in networks.items():
         network.loaded(progress.counters[part])
+    if ema is not None and not averaged:
+        ema.restart()
+        say(f"  training.ema_decay: {checkpoint.path} holds no average; it starts from the weights")
     return progress

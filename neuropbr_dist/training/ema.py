@@ -1,0 +1,81 @@
+"""Exponential moving average of the generator's weights (Polyak & Juditsky 1992).
+
+Kept over the float32 masters where they lie: a rank averages the pieces it holds
+(all of them, where the engine replicates), on any engine, without communication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from neuropbr_dist.checkpoint import Fragment
+from neuropbr_dist.parallel import Network, Shard, StepResult
+
+PREFIX = "ema/"
+
+
+class WeightAverage:
+    """`training.ema_decay`: after each update `average <- decay * average + (1 - decay) * weights`.
+
+    Starts from the weights as they are. Parameters only: running statistics of
+    batch norm are averages already, and are shared.
+    """
+
+    def __init__(self, network: Network, decay: float) -> None:
+        self.network, self.decay = network, decay
+        self.average: list[Tensor] = [master.data.clone() for master in self._masters()]
+
+    def _masters(self) -> list[Shard]:
+        # Afresh each time: an engine may hand out other views after a load.
+        return [shard for shard in self.network.shards() if shard.name.startswith("param/")]
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for average, master in zip(self.average, self._masters(), strict=True):
+            yield average, master.data
+
+    @torch.no_grad()
+    def update(self, result: StepResult) -> None:
+        """Follow one optimizer step; one that was skipped doesn't count. No host sync."""
+        weight = torch.isfinite(result.grad_norm) * (1.0 - self.decay)
+        on_device: dict[torch.device, Tensor] = {}
+        for average, master in self._pairs():
+            if average.device not in on_device:
+                on_device[average.device] = weight.to(average.device, average.dtype, non_blocking=True)
+            average.lerp_(master, on_device[average.device])
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Start from the weights again, as after a load of weights alone."""
+        for average, master in self._pairs():
+            average.copy_(master)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """The network computes with the averages inside, and with its own weights, bit for bit, afterwards.
+
+        Collective: engines that compute in copies of the masters gather them. No optimizer step inside.
+        """
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for average, master in self._pairs():
+            kept = master.clone()
+            master.copy_(average)
+            average.copy_(kept)
+        self.network.refresh()
+
+    def fragments(self) -> list[Fragment]:
+        """This rank's pieces as a checkpoint holds them: `ema/NAME` beside the masters' `param/NAME`."""
+        return [
+            Fragment(PREFIX + master.name.removeprefix("param/"), average, master.start, master.shape)
+            for average, master in zip(self.average, self._masters(), strict=True)
+        ]
