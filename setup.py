@@ -23,6 +23,8 @@ setup(
         "torch>=2.11,<2.15",
         # The float32 masters are read where this version keeps them.
         "deepspeed==0.19.8",
+        # Inflates PNG files and computes CRC-32 at memory speed.
+        "isal>=1.7",
         "timm>=1.0.15",
         "numpy>=1.26",
         "pillow>=10.4",

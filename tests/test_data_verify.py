@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neuropbr_dist.data.verify import judge, verify
+from neuropbr_dist.data.judge import judge
+from neuropbr_dist.data.verify import verify
 from neuropbr_dist.errors import UserError
 from tests.material_files import random_normals, save, write_material, write_set, write_views
 
@@ -171,8 +172,8 @@ def test_odd_but_allowed_things_are_notes(folders):
 
 def test_a_flat_normal_map_and_a_flat_blue_albedo_are_fine(tmp_path):
     Image.new("RGB", (8, 8), (128, 128, 255)).save(tmp_path / "flat.png")
-    assert judge(tmp_path / "flat.png", "normal").fault == ""
-    assert judge(tmp_path / "flat.png", "albedo").fault == ""
+    assert judge(tmp_path / "flat.png", "normal")[0].fault == ""
+    assert judge(tmp_path / "flat.png", "albedo")[0].fault == ""
 
 
 @pytest.mark.multiprocess

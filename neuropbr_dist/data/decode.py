@@ -1,9 +1,9 @@
 """PNG files -> uint8 arrays.
 
-Pillow decodes everything. On intact 2048 x 2048 pictures torchvision's
-`decode_png` is about 10 % faster, but a damaged stream crashes the process there
-(segmentation fault in libpng's error path, torchvision 0.29), and a
-damaged file must be an error that names it.
+ISA-L inflates and Pillow decodes everything; `benchmarks/2026-11-24-loader.md` has the other decoders. A
+damaged file must be an error that names it: on a damaged stream torchvision's `decode_png`
+crashes the process (segmentation fault in libpng's error path, torchvision 0.29), and pyspng
+gives out changed pixels.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from neuropbr_dist.data.layout import MAP_NAMES, MapName, Sample
+from neuropbr_dist.data.png import IEND, NOT_WHOLE, SIGNATURE, inflated
 from neuropbr_dist.errors import UserError
 
 Role = Literal["view"] | MapName
@@ -40,9 +41,9 @@ def read_views(sample: Sample, size: int | None = None) -> np.ndarray:
     Raises:
         UserError: See `read_picture`; or the three differ in size.
     """
-    pictures = [read_picture(path, "view", size) for path in sample.views]
+    pictures = [_open_picture(path, "view", size) for path in sample.views]
     _require_same_size(sample.views, pictures)
-    return np.stack(pictures)
+    return _planes(pictures).reshape(3, 3, pictures[0].height, pictures[0].width)
 
 
 def read_maps(sample: Sample, size: int | None = None) -> np.ndarray:
@@ -57,9 +58,9 @@ def read_maps(sample: Sample, size: int | None = None) -> np.ndarray:
     Raises:
         UserError: See `read_picture`; or the four differ in size.
     """
-    pictures = [read_picture(path, role, size) for path, role in zip(sample.maps, MAP_NAMES, strict=True)]
+    pictures = [_open_picture(path, role, size) for path, role in zip(sample.maps, MAP_NAMES, strict=True)]
     _require_same_size(sample.maps, pictures)
-    return np.concatenate(pictures)
+    return _planes(pictures)
 
 
 def read_picture(path: Path, role: Role, size: int | None = None) -> np.ndarray:
@@ -76,13 +77,33 @@ def read_picture(path: Path, role: Role, size: int | None = None) -> np.ndarray:
         UserError: The file is missing, damaged, not a PNG, not square, or of a
             kind that cannot stand for `role`. Names the file and the reason.
     """
+    return _planes([_open_picture(path, role, size)])
+
+
+def resize(planes: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (C, H, W) -> (C, size, size), to the bit as `read_picture` resizes."""
+    return np.stack([np.asarray(_resized(Image.fromarray(plane), size)) for plane in planes])
+
+
+def _open_picture(path: Path, role: Role, size: int | None) -> Image.Image:
     image = open_png(path)
     if image.width != image.height:
         raise UserError(f"{path}: {image.width} x {image.height}; pictures must be square")
     image = _as_role(image, role, path)
-    if size is not None and image.width != size:
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.stack([np.asarray(band) for band in image.split()])
+    return image if size is None else _resized(image, size)
+
+
+def _resized(image: Image.Image, size: int) -> Image.Image:
+    return image if image.width == size else image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _planes(images: Sequence[Image.Image]) -> np.ndarray:
+    """The bands of all pictures, one after another: uint8 (C, H, W)."""
+    bands = [band for image in images for band in (image.split() if image.mode == "RGB" else (image,))]
+    planes = np.empty((len(bands), images[0].height, images[0].width), np.uint8)
+    for plane, band in zip(planes, bands, strict=True):
+        plane[:] = np.asarray(band)
+    return planes
 
 
 def open_png(path: Path) -> Image.Image:
@@ -101,6 +122,8 @@ def open_png(path: Path) -> Image.Image:
     if not data.endswith(IEND):
         raise UserError(f"{path}: {NOT_WHOLE}")
     try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]):  # refuses sizes that no memory holds
+            data = inflated(data)
         image = Image.open(io.BytesIO(data), formats=["PNG"])
         image.load()
         return _to_8_bit(image, data)
@@ -125,7 +148,11 @@ def _to_8_bit(image: Image.Image, data: bytes) -> Image.Image:
     image.info.pop("transparency", None)
     if depth == 16:
         return _round_16_bit(image, data)
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    return _converted(image, "L" if image.mode in ("1", "L", "LA") else "RGB")
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # `convert` would copy
 
 
 def _round_16_bit(image: Image.Image, data: bytes) -> Image.Image:
@@ -143,7 +170,7 @@ def _round_16_bit(image: Image.Image, data: bytes) -> Image.Image:
 
 def _as_role(image: Image.Image, role: Role, path: Path) -> Image.Image:
     if role in ("view", "albedo"):
-        return image.convert("RGB")
+        return _converted(image, "RGB")
     if role == "normal":
         if image.mode != "RGB":
             raise UserError(f"{path}: {GRAY_NORMAL}")
@@ -156,14 +183,14 @@ def _as_role(image: Image.Image, role: Role, path: Path) -> Image.Image:
     return image.getchannel("R")
 
 
-def _require_same_size(paths: Sequence[Path], pictures: Sequence[np.ndarray]) -> None:
+def _require_same_size(paths: Sequence[Path], pictures: Sequence[Image.Image]) -> None:
     for path, picture in zip(paths, pictures, strict=True):
-        if picture.shape[1:] != pictures[0].shape[1:]:
+        if picture.size != pictures[0].size:
             raise UserError(
                 f"{path}: {_side(picture)}, but {paths[0]} is {_side(pictures[0])};"
                 " set data.image_size to resize all pictures to one size"
             )
 
 
-def _side(picture: np.ndarray) -> str:
-    return f"{picture.shape[2]} x {picture.shape[1]}"
+def _side(picture: Image.Image) -> str:
+    return f"{picture.width} x {picture.height}"

@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from neuropbr_dist.data.decode import GRAY_ALPHA_16, GRAY_NORMAL, IEND, NOT_WHOLE, SIGNATURE, Role
+from neuropbr_dist.data.decode import GRAY_ALPHA_16, GRAY_NORMAL, Role
 from neuropbr_dist.data.layout import MAP_NAMES, Sample
+from neuropbr_dist.data.png import IEND, NOT_WHOLE, SIGNATURE
 from neuropbr_dist.errors import UserError
 
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6

@@ -6,33 +6,20 @@ hold no unit normals or look like another map, materials and views that are copi
 
 from __future__ import annotations
 
-import json
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from hashlib import blake2b
-from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from neuropbr_dist.data.decode import Role, read_picture
+from neuropbr_dist.data.decode import Role
+from neuropbr_dist.data.journal import Journal
+from neuropbr_dist.data.judge import Finding, is_finding, judge
 from neuropbr_dist.data.layout import MAP_NAMES, Fault, Index, Sample, index_set
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.data.pool import in_parallel
 
-NORMAL_LENGTH_SLACK = 0.1
-"""A pixel is no unit normal when its decoded length is further than this from 1."""
-NON_UNIT_SHARE = 0.05
-"""Share of such pixels above which a normal map is faulty. Filtering without renormalising makes a few."""
-NORMAL_MEAN_SLACK = 0.25
-"""A tangent-space normal map averages (0.5, 0.5, 1); any channel further off looks like another map."""
-CHUNK = 8
-"""Files handed to a process at a time; as many are redone a process after an interruption."""
+Picture = tuple[Path, Role]
 
 
 @dataclass
@@ -66,18 +53,6 @@ class Report:
         return "\n".join([*lines, f"{self.samples} sample entries, {self.files} pictures: {verdict}"])
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What decoding one picture showed."""
-
-    side: int = 0
-    """Pixels; 0 where the file can't be read."""
-    content: str = ""
-    """Hash of the decoded pixels."""
-    fault: str = ""
-    note: str = ""
-
-
 def verify(
     input_dir: Path | str,
     output_dir: Path | str,
@@ -101,10 +76,16 @@ def verify(
         UserError: A folder or the metadata is missing or malformed, or there are no samples.
     """
     index = index_set(input_dir, output_dir, metadata_path, curriculum=1)
-    users = _users(index)
-    findings = _judge_all(list(users), workers, progress, resume)
+    report = summarise(index, _judge_all(list(pictures_of(index)), workers, progress, resume))
+    if fix_list:
+        fix_list.write_text("".join(f"{name}\n" for name in report.faulty_samples))
+    return report
 
-    report = Report(len(index.samples), len(findings), index.faults, index.notes)
+
+def summarise(index: Index, findings: dict[Picture, Finding]) -> Report:
+    """Faults of single pictures, and those seen only across pictures, in one report."""
+    users = pictures_of(index)
+    report = Report(len(index.samples), len(findings), list(index.faults), list(index.notes))
     for (path, role), finding in findings.items():
         if finding.fault:
             report.faults.append(Fault(finding.fault, users[path, role]))
@@ -113,70 +94,22 @@ def verify(
     report.faults += _odd_sizes(findings, users)
     report.faults += _repeated_views(index.samples, findings)
     report.faults += _repeated_materials(index.samples, findings)
-    if fix_list:
-        fix_list.write_text("".join(f"{name}\n" for name in report.faulty_samples))
     return report
 
 
-def judge(path: Path, role: Role) -> Finding:
-    """Decode one picture and look at its pixels."""
-    try:
-        pixels = read_picture(path, role)
-    except UserError as error:
-        return Finding(fault=str(error))
-    fault = _judge_normals(pixels) if role == "normal" else ""
-    if role == "albedo" and _looks_like_normals(pixels):
-        fault = "looks swapped: an albedo map that holds unit normals"
-    flat = role != "normal" and bool((pixels == pixels[:, :1, :1]).all())
-    return Finding(
-        side=pixels.shape[1],
-        content=blake2b(pixels.tobytes(), digest_size=16).hexdigest(),
-        fault=f"{path}: {fault}" if fault else "",
-        note=f"{path}: one value throughout ({', '.join(map(str, pixels[:, 0, 0]))})" if flat else "",
-    )
-
-
-def _judge_normals(pixels: np.ndarray) -> str:
-    """Why uint8 (3, H, W) is no tangent-space normal map, or ''."""
-    mean = pixels.mean(axis=(1, 2)) / 255
-    if np.abs(mean - (0.5, 0.5, 1.0)).max() > NORMAL_MEAN_SLACK:
-        average = ", ".join(f"{channel:.2f}" for channel in mean)
-        return f"looks swapped: averages ({average}), a normal map near (0.50, 0.50, 1.00)"
-    share = _non_unit_share(pixels)
-    if share > NON_UNIT_SHARE:
-        return f"{share:.0%} of its normals are not unit length (allowed: {NON_UNIT_SHARE:.0%})"
-    return ""
-
-
-def _looks_like_normals(pixels: np.ndarray) -> bool:
-    # An albedo of the normal map's own blue is no normal map: it must vary, too.
-    return _judge_normals(pixels) == "" and bool((pixels != pixels[:, :1, :1]).any())
-
-
-def _non_unit_share(pixels: np.ndarray) -> float:
-    """Share of pixels of uint8 (3, H, W) whose decoded length is not 1 +- `NORMAL_LENGTH_SLACK`."""
-    # (2p - 255)^2 in whole numbers: 255 times the decoded normal, without a float copy of the map.
-    squared = sum((2 * channel.astype(np.int32) - 255) ** 2 for channel in pixels)
-    low, high = (255 * (1 - NORMAL_LENGTH_SLACK)) ** 2, (255 * (1 + NORMAL_LENGTH_SLACK)) ** 2
-    return float(((squared < low) | (squared > high)).mean())
-
-
-Picture = tuple[Path, Role]
-
-
-def _users(index: Index) -> dict[Picture, tuple[str, ...]]:
+def pictures_of(index: Index) -> dict[Picture, tuple[str, ...]]:
     """Each picture, also those of incomplete samples, and the names of the samples that use it."""
     users: dict[Picture, dict[str, None]] = {}
     for sample in index.samples:
         for path in (*sample.views, *sample.maps):
-            users.setdefault(_picture(path), {})[sample.name] = None
+            users.setdefault(picture_at(path), {})[sample.name] = None
     for name, paths in index.partial.items():
         for path in paths:
-            users.setdefault(_picture(path), {})[name] = None
+            users.setdefault(picture_at(path), {})[name] = None
     return {picture: tuple(names) for picture, names in users.items()}
 
 
-def _picture(path: Path) -> Picture:
+def picture_at(path: Path) -> Picture:
     """A map is called by its role; a view by its number."""
     return path, next((name for name in MAP_NAMES if name == path.stem), "view")
 
@@ -184,69 +117,37 @@ def _picture(path: Path) -> Picture:
 def _judge_all(
     pictures: Sequence[Picture], workers: int, progress: bool, resume: Path | None
 ) -> dict[Picture, Finding]:
-    known = _load_state(resume)
-    stamps = {picture: _stamp(*picture) for picture in pictures}
-    findings = {picture: known[stamps[picture]] for picture in pictures if stamps[picture] in known}
-    rest = [picture for picture in pictures if picture not in findings]
-    with (
-        _parallel_map(workers) as run,
-        open(resume, "a", encoding="utf-8") if resume else nullcontext() as state,
-        tqdm(total=len(pictures), initial=len(findings), unit="file", disable=not progress) as bar,
-    ):
-        judged = run(judge, [path for path, _ in rest], [role for _, role in rest])
-        for picture, finding in zip(rest, judged, strict=True):
-            findings[picture] = finding
-            if state:
-                state.write(json.dumps([stamps[picture], vars(finding)]) + "\n")
-                state.flush()
-            bar.update()
+    stamps = {picture: stamp(*picture) for picture in pictures}
+    with Journal(resume, "a state file of verify") as state:
+        known = {tuple(line[0]): Finding(**line[1]) for line in state.read(_is_judgement)}
+        findings = {picture: known[stamps[picture]] for picture in pictures if stamps[picture] in known}
+        rest = [picture for picture in pictures if picture not in findings]
+        with tqdm(total=len(pictures), initial=len(findings), unit="file", disable=not progress) as bar:
+            for picture, finding in zip(rest, in_parallel(_judge, rest, workers), strict=True):
+                findings[picture] = finding
+                state.append([stamps[picture], vars(finding)])
+                bar.update()
     return {picture: findings[picture] for picture in pictures}
 
 
-@contextmanager
-def _parallel_map(workers: int) -> Iterator[Callable[..., Iterator[Finding]]]:
-    """`map` over processes, in order; what has not begun when the context ends is dropped."""
-    if workers <= 1:
-        yield map
-        return
-    # spawn: a fork of a process with threads (torch's) can deadlock.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_ignore_interrupt)
-    try:
-        yield partial(pool.map, chunksize=CHUNK)
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _judge(picture: Picture) -> Finding:
+    return judge(*picture)[0]
 
 
-def _ignore_interrupt() -> None:
-    """Leave Ctrl-C to the parent process, which shuts the pool down."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _is_judgement(line: object) -> bool:
+    return isinstance(line, list) and len(line) == 2 and isinstance(line[0], list) and is_finding(line[1])
 
 
 Stamp = tuple[str, str, int, int]
 
 
-def _stamp(path: Path, role: Role) -> Stamp:
+def stamp(path: Path, role: Role) -> Stamp:
     """What a finding holds for; a changed file gets another."""
     try:
         status = path.stat()
     except OSError:
         return str(path), role, -1, -1
     return str(path), role, status.st_size, status.st_mtime_ns
-
-
-def _load_state(resume: Path | None) -> dict[Stamp, Finding]:
-    if resume is None or not resume.exists():
-        return {}
-    lines = resume.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):  # interrupted while writing it
-        resume.write_bytes(b"".join(lines[:-1]))
-        lines.pop()
-    try:
-        return {tuple(stamp): Finding(**finding) for stamp, finding in map(json.loads, lines)}
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{resume}: not a state file of verify ({error}); delete it or name another"
-        ) from error
 
 
 def _odd_sizes(findings: dict[Picture, Finding], users: dict[Picture, tuple[str, ...]]) -> list[Fault]:
@@ -282,7 +183,7 @@ def _repeated_materials(samples: Iterable[Sample], findings: dict[Picture, Findi
     maps: dict[str, list[Picture]] = {}
     for sample in samples:
         users.setdefault(sample.material, {})[sample.name] = None
-        maps[sample.material] = [_picture(path) for path in sample.maps]
+        maps[sample.material] = [picture_at(path) for path in sample.maps]
     faults = []
     first: dict[tuple[str, str], tuple[str, list[str]]] = {}
     for material in sorted(maps):
