@@ -82,7 +82,9 @@ def test_metrics_lines(logged):
     assert [line["samples"] for line in train] == [2 * line["step"] for line in train]
     assert [line["epoch"] for line in train] == [1, 1, 2, 2, 3, 3, 4]
     for line in train:
-        assert {"train/lr", "train/G_grad_norm", "train/ssim_loss", "train/normal_angle"} <= line.keys()
+        assert {"train/lr", "train/D_lr", "train/G_grad_norm", "train/normal_angle"} <= line.keys()
+        assert line["train/ssim"] == pytest.approx(1 - line["train/ssim_loss"])
+        assert ("train/D_grad_norm" in line) == (line["step"] > 5)
         assert {f"train/l1_{name}" for name in ("albedo", "roughness", "metallic", "normal")} <= line.keys()
         assert ("train/D_loss" in line) == (line["step"] > 5)
     for line in (line for line in lines if "val/loss" in line):
@@ -101,9 +103,13 @@ def test_tensorboard_holds_the_same(logged):
         found = [(event.step, event.value) for event in events.Scalars(tag)]
         assert [step for step, _ in found] == [step for step, _ in wanted]
         assert [value for _, value in found] == pytest.approx([value for _, value in wanted], rel=1e-6)
-    (tag,) = events.Tags()["images"]
-    assert tag.startswith("val/clean/sample_")
-    assert [event.step for event in events.Images(tag)] == [5, 10]  # epochs 2 and 4
+    tags = events.Tags()["images"]
+    assert [re.sub(r"\d+$", "", tag) for tag in sorted(tags)] == [
+        f"val/{kind}/clean/sample_" for kind in ("comparison", "error", "views")
+    ]
+    for tag in tags:
+        assert [event.step for event in events.Images(tag)] == [5, 10]  # epochs 2 and 4
+    assert set(events.Tags()["tensors"]) == {"config/text_summary", "start/text_summary"}
 
 
 def test_config_yaml_is_the_run_as_resolved(logged):

@@ -38,7 +38,7 @@ SETTINGS = {
     "training.batch_size": 2,
     "training.global_batch_size": 2,
     "training.epochs": 4,
-    "training.gan_start_epoch": 2,
+    "training.gan_start_epoch": 3,
     "training.log_every_n_steps": 1,
     "training.use_tensorboard": False,
 }

@@ -209,7 +209,7 @@ class TrainingConfig:
     ema_decay: float | None = None
     """Keep an exponential moving average of the generator's weights, `average <- decay * average + (1 - decay) * weights` a step, and use it in validation, inference and export. None: off. 0.999 averages over about 1,000 steps."""
     gan_start_epoch: int = 5
-    """Epoch at which the adversarial losses begin."""
+    """Epoch, counted from 1, in which the adversarial losses begin; 0 or 1: from the start."""
     d_steps_per_g_step: int = 1
     """Discriminator updates per generator update."""
     deterministic: bool = False

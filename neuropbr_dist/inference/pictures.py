@@ -13,8 +13,7 @@ from torch import Tensor
 from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.inputs import Subject
-from neuropbr_dist.monitor import comparison, maps_to_images, save_png
-from neuropbr_dist.monitor.overview import overview
+from neuropbr_dist.monitor import comparison, maps_to_images, save_png, take_look
 from neuropbr_dist.objectives import MAP_SLICES, NORMAL
 
 
@@ -44,11 +43,10 @@ def write_pictures(folder: Path, subject: Subject, pred: Tensor, *, bits: int, t
         (save_png if bits == 8 else save_png_16)(folder / f"{name}.png", image)
     for i, view in enumerate(subject.views):
         save_png(folder / f"view_{i}.png", view.permute(1, 2, 0).numpy())
-    if subject.maps is None:
-        figure = overview(subject.views, pred, title=title)
-    else:
-        figure = comparison(subject.views, pred, decode_maps(subject.maps[None])[0], title=title)
-    save_png(folder / "picture.png", figure)
+    target = None if subject.maps is None else decode_maps(subject.maps[None])[0]
+    save_png(
+        folder / "picture.png", comparison(take_look(subject.title, subject.views, pred, target), title=title)
+    )
     return [*(f"{name}.png" for name in images), *(f"view_{i}.png" for i in range(3)), "picture.png"]
 
 

@@ -1,7 +1,8 @@
 """The run's log: one call per event, written to every place that is switched on.
 
-`{folder}/metrics.jsonl` is always there; TensorBoard events go to `{folder}/logs`,
-Weights & Biases keeps its files in `{folder}/wandb`.
+`{folder}/metrics.jsonl`, `{folder}/history.jsonl` (each start and end) and `{folder}/looks` (pictures
+of held-out samples) are always there; TensorBoard events go to `{folder}/logs`, Weights & Biases keeps
+its files in `{folder}/wandb`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,21 @@ import html
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import yaml
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.monitor.figure import ERROR, VIEWS, comparison
+from neuropbr_dist.monitor.look_files import LookFiles
+from neuropbr_dist.monitor.pictures import Look
+
+METRICS, HISTORY = "metrics.jsonl", "history.jsonl"
 
 
 class Writer(Protocol):
@@ -49,19 +58,44 @@ class RunLog:
         self.failure: UserError | None = None
         self.folder = Path(folder)
         self.writers: list[Writer] = []
+        self.enabled = enabled
+        self._looks = LookFiles(self.folder)
+        self._history = JsonLines(self.folder / HISTORY)
         if not enabled:
             return
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.writers.append(JsonLines(folder / "metrics.jsonl"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.writers.append(JsonLines(self.folder / METRICS))
         if tensorboard:
-            self.writers.append(TensorBoard(folder / "logs"))
+            self.writers.append(TensorBoard(self.folder / "logs"))
         if wandb is not None:
-            self.writers.append(WeightsAndBiases(folder, wandb))
+            self.writers.append(WeightsAndBiases(self.folder, wandb))
+
+    def started(self, step: int, facts: dict[str, Any]) -> None:
+        """The run starts, or goes on, after `step`; `facts` say where and on what."""
+        self._guarded(lambda: self._history.line({"event": "start", "step": step, "time": now()} | facts))
+        self.text(step, {"start": yaml.safe_dump(facts, sort_keys=False)})
+
+    def ended(self, step: int, how: str) -> None:
+        """The run ends after `step`: `finished`, or why it stopped."""
+        self._guarded(lambda: self._history.line({"event": "end", "step": step, "time": now(), "how": how}))
 
     def scalars(self, step: int, epoch: int, samples: int, values: dict[str, float]) -> None:
         """Values such as `train/G_loss` at a step; `samples` counts those the run has consumed."""
         self._each(lambda writer: writer.scalars(step, epoch, samples, values))
+
+    def looks(self, step: int, looks: Sequence[Look], *, figures: bool) -> None:
+        """Held-out samples: their maps as files; with `figures` also drawn, for TensorBoard and W&B."""
+        for look in looks:
+            self._guarded(partial(self._looks.write, step, look))
+            if figures and len(self.writers) > 1:  # metrics.jsonl has no pictures
+                self.images(
+                    step,
+                    {
+                        f"val/comparison/{look.key}": comparison(look),
+                        f"val/views/{look.key}": comparison(look, rows=[VIEWS]),
+                        f"val/error/{look.key}": comparison(look, rows=[ERROR]),
+                    },
+                )
 
     def images(self, step: int, images: dict[str, np.ndarray]) -> None:
         """Pictures by name, uint8 HWC or HW."""
@@ -74,6 +108,7 @@ class RunLog:
     def cut_back(self, step: int) -> None:
         """Forget what lies after `step`: a resumed run calls this once, before it writes."""
         self._each(lambda writer: writer.cut_back(step))
+        self._guarded(lambda: self._looks.cut_back(step))
 
     def close(self) -> None:
         """Write out everything."""
@@ -81,12 +116,22 @@ class RunLog:
         self.writers = []
 
     def _each(self, call: Callable[[Writer], None]) -> None:
+        for writer in self.writers:
+            self._guarded(partial(call, writer))
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        if not self.enabled or self.failure:
+            return
         try:
-            for writer in self.writers:
-                call(writer)
+            write()
         except OSError as error:
             self.failure = UserError(f"{self.folder}: the log can't be written: {error}")
             self.writers = []
+
+
+def now() -> str:
+    """UTC to the second, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 class JsonLines:

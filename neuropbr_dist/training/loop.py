@@ -21,7 +21,7 @@ from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.loader import TrainingSlots, make_loader, validation_slots
 from neuropbr_dist.data.order import SampleOrder, micro_batches
 from neuropbr_dist.data.sources import Entry, Source
-from neuropbr_dist.monitor import Console, Meter, RunLog, comparison
+from neuropbr_dist.monitor import Console, Meter, RunLog
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.faults import FaultWatch
@@ -32,7 +32,7 @@ from neuropbr_dist.training.state import Progress, fragments, snapshot
 from neuropbr_dist.training.step import StepReport, gan_step
 from neuropbr_dist.training.validation import validate
 
-LOOKS = 2  # validation samples shown in pictures
+LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
 
 
 @dataclass(kw_only=True)
@@ -82,9 +82,12 @@ class Trainer:
         self.steps_since_log = 0
         self.saved_at = -1
         self.step_epoch = 0
-        self.lr = 0.0
+        self.lr = self.d_lr = 0.0
 
     # -- progress --------------------------------------------------------------------------
+
+    # Epochs are counted from 1, everywhere a person sees them: epoch n is the n-th, what is measured
+    # or saved after it carries n, and 0 is before training.
 
     @property
     def epochs_done(self) -> int:
@@ -92,7 +95,8 @@ class Trainer:
 
     @property
     def gan_on(self) -> bool:
-        started = self.epochs_done >= self.run.cfg.training.gan_start_epoch
+        """Whether the step at hand trains the discriminator too."""
+        started = self.epochs_done + 1 >= self.run.cfg.training.gan_start_epoch
         return "discriminator" in self.run.networks and started
 
     def wanted_stop(self) -> str | None:
@@ -114,7 +118,7 @@ class Trainer:
         """Run to the end; returns why it stopped before, if it did."""
         run, p = self.run, self.run.progress
         if p.step == 0:
-            self.validation(pictures=False)
+            self.validation(figures=False)
         batches = self.batches()
         self.start_epoch()
         self.meter.restart()
@@ -164,17 +168,17 @@ class Trainer:
         report = gan_step(
             run.networks["generator"], d, batch, run.objective, d_steps=cfg.training.d_steps_per_g_step
         )
+        if run.ema is not None:
+            run.ema.update(report.generator)
         if self.sample_log is not None:
             self.sample_log.step(p.step + 1, p.cursor, samples)
         p.step, p.cursor = p.step + 1, p.cursor + samples
         self.note(report, [key for micro in host for key in micro.keys], samples)
-        if run.ema is not None:
-            run.ema.update(report.generator)
 
     def set_learning_rates(self, epochs: float) -> None:
         for part, network in self.run.networks.items():
             network.set_learning_rate(self.schedules[part].at(epochs))
-        self.lr = self.schedules["generator"].at(epochs)
+        self.lr, self.d_lr = (self.schedules[part].at(epochs) for part in ("generator", "discriminator"))
 
     def note(self, report: StepReport, keys: list[str], samples: int) -> None:
         for name, value in report.losses.items():
@@ -206,8 +210,13 @@ class Trainer:
         self.faults.look(p.skipped)
         speed = self.meter.read()
         skipped = {f"train/skipped_{part}": float(n) for part, n in p.skipped.items()}
+        if "train/ssim_loss" in means:
+            means["train/ssim"] = 1 - means["train/ssim_loss"]
+        rates = {"train/lr": self.lr}
+        if "discriminator" in run.networks:
+            rates["train/D_lr"] = self.d_lr
         epoch = self.step_epoch + 1  # a step belongs to the epoch of its first sample
-        run.log.scalars(p.step, epoch, p.cursor, {**means, "train/lr": self.lr, **skipped, **speed.scalars()})
+        run.log.scalars(p.step, epoch, p.cursor, {**means, **rates, **skipped, **speed.scalars()})
         shown = {str(name): means[f"train/{name}"] for name in ("G_loss", "D_loss") if name in values}
         run.console.log(p.step, epoch, shown, self.lr, speed)
         self.totals.clear()
@@ -232,14 +241,14 @@ class Trainer:
         last = run.progress.cursor >= self.order.total_samples
         links = [LATEST]
         if crossed(before, done, t.val_every_n_epochs) or last:
-            pictures = crossed(before, done, t.log_images_every_n_epochs) or last
-            if self.validation(pictures):
+            figures = crossed(before, done, t.log_images_every_n_epochs) or last
+            if self.validation(figures):
                 links.append(BEST)
         if crossed(before, done, t.save_every_n_epochs) and not t.save_best_only:
             links.append(epoch_name(done))
         self.save(links)
 
-    def validation(self, pictures: bool) -> bool:
+    def validation(self, figures: bool) -> bool:
         """Validate, log, tell the schedules; True if it is the best so far."""
         run, p, t = self.run, self.run.progress, self.run.cfg.training
         slots = validation_slots(len(run.val), run.env.world_size, run.env.rank, t.batch_size)
@@ -253,10 +262,7 @@ class Trainer:
         run.log.scalars(
             p.step, self.epochs_done, p.cursor, {f"val/{name}": value for name, value in metrics.items()}
         )
-        run.log.images(
-            p.step,
-            {f"val/{look.key}": comparison(look.views, look.pred, look.target) for look in kept},
-        )
+        run.log.looks(p.step, kept, figures=figures)
         run.console.validation(self.epochs_done, metrics["loss"])
         if p.step > 0:
             for schedule in self.schedules.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,11 +34,13 @@ from neuropbr_dist.data.order import micro_batches
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.monitor import Console, RunLog
+from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
+from neuropbr_dist.monitor.writers import HISTORY, METRICS
 from neuropbr_dist.training.data import Samples, open_samples
+from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.engines import (
     backbone_weights,
     build_networks,
-from neuropbr_dist.training.ema import WeightAverage
     check_memory,
     compile_of,
     engine_of,
@@ -46,9 +49,11 @@ from neuropbr_dist.training.ema import WeightAverage
 )
 from neuropbr_dist.training.loop import Run, Trainer
 from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.start import start_facts
 from neuropbr_dist.training.state import Progress, restore
 
 Say = Callable[[str], None]
+PAGE = "report.html"  # the run page, if `launch/report.py` wrote one
 REQUEUE = "requeue"  # marker in the run's folder: stopped by a signal, wants to go on
 
 
@@ -136,7 +141,7 @@ def follow_engine_flags(cfg: TrainConfig, args: argparse.Namespace) -> None:
 
 def refuse_held(folder: Path, overwrite: bool) -> None:
     """Never start over another run's files unasked. Collective."""
-    holds_run = from_rank_0(bool(find(folder)) or (folder / "metrics.jsonl").exists())
+    holds_run = from_rank_0(bool(find(folder)) or (folder / METRICS).exists())
     if holds_run and not overwrite:
         raise UserError(
             f"{folder} holds a run; go on with it by --resume auto, delete it by --overwrite, "
@@ -149,8 +154,10 @@ def delete_run(folder: Path) -> None:
     if is_rank_0():
         clear(folder)
         logs = (folder / "logs").glob("events.*")
-        for path in (folder / "metrics.jsonl", folder / "samples.jsonl", folder / "wandb_id", *logs):
+        names = (METRICS, HISTORY, "samples.jsonl", "wandb_id", PAGE)
+        for path in (*(folder / name for name in names), *logs):
             path.unlink(missing_ok=True)
+        shutil.rmtree(folder / LOOKS, ignore_errors=True)
     everyone(None)
 
 
@@ -205,7 +212,10 @@ def assemble(
         timeout=timedelta(minutes=t.timeout_minutes),
         on_saved=lambda links: say_saved(console, folder, links),
     )
-    describe(cfg, env, device, count_parameters(cfg), say)
+    parameters = count_parameters(cfg)
+    describe(cfg, env, device, parameters, say)
+    log.started(progress.step, start_facts(cfg, env, device, samples, parameters))
+    log.text(progress.step, {"config": to_yaml(cfg)})
     try:
         yield Run(
             cfg=cfg, env=env, device=device, source=samples.source, train=samples.train, val=samples.val,
@@ -213,6 +223,9 @@ def assemble(
             console=console, stop=stop, ema=ema, stop_after_epochs=args.stop_after_epochs,
             stop_after_steps=args.stop_after_steps,
         )  # fmt: skip
+    except UserError as error:
+        log.ended(progress.step, f"error: {error}")
+        raise
     finally:
         console.close()
         log.close()
@@ -291,6 +304,7 @@ def say_saved(console: Console, folder: Path, links: Sequence[str]) -> None:
 def mark_end(run: Run, reason: str | None) -> None:
     """Say how it ended; a stop by signal leaves a marker that the batch script reads."""
     folder = Path(run.cfg.training.checkpoint_dir)
+    run.log.ended(run.progress.step, reason or "finished")
     if reason is None:
         run.console.line(f"Done: {run.progress.step} steps, {folder}")
         return

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from neuropbr_dist.config import TransformConfig
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import decode_maps, normalise_views
+from neuropbr_dist.monitor import Look, take_look
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
-
-
-class Look(NamedTuple):
-    """One sample to be shown."""
-
-    key: str
-    views: Tensor  # (3, 3, H, W) uint8
-    pred: Tensor  # (8, H, W) float
-    target: Tensor  # (8, H, W) float
 
 
 @torch.no_grad()
@@ -39,7 +29,7 @@ def validate(
 
     Args:
         loader: this rank's share; filler has weight 0.
-        looks: how many samples to keep for pictures.
+        looks: how many samples to keep for a person, made small.
     """
     average_running_statistics(g.module)
     g.module.eval()
@@ -52,7 +42,7 @@ def validate(
         sums.update(pred, target, batch.weight.to(device))
         for i in range(min(looks - len(kept), len(batch.keys))):
             if batch.weight[i] > 0:
-                kept.append(Look(batch.keys[i], batch.views[i], pred[i].float().cpu(), target[i].cpu()))
+                kept.append(take_look(batch.keys[i], views[i], pred[i], target[i]))
     if dist.is_initialized():
         dist.all_reduce(sums.tensor())
     g.module.train()

@@ -31,7 +31,7 @@ ENGINES = {
 }
 SETTINGS: dict[str, Any] = {
     "training__epochs": 10_000,
-    "training__gan_start_epoch": 1,
+    "training__gan_start_epoch": 2,
     "training__val_every_n_epochs": 5,
     "training__log_images_every_n_epochs": 10_000,
     "training__save_every_n_epochs": 10_000,

@@ -1,0 +1,75 @@
+"""Held-out samples as files: what the run page (`launch/report.py`) is made from.
+
+    looks/clean/sample_0004/view_0.png, view_1.png, view_2.png
+    looks/clean/sample_0004/true/albedo.png, roughness.png, metallic.png, normal.png
+    looks/clean/sample_0004/step_00000120/albedo.png, …     as predicted after 120 steps
+
+At most `LARGEST_SIDE` px a side; names and coding are those of the data set's own files.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from neuropbr_dist.monitor.pictures import Look, channels_last, maps_to_images, save_png
+
+FOLDER = "looks"
+TRUE = "true"
+_STEP = re.compile(r"step_(\d{8,})")
+
+
+class LookFiles:
+    """Writes looks into `{folder}/looks`.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder / FOLDER
+
+    def write(self, step: int, look: Look) -> None:
+        """Keep the predicted maps of a step; views and true maps once."""
+        folder = self.folder / look.key
+        if not (folder / TRUE).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            for i, view in enumerate(look.views):
+                save_png(folder / f"view_{i}.png", channels_last(view))
+            if look.target is not None:
+                _save_maps(folder / TRUE, look.target)
+        _save_maps(folder / f"step_{step:08d}", look.pred)
+
+    def cut_back(self, step: int) -> None:
+        """Delete what was predicted after `step`."""
+        for key in look_keys(self.folder.parent):
+            for found, folder in look_steps(self.folder.parent, key).items():
+                if found > step:
+                    shutil.rmtree(folder)
+
+
+def look_keys(run: Path) -> list[str]:
+    """Names of the samples that a run's folder holds looks of, sorted."""
+    root = run / FOLDER
+    return sorted(path.parent.relative_to(root).as_posix() for path in root.rglob("view_0.png"))
+
+
+def look_steps(run: Path, key: str) -> dict[int, Path]:
+    """Step -> folder of the maps predicted then, in order."""
+    return dict(sorted(_step_folders(run / FOLDER / key)))
+
+
+def _step_folders(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in folder.iterdir():
+        if found := _STEP.fullmatch(path.name):
+            yield int(found[1]), path
+
+
+def _save_maps(folder: Path, maps: Tensor) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, image in maps_to_images(maps).items():
+        save_png(folder / f"{name}.png", image)

@@ -1,0 +1,89 @@
+"""What a start of a run is: where it runs, on what, from which step. One line of `history.jsonl`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import neuropbr_dist
+from neuropbr_dist.cluster import Environment, everyone
+from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.data.order import micro_batches
+from neuropbr_dist.training.data import Samples
+from neuropbr_dist.training.engines import compile_of, engine_of, precision_of, recompute_of
+
+PACKAGES = ("torch", "deepspeed", "timm", "numpy")
+
+
+def start_facts(
+    cfg: TrainConfig,
+    env: Environment,
+    device: torch.device,
+    samples: Samples,
+    parameters: dict[str, int],
+) -> dict[str, Any]:
+    """Facts of this start, plain enough for JSON. Collective.
+
+    Args:
+        parameters: of each network, counted whole.
+    """
+    t = cfg.training
+    ranks = everyone((socket.gethostname(), device_name(device)))
+    micro = micro_batches(t.global_batch_size or 1, env.world_size, t.batch_size)
+    return {
+        "world_size": env.world_size,
+        "nodes": len({host for host, _ in ranks}),
+        "devices": dict(Counter(name for _, name in ranks)),
+        "launcher": env.launcher,
+        "engine": engine_of(cfg, env),
+        "engine_discriminator": engine_of(cfg, env, "discriminator") if cfg.model.use_gan else None,
+        "precision": precision_of(cfg, device),
+        "activation_checkpointing": recompute_of(cfg, env, "generator"),
+        "compile": compile_of(cfg, env, device, "generator"),
+        "global_batch": t.global_batch_size,
+        "micro_batch": micro.size,
+        "micro_batches_per_step": micro.per_step,
+        "epochs": t.epochs,
+        "train_samples": len(samples.train),
+        "val_samples": len(samples.val),
+        "image_size": samples.source.size,
+        "parameters": parameters,
+        "versions": versions(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """As its maker calls it: `NVIDIA H100 80GB HBM3`; for a CPU its model and the cores this process may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"Apple GPU ({platform.machine()})"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"CPU, {cpu_model()}, {cores} cores"
+
+
+def cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Of this package, Python, CUDA, the operating system and what the results depend on."""
+    found = {"neuropbr_dist": neuropbr_dist.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found | {"system": f"{platform.system()} {platform.release()}"}
