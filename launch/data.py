@@ -1,4 +1,4 @@
-"""Generate or verify a data set."""
+"""Generate, verify or pack a data set."""
 
 import sys
 from pathlib import Path

@@ -10,8 +10,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from neuropbr_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from neuropbr_dist.data.verify import Report
 
 # Other ranks hold their message back so long: if rank 0 met the same fault, its launcher ends them first.
 RANK_0_FIRST_S = 3.0
@@ -78,7 +82,7 @@ def export(argv: Sequence[str] | None = None) -> None:
 
 
 def data_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description="Generate or verify a data set.", allow_abbrev=False)
+    p = argparse.ArgumentParser(description="Generate, verify or pack a data set.", allow_abbrev=False)
     commands = p.add_subparsers(dest="command", required=True)
     generate = commands.add_parser("generate", help="write built-in materials in the guide's layout")
     generate.add_argument("out", type=Path, help="folder for input/ and output/; an interrupted call goes on")
@@ -88,13 +92,18 @@ def data_parser() -> argparse.ArgumentParser:
     generate.add_argument("--workers", type=int, default=1, metavar="N", help="default %(default)s")
     generate.add_argument("--clean-only", action="store_true", help="no dirty renders")
     verify = commands.add_parser("verify", help="decode every file, list every fault; exit code 1 if any")
-    verify.add_argument("input_dir", metavar="IN", help="folder with clean/ and dirty/")
-    verify.add_argument("output_dir", metavar="OUT", help="folder with one folder a material")
-    verify.add_argument("--metadata", metavar="FILE", help="default IN/render_metadata.json")
     verify.add_argument("--fix-list", type=Path, metavar="FILE", help="write faulty samples' names to it")
-    verify.add_argument("--workers", type=int, default=1, metavar="N", help="default %(default)s")
     verify.add_argument("--resume", type=Path, metavar="FILE", help="state file of what is checked already")
-    for command in (generate, verify):
+    pack = commands.add_parser("pack", help="verify, and decode once into a set that loads at memory speed")
+    pack.add_argument("--compress", action="store_true", help="lossless; smaller, but slower to load")
+    pack.add_argument("--skip-faulty", action="store_true", help="pack the samples without a fault")
+    for command in (verify, pack):
+        command.add_argument("input_dir", metavar="IN", help="folder with clean/ and dirty/")
+        command.add_argument("output_dir", metavar="OUT", help="folder with one folder a material")
+        command.add_argument("--metadata", metavar="FILE", help="default IN/render_metadata.json")
+        command.add_argument("--workers", type=int, metavar="N", help="default: all cores it may use")
+    pack.add_argument("dest", type=Path, metavar="DEST", help="folder; an interrupted call goes on")
+    for command in (generate, verify, pack):
         command.add_argument("--debug", action="store_true", help="show a traceback with an error")
     return p
 
@@ -112,6 +121,15 @@ def data(argv: Sequence[str] | None = None) -> None:
         )  # fmt: skip
         print(f"Wrote {args.count} samples of {args.size} px to {args.out}/input and {args.out}/output")
         return
+    from neuropbr_dist.data.pool import usable_cores
+
+    args.workers = args.workers or usable_cores()
+    report = pack_set(args) if args.command == "pack" else verify_set(args)
+    if not report.clean:
+        sys.exit(1)
+
+
+def verify_set(args: argparse.Namespace) -> Report:
     from neuropbr_dist.data.verify import verify
 
     report = verify(
@@ -119,8 +137,31 @@ def data(argv: Sequence[str] | None = None) -> None:
         workers=args.workers, fix_list=args.fix_list, resume=args.resume,
     )  # fmt: skip
     print(report)
-    if not report.clean:
-        sys.exit(1)
+    return report
+
+
+def pack_set(args: argparse.Namespace) -> Report:
+    from neuropbr_dist.checkpoint import RunLock
+    from neuropbr_dist.data.pack import pack
+    from neuropbr_dist.data.packed import read_head
+
+    with RunLock(args.dest, who="packer", remedy="wait for it, or name another DEST"):
+        report = pack(
+            args.input_dir, args.output_dir, args.dest, args.metadata, workers=args.workers,
+            compression="deflate" if args.compress else "none", skip_faulty=args.skip_faulty,
+        )  # fmt: skip
+    print(report)
+    if not report.clean and not args.skip_faulty:
+        print(f"Nothing is packed: mend the faults and start again, or --skip-faulty ({args.dest} goes on)")
+        return report
+    head = read_head(args.dest)
+    gib = sum(head["shards"].values()) / 2**30
+    print(
+        f"Packed {head['samples']} sample entries of {head['materials']} materials into {args.dest}: "
+        f"{gib:.2f} GiB, {head['size']} px; train on it by --data {args.dest}"
+    )
+    report.faults.clear()  # they were left out, as asked
+    return report
 
 
 @entry

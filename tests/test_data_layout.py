@@ -253,7 +253,7 @@ def test_share_and_separation(n, ratio, split_by):
     assert units(train) | units(val) == units(samples)
     assert not units(train) & units(val)
     assert not {sample.name for sample in train} & {sample.name for sample in val}
-    assert Counter(sample.key for sample in train + val) == Counter(sample.key for sample in samples)
+    assert Counter(sample.key for sample in [*train, *val]) == Counter(sample.key for sample in samples)
 
 
 def test_split_depends_on_names_and_seed_only():

@@ -90,6 +90,9 @@ os.register_at_fork(after_in_child=_drop_in_child)
 class RunLock:
     """The right to write into a run's folder: a context manager, entered on all ranks, held by the first.
 
+    Args:
+        who, remedy: what is refused, and what to do about it, for the message.
+
     Raises:
         UserError: on entry, on all ranks: another run holds the folder (its host, pid and start are named).
     """
@@ -100,8 +103,11 @@ class RunLock:
         *,
         process_group: dist.ProcessGroup | None = None,
         beat_seconds: float = BEAT_SECONDS,
+        who: str = "run",
+        remedy: str = "stop that run, or choose another --checkpoint-dir",
     ) -> None:
         self.path = Path(folder) / LOCK_FILE
+        self.who, self.remedy = who, remedy
         self.beat_seconds = beat_seconds
         self._ranks = Ranks(process_group)
         self._lock = FileLock(self.path)
@@ -186,8 +192,7 @@ class RunLock:
 
     def _refusal(self, owner: dict[str, Any]) -> UserError:
         return UserError(
-            f"{self.path.parent} is in use by another run: {_describe(owner)}; "
-            "stop that run, or choose another --checkpoint-dir"
+            f"{self.path.parent} is in use by another {self.who}: {_describe(owner)}; {self.remedy}"
         )
 
 

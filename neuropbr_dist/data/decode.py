@@ -23,11 +23,6 @@ from neuropbr_dist.errors import UserError
 Role = Literal["view"] | MapName
 """What a picture is used as; decides which colour types are allowed."""
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-IEND = b"\x00\x00\x00\x00IEND\xaeB\x60\x82"
-"""The last chunk of a PNG file, whole: a file that ends otherwise was cut or appended to."""
-
-NOT_WHOLE = "truncated, or with bytes after its end (the last chunk is not IEND)"
 GRAY_NORMAL = "a gray picture; a normal map has X, Y and Z in R, G and B"
 GRAY_ALPHA_16 = "16-bit gray with alpha is not read; save it without alpha"
 

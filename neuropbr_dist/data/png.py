@@ -36,7 +36,7 @@ def inflated(data: bytes) -> bytes:
         raise UserError(f"damaged ({error})") from error
     if not stream.eof:
         raise UserError("damaged (its pixel data has no end, or more than the header says)")
-    blocks = [b"\x78\x01"]
+    blocks: list[bytes | memoryview] = [b"\x78\x01"]
     view = memoryview(pixels)
     for start in range(0, len(pixels), STORED):
         block = view[start : start + STORED]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,21 +17,32 @@ from neuropbr_dist.data.builtin.cache import BuiltinCache
 from neuropbr_dist.data.builtin.families import family_name
 from neuropbr_dist.data.decode import read_maps, read_views
 from neuropbr_dist.data.layout import SOURCES, Entry, Sample
+from neuropbr_dist.errors import UserError
 
 BUILTIN_SIZE = 2048
 
 
-class Source(Protocol):
+class Source(ABC):
     """Entries, and their pictures as uint8."""
 
     size: int
     """Side of every picture in pixels, after resizing."""
+    entries: Sequence[Any]
 
-    @property
-    def entries(self) -> Sequence[Any]: ...
-
+    @abstractmethod
     def load(self, entry: Any) -> tuple[np.ndarray, np.ndarray]:
         """Views (3, 3, S, S) and maps (8, S, S), uint8."""
+
+    def load_into(self, entry: Any, views: np.ndarray, maps: np.ndarray) -> None:
+        """Fill arrays of these shapes.
+
+        Raises:
+            UserError: The sample can't be read, or has another side than `size`.
+        """
+        for out, pictures in zip((views, maps), self.load(entry), strict=True):
+            if out.shape != pictures.shape:
+                raise UserError(f"{entry.key}: {pictures.shape[-1]} px, but the set's are {self.size} px")
+            np.copyto(out, pictures)
 
 
 @dataclass(frozen=True)
@@ -49,18 +62,36 @@ class BuiltinEntry:
         return f"{self.source}/{self.name}"
 
 
-class FileSource:
-    """PNG files in the guide's layout, decoded when asked for."""
+class FileSource(Source):
+    """PNG files in the guide's layout, decoded when asked for.
 
-    def __init__(self, entries: Sequence[Sample], size: int, resize: bool) -> None:
+    Args:
+        resize: pictures are resized to `size`; else they have it.
+        cache_mib: memory for the maps of materials used last, which several samples may share.
+    """
+
+    def __init__(self, entries: Sequence[Sample], size: int, resize: bool, cache_mib: int = 0) -> None:
         self.entries, self.size = entries, size
         self._resize = size if resize else None
+        self._cache_bytes = cache_mib << 20
+        self._cache: OrderedDict[tuple[Path, ...], np.ndarray] = OrderedDict()
 
     def load(self, entry: Sample) -> tuple[np.ndarray, np.ndarray]:
-        return read_views(entry, self._resize), read_maps(entry, self._resize)
+        """The maps are read-only: they may be a cached array."""
+        return read_views(entry, self._resize), self._maps(entry)
+
+    def _maps(self, entry: Sample) -> np.ndarray:
+        maps = self._cache.pop(entry.maps, None)
+        if maps is None:
+            maps = read_maps(entry, self._resize)
+            maps.flags.writeable = False
+        self._cache[entry.maps] = maps
+        while sum(kept.nbytes for kept in self._cache.values()) > self._cache_bytes:
+            self._cache.popitem(last=False)
+        return maps
 
 
-class BuiltinSource:
+class BuiltinSource(Source):
     """Built-in procedural materials, made once into a cache."""
 
     def __init__(self, data: DataConfig, seed: int) -> None:

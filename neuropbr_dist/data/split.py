@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, overload
+
+import numpy as np
 
 from neuropbr_dist.data.layout import Entry
 from neuropbr_dist.data.order import seeded_permutation
@@ -12,9 +14,28 @@ from neuropbr_dist.errors import UserError
 E = TypeVar("E", bound=Entry)
 
 
+class Subset(Sequence[E]):
+    """Some elements of a sequence, by an array of their places: loader processes share it uncopied."""
+
+    def __init__(self, whole: Sequence[E], places: np.ndarray) -> None:
+        self.whole, self.places = whole, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> E: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[E]: ...
+    def __getitem__(self, index: int | slice) -> E | list[E]:
+        if isinstance(index, slice):
+            return [self.whole[place] for place in self.places[index].tolist()]
+        return self.whole[int(self.places[index])]
+
+
 def split(
     samples: Sequence[E], val_ratio: float, split_by: Literal["material", "sample"], seed: int
-) -> tuple[list[E], list[E]]:
+) -> tuple[Subset[E], Subset[E]]:
     """(train, validation), each in the order of `samples`.
 
     Validation takes `max(1, round(val_ratio * n))` of the `n` materials, or of the `n`
@@ -24,7 +45,8 @@ def split(
     Raises:
         UserError: There are fewer than two to choose from, or none would be left to train on.
     """
-    names = sorted({_unit(sample, split_by) for sample in samples})
+    units = [_unit(sample, split_by) for sample in samples]
+    names = sorted(set(units))
     n = len(names)
     if n < 2:
         hint = "; with data.split_by = sample, samples are split" if split_by == "material" else ""
@@ -39,9 +61,8 @@ def split(
             f" it must be below {(n - 0.5) / n:.3g}"
         )
     validation = {names[i] for i in seeded_permutation(n, seed)[:held_out]}
-    train = [sample for sample in samples if _unit(sample, split_by) not in validation]
-    val = [sample for sample in samples if _unit(sample, split_by) in validation]
-    return train, val
+    held = np.fromiter((unit in validation for unit in units), bool, len(units))
+    return Subset(samples, np.flatnonzero(~held)), Subset(samples, np.flatnonzero(held))
 
 
 def _unit(sample: Entry, split_by: str) -> str:
