@@ -1,4 +1,4 @@
-"""Export, consolidate or check checkpoints."""
+"""Export, consolidate or check checkpoints; convert upstream's."""
 
 import sys
 from pathlib import Path

@@ -75,8 +75,8 @@ def infer(argv: Sequence[str] | None = None) -> None:
 
 @entry
 def export(argv: Sequence[str] | None = None) -> None:
-    from neuropbr_dist.inference.cli import export_parser
-    from neuropbr_dist.inference.run import export as run
+    from neuropbr_dist.inference.export_cli import export as run
+    from neuropbr_dist.inference.export_cli import export_parser
 
     run(export_parser().parse_args(argv))
 

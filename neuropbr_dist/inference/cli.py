@@ -1,4 +1,4 @@
-"""The command lines of `launch/infer.py` and `launch/export.py`."""
+"""The command line of `launch/infer.py`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def infer_parser() -> argparse.ArgumentParser:
         "--split", choices=("val", "train", "all"),
         help="what --sample-idx counts in: all samples by name (default), or one side of the run's split",
     )  # fmt: skip
+    p.add_argument("--data", metavar="DIR", help="packed set with the sample of --sample-idx")
     p.add_argument("--data-input-dir", metavar="DIR", help="where the renders of --sample-idx lie now")
     p.add_argument("--data-output-dir", metavar="DIR", help="where their true maps lie now")
     p.add_argument(
@@ -45,22 +46,6 @@ def infer_parser() -> argparse.ArgumentParser:
     p.add_argument("--overlap", type=int, metavar="M", help="px that tiles share (default: a quarter of one)")
     p.add_argument("--bits", type=int, default=8, choices=(8, 16), help="a channel of the maps' files")
     add_debug(p)
-    return p
-
-
-def export_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description="Checkpoints to single files.", allow_abbrev=False)
-    commands = p.add_subparsers(dest="command", required=True)
-    inference = commands.add_parser("inference", help="the generator alone, for load_generator")
-    inference.add_argument("checkpoint", help="a run's folder, or a checkpoint")
-    inference.add_argument("out", help="a .safetensors file, or a folder")
-    whole = commands.add_parser("consolidate", help="all shards in one file, optimizer state too")
-    whole.add_argument("checkpoint", help="a run's folder, or a checkpoint")
-    whole.add_argument("out", help="a .safetensors file")
-    checked = commands.add_parser("check", help="read every byte; exit code 1 if anything is damaged")
-    checked.add_argument("path", help="a checkpoint, a run's folder (all of its checkpoints), or a file")
-    for command in (inference, whole, checked):
-        add_debug(command)
     return p
 
 

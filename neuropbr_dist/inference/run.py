@@ -1,15 +1,13 @@
-"""`launch/infer.py` and `launch/export.py`: from parsed arguments to files."""
+"""`launch/infer.py`: from parsed arguments to files."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from neuropbr_dist.cluster import Environment, pick_device
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.inference.export import check, consolidate, export_inference
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
 from neuropbr_dist.inference.inputs import Subject, find_triples, open_sample, open_triple
 from neuropbr_dist.inference.pictures import write_pictures
@@ -43,7 +41,7 @@ def subjects(args: argparse.Namespace, model: InferenceGenerator) -> Iterator[tu
     if args.size is not None:
         size = None if args.size == "native" else args.size
     if args.input_dir is None:
-        data_folders = args.data_input_dir, args.data_output_dir
+        data_folders = args.data_input_dir, args.data_output_dir, args.data
         yield open_sample(model.config, args.sample_idx or 0, args.split or "all", size, *data_folders), out
         return
     renders = Path(args.input_dir)
@@ -56,21 +54,12 @@ def subjects(args: argparse.Namespace, model: InferenceGenerator) -> Iterator[tu
 
 def refuse_idle_flags(args: argparse.Namespace) -> None:
     """A flag that would do nothing is a mistake."""
-    for name in ("split", "data_input_dir", "data_output_dir"):
+    for name in ("split", "data", "data_input_dir", "data_output_dir"):
         if args.input_dir is not None and getattr(args, name) is not None:
             raise UserError(
                 f"--{name.replace('_', '-')} is about --sample-idx; leave it out with --input-dir"
             )
+    if args.data is not None and (args.data_input_dir or args.data_output_dir):
+        raise UserError("--data names a packed set, --data-input-dir PNG files; name one or the other")
     if args.overlap is not None and args.tile is None:
         raise UserError("--overlap needs --tile")
-
-
-def export(args: argparse.Namespace) -> None:
-    """Write or check files; exit code 1 if what was checked is damaged."""
-    if args.command == "check":
-        if not check(args.path):
-            sys.exit(1)
-        return
-    write = export_inference if args.command == "inference" else consolidate
-    path = write(args.checkpoint, args.out)
-    print(f"Wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")

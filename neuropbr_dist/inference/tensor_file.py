@@ -82,7 +82,7 @@ def read_tensor_file(path: Path | str) -> TensorFile:
     if path.suffix != SUFFIX:
         raise UserError(
             f"{path}: not a {SUFFIX} file; allowed: a run's folder, a checkpoint in it, or a file that "
-            "launch/export.py wrote (pickled files such as .pth are not read)"
+            "launch/export.py wrote (pickled files such as .pth are not read; upstream's: launch/export.py from-upstream)"
         )
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,0 +1,108 @@
+"""The command line of `launch/export.py`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from neuropbr_dist.inference.export import check, consolidate, export_inference
+from neuropbr_dist.inference.program import export_program
+from neuropbr_dist.inference.upstream import from_upstream, to_upstream
+
+SOURCE = "a run's folder, a checkpoint, or a file of this script"
+
+
+def export_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description="Checkpoints to single files, and from and to upstream's.", allow_abbrev=False
+    )
+    commands = p.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], Path | None], text: str) -> Any:
+        made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.set_defaults(run=run)
+        made.add_argument("--debug", action="store_true", help="show a traceback with an error")
+        return made
+
+    inference = command("inference", _inference, "the generator alone, for load_generator")
+    inference.add_argument("checkpoint", help=SOURCE)
+    inference.add_argument("out", help="a .safetensors file, or a folder")
+
+    whole = command("consolidate", _consolidate, "all shards in one file, optimizer state too")
+    whole.add_argument("checkpoint", help="a run's folder, or a checkpoint")
+    whole.add_argument("out", help="a .safetensors file")
+
+    checked = command("check", _check, "read every byte; exit code 1 if anything is damaged")
+    checked.add_argument("path", help="a checkpoint, a run's folder (all of its checkpoints), or a file")
+
+    program = command("program", _program, "a torch.export program, run with torch alone")
+    program.add_argument("checkpoint", help=SOURCE)
+    program.add_argument("out", help="a .pt2 file")
+    program.add_argument(
+        "--size", type=int, metavar="N",
+        help="the one side in pixels that it takes (default: the run's data.image_size)",
+    )  # fmt: skip
+
+    theirs = command("from-upstream", _from_upstream, "a .pth of NeuroPBR's own trainer")
+    theirs.add_argument("pth", help="upstream's checkpoint")
+    theirs.add_argument(
+        "out", help="a run's folder, to infer from or to train on with --resume; or a .safetensors file"
+    )
+    theirs.add_argument(
+        "--set", action="append", default=[], metavar="PART.FIELD=VALUE",
+        help="a field that the file doesn't tell (model.transformer_num_heads); repeatable",
+    )  # fmt: skip
+    theirs.add_argument("--no-discriminator", action="store_true", help="leave it out")
+    theirs.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="load pickled objects; that runs code of the file's author",
+    )
+
+    ours = command("to-upstream", _to_upstream, "a .pth that NeuroPBR's own trainer and inference load")
+    ours.add_argument("checkpoint", help=SOURCE)
+    ours.add_argument("out", help="a .pth file")
+    return p
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write or check files; exit code 1 if what was checked is damaged."""
+    path = args.run(args)
+    if path is None:
+        return
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    print(f"Wrote {path} ({sum(file.stat().st_size for file in files) / 2**20:.1f} MiB)")
+
+
+def _inference(args: argparse.Namespace) -> Path:
+    return export_inference(args.checkpoint, args.out)
+
+
+def _consolidate(args: argparse.Namespace) -> Path:
+    return consolidate(args.checkpoint, args.out)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not check(args.path):
+        sys.exit(1)
+
+
+def _program(args: argparse.Namespace) -> Path:
+    return export_program(args.checkpoint, args.out, args.size)
+
+
+def _from_upstream(args: argparse.Namespace) -> Path:
+    return from_upstream(
+        args.pth,
+        args.out,
+        trust_pickle=args.trust_pickle,
+        discriminator=not args.no_discriminator,
+        assignments=args.set,
+    )
+
+
+def _to_upstream(args: argparse.Namespace) -> Path:
+    return to_upstream(args.checkpoint, args.out)

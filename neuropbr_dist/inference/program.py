@@ -1,0 +1,84 @@
+"""A generator as a program of `torch.export`: one file, run with torch alone, none of this package."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
+from neuropbr_dist.inference.predict import refuse_size
+from neuropbr_dist.models import size_multiple
+
+SUFFIX = ".pt2"
+BOUND = 1e-3
+"""Largest difference to the generator's own outputs that a program may have."""
+
+
+def export_program(
+    checkpoint: Path | str, out: Path | str, size: int | None = None, *, log: Callable[[str], None] = print
+) -> Path:
+    """Write a program that takes uint8 views (B, 3, 3, S, S) and gives maps (B, 8, S, S) float32.
+
+    It is loaded again and its outputs are compared before the file appears. Run it by
+    `torch.export.load(PATH).module()(views)`, with the torch that wrote it or a newer one. Its limits: one side S
+    (shapes are traced), any batch; float32 on the CPU, unless moved by
+    `torch.export.passes.move_to_device_pass`. The file is a zip that holds the weights whole.
+
+    Args:
+        checkpoint: whatever `load_generator` takes.
+        out: a file ending in `.pt2`.
+        size: S in pixels; the run's `data.image_size` if None.
+
+    Raises:
+        UserError: a name or a size that can't be; or the program's outputs differ.
+    """
+    out = Path(out)
+    if out.suffix != SUFFIX:
+        raise UserError(f"{out}: a program's name must end in {SUFFIX}")
+    model = load_generator(checkpoint, log=log)
+    size = size or model.config.data.image_size
+    if size is None:
+        raise UserError("--size: the run has no data.image_size; name the side in pixels")
+    refuse_size(size, size_multiple(model.config.model), "--size")
+    part = out.with_name(f".{uuid.uuid4().hex}{SUFFIX}")  # torch wants the suffix
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        torch.export.save(trace(model, size), part)
+        refuse_difference(part, model, size, out)
+        os.replace(part, out)
+    except OSError as error:
+        raise UserError(f"{out} was not written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return out
+
+
+@torch.no_grad()
+def trace(model: InferenceGenerator, size: int) -> torch.export.ExportedProgram:
+    """The generator's graph at one side, with the batch left open."""
+    batch = torch.export.Dim("batch")
+    return torch.export.export(model, (some_views(2, size),), dynamic_shapes=({0: batch},), strict=False)
+
+
+@torch.no_grad()
+def refuse_difference(path: Path, model: InferenceGenerator, size: int, named: Path) -> None:
+    """Run the file as its user would, at another batch than it was traced with."""
+    views = some_views(1, size)
+    found = torch.export.load(path).module()(views)
+    difference = float((found - model(views)).abs().max())
+    if not difference <= BOUND:
+        raise UserError(
+            f"{named} was not written: its outputs differ by {difference:.1e} from the generator's; allowed: {BOUND}"
+        )
+
+
+def some_views(batch: int, size: int) -> Tensor:
+    """Noise, uint8 (B, 3, 3, S, S)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (batch, 3, 3, size, size), dtype=torch.uint8, generator=generator)

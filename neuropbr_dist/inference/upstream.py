@@ -1,0 +1,211 @@
+"""Checkpoints of NeuroPBR's own trainer, into ours and back.
+
+What its numbers mean: upstream normalises *targets* like the views (to [-1, 1] at mean and std 0.5), but
+its outputs pass a sigmoid. So its albedo, roughness and metallic estimate max(0, 2v - 1) of the true
+value v, and its inference saves that as it is. A converted generator gives the same numbers; nothing can
+restore what lies below 0.5. Trained on here, it learns v itself. Its discriminator has seen true maps
+in [-1, 1] and has that to unlearn. Normals mean the same in both.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from neuropbr_dist.checkpoint import Fragment, find, save, step_name
+from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.inference import upstream_names as names
+from neuropbr_dist.inference.generator import open_checkpoint, read_weights
+from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file, write_tensor_file
+from neuropbr_dist.inference.upstream_config import config_of
+from neuropbr_dist.inference.upstream_file import OUR_CONFIG, UpstreamFile, read_pth
+from neuropbr_dist.models import Discriminator, Generator, encoder_norm
+from neuropbr_dist.training.state import Progress
+
+Say = Callable[[str], None]
+State = dict[str, Tensor]
+LISTED = 5  # tensors named in an error
+
+
+def from_upstream(
+    source: Path | str,
+    out: Path | str,
+    *,
+    trust_pickle: bool = False,
+    discriminator: bool = True,
+    assignments: Sequence[str] = (),
+    log: Say = print,
+) -> Path:
+    """Convert a `.pth` of upstream's trainer.
+
+    Args:
+        source: upstream's checkpoint.
+        out: ends in `.safetensors`: the generator alone, for inference. Otherwise a run's folder, which gets
+            a checkpoint at step 0 with empty moments, to infer from or train on with `--resume`.
+        trust_pickle: run what the file asks to be run (see `read_pth`).
+        discriminator: convert it too, if there is one.
+        assignments: `part.field=value` over the configuration that the file means.
+
+    Returns:
+        The file, or the run's folder.
+
+    Raises:
+        UserError: see `read_pth` and `config_of`; or the tensors aren't those of that configuration.
+    """
+    source, out = Path(source), Path(out)
+    file = read_pth(source, trust_pickle=trust_pickle)
+    if not discriminator:
+        file = UpstreamFile(file.generator, None, file.settings, file.config_yaml, file.epoch)
+    cfg = config_of(file, str(source), assignments)
+    if file.config_yaml is None and not file.settings and cfg.model.use_transformer:
+        log(
+            f"{source} has no configuration: {cfg.model.transformer_num_heads} attention heads are taken as given "
+            "(--set model.transformer_num_heads=N)"
+        )
+    modules, states = converted(cfg, file, str(source))
+    if out.suffix == SUFFIX:
+        state = {"step": 0, "ema": False}
+        write_tensor_file(out, TensorFile("inference", states["generator"], to_yaml(cfg), state))
+        return out
+    return write_run(out, cfg, modules, states)
+
+
+def converted(
+    cfg: TrainConfig, file: UpstreamFile, origin: str
+) -> tuple[dict[str, nn.Module], dict[str, State]]:
+    """The networks (without memory) and their `state_dict()`s."""
+    with torch.device("meta"):
+        modules: dict[str, nn.Module] = {"generator": Generator(cfg.model)}
+        if cfg.model.use_gan and file.discriminator is not None:
+            modules["discriminator"] = Discriminator(cfg.model)
+    wanted = {part: module.state_dict() for part, module in modules.items()}
+    states = {"generator": names.generator_from(file.generator, wanted["generator"])}
+    refuse_mismatch(wanted["generator"], states["generator"], len(file.generator), origin)
+    if "discriminator" in modules:
+        assert file.discriminator is not None
+        layers = cfg.model.discriminator_n_layers
+        theirs = {name: names.discriminator_name(name, layers) for name in wanted["discriminator"]}
+        states["discriminator"] = {
+            name: file.discriminator[theirs[name]] for name in theirs if theirs[name] in file.discriminator
+        }
+        refuse_mismatch(wanted["discriminator"], states["discriminator"], len(file.discriminator), origin)
+    return modules, states
+
+
+def refuse_mismatch(wanted: Mapping[str, Tensor], found: State, given: int, origin: str) -> None:
+    """Every tensor has its place on both sides, with the same shape."""
+    faults = [f"{name} (missing)" for name in wanted if name not in found]
+    faults += [
+        f"{name} ({tuple(value.shape)}; here {tuple(wanted[name].shape)})"
+        for name, value in found.items()
+        if value.shape != wanted[name].shape
+    ]
+    taken = sum(4 if name in names.SPLIT else 1 for name in found)
+    if given != taken:
+        faults.append(f"{given - taken} tensors have no counterpart here")
+    if faults:
+        raise UserError(
+            f"{origin}: not upstream's networks as its configuration means them: {', '.join(faults[:LISTED])}"
+            + (", …" if len(faults) > LISTED else "")
+        )
+
+
+def write_run(
+    folder: Path, cfg: TrainConfig, modules: Mapping[str, nn.Module], states: Mapping[str, State]
+) -> Path:
+    """A run's folder with one checkpoint at step 0."""
+    if find(folder) or (folder / "metrics.jsonl").exists():
+        raise UserError(f"{folder} holds a run; name another folder")
+    cfg.training.checkpoint_dir = str(folder)
+    progress = Progress(counters={part: {"step": 0.0} for part in modules})
+    pieces = []
+    for part, module in modules.items():
+        buffers = dict(module.named_buffers())
+        for name, value in states[part].items():
+            kind = "buffer" if name in buffers else "param"
+            pieces.append(Fragment.whole(f"{part}/{kind}/{name}", value.contiguous()))
+        for name, p in module.named_parameters():
+            for key in ("exp_avg", "exp_avg_sq") if p.requires_grad else ():
+                pieces.append(Fragment.whole(f"{part}/{key}/{name}", torch.zeros(p.shape)))
+    save(folder, step_name(0), pieces, asdict(progress), to_yaml(cfg))
+    return folder
+
+
+def to_upstream(checkpoint: Path | str, out: Path | str, *, log: Say = print) -> Path:
+    """Write a checkpoint that upstream's `load_state_dict` takes.
+
+    It has no pickled configuration: upstream's scripts then build their default architecture, or the one
+    that `--config` names. Generator weights are the run's moving average where it keeps one.
+
+    Args:
+        checkpoint: whatever `load_generator` takes; the discriminator comes along if it is there.
+        out: a `.pth` file.
+
+    Raises:
+        UserError: the architecture isn't upstream's: a U-Net encoder, or a norm layer without running statistics.
+    """
+    out = Path(out)
+    if out.suffix != ".pth":
+        raise UserError(f"{out}: upstream's checkpoints end in .pth")
+    weights, origin = read_weights(Path(checkpoint), log)
+    cfg = from_yaml(weights.config_yaml, f"{origin}: its configuration")
+    refuse_foreign(cfg, origin)
+    content = {
+        "epoch": 0,
+        "global_step": weights.state["step"],
+        "generator_state_dict": names.generator_to(weights.tensors),
+        OUR_CONFIG: weights.config_yaml,
+    }
+    if discriminator := discriminator_of(origin, log):
+        layers = cfg.model.discriminator_n_layers
+        content["discriminator_state_dict"] = {
+            names.discriminator_name(name, layers): value for name, value in discriminator.items()
+        }
+    write_whole(out, content)
+    return out
+
+
+def refuse_foreign(cfg: TrainConfig, origin: Path) -> None:
+    """Upstream's classes are ResNet and BatchNorm."""
+    m = cfg.model
+    if m.encoder_type != "resnet":
+        raise UserError(
+            f"{origin}: model.encoder_type = {m.encoder_type}; upstream has only the ResNet in common"
+        )
+    for field, kind in (("norm", m.norm), ("encoder_norm", encoder_norm(m))):
+        if kind == "group":
+            raise UserError(
+                f"{origin}: model.{field} = group; upstream's networks have batch norm. Only a run with "
+                "batch, sync_batch or frozen_batch can be converted"
+            )
+
+
+def discriminator_of(origin: Path, log: Say) -> State:
+    """Its `state_dict()`; {} if there is none."""
+    if origin.is_dir():
+        with open_checkpoint(origin, log) as opened:
+            stored = opened.read("discriminator/")
+    else:
+        stored = read_tensor_file(origin).tensors
+    prefixes = ("discriminator/param/", "discriminator/buffer/")
+    return {name.split("/", 2)[2]: value for name, value in stored.items() if name.startswith(prefixes)}
+
+
+def write_whole(path: Path, content: Mapping[str, object]) -> None:
+    """By one rename."""
+    part = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, part)
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path} was not written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)

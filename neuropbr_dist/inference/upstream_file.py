@@ -1,0 +1,130 @@
+"""Upstream's `.pth` files: pickles, read without running what is in them."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuropbr_dist.errors import UserError
+
+PARTS = ("Data", "Model", "Loss", "Optimizer", "Training", "Transform", "Train")
+OUR_CONFIG = "neuropbr_dist_config"
+"""Key of our configuration's YAML in files that we wrote."""
+
+
+class Settings:
+    """Stands in for upstream's configuration classes: takes their fields, runs none of their code."""
+
+    def tree(self) -> dict[str, Any]:
+        """Fields, with nested configurations as dictionaries."""
+        return {k: v.tree() if isinstance(v, Settings) else v for k, v in vars(self).items()}
+
+
+STAND_INS = {
+    f"{module}.{part}Config": Settings
+    for module in ("train_config", "training.train_config")
+    for part in PARTS
+}
+
+
+@dataclass(frozen=True)
+class UpstreamFile:
+    """What of a file is used."""
+
+    generator: dict[str, Tensor]
+    discriminator: dict[str, Tensor] | None
+    settings: dict[str, dict[str, Any]]
+    """Upstream's configuration by part and field; {} if the file has none."""
+    config_yaml: str | None
+    """Our own configuration, if we wrote the file."""
+    epoch: int | None
+
+
+def read_pth(path: Path, *, trust_pickle: bool = False) -> UpstreamFile:
+    """Read a checkpoint of upstream's trainer.
+
+    Tensors and plain values only are read; upstream's configuration classes are replaced by a stand-in.
+
+    Args:
+        trust_pickle: unpickle whatever is in it. That runs code of the file's author.
+
+    Raises:
+        UserError: missing, not a file of `torch.save`, no generator in it, or it holds anything else than
+            tensors and plain values and isn't trusted; what it holds is named.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: damaged, or not a file of torch.save")
+    if not trust_pickle:
+        refuse_code(path)
+    content = load(path, trust_pickle)
+    found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+    if not isinstance(content, Mapping) or "generator_state_dict" not in content:
+        raise UserError(f"{path}: no generator_state_dict in it; found: {found}")
+    settings, discriminator = content.get("config"), content.get("discriminator_state_dict")
+    return UpstreamFile(
+        generator=plain_names(content["generator_state_dict"]),
+        discriminator=None if discriminator is None else plain_names(discriminator),
+        settings=settings.tree() if isinstance(settings, Settings) else {},
+        config_yaml=content.get(OUR_CONFIG),
+        epoch=content.get("epoch"),
+    )
+
+
+def refuse_code(path: Path) -> None:
+    """Name what the pickle would call beyond tensors, plain values and upstream's configuration."""
+    with reading(path):
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    foreign = sorted(name for name in names if name not in STAND_INS)
+    if foreign:
+        raise UserError(
+            f"{path}: holds pickled objects whose loading runs code: {', '.join(foreign)}. Nothing was loaded; "
+            "if you trust whoever wrote the file: --trust-pickle"
+        )
+
+
+def load(path: Path, trust_pickle: bool) -> Any:
+    with reading(path):
+        if trust_pickle:
+            return torch.load(
+                path, map_location="cpu", mmap=True, weights_only=False, pickle_module=TrustingPickle
+            )
+        names: list[Any] = [(stand_in, name) for name, stand_in in STAND_INS.items()]
+        with torch.serialization.safe_globals(names):
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        return STAND_INS.get(f"{module}.{name}") or super().find_class(module, name)
+
+
+# What torch.load takes as `pickle_module`.
+TrustingPickle = SimpleNamespace(**vars(pickle) | {"Unpickler": _Unpickler})
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A file that can't be read is the user's to know."""
+    try:
+        yield
+    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, ImportError, AttributeError) as error:
+        raise UserError(f"{path}: can't be read: {' '.join(str(error).split())[:300]}") from error
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes that torch.compile and DataParallel leave."""
+    return {
+        name.replace("_orig_mod.", "").removeprefix("module."): value.detach()
+        for name, value in state.items()
+    }
