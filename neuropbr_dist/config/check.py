@@ -70,6 +70,11 @@ def check_data(data: DataConfig) -> None:
         (data.input_dir is None) == (data.output_dir is None),
         f"data.input_dir = {data.input_dir}, data.output_dir = {data.output_dir}; name both or neither",
     )
+    refuse_unless(
+        data.packed_dir is None or data.input_dir is None,
+        f"data.packed_dir (--data) = {data.packed_dir} and data.input_dir = {data.input_dir}; name one or the other",
+    )
+    refuse_unless(data.cache_mib >= 0, f"data.cache_mib = {data.cache_mib}; allowed: 0 or more")
 
 
 def check_model(m: ModelConfig) -> None:

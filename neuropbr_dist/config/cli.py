@@ -15,6 +15,7 @@ from neuropbr_dist.errors import UserError
 FIELD_FLAGS = {
     "--input-dir": "data.input_dir",
     "--output-dir": "data.output_dir",
+    "--data": "data.packed_dir",
     "--device": "training.device",
     "--checkpoint-dir": "training.checkpoint_dir",
     "--engine": "training.engine",
@@ -68,6 +69,7 @@ def train_parser() -> argparse.ArgumentParser:
 
 def apply_flags(cfg: TrainConfig, args: argparse.Namespace) -> None:
     """Command-line values into `cfg`: flags first, then `--set` in order."""
+    forget_other_data(cfg, args)
     for flag, name in (FIELD_FLAGS | INTEGER_FLAGS).items():
         value = getattr(args, flag.lstrip("-").replace("-", "_"))
         if value is not None:
@@ -81,6 +83,14 @@ def apply_flags(cfg: TrainConfig, args: argparse.Namespace) -> None:
         cfg.data.render_curriculum = 2
     for assignment in args.set:
         set_text(cfg, assignment)
+
+
+def forget_other_data(cfg: TrainConfig, args: argparse.Namespace) -> None:
+    """Data named on the command line take the place of what a file, or a saved run, names in the other way."""
+    if args.data is not None:
+        cfg.data.input_dir = cfg.data.output_dir = cfg.data.metadata_path = None
+    elif args.input_dir is not None:
+        cfg.data.packed_dir = None
 
 
 def config_from(args: argparse.Namespace) -> TrainConfig:

@@ -20,6 +20,8 @@ class DataConfig:
     """Folder of ground-truth maps, one folder a material. None: `./data/output` if it exists."""
     metadata_path: str | None = None
     """Sample to material map. None: `{input_dir}/render_metadata.json`."""
+    packed_dir: str | None = None
+    """Packed set (`launch/data.py pack`) instead of the two folders (`--data`); the same samples in the same order."""
     image_size: int | None = None
     """Side in pixels that views and maps are resized to. None: the set's own size (built-in materials: 2048)."""
     render_curriculum: Literal[0, 1, 2] = 0
@@ -36,6 +38,12 @@ class DataConfig:
     """Batches that each loader process prepares ahead."""
     pin_memory: bool = True
     """Page-locked host memory for copies to a GPU. Ignored on CPU."""
+    cache_mib: int = 512
+    """Memory in each loader process for decoded materials that several samples share (PNG files)."""
+    augment_flips: bool = False
+    """Show samples flipped left to right and top to bottom, in half of the cases each; normals follow."""
+    augment_rotations: bool = False
+    """Show samples turned by 0, 90, 180 or 270 degrees; normals follow."""
     builtin_count: int = 64
     """Number of built-in procedural samples (used when no folder is named and `./data` has none)."""
     builtin_cache: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -14,6 +15,8 @@ class MicroBatch(NamedTuple):
     maps: Tensor  # (B, 8, H, W) uint8
     weight: Tensor  # (B,) float32: 1, or 0 for filler
     keys: list[str]
+    orientations: Sequence[int] = ()
+    """How the device is to turn each sample (see `augment`); empty: not at all."""
 
 
 class DeviceBatch(NamedTuple):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuropbr_dist.config import TransformConfig
+from neuropbr_dist.data.augment import turn_maps, turn_views
 from neuropbr_dist.data.batch import DeviceBatch, MicroBatch
 
 
@@ -31,12 +32,15 @@ def to_device(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> DeviceBatch:
-    """Copy (asynchronously from pinned memory), then convert.
+    """Copy (asynchronously from pinned memory), then turn and convert.
 
     Args:
         samples: in the whole global batch, over all ranks and micro-batches.
     """
     views = batch.views.to(device, non_blocking=True)
     maps = batch.maps.to(device, non_blocking=True)
+    if any(batch.orientations):
+        views = torch.stack([turn_views(*one) for one in zip(views, batch.orientations, strict=True)])
+        maps = torch.stack([turn_maps(*one) for one in zip(maps, batch.orientations, strict=True)])
     weight = batch.weight.to(device, dtype, non_blocking=True) / samples
     return DeviceBatch(normalise_views(views, transform, dtype), decode_maps(maps, dtype), weight)

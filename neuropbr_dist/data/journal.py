@@ -56,9 +56,7 @@ class Journal:
             except ValueError:
                 line = None
             if line is None or not is_valid(line):
-                raise UserError(
-                    f"{self.path}: not {self.what} (line {number}); delete it or name another"
-                )
+                raise UserError(f"{self.path}: not {self.what} (line {number}); delete it or name another")
             lines.append(line)
         return lines
 

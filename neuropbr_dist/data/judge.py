@@ -48,7 +48,7 @@ def judge(path: Path, role: Role) -> tuple[Finding, np.ndarray | None]:
     flat = role != "normal" and bool((pixels == pixels[:, :1, :1]).all())
     finding = Finding(
         side=pixels.shape[1],
-        content=blake2b(memoryview(pixels), digest_size=16).hexdigest(),
+        content=blake2b(pixels.data, digest_size=16).hexdigest(),
         fault=f"{path}: {fault}" if fault else "",
         note=f"{path}: one value throughout ({', '.join(map(str, pixels[:, 0, 0]))})" if flat else "",
     )

@@ -7,53 +7,70 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.order import SampleOrder, Slot, plan_step, rank_share
 from neuropbr_dist.data.sources import Entry, Source
 from neuropbr_dist.errors import UserError
 
-Loaded = tuple[np.ndarray, np.ndarray, float, str]
-
 
 class SlotDataset(Dataset):
-    """Slot -> one sample of `entries`, or the `UserError` that names what is wrong with its files.
+    """Slots -> the micro-batch of these samples of `entries`, or the `UserError` that names what is
+    wrong with their files.
 
     Returned, not raised: a worker's exception would reach the user inside a traceback.
     """
 
-    def __init__(self, source: Source, entries: Sequence[Entry]) -> None:
-        self.source, self.entries = source, entries
+    def __init__(self, source: Source, entries: Sequence[Entry], augmentation: Augmentation | None) -> None:
+        self.source, self.entries, self.augmentation = source, entries, augmentation
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, slot: Slot) -> Loaded | UserError:
-        entry = self.entries[slot.index]
+    def __getitems__(self, slots: Sequence[Slot]) -> MicroBatch | UserError:
         try:
-            views, maps = self.source.load(entry)
+            return load_batch(self.source, self.entries, slots, self.augmentation)
         except UserError as error:
             return error
-        return views, maps, slot.weight, entry.key
 
 
-def collate(samples: Sequence[Loaded | UserError]) -> MicroBatch | UserError:
-    """A micro-batch, or the first sample's error."""
-    good = []
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-        good.append(sample)
-    views, maps, weights, keys = zip(*good, strict=True)
-    return MicroBatch(
-        torch.from_numpy(np.stack(views)),
-        torch.from_numpy(np.stack(maps)),
-        torch.tensor(weights, dtype=torch.float32),
-        list(keys),
-    )
+def load_batch(
+    source: Source,
+    entries: Sequence[Entry],
+    slots: Sequence[Slot],
+    augmentation: Augmentation | None = None,
+) -> MicroBatch:
+    """Samples loaded straight into the batch's own memory, which a worker process shares with its parent.
+
+    Raises:
+        UserError: a file can't be read, or holds what it may not.
+    """
+    count, side = len(slots), source.size
+    views, maps = _empty(count, 3, 3, side, side), _empty(count, 8, side, side)
+    chosen = [entries[slot.index] for slot in slots]
+    for i, entry in enumerate(chosen):
+        source.load_into(entry, views[i].numpy(), maps[i].numpy())
+    turns = []
+    if augmentation:
+        turns = [augmentation.orientation(s.epoch, e.key) for s, e in zip(slots, chosen, strict=True)]
+    weights = torch.tensor([slot.weight for slot in slots], dtype=torch.float32)
+    return MicroBatch(views, maps, weights, [entry.key for entry in chosen], turns)
+
+
+def _empty(*shape: int) -> Tensor:
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # As `default_collate` does: memory that isn't shared yet would be copied on its way to the parent.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
+
+
+def as_it_is(batch: MicroBatch | UserError) -> MicroBatch | UserError:
+    return batch
 
 
 class TrainingSlots:
@@ -88,6 +105,7 @@ def make_loader(
     prefetch: int,
     pin: bool,
     worker_start: Callable[[], None],
+    augmentation: Augmentation | None = None,
 ) -> Iterator[MicroBatch]:
     """Batches in the order of `slots`.
 
@@ -99,9 +117,9 @@ def make_loader(
         UserError: while iterating: a file can't be read, or holds what it may not.
     """
     loader = DataLoader(
-        SlotDataset(source, entries),
+        SlotDataset(source, entries, augmentation),
         batch_sampler=slots,  # type: ignore[arg-type]
-        collate_fn=collate,
+        collate_fn=as_it_is,  # type: ignore[arg-type]  # not a list: `__getitems__` made the batch
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin,

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from neuropbr_dist.data.decode import Role
 from neuropbr_dist.data.journal import Journal
 from neuropbr_dist.data.judge import Finding, is_finding, judge
 from neuropbr_dist.data.layout import Index, Sample, index_set
@@ -138,9 +137,7 @@ def _claim(dest: Path) -> None:
         raise UserError(f"{dest}: {error.strerror}") from error
 
 
-def _read_journal(
-    journal: Journal, tasks: list[Task], begun: dict[str, Any], dest: Path
-) -> dict[str, Done]:
+def _read_journal(journal: Journal, tasks: list[Task], begun: dict[str, Any], dest: Path) -> dict[str, Done]:
     """What earlier calls have done to pictures that are still the same."""
     lines = journal.read(_is_line)
     if not lines:
@@ -191,9 +188,7 @@ def _work(
         ):
             done[task.name] = result
             findings = [vars(finding) for finding in result.findings]
-            journal.append(
-                {"task": task.name, "stamps": stamps, "findings": findings, "place": result.place}
-            )
+            journal.append({"task": task.name, "stamps": stamps, "findings": findings, "place": result.place})
             bar.update()
 
 

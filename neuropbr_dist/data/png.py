@@ -32,7 +32,7 @@ def inflated(data: bytes) -> bytes:
     stream = isal_zlib.decompressobj()
     try:
         pixels = stream.decompress(packed, _most_pixel_bytes(data))
-    except isal_zlib.error as error:
+    except isal_zlib.error as error:  # type: ignore[misc]  # its stubs call it an object
         raise UserError(f"damaged ({error})") from error
     if not stream.eof:
         raise UserError("damaged (its pixel data has no end, or more than the header says)")

@@ -64,7 +64,7 @@ class ShardWriter:
         Raises:
             UserError: It can't be written (disk full, say).
         """
-        data = memoryview(encode(record, self.compression)).cast("B")
+        data = encode(record, self.compression)
         try:
             if self._descriptor is None or self._end + len(data) > self.limit:
                 self._begin()
@@ -146,14 +146,14 @@ class ShardReader:
         return mapped
 
 
-def encode(record: np.ndarray, compression: Compression) -> np.ndarray | bytes:
+def encode(record: np.ndarray, compression: Compression) -> memoryview:
     """The bytes that are stored for uint8 (C, H, W): as they are, or each row less the one above, deflated."""
     record = np.ascontiguousarray(record)
     if compression == "none":
-        return record
+        return record.data.cast("B")
     rows = record.copy()
     rows[:, 1:] -= record[:, :-1]
-    return isal_zlib.compress(rows, 1)
+    return memoryview(isal_zlib.compress(rows.data, 1))
 
 
 def decode(stored: memoryview, out: np.ndarray) -> None:
@@ -189,7 +189,7 @@ def _copy_and_sum(source: np.ndarray, target: np.ndarray) -> int:
     crc = 0
     for start in range(0, len(source), BLOCK):
         block = source[start : start + BLOCK]
-        crc = isal_zlib.crc32(memoryview(block), crc)
+        crc = isal_zlib.crc32(block.data, crc)
         target[start : start + BLOCK] = block
     return crc
 

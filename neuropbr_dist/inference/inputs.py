@@ -14,6 +14,7 @@ from torch import Tensor
 from neuropbr_dist.config import DataConfig, TrainConfig
 from neuropbr_dist.data.decode import read_picture
 from neuropbr_dist.data.layout import scan
+from neuropbr_dist.data.packed import PackedSource
 from neuropbr_dist.data.sources import BuiltinSource, FileSource, Source, default_folders
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
@@ -42,6 +43,7 @@ def open_sample(
     size: int | None,
     input_dir: str | None = None,
     output_dir: str | None = None,
+    packed_dir: str | None = None,
 ) -> Subject:
     """Sample `index` of the data set that the run was trained on.
 
@@ -50,14 +52,16 @@ def open_sample(
     Args:
         part: what is counted: all samples, or one side of the run's train/validation split.
         size: side in pixels to resize to; None: the files' own.
-        input_dir, output_dir: where the data set lies now, if not where the configuration says.
+        input_dir, output_dir, packed_dir: where the data set lies now, if not where the configuration says.
 
     Raises:
         UserError: no data set there, or no such sample in it.
     """
     data = replace(config.data, image_size=size)
+    if packed_dir is not None:
+        data.packed_dir, data.input_dir, data.output_dir = packed_dir, None, None
     if input_dir is not None:
-        data.input_dir, data.metadata_path = input_dir, None
+        data.input_dir, data.metadata_path, data.packed_dir = input_dir, None, None
     data.output_dir = output_dir or data.output_dir
     source, where = open_source(data, config.training.seed)
     entries = source.entries if part == "all" else _side(source.entries, config, part)
@@ -66,7 +70,11 @@ def open_sample(
     entry = entries[index]
     known = f"{part} side"
     if part == "all":
-        moved = input_dir is not None or output_dir is not None  # perhaps another set, with another split
+        moved = (input_dir, output_dir, packed_dir) != (
+            None,
+            None,
+            None,
+        )  # perhaps another set, with another split
         held_out = not moved and entry in _side(source.entries, config, "val")
         known = "split unknown" if moved else "val side" if held_out else "train side"
     views, maps = source.load(entry)
@@ -77,6 +85,10 @@ def open_sample(
 
 def open_source(data: DataConfig, seed: int) -> tuple[Source, str]:
     """The data set and where it is, for messages."""
+    if data.packed_dir is not None:
+        if not Path(data.packed_dir).is_dir():
+            raise UserError(f"{data.packed_dir}: no such folder; say by --data where the packed set lies now")
+        return PackedSource(data.packed_dir, data.render_curriculum, data.image_size), data.packed_dir
     if (data.input_dir is None) != (data.output_dir is None):
         raise UserError("--data-input-dir and --data-output-dir: name both; the run's own data were built in")
     folders = default_folders(data)
@@ -89,7 +101,7 @@ def open_source(data: DataConfig, seed: int) -> tuple[Source, str]:
     return FileSource(entries, data.image_size or 0, resize=data.image_size is not None), str(folders[0])
 
 
-def _side(entries: Sequence[Any], config: TrainConfig, part: Part) -> list[Any]:
+def _side(entries: Sequence[Any], config: TrainConfig, part: Part) -> Sequence[Any]:
     """The entries on one side of the run's split."""
     train, val = split(entries, config.data.val_ratio, config.data.split_by, config.training.seed)
     return val if part == "val" else train

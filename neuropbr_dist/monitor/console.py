@@ -9,6 +9,9 @@ from tqdm import tqdm
 
 from neuropbr_dist.monitor.throughput import Throughput
 
+DATA_WAIT_HINT = 0.05
+"""Share of the time spent waiting for data above which a run says so."""
+
 
 class Console:
     """Prints a run's progress to stdout, in the training guide's words.
@@ -24,6 +27,7 @@ class Console:
         self.enabled = enabled
         self.on_terminal = enabled and sys.stdout.isatty()
         self._bar: tqdm | None = None
+        self._logged = self._hinted = False
 
     def line(self, text: str) -> None:
         """Print one line, above the bar if there is one."""
@@ -48,6 +52,7 @@ class Console:
     def log(self, step: int, epoch: int, losses: dict[str, float], lr: float, throughput: Throughput) -> None:
         """Show a log step's losses (`G_loss`, `D_loss`, ...): at the bar's end, or as one plain line."""
         shown = {name: number(value) for name, value in losses.items()}
+        self._hint(throughput)
         if self._bar is not None:
             self._bar.set_postfix(shown)
             return
@@ -65,6 +70,16 @@ class Console:
                 ]
             )
         )
+
+    def _hint(self, throughput: Throughput) -> None:
+        """Once a run. The first interval doesn't count: the loader's processes were starting."""
+        if self._logged and not self._hinted and throughput.data_wait > DATA_WAIT_HINT:
+            self._hinted = True
+            self.line(
+                f"{throughput.data_wait:.0%} of the time goes into waiting for data: raise data.num_workers, "
+                "or pack the set (launch/data.py pack) and train on it by --data"
+            )
+        self._logged = True
 
     def summary(self, epoch: int, generator_loss: float, discriminator_loss: float | None = None) -> None:
         """End an epoch with its mean losses; None: no discriminator was trained."""

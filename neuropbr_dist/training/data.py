@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from neuropbr_dist.cluster import Environment, everyone, from_rank_0, is_rank_0
 from neuropbr_dist.config import ModelConfig, TrainConfig, check_size
 from neuropbr_dist.data.headers import check_headers
 from neuropbr_dist.data.layout import Sample, list_faults, scan
+from neuropbr_dist.data.packed import PackedSource
 from neuropbr_dist.data.sources import (
     BuiltinSource,
     Entry,
@@ -32,8 +33,8 @@ class Samples:
     """A set cut into train and validation."""
 
     source: Source
-    train: list[Entry]
-    val: list[Entry]
+    train: Sequence[Entry]
+    val: Sequence[Entry]
 
     @property
     def fingerprint(self) -> str:
@@ -77,6 +78,8 @@ def check_discriminator(model: ModelConfig, size: int) -> None:
 
 
 def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) -> Source:
+    if cfg.data.packed_dir is not None:
+        return open_packed(cfg)
     folders = from_rank_0(default_folders(cfg.data))
     if folders is None:
         source = BuiltinSource(cfg.data, cfg.training.seed)
@@ -96,7 +99,23 @@ def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) 
         raise UserError(f"{folders[0]}: the data set has faults, nothing was trained: {list_faults(faults)}")
     size = cfg.data.image_size or report.native_size
     assert size is not None
-    return FileSource(entries, size, resize=cfg.data.image_size is not None)
+    return FileSource(entries, size, resize=cfg.data.image_size is not None, cache_mib=cfg.data.cache_mib)
+
+
+def open_packed(cfg: TrainConfig) -> PackedSource:
+    """The packed set that the configuration names; rank 0 looks for every shard. Collective."""
+    data, failure = cfg.data, None
+    assert data.packed_dir is not None
+    source = PackedSource(data.packed_dir, data.render_curriculum, data.image_size)
+    if is_rank_0():
+        try:
+            source.check_shards()
+        except UserError as error:
+            failure = error
+    failure = from_rank_0(failure)
+    if failure is not None:
+        raise failure
+    return source
 
 
 def scan_on_rank_0(cfg: TrainConfig, folders: tuple[Path, Path], say: Callable[[str], None]) -> list[Sample]:

@@ -13,7 +13,8 @@ from neuropbr_dist.config import TrainConfig, differences, from_yaml, to_yaml
 from neuropbr_dist.config.cli import config_from
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import collate
+from neuropbr_dist.data.loader import load_batch
+from neuropbr_dist.data.order import Slot
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import size_multiple, smallest_side
 from neuropbr_dist.monitor import comparison, save_png, take_look
@@ -82,8 +83,7 @@ def needed(cfg: TrainConfig, size: int) -> int:
 def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> tuple[DeviceBatch, Tensor]:
     """The first training samples on the device, and their views as uint8."""
     entries = samples.train[: cfg.training.batch_size]
-    host = collate([(*samples.source.load(e), 1.0, e.key) for e in entries])
-    assert not isinstance(host, UserError)  # `load` would have raised it
+    host = load_batch(samples.source, entries, [Slot(0, i, 1.0) for i in range(len(entries))])
     print(f"First batch: {', '.join(host.keys)}")
     return to_device(host, len(entries), cfg.transform, device), host.views
 

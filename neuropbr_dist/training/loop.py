@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, epoch_name, step_name
 from neuropbr_dist.cluster import Environment, StopFlag, from_rank_0, ignore_stop_signals
 from neuropbr_dist.config import TrainConfig, to_yaml
+from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.loader import TrainingSlots, make_loader, validation_slots
@@ -43,8 +44,8 @@ class Run:
     env: Environment
     device: torch.device
     source: Source
-    train: list[Entry]
-    val: list[Entry]
+    train: Sequence[Entry]
+    val: Sequence[Entry]
     networks: dict[str, Network]
     objective: Objective
     progress: Progress
@@ -141,9 +142,13 @@ class Trainer:
     def batches(self) -> Iterator[MicroBatch]:
         run, t = self.run, self.run.cfg.training
         slots = TrainingSlots(self.order, run.progress.cursor, run.env.world_size, run.env.rank, t.batch_size)
-        return self.loader(run.train, slots, run.cfg.data.num_workers)
+        data = run.cfg.data
+        augmentation = Augmentation(t.seed, data.augment_flips, data.augment_rotations)
+        return self.loader(run.train, slots, data.num_workers, augmentation)
 
-    def loader(self, entries: list[Entry], slots: Any, workers: int) -> Iterator[MicroBatch]:
+    def loader(
+        self, entries: Sequence[Entry], slots: Any, workers: int, augmentation: Augmentation | None = None
+    ) -> Iterator[MicroBatch]:
         data = self.run.cfg.data
         return make_loader(
             self.run.source,
@@ -153,6 +158,7 @@ class Trainer:
             prefetch=data.prefetch_factor,
             pin=data.pin_memory and self.run.device.type == "cuda",
             worker_start=ignore_stop_signals,
+            augmentation=augmentation,
         )
 
     def step(self, batches: Iterator[MicroBatch]) -> None:

@@ -1,0 +1,70 @@
+"""Flips and quarter turns of a whole sample, keyed by (seed, epoch, sample).
+
+The scene moves as one: a mirrored or turned material, under equally mirrored or turned lights,
+seen by equally mirrored or turned cameras. GGX shading knows no preferred direction in the
+plane and no handedness, so the turned views are what a renderer would show of the turned maps;
+nothing has to be relit, and a view's pixels stay where they were in relation to the maps'. What
+changes is what a set may have in common: light from above comes from every side. So it is off
+by default.
+
+Pixels are moved, never resampled. A normal's X (right) and Y (up; OpenGL) turn with the picture;
+on the encoded bytes this is exact: -n is 255 - v.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+NORMAL_X, NORMAL_Y = 5, 6
+"""Channels of the maps."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Which orientations samples are shown in.
+
+    An orientation is 0 to 7: modulo 4 the quarter turns, counter-clockwise; from 4 on mirrored
+    left to right before them.
+    """
+
+    seed: int
+    flips: bool
+    """Left to right and top to bottom, each in half of the cases."""
+    rotations: bool
+    """By 0, 90, 180 or 270 degrees."""
+
+    def orientation(self, epoch: int, key: str) -> int:
+        """Of a sample in an epoch, whatever rank, worker or order it is loaded in."""
+        if self.flips and self.rotations:
+            choices: tuple[int, ...] = tuple(range(8))
+        elif self.rotations:
+            choices = (0, 1, 2, 3)
+        elif self.flips:
+            choices = (0, 4, 6, 2)  # as it is, left to right, top to bottom, both
+        else:
+            return 0
+        digest = blake2b(f"{self.seed} {epoch} {key}".encode(), digest_size=8).digest()
+        return choices[int.from_bytes(digest, "big") % len(choices)]
+
+
+def turn_views(views: Tensor, orientation: int) -> Tensor:
+    """(..., H, W), square -> the same in an orientation."""
+    if orientation >= 4:
+        views = views.flip(-1)
+    return torch.rot90(views, orientation % 4, (-2, -1))
+
+
+def turn_maps(maps: Tensor, orientation: int) -> Tensor:
+    """uint8 (8, H, W) -> the same in an orientation, with the normals that the turned surface has."""
+    maps = turn_views(maps, orientation).clone()
+    x, y = maps[NORMAL_X].clone(), maps[NORMAL_Y].clone()
+    if orientation >= 4:
+        x = 255 - x
+    for _ in range(orientation % 4):
+        x, y = 255 - y, x
+    maps[NORMAL_X], maps[NORMAL_Y] = x, y
+    return maps
