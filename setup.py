@@ -19,6 +19,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["neuropbr_dist", "neuropbr_dist.*"]),
+    package_data={"neuropbr_dist.report": ["assets/*"]},
     install_requires=[
         "torch>=2.11,<2.15",
         # The float32 masters are read where this version keeps them.
@@ -51,6 +52,7 @@ setup(
             "neuropbr-infer = neuropbr_dist.main:infer",
             "neuropbr-data = neuropbr_dist.main:data",
             "neuropbr-export = neuropbr_dist.main:export",
+            "neuropbr-report = neuropbr_dist.main:report",
             "neuropbr-submit = neuropbr_dist.main:submit",
         ]
     },

@@ -164,6 +164,24 @@ def pack_set(args: argparse.Namespace) -> Report:
     return report
 
 
+def report_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description="Write a run's page: one HTML file with its curves, pictures and history, for any browser.",
+        allow_abbrev=False,
+    )
+    p.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's folder; the page goes into it")
+    p.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    return p
+
+
+@entry
+def report(argv: Sequence[str] | None = None) -> None:
+    from neuropbr_dist.report import write_page
+
+    path = write_page(report_parser().parse_args(argv).run_dir)
+    print(f"Wrote {path} ({path.stat().st_size / 2**20:.1f} MiB): open it in a browser")
+
+
 @entry
 def demo(argv: Sequence[str] | None = None) -> None:
     from neuropbr_dist.demo import demo as run

@@ -1,0 +1,11 @@
+"""Write a run's page, report.html, into its folder."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, installed or not
+
+from neuropbr_dist.main import report
+
+if __name__ == "__main__":
+    report()

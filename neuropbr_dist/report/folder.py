@@ -1,0 +1,94 @@
+"""What a run's folder holds, read for a person; the run may still be going."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from neuropbr_dist.config import TrainConfig, from_yaml
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.monitor.writers import HISTORY, METRICS
+
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run, as its folder tells it."""
+
+    path: Path
+    config: TrainConfig
+    metrics: list[dict[str, Any]]
+    """Lines of `metrics.jsonl`; a number that isn't finite is None."""
+    history: list[dict[str, Any]]
+    """Lines of `history.jsonl`: `event` is `start` or `end`."""
+    written: datetime
+    """UTC: when the run last wrote a line."""
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        return [line for line in self.history if line["event"] == "start"]
+
+    @property
+    def step(self) -> int:
+        """Last step that is known of."""
+        return max((line["step"] for line in [*self.metrics, *self.history[-1:]]), default=0)
+
+    def column(self, name: str) -> list[tuple[int, float | None]]:
+        """(step, value) of every line that holds `name`."""
+        return [(line["step"], line[name]) for line in self.metrics if name in line]
+
+
+def read_run(path: Path) -> RunFolder:
+    """
+    Raises:
+        UserError: no run's folder, or a file in it is damaged.
+    """
+    refuse_other_folder(path)
+    config = from_yaml((path / CONFIG).read_text(), str(path / CONFIG))
+    files = [path / name for name in (METRICS, HISTORY) if (path / name).exists()]
+    metrics = [{key: _finite(value) for key, value in line.items()} for line in read_lines(path / METRICS)]
+    written = datetime.fromtimestamp(max(file.stat().st_mtime for file in files), timezone.utc)
+    return RunFolder(path, config, metrics, read_lines(path / HISTORY), written)
+
+
+def refuse_other_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise UserError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
+    missing = [] if (path / CONFIG).exists() else [CONFIG]
+    if not any((path / name).exists() for name in (METRICS, HISTORY)):
+        missing.append(METRICS)
+    if missing:
+        inside = sorted(found.parent.name for found in path.glob(f"*/{METRICS}"))
+        hint = f"; runs inside it: {', '.join(inside[:5])}" if inside else ""
+        raise UserError(f"{path}: not a run's folder (no {' and no '.join(missing)} in it){hint}")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a file of JSON lines; a last line that is being written is left out.
+
+    Raises:
+        UserError: any other line isn't a JSON object with a `step`.
+    """
+    if not path.exists():
+        return []
+    text = path.read_text()
+    lines = text.split("\n")[:-1]  # what follows the last newline isn't whole yet
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: damaged ({error.msg})") from error
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise UserError(f"{path}, line {number}: expected an object with a step")
+        found.append(record)
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """`metrics.jsonl` writes NaN and infinities as text."""
+    return None if isinstance(value, str) else value
