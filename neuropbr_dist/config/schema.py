@@ -1,7 +1,7 @@
 """What a run is: plain dataclasses, a docstring under each field.
 
 The field names are those of the NeuroPBR training guide; the docstrings feed
-the configuration reference in the README.
+docs/configuration.md.
 """
 
 from __future__ import annotations

@@ -1,0 +1,97 @@
+"""The configuration reference, made of the dataclasses: `python -m neuropbr_dist.config.reference FILE`."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neuropbr_dist.config import schema
+from neuropbr_dist.config.cli import FIELD_FLAGS, INTEGER_FLAGS
+from neuropbr_dist.config.presets import PRESETS
+from neuropbr_dist.config.schema import TrainConfig
+from neuropbr_dist.config.values import describe, differences, field_types
+
+COMMAND = "python -m neuropbr_dist.config.reference docs/configuration.md"
+HEAD = f"""\
+# Configuration
+
+Made of `neuropbr_dist/config/schema.py` by `{COMMAND}`; don't edit it here.
+
+`--config` takes a preset, a YAML file or a Python file. A field is set in a YAML file (`part:`, then `field: value`), in a Python file with `get_config()`, by
+`--set part.field=value`, or by its own flag, which stands under its name here. Values outside their range and combinations that can't train are
+refused at start, with the field's name, what was given and what is allowed.
+"""
+
+
+def reference() -> str:
+    """The whole page, as Markdown."""
+    return "\n".join([HEAD, presets(), *(section(part) for part in dataclasses.fields(TrainConfig))])
+
+
+def presets() -> str:
+    """What each preset is for, and what it changes."""
+    lines = [
+        "## Presets",
+        "",
+        "| preset | what it is | fields that differ from `default` |",
+        "|---|---|---|",
+    ]
+    for name, make in PRESETS.items():
+        changed = differences(TrainConfig(), make())
+        fields = ", ".join(f"`{field}={text(new)}`" for field, (_, new) in changed.items())
+        lines.append(f"| `{name}` | {cell(inspect.getdoc(make) or '')} | {fields or 'none'} |")
+    return "\n".join([*lines, ""])
+
+
+def section(part: dataclasses.Field[Any]) -> str:
+    """One dataclass as a table."""
+    default = getattr(TrainConfig(), part.name)
+    kinds, meanings = field_types(default), docstrings(type(default).__name__)
+    flags = {name: flag for flag, name in (FIELD_FLAGS | INTEGER_FLAGS).items()}
+    lines = [
+        f"## {part.name}", "", inspect.getdoc(type(default)) or "", "",
+        "| field | default | allowed | meaning |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for field, kind in kinds.items():
+        flag = flags.get(f"{part.name}.{field}")
+        name = f"`{field}`" + (f"<br>`{flag}`" if flag else "")
+        value = f"`{text(getattr(default, field))}`"
+        lines.append(f"| {name} | {value} | {cell(describe(kind))} | {cell(meanings[field])} |")
+    return "\n".join([*lines, ""])
+
+
+def docstrings(name: str) -> dict[str, str]:
+    """Field -> the docstring under it; Python keeps those in the source only."""
+    tree = ast.parse(inspect.getsource(schema))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    found = {}
+    for field, text_below in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            assert isinstance(text_below, ast.Expr) and isinstance(text_below.value, ast.Constant), (
+                field.target.id
+            )
+            found[field.target.id] = str(text_below.value.value)
+    return found
+
+
+def text(value: Any) -> str:
+    """As one writes it after `--set part.field=`."""
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+
+
+def cell(content: str) -> str:
+    """On one line, with no bar that would end the cell."""
+    return " ".join(content.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")
