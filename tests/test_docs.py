@@ -1,0 +1,157 @@
+"""Every command of README.md and docs/*.md runs, or is marked and checked (see tests/doc_commands.py)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import ENVIRONMENT, ROOT
+from tests.doc_commands import Example, examples, faults, shortened
+from tests.material_files import write_set
+from tests.train_runs import SETTINGS, command
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = [example for page in PAGES for example in examples(page)]
+CARRIED = ("neuropbr_dist", "launch", "ds_configs", "slurm", "docs", "Makefile", "setup.py", "README.md")
+LIMIT_S = 240
+SIZE = 64
+
+pytestmark = pytest.mark.multiprocess
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A copy of the project, with the data, the run and the files that the pages' examples name."""
+    root = tmp_path_factory.mktemp("project")
+    for name in CARRIED:
+        source = ROOT / name
+        ignored = shutil.ignore_patterns("__pycache__")
+        (shutil.copytree if source.is_dir() else shutil.copy)(
+            source, root / name, **({"ignore": ignored} if source.is_dir() else {})
+        )
+    renders, maps = write_set(
+        root / "data", {f"sample_{i:04d}": f"material_{i}" for i in range(16)}, size=SIZE
+    )
+    for name, path in {"IN": renders, "OUT": maps, "my_renders": renders / "clean" / "sample_0000"}.items():
+        (root / name).symlink_to(path)
+    train_a_run(root, renders, maps)
+    for example in EXAMPLES:
+        if example.python and (name := file_name(example)):
+            (root / name).write_text(example.text)
+    return root
+
+
+def train_a_run(root: Path, renders: Path, maps: Path) -> None:
+    """`./checkpoints`: two epochs of three in batches of four, for up to four ranks."""
+    chosen = SETTINGS | {
+        "training.epochs": 3, "training.global_batch_size": 4, "training.gan_start_epoch": 0,
+        "training.use_tensorboard": True,
+    }  # fmt: skip
+    sets = [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
+    folders = ["--input-dir", renders, "--output-dir", maps, "--checkpoint-dir", root / "checkpoints"]
+    ended = command(*folders, "--device", "cpu", *sets, "--stop-after-epochs", "2")
+    assert ended.code == 0, ended.err
+
+
+def file_name(example: Example) -> str | None:
+    first = example.text.splitlines()[0]
+    return first.removeprefix("# ") if first.startswith("# ") and first.endswith(".py") else None
+
+
+def bash(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    own = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+    }
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", text],
+        cwd=folder, env=os.environ | ENVIRONMENT | own, capture_output=True, text=True, timeout=LIMIT_S,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if not e.python], ids=str)
+def test_command(example, folder):
+    assert faults(example.text, ROOT) == []
+    text = shortened(example.text) if example.mark == "long" else example.text
+    if text is None or example.mark in ("gpu", "slurm", "install"):
+        return
+    shutil.rmtree(folder / "shortened", ignore_errors=True)
+    ended = bash(text, folder)
+    assert ended.returncode == 0, f"{text}\n{ended.stdout[-2000:]}\n{ended.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.python], ids=str)
+def test_python_block(example, folder):
+    name = f"{example.place.replace(':', '_')}.py"
+    compile(example.text, name, "exec")
+    if example.mark is None and file_name(example) is None:
+        (folder / name).write_text(example.text)
+        ended = bash(f"PYTHONPATH=. python {name}", folder)
+        assert ended.returncode == 0, ended.stderr
+
+
+# -- the mechanism itself --------------------------------------------------------------------
+
+PAGE = """
+Run `python launch/train.py --debug` or `make demo`. <!-- long -->
+`data.image_size` and `python` are no commands.
+
+<!-- slurm -->
+```bash
+sbatch --nodes=2 \\
+    slurm/train.sbatch   # two nodes
+A=1 python launch/infer.py --checkpoint x
+```
+
+```bash
+# a comment
+make check
+```
+```
+not run
+```
+"""
+
+
+def test_commands_are_found_with_their_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    assert [(e.text, e.mark) for e in examples(page)] == [
+        ("python launch/train.py --debug", "long"),
+        ("make demo", "long"),
+        ("sbatch --nodes=2 slurm/train.sbatch   # two nodes", "slurm"),
+        ("A=1 python launch/infer.py --checkpoint x", "slurm"),
+        ("make check", None),
+    ]
+    page.write_text("<!-- never -->\n")
+    with pytest.raises(ValueError, match=r"page\.md:1: mark 'never'; allowed: gpu, slurm"):
+        examples(page)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("make no-such", "make no-such: no such target"),
+        ("python launch/none.py", "launch/none.py: no such file"),
+        ("sbatch slurm/none.sbatch --config demo", "slurm/none.sbatch: no such file"),
+        ("torchrun launch/train.py --no-such 1", "train: its parser refuses --no-such 1"),
+        ("A=1 sbatch --nodes=2 slurm/train.sbatch --epochs x", "train: its parser refuses --epochs x"),
+        ("python launch/export.py inference only-one", "export: its parser refuses inference only-one"),
+        (
+            "python launch/submit.py --nodes 2 --nonsense 3",
+            "submit: its parser refuses --nodes 2 --nonsense 3",
+        ),
+    ],
+)
+def test_what_a_reader_would_stumble_over_is_found(text, fault):
+    assert faults(text, ROOT) == [fault]
+
+
+def test_a_failing_command_fails(folder):
+    assert bash("python launch/export.py check no/such", folder).returncode == 2
+    assert bash("false | true", folder).returncode == 1
