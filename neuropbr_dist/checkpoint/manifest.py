@@ -43,12 +43,16 @@ class Damaged(ValueError):
 
 @dataclass(frozen=True)
 class FileRecord:
+    """Size and SHA-256 of a file."""
+
     bytes: int
     sha256: str
 
 
 @dataclass(frozen=True)
 class Manifest:
+    """What a save is: its files with their sizes and sums. Written last."""
+
     save_id: str
     """Random, the same in `tensors.json`: a manifest from another save is found by it."""
     serial: int
@@ -61,6 +65,8 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Piece:
+    """Where a part of a tensor lies."""
+
     start: int
     """Offset in the flattened tensor, in elements."""
     numel: int
@@ -71,6 +77,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class StoredTensor:
+    """A tensor in its pieces."""
+
     dtype: torch.dtype
     shape: torch.Size
     pieces: list[Piece]

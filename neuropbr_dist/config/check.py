@@ -10,6 +10,7 @@ UNSET_STATS = TransformConfig().mean, TransformConfig().std
 
 
 def refuse_unless(ok: bool, message: str) -> None:
+    """Raise a `UserError` with `message` where `ok` is false."""
     if not ok:
         raise UserError(message)
 
@@ -56,6 +57,7 @@ def check(cfg: TrainConfig) -> None:
 
 
 def check_data(data: DataConfig) -> None:
+    """Where samples come from and how they are cut."""
     refuse_unless(0 < data.val_ratio < 1, f"data.val_ratio = {data.val_ratio}; allowed: above 0, below 1")
     refuse_unless(data.num_workers >= 0, f"data.num_workers = {data.num_workers}; allowed: 0 or more")
     refuse_unless(
@@ -78,6 +80,7 @@ def check_data(data: DataConfig) -> None:
 
 
 def check_model(m: ModelConfig) -> None:
+    """Sizes that no network can have."""
     heads, dim = m.transformer_num_heads, m.transformer_dim
     refuse_unless(dim > 0, f"model.transformer_dim = {dim}; allowed: 1 or more")
     refuse_unless(
@@ -111,6 +114,7 @@ def check_model(m: ModelConfig) -> None:
 
 
 def check_losses(cfg: TrainConfig) -> None:
+    """Weights, and a loss that fits what the discriminator ends in."""
     loss = cfg.loss
     for name in (
         "l1",
@@ -134,6 +138,7 @@ def check_losses(cfg: TrainConfig) -> None:
 
 
 def check_optimizer(cfg: TrainConfig) -> None:
+    """Learning rates, betas and the schedule's numbers."""
     o = cfg.optimizer
     for name in ("g_lr", "d_lr", "eps", "gamma", "factor", "step_size"):
         refuse_unless(getattr(o, name) > 0, f"optimizer.{name} = {getattr(o, name)}; allowed: above 0")
@@ -154,6 +159,7 @@ def check_optimizer(cfg: TrainConfig) -> None:
 
 
 def check_training(cfg: TrainConfig) -> None:
+    """The loop, and engines against the files given for them."""
     t, std = cfg.training, cfg.transform.std
     for name in (
         "epochs", "batch_size", "d_steps_per_g_step", "max_skipped_steps", "val_every_n_epochs",

@@ -33,6 +33,7 @@ INTEGER_FLAGS = {
 
 
 def train_parser() -> argparse.ArgumentParser:
+    """Every flag of `launch/train.py`."""
     p = argparse.ArgumentParser(
         description="Train the NeuroPBR GAN: three rendered views in, four PBR maps out.", allow_abbrev=False
     )

@@ -88,6 +88,7 @@ def fill(tree: dict[str, Any], path: str, key: str, value: Any, field: str, pref
 
 
 def refuse_foreign_sections(tree: dict[str, Any], path: str) -> None:
+    """Sections that would set what the run's own configuration sets."""
     for section, instead in (
         ("optimizer", "optimizer.g_lr and the like"),
         ("scheduler", "optimizer.scheduler"),
@@ -100,6 +101,7 @@ def refuse_foreign_sections(tree: dict[str, Any], path: str) -> None:
 
 
 def refuse_leftover_auto(tree: Any, path: str, name: str = "") -> None:
+    """An `"auto"` that nothing has filled; `name` is where `tree` stands in the file."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             refuse_leftover_auto(value, path, f"{name}.{key}" if name else key)

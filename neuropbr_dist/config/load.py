@@ -78,5 +78,6 @@ def checked_types(cfg: TrainConfig, where: str) -> TrainConfig:
 
 
 def to_yaml(cfg: TrainConfig) -> str:
+    """Every field, in the order of the dataclasses."""
     tree: dict[str, Any] = to_dict(cfg)
     return yaml.safe_dump(tree, sort_keys=False)

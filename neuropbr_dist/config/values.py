@@ -16,6 +16,7 @@ from neuropbr_dist.errors import UserError
 
 
 def field_types(part: Any) -> dict[str, Any]:
+    """Field -> type of one part of a configuration."""
     return typing.get_type_hints(type(part), vars(schema))
 
 
@@ -135,6 +136,7 @@ def update(cfg: TrainConfig, tree: Any, where: str) -> None:
 
 
 def to_dict(cfg: TrainConfig) -> dict[str, dict[str, Any]]:
+    """Part -> field -> value, of plain types only."""
     return dataclasses.asdict(cfg)
 
 

@@ -1,0 +1,1 @@
+"""Files to batches: layout, decoding, order of samples, packed sets, built-in materials."""

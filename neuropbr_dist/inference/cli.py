@@ -6,6 +6,7 @@ import argparse
 
 
 def infer_parser() -> argparse.ArgumentParser:
+    """Every flag of `launch/infer.py`."""
     p = argparse.ArgumentParser(
         description="Three rendered views of a material in, its four PBR maps out.", allow_abbrev=False
     )
@@ -54,6 +55,7 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 
 
 def native_or_side(text: str) -> int | str:
+    """The flag that `main.entry` reads."""
     """`native`, or a side in pixels."""
     if text == "native":
         return text

@@ -16,6 +16,7 @@ SOURCE = "a run's folder, a checkpoint, or a file of this script"
 
 
 def export_parser() -> argparse.ArgumentParser:
+    """Every command of `launch/export.py`; each carries the function that runs it."""
     p = argparse.ArgumentParser(
         description="Checkpoints to single files, and from and to upstream's.", allow_abbrev=False
     )

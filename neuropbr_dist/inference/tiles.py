@@ -25,6 +25,7 @@ d (pi / m)^2 / 2 a pixel; for maps in [0, 1] that is below 1/255 from m = 36 on:
 
 
 def default_overlap(tile: int) -> int:
+    """Pixels that neighbouring tiles share unless `--overlap` says."""
     return max(tile // 4, MIN_OVERLAP)
 
 

@@ -94,6 +94,7 @@ def refuse_code(path: Path) -> None:
 
 
 def load(path: Path, trust_pickle: bool) -> Any:
+    """The file's content; upstream's configuration classes become `Settings`."""
     with reading(path):
         if trust_pickle:
             return torch.load(

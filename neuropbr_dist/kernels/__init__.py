@@ -1,0 +1,1 @@
+"""Triton kernels that pay, each with its plain-torch twin."""

@@ -61,6 +61,7 @@ class Discriminator(nn.Module):
 
 
 def leaky() -> nn.LeakyReLU:
+    """The activation of every layer but the last."""
     return nn.LeakyReLU(0.2, inplace=True)
 
 

@@ -33,6 +33,7 @@ def size_multiple(config: ModelConfig) -> int:
 
 
 def build_encoder(config: ModelConfig) -> ResNetEncoder | UNetEncoder:
+    """The encoder of `model.encoder_type`, shared by the views."""
     norm = encoder_norm(config)
     if config.encoder_type == "unet":
         return UNetEncoder(config.encoder_channels, norm)

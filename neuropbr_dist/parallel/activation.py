@@ -32,6 +32,7 @@ def _keep_attention(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> Checkpoi
 
 
 def has_batch_statistics(module: nn.Module) -> bool:
+    """Whether a training pass through it notes statistics of the batch."""
     return any(isinstance(m, BatchNorm2d) for m in module.modules())
 
 

@@ -65,6 +65,7 @@ def hooks_every_layer(plan: Plan) -> bool:
 
 
 def fsdp_mesh(device_type: str, plan: Plan) -> DeviceMesh:
+    """All ranks in one dimension (shard), or nodes x ranks of a node (HSDP). Collective."""
     world = dist.get_world_size()
     if plan.shard == "world":
         return init_device_mesh(device_type, (world,), mesh_dim_names=("shard",))

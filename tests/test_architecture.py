@@ -1,0 +1,117 @@
+"""Who may import whom: the directions that keep the folders apart."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import ROOT
+
+PACKAGE = ROOT / "neuropbr_dist"
+COMMON = {"errors"}
+MAY_IMPORT = {
+    "errors": set(),
+    "config": COMMON,
+    "cluster": COMMON,
+    "kernels": set(),
+    "models": COMMON | {"config", "kernels"},
+    "objectives": COMMON | {"config", "kernels"},
+    "data": COMMON | {"config"},
+    "parallel": COMMON | {"config", "cluster", "models"},
+    "checkpoint": COMMON,
+    "monitor": COMMON | {"config", "data", "objectives"},
+}
+"""Folders of the lower floors, with what they may know; those above (training, inference, …) compose them."""
+ENGINES = ("deepspeed", "torch.distributed.fsdp", "torch.nn.parallel")
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports anywhere in it, inside functions as well."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def folder_of(module: str) -> str | None:
+    """`neuropbr_dist.data.split` -> `data`; None for modules that aren't ours."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "neuropbr_dist" and len(parts) > 1 else None
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((PACKAGE / folder).rglob("*.py")) or [PACKAGE / f"{folder}.py"]
+
+
+def folders() -> set[str]:
+    return {path.name.removesuffix(".py") for path in PACKAGE.iterdir()} - {
+        "__init__",
+        "__pycache__",
+        "__main__",
+    }
+
+
+def known_to(folder: str) -> set[str]:
+    """Other folders that its files import."""
+    names = {folder_of(module) for path in files(folder) for module in imports(path)}
+    return {name for name in names if name in folders()} - {folder}
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_lower_folders_know_only_what_they_stand_on(folder):
+    assert files(folder)[0].exists()
+    assert known_to(folder) <= MAY_IMPORT[folder]
+
+
+def test_no_circles():
+    graph = {folder: known_to(folder) for folder in folders()}
+    assert len(graph) > 10
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises on a circle
+    assert order.index("config") < order.index("training") < order.index("main")
+
+
+def test_of_the_models_parallel_knows_the_norm_layers_alone():
+    ours = {m for path in files("parallel") for m in imports(path) if folder_of(m) == "models"}
+    assert ours and all(module.startswith("neuropbr_dist.models.norm") for module in ours)
+
+
+def test_only_parallel_imports_engines():
+    users = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in PACKAGE.rglob("*.py")
+        for module in imports(path)
+        if module.startswith(ENGINES)
+    }
+    assert users == {"parallel"}
+
+
+def test_the_gan_step_names_no_engine():
+    text = (PACKAGE / "training" / "step.py").read_text(encoding="utf-8")
+    code = [
+        token.string
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type == tokenize.NAME
+        or (token.type == tokenize.STRING and not token.string.startswith('"""'))
+    ]
+    assert "gan_step" in code
+    assert [word for word in code if re.search(r"(?i)fsdp|ddp|deepspeed|engine|isinstance|stage", word)] == []
+
+
+def test_launch_scripts_only_parse_and_call():
+    scripts = sorted((ROOT / "launch").glob("*.py"))
+    assert len(scripts) >= 6
+    for script in scripts:
+        body = ast.parse(script.read_text(encoding="utf-8")).body
+        assert not [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)], script.name
+        assert len(script.read_text().splitlines()) <= 15, script.name
