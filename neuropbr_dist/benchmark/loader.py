@@ -26,7 +26,7 @@ from torch.utils.data import default_collate
 from neuropbr_dist.cluster import ignore_stop_signals
 from neuropbr_dist.data.builtin import generate
 from neuropbr_dist.data.layout import Sample, scan
-from neuropbr_dist.data.loader import TrainingSlots, load_batch, make_loader
+from neuropbr_dist.data.loader import TrainingSlots, empty, load_batch, make_loader
 from neuropbr_dist.data.order import SampleOrder, Slot
 from neuropbr_dist.data.pack import pack
 from neuropbr_dist.data.packed import SHARDS, PackedSource, write_index
@@ -150,7 +150,7 @@ def copier(source: Source) -> Callable[[int], object]:
     def copy(index: int) -> object:
         whole = mapped[index % len(mapped)]
         start = index * nbytes % max(1, len(whole) - nbytes)
-        batch = torch.empty(nbytes, dtype=torch.uint8)
+        batch = empty(nbytes)
         np.copyto(batch.numpy()[: len(whole) - start], whole[start : start + nbytes])
         return batch
 
