@@ -218,16 +218,21 @@ def submit_parser() -> argparse.ArgumentParser:
                    help="sbatch option: partition=gpu, account=x, qos=y, ...; repeatable")  # fmt: skip
     p.add_argument("--dry-run", action="store_true", help="print the batch file, submit nothing")
     p.add_argument("--follow", action="store_true", help="show rank 0's output until the end")
+    p.add_argument(
+        "--doctor",
+        action="store_true",
+        help="submit nothing: compare the nodes that this command runs on (under srun, torchrun, deepspeed); exit code 1 if they differ",
+    )
     return p
 
 
-def train_words(words: Sequence[str]) -> None:
+def train_words(words: Sequence[str]) -> str | None:
     """One rank's training inside a submitted job. A `UserError` is left to submitit, which hands it back."""
     from neuropbr_dist.config.cli import train_parser
     from neuropbr_dist.training.run import train as run
 
     quiet_libraries()
-    run(train_parser().parse_args(words))
+    return run(train_parser().parse_args(words))
 
 
 @entry
@@ -238,13 +243,17 @@ def submit(argv: Sequence[str] | None = None) -> None:
 
     args, words = submit_parser().parse_known_args(argv)
     train_args = train_parser().parse_args(words)
+    if args.doctor:
+        from neuropbr_dist.training.doctor import doctor
+
+        sys.exit(0 if doctor(train_args) else 1)
     folder = config_from(
         train_args
     ).training.checkpoint_dir  # a wrong word or field fails here, not in the queue
     if folder == TrainConfig().training.checkpoint_dir:  # each submission is a run of its own
         folder = f"{folder}/{args.name}-{submission.JOB_ID}"
     options = vars(args) | {"sbatch": dict(word.split("=", 1) for word in args.sbatch)}
-    dry_run, watch = options.pop("dry_run"), options.pop("follow")
+    dry_run, watch, _ = options.pop("dry_run"), options.pop("follow"), options.pop("doctor")
     executor = submission.make_executor(submission.Request(**options), Path(__file__).resolve().parents[1])
     if dry_run:
         print(submission.sbatch_text(executor), end="")

@@ -18,7 +18,7 @@ from neuropbr_dist.checkpoint import open_newest, save, step_name
 from neuropbr_dist.parallel import Network, Plan, build_network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
 from neuropbr_dist.training.ema import WeightAverage
-from neuropbr_dist.training.state import Progress, fragments, restore, snapshot
+from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
 from neuropbr_dist.training.step import gan_step
 from tests import parity
 from tests.parity import Row, norm_of, objective, over_ranks, put_together, rank_batch, samples, whole_state
@@ -68,7 +68,7 @@ def train_and_save(case: Case, row: Row, folder: Path) -> dict[str, Any]:
     ema = average_of(case, nets)
     train(case, row, nets, range(SAVED_AFTER), ema)
     state = snapshot(Progress(step=SAVED_AFTER), nets)
-    save(folder, step_name(SAVED_AFTER), fragments(nets, ema), state, "")
+    save(folder, step_name(SAVED_AFTER), saved_fragments(nets, ema), state, "")
     return go_on(case, row, nets, ema)
 
 

@@ -97,8 +97,44 @@ def test_request_stops_one_process():
     try:
         stop = StopFlag()
         assert not stop.agreed()
-        stop.request("out of time")
-        assert stop.agreed() and stop.signal == "out of time"
+        stop.request("time limit")
+        assert stop.agreed() == "time limit" and stop.signal is None
+        stop.request("signal")  # the weightier reason stays
+        assert stop.agreed() == "time limit"
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def agreed_on(wishes: list[str | None], saves: list[bool]) -> list[tuple[str | None, bool]]:
+    """What `agreed` says at three boundaries; each rank wishes before the first."""
+    stop = StopFlag()
+    rank = dist.get_rank()
+    if wishes[rank] is not None:
+        stop.request(wishes[rank])
+    if saves[rank]:
+        stop.request_save()
+    return [(stop.agreed(), stop.save_agreed) for _ in range(3)]
+
+
+@pytest.mark.multiprocess
+def test_a_request_of_one_rank_is_every_ranks_stop_with_its_reason():
+    nothing = (None, False)
+    found = run(2, f"{__name__}:agreed_on", wishes=[None, "time limit"], saves=[False, False])
+    assert found == [[nothing, ("time limit", False), ("time limit", False)]] * 2
+    found = run(2, f"{__name__}:agreed_on", wishes=["signal", "failed write"], saves=[False, False])
+    assert found == [[nothing, ("failed write", False), ("failed write", False)]] * 2
+
+
+@pytest.mark.multiprocess
+def test_a_request_to_save_is_agreed_on_once():
+    found = run(2, f"{__name__}:agreed_on", wishes=[None, None], saves=[True, False])
+    assert found == [[(None, False), (None, True), (None, False)]] * 2
+
+
+def test_an_unknown_reason_is_refused():
+    done = subprocess.run(
+        [sys.executable, "-c", "from neuropbr_dist.cluster import StopFlag; StopFlag().request('tired')"],
+        capture_output=True, text=True, timeout=60, cwd=ROOT,
+    )  # fmt: skip
+    assert "ValueError: 'tired' is not in list" in done.stderr or "not in tuple" in done.stderr, done.stderr

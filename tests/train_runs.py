@@ -104,8 +104,8 @@ def command(*words: str | Path, world: int = 1, env: dict[str, str] | None = Non
     return Launch([str(word) for word in words], world, env or {}).wait()
 
 
-def resume(folder: Path, *words: str) -> Ended:
-    return command("--resume", "auto", "--checkpoint-dir", folder, *words)
+def resume(folder: Path, *words: str, world: int = 1) -> Ended:
+    return command("--resume", "auto", "--checkpoint-dir", folder, *words, world=world)
 
 
 def tiny_words(**settings: Any) -> list[str]:
@@ -166,6 +166,11 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl` without the figures that depend on the clock."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith("speed/")} for line in lines]
+
+
+def timings(folder: Path) -> list[dict[str, Any]]:
+    """Start-up and saves, as the run itself timed them."""
+    return [json.loads(line) for line in (folder / "timings.jsonl").read_text().splitlines()]
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -1,9 +1,9 @@
 """Training state on disk: sharded, canonical, verified. Knows fragments of tensors, not engines."""
 
 from neuropbr_dist.checkpoint.folders import BEST, LATEST, clear, epoch_name, find, retain, step_name
-from neuropbr_dist.checkpoint.fragments import Fragment, StagedState, stage
+from neuropbr_dist.checkpoint.fragments import Fragment, StagedState, reserve, share, stage
 from neuropbr_dist.checkpoint.lock import RunLock
-from neuropbr_dist.checkpoint.saver import AsyncSaver
+from neuropbr_dist.checkpoint.saver import AsyncSaver, SaveTiming
 from neuropbr_dist.checkpoint.store import Checkpoint, open_newest, save, write
 from neuropbr_dist.checkpoint.verify import verify
 
@@ -14,13 +14,16 @@ __all__ = [
     "Checkpoint",
     "Fragment",
     "RunLock",
+    "SaveTiming",
     "StagedState",
     "clear",
     "epoch_name",
     "find",
     "open_newest",
+    "reserve",
     "retain",
     "save",
+    "share",
     "stage",
     "step_name",
     "verify",

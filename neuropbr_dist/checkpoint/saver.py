@@ -5,18 +5,38 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from neuropbr_dist.checkpoint.folders import LATEST, retain
-from neuropbr_dist.checkpoint.fragments import Fragment, StagedState, stage
+from neuropbr_dist.checkpoint.fragments import Fragment, StagedState, reserve, stage
 from neuropbr_dist.checkpoint.lock import RunLock
 from neuropbr_dist.checkpoint.ranks import Ranks
 from neuropbr_dist.checkpoint.store import write
+
+
+@dataclass
+class SaveTiming:
+    """Where a save's seconds went, and its size."""
+
+    waited_s: float
+    """Training was held: the save before (or, at the first, the host memory) wasn't ready."""
+    held_s: float
+    """Training was held: copy to host memory."""
+    behind_s: float = 0.0
+    """Behind training: written, flushed and renamed by all ranks."""
+    bytes: int = 0
+    """All files of the checkpoint."""
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
 
 
 class AsyncSaver:
@@ -32,7 +52,7 @@ class AsyncSaver:
         lock: the run's lock; a run that lost it stops saving.
         log: prints warnings; first rank only.
         timeout: limit on any one collective of a save. None: torch's.
-        on_saved: told the names of a save that is on disk; first rank only, in the writing thread.
+        on_saved: told the folder, names and timing of a save that is on disk; first rank only, in the writing thread.
     """
 
     def __init__(
@@ -43,7 +63,7 @@ class AsyncSaver:
         lock: RunLock | None = None,
         log: Callable[[str], None] = print,
         timeout: datetime.timedelta | None = None,
-        on_saved: Callable[[Sequence[str]], None] = lambda _links: None,
+        on_saved: Callable[[Path, Sequence[str], SaveTiming], None] = lambda _path, _links, _timing: None,
     ) -> None:
         self.folder, self.keep_latest, self.lock, self.log = Path(folder), keep_latest, lock, log
         self.on_saved = on_saved
@@ -55,6 +75,13 @@ class AsyncSaver:
         self._staged: StagedState | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._job: Future[Path] | None = None
+        self._reserved: Future[StagedState] | None = None
+        self.longest: float | None = None
+        """Seconds of the longest save so far, from the call until it was on disk; None: none yet."""
+
+    def prepare(self, fragments: Iterable[Fragment]) -> None:
+        """Allocate the host memory that saves of such fragments need, in the background."""
+        self._reserved = self._pool.submit(reserve, list(fragments))
 
     def save(
         self,
@@ -72,10 +99,20 @@ class AsyncSaver:
         Raises:
             UserError: the save before failed.
         """
+        fragments = list(fragments)
+        for device in {f.data.device for f in fragments if f.data.is_cuda}:
+            torch.cuda.synchronize(device)  # the step that is still running holds nobody up
+        began = time.monotonic()
         self.wait()
-        self._staged = stage(list(fragments), reuse=self._staged)
+        if self._reserved is not None:
+            self._staged, self._reserved = self._reserved.result(), None
+        ready = time.monotonic()
+        self._staged = stage(fragments, reuse=self._staged)
+        timing = SaveTiming(waited_s=ready - began, held_s=time.monotonic() - ready)
         state = json.loads(json.dumps(state))  # what JSON can't hold is refused here, not in the thread
-        self._job = self._pool.submit(self._write, self._staged, name, state, config_yaml, list(links))
+        self._job = self._pool.submit(
+            self._write, self._staged, name, state, config_yaml, list(links), timing
+        )
 
     def wait(self) -> Path | None:
         """Wait until the save in flight is on disk; return its folder, or raise what went wrong."""
@@ -103,13 +140,22 @@ class AsyncSaver:
             self._pool.shutdown()
 
     def _write(
-        self, staged: StagedState, name: str, state: dict[str, Any], config_yaml: str, links: Sequence[str]
+        self,
+        staged: StagedState,
+        name: str,
+        state: dict[str, Any],
+        config_yaml: str,
+        links: Sequence[str],
+        timing: SaveTiming,
     ) -> Path:
-        ranks = Ranks(self._group)
+        ranks, began = Ranks(self._group), time.monotonic()
         if self.lock is not None:
             ranks.from_first(self.lock.check)
         path = write(staged, self.folder, name, state, config_yaml, links=links, process_group=self._group)
         if ranks.is_first:
-            self.on_saved(links)
+            timing.behind_s = time.monotonic() - began
+            timing.bytes = sum(file.stat().st_size for file in path.iterdir())
+            self.longest = max(self.longest or 0.0, timing.held_s + timing.behind_s)
+            self.on_saved(path, links, timing)
         ranks.from_first(lambda: retain(self.folder, self.keep_latest, verified=self._verified, log=self.log))
         return path

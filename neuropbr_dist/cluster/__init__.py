@@ -1,5 +1,6 @@
 """Where this process runs, how ranks agree, and when to stop."""
 
+from neuropbr_dist.cluster.deadline import Deadline, Every, allocation_end
 from neuropbr_dist.cluster.environment import Environment, detect
 from neuropbr_dist.cluster.process_group import (
     everyone,
@@ -9,11 +10,17 @@ from neuropbr_dist.cluster.process_group import (
     process_group,
     refuse_differences,
 )
-from neuropbr_dist.cluster.stop import StopFlag, ignore_stop_signals
+from neuropbr_dist.cluster.stop import FAILED_WRITE, GOES_ON, TIME_LIMIT, StopFlag, ignore_stop_signals
 
 __all__ = [
+    "FAILED_WRITE",
+    "GOES_ON",
+    "TIME_LIMIT",
+    "Deadline",
     "Environment",
+    "Every",
     "StopFlag",
+    "allocation_end",
     "detect",
     "everyone",
     "from_rank_0",

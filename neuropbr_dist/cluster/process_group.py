@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,12 +64,23 @@ def rank_gpu(env: Environment) -> torch.device:
     return torch.device("cuda", index)
 
 
+RECORDED_COLLECTIVES = 2000
+
+
 @contextmanager
-def process_group(env: Environment, device: torch.device, timeout_minutes: float) -> Iterator[None]:
-    """torch.distributed for the run. CPU tensors go through gloo also on GPU machines."""
+def process_group(
+    env: Environment, device: torch.device, timeout_minutes: float, traces: Path | None = None
+) -> Iterator[None]:
+    """torch.distributed for the run. CPU tensors go through gloo also on GPU machines.
+
+    Args:
+        traces: folder for NCCL's flight recorder; each rank's last collectives go there when one times out.
+    """
     env.export(os.environ)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        if traces is not None:
+            record_collectives(os.environ, traces)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
     if not env.distributed:  # one process, no rendezvous
@@ -80,6 +92,20 @@ def process_group(env: Environment, device: torch.device, timeout_minutes: float
         yield
     finally:
         dist.destroy_process_group()
+
+
+def record_collectives(env: MutableMapping[str, str], folder: Path) -> None:
+    """Turn on torch's flight recorder, under its names of torch 2.11 to 2.14; what a person has set stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prefix = str((folder / "rank_").absolute())
+    for name, value in (
+        ("TORCH_FR_BUFFER_SIZE", str(RECORDED_COLLECTIVES)),
+        ("TORCH_NCCL_TRACE_BUFFER_SIZE", str(RECORDED_COLLECTIVES)),
+        ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1"),
+        ("TORCH_FR_DUMP_TEMP_FILE", prefix),
+        ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", prefix),
+    ):
+        env.setdefault(name, value)
 
 
 def everyone(value: Any) -> list[Any]:

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import submitit
 
+from neuropbr_dist.cluster.stop import GOES_ON
 from neuropbr_dist.errors import UserError
 
-REQUEUE = "requeue"  # left in the run's folder by a run that was stopped by a signal
 NEWEST = "latest"
 JOB_ID = "%j"  # in a run's folder, as in Slurm's file names
 POLL_S = 1.0
@@ -32,12 +32,12 @@ class Job:
     counts the time-out and requeues.
 
     Args:
-        train: trains with the words of `launch/train.py`; picklable.
+        train: trains with the words of `launch/train.py` and returns why it stopped, if it did; picklable.
         words: those words.
         folder: the run's folder; `%j` in it stands for the job's number.
     """
 
-    def __init__(self, train: Callable[[list[str]], None], words: list[str], folder: str) -> None:
+    def __init__(self, train: Callable[[list[str]], str | None], words: list[str], folder: str) -> None:
         self.train, self.words, self.folder = train, words, folder
         self.restarted = False
 
@@ -52,8 +52,8 @@ class Job:
         if env.cluster != "debug":  # a requeue may have cut a rank's result off
             result = env.paths.result_pickle
             result.with_suffix(result.suffix + ".save_tmp").unlink(missing_ok=True)
-        self.train(self.words_for(folder))
-        if env.global_rank == 0 and (folder / REQUEUE).exists() and still_wanted(env):
+        reason = self.train(self.words_for(folder))
+        if env.global_rank == 0 and reason in GOES_ON and still_wanted(env):
             signal.signal(number, submitits)
             signal.raise_signal(number)
         return str((folder / NEWEST).resolve())

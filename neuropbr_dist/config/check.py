@@ -172,6 +172,10 @@ def check_training(cfg: TrainConfig) -> None:
     for name in ("global_batch_size", "save_every_n_steps"):
         value = getattr(t, name)
         refuse_unless(value is None or value >= 1, f"training.{name} = {value}; allowed: 1 or more, or none")
+    minutes = t.save_every_n_minutes
+    refuse_unless(
+        minutes is None or minutes > 0, f"training.save_every_n_minutes = {minutes}; allowed: above 0, or none"
+    )
     clip = t.grad_clip_norm
     refuse_unless(clip is None or clip > 0, f"training.grad_clip_norm = {clip}; allowed: above 0, or none")
     decay = t.ema_decay
@@ -187,12 +191,33 @@ def check_training(cfg: TrainConfig) -> None:
         t.ds_config is None or t.engine in ("auto", "deepspeed"),
         f"--ds {t.ds_config} needs training.engine = deepspeed, but it is {t.engine}",
     )
+    # On one process `auto` means `single`, which leaves a larger run's `node` alone: it may go on there.
+    refuse_unless(
+        not t.cpu_offload or fsdp_possible(t.engine, t.ds_config),
+        f"training.cpu_offload = true is FSDP's, but the engine is {engine_name(t.engine, t.ds_config)}; use --engine "
+        "fsdp, or DeepSpeed with a file that offloads (ds_configs/zero2_offload.json)",
+    )
+    refuse_unless(
+        t.shard == "world" or fsdp_possible(t.engine, t.ds_config) or t.engine_discriminator == "fsdp",
+        f"training.shard = {t.shard} is FSDP's, but the engine is {engine_name(t.engine, t.ds_config)}; use --engine "
+        "fsdp, or --shard world",
+    )
     engine_d = t.engine if t.engine_discriminator == "same" else t.engine_discriminator
     refuse_unless(
         t.ds_config_discriminator is None or engine_d in ("auto", "deepspeed"),
         f"--ds-discriminator {t.ds_config_discriminator} needs training.engine_discriminator = deepspeed, "
         f"but it is {engine_d}",
     )
+
+
+def engine_name(engine: str, ds_config: str | None) -> str:
+    """`auto` as far as the configuration alone tells."""
+    return "deepspeed" if engine == "auto" and ds_config is not None else engine
+
+
+def fsdp_possible(engine: str, ds_config: str | None) -> bool:
+    """Whether the run can be FSDP's: `auto` depends on the number of ranks."""
+    return engine_name(engine, ds_config) in ("auto", "fsdp")
 
 
 def check_size(size: int, multiple: int) -> None:

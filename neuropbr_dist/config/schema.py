@@ -44,6 +44,8 @@ class DataConfig:
     """Show samples flipped left to right and top to bottom, in half of the cases each; normals follow."""
     augment_rotations: bool = False
     """Show samples turned by 0, 90, 180 or 270 degrees; normals follow."""
+    builtin: bool = False
+    """Train on built-in materials where no data are named, even if there is a `./data`. A run that found none sets it, so that a resume doesn't take a `./data` that came later."""
     builtin_count: int = 64
     """Number of built-in procedural samples (used when no folder is named and `./data` has none)."""
     builtin_cache: str | None = None
@@ -234,6 +236,8 @@ class TrainingConfig:
     """Epochs between periodic checkpoints (kept for good)."""
     save_every_n_steps: int | None = None
     """Steps between saves of `latest`. None: at epoch ends only."""
+    save_every_n_minutes: float | None = None
+    """Minutes between saves of `latest`, by rank 0's clock. None: epochs and steps alone decide."""
     save_best_only: bool = False
     """Keep `best_model` and `latest` only, no periodic checkpoints."""
     keep_latest: int = 2

@@ -55,6 +55,9 @@ class Network(ABC):
     module: nn.Module
     """The plain module, for names, `train()`/`eval()` and buffers."""
 
+    replicated = False
+    """Every rank holds the whole state."""
+
     _frozen = False
 
     @abstractmethod

@@ -42,6 +42,7 @@ class ReplicatedNetwork(Network):
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
             )
+        self.replicated = distributed
         self.optimizer = ClippedAdamW(self.trained, adam, clip, fp16=dtype == torch.float16)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class ZeRONetwork(Network):
         deepspeed = import_deepspeed()
         self.module, self.device = module, device
         self.stage: int = config["zero_optimization"]["stage"]
+        self.replicated = self.stage == 0
         self.world = dist.get_world_size()
         # DeepSpeed keeps no float32 master of a frozen parameter; it never moves, so this is one.
         self._frozen_masters = {

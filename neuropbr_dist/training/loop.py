@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +15,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, epoch_name, step_name
-from neuropbr_dist.cluster import Environment, StopFlag, from_rank_0, ignore_stop_signals
+from neuropbr_dist.cluster import (
+    FAILED_WRITE,
+    TIME_LIMIT,
+    Deadline,
+    Environment,
+    Every,
+    StopFlag,
+    allocation_end,
+    from_rank_0,
+    ignore_stop_signals,
+)
 from neuropbr_dist.config import TrainConfig, to_yaml
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
@@ -29,8 +40,9 @@ from neuropbr_dist.training.faults import FaultWatch
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.sample_log import SampleLog
 from neuropbr_dist.training.schedule import Schedule
-from neuropbr_dist.training.state import Progress, fragments, snapshot
+from neuropbr_dist.training.state import Progress, saved_fragments, snapshot
 from neuropbr_dist.training.step import StepReport, gan_step
+from neuropbr_dist.training.timings import StartUp, note_timing
 from neuropbr_dist.training.validation import validate
 
 LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
@@ -54,6 +66,7 @@ class Run:
     console: Console
     stop: StopFlag
     ema: WeightAverage | None = None
+    start_up: StartUp = field(default_factory=StartUp)
     stop_after_epochs: int | None = None
     stop_after_steps: int | None = None
 
@@ -76,6 +89,9 @@ class Trainer:
         self.sample_log: SampleLog | None = None
         if t.log_samples and run.env.rank == 0:
             self.sample_log = SampleLog(run.saver.folder, self.order, run.train, run.progress.step)
+        first = run.env.rank == 0  # its clock counts for all
+        self.deadline = Deadline(allocation_end() if first else None)
+        self.save_clock = Every(t.save_every_n_minutes if first else None)
         self.meter = Meter(run.device)
         self.totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=run.device))
         self.epoch_totals: dict[str, float] = defaultdict(float)
@@ -104,9 +120,13 @@ class Trainer:
         """Why to stop at this boundary although the run isn't over; the same on every rank."""
         run = self.run
         if run.saver.failed or run.log.failure:  # not on all ranks at a time; `finish` raises on all
-            run.stop.request("failed write")
-        if run.stop.agreed():
-            return "signal"
+            run.stop.request(FAILED_WRITE)
+        if self.deadline.reached(run.saver.longest):
+            run.stop.request(TIME_LIMIT)
+        if self.save_clock.due():
+            run.stop.request_save()
+        if reason := run.stop.agreed():
+            return reason
         if run.stop_after_steps is not None and run.progress.step >= run.stop_after_steps:
             return "--stop-after-steps"
         if run.stop_after_epochs is not None and self.epochs_done >= run.stop_after_epochs:
@@ -120,6 +140,7 @@ class Trainer:
         run, p = self.run, self.run.progress
         if p.step == 0:
             self.validation(figures=False)
+            run.start_up.mark("first validation")
         batches = self.batches()
         self.start_epoch()
         self.meter.restart()
@@ -127,6 +148,8 @@ class Trainer:
         while p.cursor < self.order.total_samples and (reason := self.wanted_stop()) is None:
             before = self.epochs_done
             self.step(batches)
+            if run.start_up.open:
+                self.started_up()
             due = p.step % run.cfg.training.log_every_n_steps == 0
             ended = self.epochs_done > before
             if due or ended or p.cursor >= self.order.total_samples:
@@ -138,6 +161,17 @@ class Trainer:
                 self.save([LATEST])
         self.finish(reason)
         return reason
+
+    def started_up(self) -> None:
+        """After the first step of this life: how long it took to get here."""
+        run = self.run
+        if run.device.type == "cuda":
+            torch.cuda.synchronize(run.device)
+        run.start_up.mark("first step")
+        run.start_up.open = False
+        run.console.line(str(run.start_up))
+        if run.env.rank == 0:
+            note_timing(run.saver.folder, {"step": run.progress.step, "start": run.start_up.phases})
 
     def batches(self) -> Iterator[MicroBatch]:
         run, t = self.run, self.run.cfg.training
@@ -166,6 +200,7 @@ class Trainer:
         samples, self.step_epoch = self.order.batch_size_at(p.cursor), self.epochs_done
         with self.meter.waiting():
             host = [next(batches) for _ in range(self.micro.per_step)]
+        run.start_up.mark("first batch")
         batch = [to_device(micro, samples, cfg.transform, run.device) for micro in host]
         self.set_learning_rates((p.cursor + samples) / self.order.n)
         if has_dropout(cfg):  # keyed by step and rank: nothing to save
@@ -257,6 +292,7 @@ class Trainer:
     def validation(self, figures: bool) -> bool:
         """Validate, log, tell the schedules; True if it is the best so far."""
         run, p, t = self.run, self.run.progress, self.run.cfg.training
+        began = time.monotonic()
         slots = validation_slots(len(run.val), run.env.world_size, run.env.rank, t.batch_size)
         loader = self.loader(run.val, slots, min(run.cfg.data.num_workers, len(slots)))
         looks = LOOKS if run.env.rank == 0 else 0
@@ -277,6 +313,7 @@ class Trainer:
         best = p.step > 0 and metrics["loss"] < (math.inf if p.best is None else p.best)
         if best:
             p.best = metrics["loss"]
+        self.deadline.pause(time.monotonic() - began)
         self.meter.restart()
         return best
 
@@ -284,16 +321,18 @@ class Trainer:
 
     def save_due(self) -> bool:
         every = self.run.cfg.training.save_every_n_steps
-        return every is not None and self.run.progress.step % every == 0
+        by_step = every is not None and self.run.progress.step % every == 0
+        return by_step or self.run.stop.save_agreed
 
     def save(self, links: list[str]) -> None:
         """Copy the state to the host and write it behind training."""
         run, p = self.run, self.run.progress
         p.plateau = {part: schedule.state() for part, schedule in self.schedules.items()}
         state = snapshot(p, run.networks)
-        pieces = fragments(run.networks, run.ema)
+        pieces = saved_fragments(run.networks, run.ema)
         run.saver.save(step_name(p.step), pieces, state, to_yaml(run.cfg), links=links)
         self.saved_at = p.step
+        self.save_clock.met()
         self.meter.restart()
 
     def finish(self, reason: str | None) -> None:

@@ -9,14 +9,26 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 import neuropbr_dist
-from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, Checkpoint, RunLock, clear, find, open_newest
+from neuropbr_dist.checkpoint import (
+    BEST,
+    LATEST,
+    AsyncSaver,
+    Checkpoint,
+    RunLock,
+    SaveTiming,
+    clear,
+    find,
+    open_newest,
+)
 from neuropbr_dist.cluster import (
+    GOES_ON,
     Environment,
     StopFlag,
     detect,
@@ -50,22 +62,28 @@ from neuropbr_dist.training.engines import (
 from neuropbr_dist.training.loop import Run, Trainer
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.start import start_facts
-from neuropbr_dist.training.state import Progress, restore
+from neuropbr_dist.training.state import Progress, restore, saved_fragments
+from neuropbr_dist.training.timings import TIMINGS, StartUp, note_timing
 
 Say = Callable[[str], None]
 PAGE = "report.html"  # the run page, if `launch/report.py` wrote one
-REQUEUE = "requeue"  # marker in the run's folder: stopped by a signal, wants to go on
+REQUEUE = "requeue"  # marker in the run's folder: stopped from outside, wants to go on
+TRACES = "flight_recorder"  # what NCCL did last on each rank, dumped in the run's folder when a collective times out
 
 
-def train(args: argparse.Namespace) -> None:
-    """`launch/train.py`: from parsed arguments to a finished or stopped run."""
+def train(args: argparse.Namespace) -> str | None:
+    """`launch/train.py`: from parsed arguments to a finished or stopped run; returns why it stopped, if it did."""
+    start_up = StartUp()
+    start_up.mark("imports")
     cfg = config_from(args)
     env = detect()
     device = pick_device(cfg.training.device, env)
     console = Console(env.rank == 0)
+    traces = Path(cfg.training.checkpoint_dir) / TRACES
     with ExitStack() as stack:
         if env.distributed:
-            stack.enter_context(process_group(env, device, cfg.training.timeout_minutes))
+            stack.enter_context(process_group(env, device, cfg.training.timeout_minutes, traces))
+            start_up.mark("process group")
         lock = stack.enter_context(RunLock(run_folder(cfg, args)))
         cfg, checkpoint = fresh_or_resumed(cfg, args, console.line)
         if checkpoint is not None:
@@ -73,10 +91,12 @@ def train(args: argparse.Namespace) -> None:
             device = pick_device(cfg.training.device, env)
         engines = {engine_of(cfg, env, part) for part in ("generator", "discriminator")}
         if not env.distributed and engines != {"single"}:
-            stack.enter_context(process_group(env, device, cfg.training.timeout_minutes))
-        run = stack.enter_context(assemble(cfg, args, env, device, console, checkpoint, lock))
+            stack.enter_context(process_group(env, device, cfg.training.timeout_minutes, traces))
+        start_up.mark("checkpoint found and verified" if checkpoint else "run folder")
+        run = stack.enter_context(assemble(cfg, args, env, device, console, checkpoint, lock, start_up))
         reason = Trainer(run).train()
         mark_end(run, reason)
+    return reason
 
 
 # -- fresh start or resume -----------------------------------------------------------------
@@ -135,6 +155,8 @@ def follow_engine_flags(cfg: TrainConfig, args: argparse.Namespace) -> None:
     """A new engine on resume leaves the old one's settings behind."""
     if args.engine not in (None, "auto", "deepspeed"):
         cfg.training.ds_config = cfg.training.ds_config_discriminator = None
+    if args.ds or args.engine not in (None, "auto", "fsdp"):
+        cfg.training.shard, cfg.training.cpu_offload = "world", False
     if args.ds and not args.engine:
         cfg.training.engine = "auto"
 
@@ -154,7 +176,7 @@ def delete_run(folder: Path) -> None:
     if is_rank_0():
         clear(folder)
         logs = (folder / "logs").glob("events.*")
-        names = (METRICS, HISTORY, "samples.jsonl", "wandb_id", PAGE)
+        names = (METRICS, HISTORY, TIMINGS, "samples.jsonl", "wandb_id", PAGE)
         for path in (*(folder / name for name in names), *logs):
             path.unlink(missing_ok=True)
         shutil.rmtree(folder / LOOKS, ignore_errors=True)
@@ -173,10 +195,10 @@ def assemble(
     console: Console,
     checkpoint: Checkpoint | None,
     lock: RunLock,
+    start_up: StartUp,
 ) -> Iterator[Run]:
     """Data, networks, state and log files of the run; closed at the end."""
     t, say = cfg.training, console.line
-    stop = StopFlag()
     torch.use_deterministic_algorithms(t.deterministic)
     samples = open_samples(cfg, env, say, fits=lambda size: check_memory(cfg, size, env, device))
     if t.global_batch_size is None:
@@ -187,10 +209,14 @@ def assemble(
     refuse_differences(facts(cfg, samples), socket.gethostname())
     if checkpoint is not None:
         refuse_data_change(checkpoint, cfg, samples, args.allow_data_change)
+    start_up.mark("data set")
     networks = build_networks(cfg, env, device, backbone)
+    start_up.mark("networks")
     objective = Objective(cfg)
     ema = WeightAverage(networks["generator"], t.ema_decay) if t.ema_decay is not None else None
     progress = restore(checkpoint, networks, ema, say) if checkpoint else Progress()
+    if checkpoint:
+        start_up.mark("load")
     progress.global_batch, progress.data = t.global_batch_size, samples.fingerprint
     progress.lives.append(
         {"step": progress.step, "world_size": env.world_size, "engine": engine_of(cfg, env)}
@@ -210,17 +236,21 @@ def assemble(
         lock=lock,
         log=say,
         timeout=timedelta(minutes=t.timeout_minutes),
-        on_saved=lambda links: say_saved(console, folder, links),
+        on_saved=partial(saved, console, folder),
     )
+    saver.prepare(saved_fragments(networks, ema))
     parameters = count_parameters(cfg)
     describe(cfg, env, device, parameters, say)
     log.started(progress.step, start_facts(cfg, env, device, samples, parameters))
     log.text(progress.step, {"config": to_yaml(cfg)})
+    # Not before: a rank that waits in the set-up for a dead one would wait on, and there is nothing to save yet.
+    stop = StopFlag()
+    start_up.mark("logs")
     try:
         yield Run(
             cfg=cfg, env=env, device=device, source=samples.source, train=samples.train, val=samples.val,
             networks=networks, objective=objective, progress=progress, saver=saver, log=log,
-            console=console, stop=stop, ema=ema, stop_after_epochs=args.stop_after_epochs,
+            console=console, stop=stop, ema=ema, start_up=start_up, stop_after_epochs=args.stop_after_epochs,
             stop_after_steps=args.stop_after_steps,
         )  # fmt: skip
     except UserError as error:
@@ -234,14 +264,18 @@ def assemble(
 
 def facts(cfg: TrainConfig, samples: Samples) -> dict[str, str]:
     """What must be the same on every rank."""
-    files = sorted(Path(neuropbr_dist.__file__).parent.rglob("*.py"))
-    code = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
     return {
-        "code": code,
+        "code": code_hash(),
         "torch version": torch.__version__,
         "configuration": hashlib.sha256(to_yaml(cfg).encode()).hexdigest()[:16],
         "data set": samples.fingerprint,
     }
+
+
+def code_hash() -> str:
+    """Of the package's sources."""
+    files = sorted(Path(neuropbr_dist.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
 def refuse_data_change(checkpoint: Checkpoint, cfg: TrainConfig, samples: Samples, allowed: bool) -> None:
@@ -292,6 +326,12 @@ def describe(
     )
 
 
+def saved(console: Console, folder: Path, path: Path, links: Sequence[str], timing: SaveTiming) -> None:
+    """A save is on disk: on rank 0, in the writing thread."""
+    say_saved(console, folder, links)
+    note_timing(folder, {"step": int(path.name.split("_")[1].split("-")[0]), "save": timing.as_dict()})
+
+
 def say_saved(console: Console, folder: Path, links: Sequence[str]) -> None:
     """The guide's lines, once the save is on disk."""
     for link in links:
@@ -302,12 +342,12 @@ def say_saved(console: Console, folder: Path, links: Sequence[str]) -> None:
 
 
 def mark_end(run: Run, reason: str | None) -> None:
-    """Say how it ended; a stop by signal leaves a marker that the batch script reads."""
+    """Say how it ended; a stop from outside leaves a marker that the batch script reads."""
     folder = Path(run.cfg.training.checkpoint_dir)
     run.log.ended(run.progress.step, reason or "finished")
     if reason is None:
         run.console.line(f"Done: {run.progress.step} steps, {folder}")
         return
-    if reason == "signal" and run.env.rank == 0:
-        (folder / REQUEUE).write_text(f"{run.stop.signal}\n")
+    if reason in GOES_ON and run.env.rank == 0:
+        (folder / REQUEUE).write_text(f"{run.stop.signal or reason}\n")
     run.console.line(f"Stopped ({reason}) after step {run.progress.step}; go on with --resume auto")

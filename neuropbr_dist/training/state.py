@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from neuropbr_dist.checkpoint import Checkpoint, Fragment
+import torch.distributed as dist
+
+from neuropbr_dist.checkpoint import Checkpoint, Fragment, share
 from neuropbr_dist.cluster import everyone
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
@@ -46,6 +48,16 @@ def fragments(networks: dict[str, Network], ema: WeightAverage | None = None) ->
     ]
     averages = ema.fragments() if ema else []
     return found + [replace(piece, name=f"generator/{piece.name}") for piece in averages]
+
+
+def saved_fragments(networks: dict[str, Network], ema: WeightAverage | None = None) -> list[Fragment]:
+    """The pieces that this rank is to save: of a replicated network, whose ranks all hold all of it, its share."""
+    env_rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    found = []
+    for part, network in networks.items():
+        pieces = fragments({part: network}, ema if part == "generator" else None)
+        found += share(pieces, env_rank, world) if network.replicated else pieces
+    return found
 
 
 def snapshot(progress: Progress, networks: dict[str, Network]) -> dict[str, Any]:

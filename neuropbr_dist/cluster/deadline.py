@@ -1,0 +1,116 @@
+"""When the allocation ends, and how early a run must stop to be saved by then."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+BOUNDARIES = 3
+"""Steps from the wish to stop to the stop: the one under way, and the agreement's lag of up to two."""
+RECENT_STEPS = 20
+UNMEASURED_SAVE_S = 60.0
+"""Taken for a save until one has been measured."""
+SAVES = 2
+"""A save may be in flight that the last one waits for."""
+ENDING_S = 20.0
+"""For the ranks to leave and the batch script to requeue the job."""
+ASK_S = 10
+
+
+def allocation_end(env: Mapping[str, str] = os.environ) -> float | None:
+    """End of this job's allocation in Unix seconds. None: no Slurm, no limit, or Slurm doesn't say.
+
+    Newer versions of Slurm tell the job (`SLURM_JOB_END_TIME`), others are asked.
+    """
+    if env.get("SLURM_JOB_END_TIME", "").isdecimal():
+        return float(env["SLURM_JOB_END_TIME"])
+    return ask_slurm(env)
+
+
+def ask_slurm(env: Mapping[str, str] = os.environ) -> float | None:
+    """`allocation_end` as the controller has it now; an administrator may have moved it."""
+    if not env.get("SLURM_JOB_ID"):
+        return None
+    command = ["squeue", "--noheader", "--jobs", env["SLURM_JOB_ID"], "--format", "%e"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S).stdout.split()
+        # An array's tasks come as several lines only when asked for by the array's own number.
+        return datetime.fromisoformat(answer[0]).timestamp()
+    except (OSError, subprocess.TimeoutExpired, IndexError, ValueError):
+        return None  # no squeue in the container, no answer, "NONE"
+
+
+class Deadline:
+    """Rank 0's clock: says when to stop so that the run is saved before its allocation ends.
+
+    The margin is the run's own: three of its longest recent steps, its longest validation, two of its longest
+    saves, and 20 s to leave.
+
+    Args:
+        end: Unix seconds, or None for no end.
+        ask: the end as it stands now; asked once the clock would stop the run. None: unknown.
+        now: clock, Unix seconds.
+    """
+
+    def __init__(
+        self,
+        end: float | None,
+        ask: Callable[[], float | None] = ask_slurm,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.end, self._ask, self._now = end, ask, now
+        self._steps: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._boundary: float | None = None
+        self._paused = 0.0
+        self._longest_pause = 0.0
+
+    def pause(self, seconds: float) -> None:
+        """So long took a validation since the last boundary."""
+        self._paused += seconds
+        self._longest_pause = max(self._longest_pause, seconds)
+
+    def margin(self, save_seconds: float | None) -> float:
+        """Seconds before the end at which to stop.
+
+        Args:
+            save_seconds: longest save so far, from the call until it was on disk; None: none yet.
+        """
+        save = UNMEASURED_SAVE_S if save_seconds is None else save_seconds
+        step = max(self._steps, default=0.0)
+        return BOUNDARIES * step + self._longest_pause + SAVES * save + ENDING_S
+
+    def reached(self, save_seconds: float | None) -> bool:
+        """Called at every step boundary: whether to stop."""
+        now = self._now()
+        if self._boundary is not None:
+            self._steps.append(max(0.0, now - self._boundary - self._paused))
+        self._boundary, self._paused = now, 0.0
+        if self.end is None or now < self.end - self.margin(save_seconds):
+            return False
+        moved = self._ask()
+        if moved is None or moved <= self.end:
+            return True
+        self.end = moved
+        return self.reached(save_seconds)
+
+
+class Every:
+    """A wish that comes every `minutes`, counted from the last time it was met. None: never."""
+
+    def __init__(self, minutes: float | None, now: Callable[[], float] = time.monotonic) -> None:
+        self.minutes, self._now, self._last = minutes, now, now()
+
+    def due(self) -> bool:
+        """True once an interval."""
+        if self.minutes is None or self._now() - self._last < 60 * self.minutes:
+            return False
+        self.met()
+        return True
+
+    def met(self) -> None:
+        """It has just happened, for another reason perhaps."""
+        self._last = self._now()

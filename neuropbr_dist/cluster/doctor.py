@@ -1,0 +1,224 @@
+"""Are all nodes alike and fit for a run: what every rank sees, in one table."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import socket
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from neuropbr_dist.cluster.process_group import everyone
+
+GIB = 2**30
+MOST_SKEW_S = 1.0
+"""Clocks further apart than this are a finding: logs, time limits and `make` go by them."""
+PINGS = 8
+ALL_REDUCE_BYTES = {"cuda": 256 * 2**20, "cpu": 16 * 2**20}
+ROUNDS = 5
+ALIKE = ("Python", "torch", "CUDA", "NCCL", "deepspeed", "GPU", "code", "sample")
+"""Columns that must be the same on every rank."""
+
+
+@dataclass
+class Report:
+    """What one rank sees."""
+
+    host: str
+    facts: dict[str, str]
+    """Column to value, for the columns of `ALIKE`."""
+    skew_s: float = 0.0
+    """This clock ahead of rank 0's."""
+    free_bytes: int = 0
+    all_reduce_s: float = 0.0
+    faults: list[str] = field(default_factory=list)
+    """What is wrong on this rank by itself."""
+
+
+def examine(
+    device: torch.device, code: str, sample: Sequence[Path], folder: Path, needed_bytes: int
+) -> list[Report]:
+    """Every rank's report, in rank order. Collective.
+
+    Args:
+        code: hash of the program.
+        sample: files of one sample of the data set; none for built-in materials.
+        folder: the run's folder, made if missing.
+        needed_bytes: what its saves will take.
+    """
+    report = Report(socket.gethostname(), versions(device) | {"code": code})
+    report.facts["sample"] = checksum(sample, report.faults)
+    report.free_bytes = free_space(folder, needed_bytes, report.faults)
+    report.skew_s = clock_skew()
+    if abs(report.skew_s) > MOST_SKEW_S:
+        report.faults.append(f"its clock is {report.skew_s:+.1f} s off rank 0's")
+    report.all_reduce_s = all_reduce_seconds(device)
+    return everyone(report)
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    try:
+        deepspeed = version("deepspeed")
+    except PackageNotFoundError:
+        deepspeed = "none"
+    cuda = device.type == "cuda"
+    return {
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "CUDA": str(torch.version.cuda) if cuda else "-",
+        "NCCL": ".".join(map(str, torch.cuda.nccl.version())) if cuda else "-",
+        "deepspeed": deepspeed,
+        "GPU": torch.cuda.get_device_name(device) if cuda else "-",
+    }
+
+
+def checksum(files: Sequence[Path], faults: list[str]) -> str:
+    """Of the files' contents; a file that can't be read goes to `faults`."""
+    if not files:
+        return "built-in"
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            digest.update(path.read_bytes())
+        except OSError as error:
+            faults.append(f"{path}: {error.strerror}")
+            return "missing"
+    return digest.hexdigest()[:12]
+
+
+def free_space(folder: Path, needed_bytes: int, faults: list[str]) -> int:
+    """Free bytes at `folder`; one that can't be written to, or is too small, goes to `faults`."""
+    probe = folder / f".doctor-{socket.gethostname()}-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        faults.append(f"{folder} cannot be written to: {error.strerror}")
+        return 0
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        faults.append(f"{folder}: {free / GIB:.1f} GiB free, its saves need {needed_bytes / GIB:.1f}")
+    return free
+
+
+def clock_skew() -> float:
+    """Seconds that this rank's clock is ahead of rank 0's: half a round trip, the shortest of a few. Collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return 0.0
+    rank, skew = dist.get_rank(), 0.0
+    for other in range(1, dist.get_world_size()):
+        if rank == 0:
+            for _ in range(PINGS):
+                dist.recv(torch.empty(1, dtype=torch.float64), src=other)
+                dist.send(torch.tensor([time.time()], dtype=torch.float64), dst=other)
+        elif rank == other:
+            trips = []
+            for _ in range(PINGS):
+                sent, answer = time.time(), torch.empty(1, dtype=torch.float64)
+                dist.send(torch.tensor([sent], dtype=torch.float64), dst=0)
+                dist.recv(answer, src=0)
+                got = time.time()
+                trips.append((got - sent, (sent + got) / 2 - float(answer)))
+            skew = min(trips)[1]
+    return skew
+
+
+def all_reduce_seconds(device: torch.device) -> float:
+    """Median time of an all-reduce of `ALL_REDUCE_BYTES` over all ranks. Collective."""
+    if not dist.is_initialized():
+        return 0.0
+    load = torch.ones(ALL_REDUCE_BYTES[device.type] // 4, device=device)
+    times = []
+    for _ in range(1 + ROUNDS):  # the first connects
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        dist.all_reduce(load)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+        load.fill_(1)
+    return statistics.median(times[1:])
+
+
+# -- the table -------------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """Ranks of one host that see the same."""
+
+    host: str
+    ranks: list[int]
+    facts: dict[str, str]
+    faults: list[str]
+    reports: list[Report]
+
+
+def diagnose(reports: Sequence[Report]) -> tuple[list[str], bool]:
+    """The table's lines, and whether all is well. The most common value of a column is the right one."""
+    usual = {name: Counter(r.facts[name] for r in reports).most_common(1)[0][0] for name in ALIKE}
+    rows: dict[tuple[str, ...], Row] = {}
+    for rank, report in enumerate(reports):
+        key = (report.host, *report.facts.values(), *report.faults)
+        row = rows.setdefault(key, Row(report.host, [], report.facts, report.faults, []))
+        row.ranks.append(rank)
+        row.reports.append(report)
+    header = ["", "node", "ranks", *ALIKE, "skew ms", "free GiB", "all-reduce ms"]
+    cells, findings = [header], []
+    for row in rows.values():
+        odd = [name for name in ALIKE if row.facts[name] != usual[name]]
+        bad = bool(odd or row.faults)
+        cells.append(
+            ["!" if bad else "", row.host, spans(row.ranks), *(row.facts[n] for n in ALIKE), *figures(row)]
+        )
+        place = f"! {row.host} (rank {spans(row.ranks)}): "
+        findings += [place + f"{name} {row.facts[name]}, elsewhere {usual[name]}" for name in odd]
+        findings += [place + fault for fault in row.faults]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+    table = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return table + findings, not findings
+
+
+def figures(row: Row) -> list[str]:
+    furthest = max((r.skew_s for r in row.reports), key=abs)
+    return [
+        f"{1000 * furthest:+.1f}",
+        f"{min(r.free_bytes for r in row.reports) / GIB:.1f}",
+        f"{1000 * max(r.all_reduce_s for r in row.reports):.1f}",
+    ]
+
+
+def spans(ranks: Sequence[int]) -> str:
+    """[0, 1, 2, 5] as 0-2,5."""
+    parts: list[list[int]] = []
+    for rank in ranks:
+        if parts and rank == parts[-1][-1] + 1:
+            parts[-1].append(rank)
+        else:
+            parts.append([rank])
+    return ",".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
+
+
+def bandwidth_line(reports: Sequence[Report], device_type: str) -> str:
+    """Of the slowest rank. Bus bandwidth: what each link carries, 2 (n - 1) / n of the message."""
+    count, seconds = len(reports), max(r.all_reduce_s for r in reports)
+    if count == 1 or seconds == 0:
+        return "All-reduce: one rank, nothing to measure"
+    size = ALL_REDUCE_BYTES[device_type]
+    rate = size / seconds / 1e9
+    return (
+        f"All-reduce of {size / 2**20:.0f} MiB over {count} ranks: {rate:.2f} GB/s, "
+        f"bus bandwidth {rate * 2 * (count - 1) / count:.2f} GB/s"
+    )

@@ -1,0 +1,57 @@
+"""`launch/submit.py --doctor`: would this run find the same machine on every node?"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+
+from neuropbr_dist.cluster import detect, from_rank_0, pick_device, process_group
+from neuropbr_dist.cluster.doctor import bandwidth_line, diagnose, examine
+from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.config.cli import config_from
+from neuropbr_dist.data.layout import scan
+from neuropbr_dist.data.packed import HEAD, INDEX_FILES
+from neuropbr_dist.data.sources import default_folders
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.training.run import code_hash, count_parameters
+
+STATE_BYTES = 12  # a parameter and Adam's two moments, float32
+
+
+def doctor(args: argparse.Namespace) -> bool:
+    """Print the table of all ranks (rank 0); whether all is well, on every rank."""
+    cfg = config_from(args)
+    env = detect()
+    device = pick_device(cfg.training.device, env)
+    with ExitStack() as stack:
+        if env.distributed:
+            stack.enter_context(process_group(env, device, cfg.training.timeout_minutes))
+        sample = from_rank_0(one_sample(cfg) if env.rank == 0 else None)
+        if isinstance(sample, UserError):
+            raise sample
+        saves = (cfg.training.keep_latest + 1) * STATE_BYTES * sum(count_parameters(cfg).values())
+        reports = examine(device, code_hash(), sample, Path(cfg.training.checkpoint_dir), saves)
+    lines, well = diagnose(reports)
+    if env.rank == 0:
+        print("\n".join([*lines, bandwidth_line(reports, device.type)]))
+        nodes = len({report.host for report in reports})
+        print(
+            f"{len(reports)} rank(s) on {nodes} node(s): {'all well' if well else 'not well, see !'}",
+            flush=True,
+        )
+    return well
+
+
+def one_sample(cfg: TrainConfig) -> list[Path] | UserError:
+    """Files of the set's first sample, or of a packed set's index; what is wrong with the set goes to all ranks."""
+    if cfg.data.packed_dir is not None:
+        return [Path(cfg.data.packed_dir) / name for name in (HEAD, *INDEX_FILES)]
+    try:
+        folders = default_folders(cfg.data)
+        if folders is None:
+            return []
+        samples = scan(*folders, cfg.data.metadata_path, cfg.data.render_curriculum)
+    except UserError as error:
+        return error
+    return [Path(path) for path in (*samples[0].views, *samples[0].maps)]

@@ -1,0 +1,55 @@
+"""Where a run's time outside of its steps goes: `timings.jsonl`, one line a start and a save."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.monitor.writers import JsonLines
+
+TIMINGS = "timings.jsonl"
+
+
+class StartUp:
+    """Seconds of each phase between the process's start and the end of its first step."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self.phases: dict[str, float] = {}
+        self._last = time.monotonic() - process_age()
+
+    def mark(self, phase: str) -> None:
+        """`phase` has just ended."""
+        if self.open:
+            now = time.monotonic()
+            self.phases[phase] = round(now - self._last, 3)
+            self._last = now
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in self.phases.items())
+        return f"Start-up: {sum(self.phases.values()):.1f} s: {parts}"
+
+
+def process_age() -> float:
+    """Seconds since this process began; 0 where the system doesn't tell (no /proc)."""
+    if not os.path.exists("/proc/self/stat"):
+        return 0.0
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # the name may hold blanks
+    began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return max(0.0, float(Path("/proc/uptime").read_text().split()[0]) - began)
+
+
+def note_timing(folder: Path, record: Mapping[str, Any]) -> None:
+    """Append a line to the run's timings.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    try:
+        JsonLines(folder / TIMINGS).line(dict(record))
+    except OSError as error:
+        raise UserError(f"{folder / TIMINGS} can't be written: {error}") from error

@@ -1,0 +1,156 @@
+"""The end of the allocation: asked of Slurm, and how early a run stops before it."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from neuropbr_dist.cluster import Deadline, Every, allocation_end
+from neuropbr_dist.cluster.deadline import ENDING_S, UNMEASURED_SAVE_S
+from tests import train_runs
+
+pytestmark = train_runs.SINGLE_PROCESS_SAVES
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def squeue(folder: Path, answer: str) -> dict[str, str]:
+    """An environment whose `squeue` answers so, given the right words."""
+    folder.mkdir(exist_ok=True)
+    program = folder / "squeue"
+    program.write_text(f'#!/bin/sh\n[ "$*" = "--noheader --jobs 7 --format %e" ] && echo "{answer}"\n')
+    program.chmod(0o755)
+    return {"SLURM_JOB_ID": "7"}
+
+
+def test_the_end_comes_from_slurms_variable_or_squeue(tmp_path, monkeypatch):
+    assert allocation_end({}) is None
+    assert allocation_end({"SLURM_JOB_END_TIME": "1764000000", "SLURM_JOB_ID": "7"}) == 1764000000
+    env = squeue(tmp_path, "2026-11-24T12:05:00")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert allocation_end(env) == datetime(2026, 11, 24, 12, 5).timestamp()
+
+
+@pytest.mark.parametrize("answer", ["", "NONE", "N/A", "slurm_load_jobs error"])
+def test_no_answer_is_no_end(tmp_path, monkeypatch, answer):
+    env = squeue(tmp_path, answer)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert allocation_end(env) is None
+
+
+def test_no_slurm_programs_are_no_end(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert allocation_end({"SLURM_JOB_ID": "7"}) is None
+
+
+def stops_at(end: float, step: float, pause: float = 0.0, save: float | None = 5.0) -> float:
+    """Clock time of the stop of a run whose steps take `step` seconds, its first validation `pause`."""
+    clock = Clock()
+    deadline = Deadline(end, ask=lambda: end, now=clock)
+    deadline.pause(pause)
+    while not deadline.reached(save):
+        clock.now += step
+    return clock.now
+
+
+def test_the_margin_follows_the_runs_own_steps_saves_and_validations():
+    margin = 3 * 2 + 2 * 5 + ENDING_S
+    assert stops_at(2000, step=2) == 2000 - margin
+    assert stops_at(2000, step=2, pause=30) == 2000 - margin - 30
+    assert stops_at(2000, step=2, save=None) == 2000 - margin + 2 * 5 - 2 * UNMEASURED_SAVE_S
+
+
+def test_a_slow_first_step_is_forgotten():
+    """It compiles; fifty ordinary steps later the margin is theirs."""
+    clock = Clock()
+    deadline = Deadline(5000, ask=lambda: 5000, now=clock)
+    for step in [110.0] + [1.0] * 50:
+        assert not deadline.reached(5)
+        clock.now += step
+    assert deadline.margin(5) == 3 * 1 + 2 * 5 + ENDING_S
+
+
+def test_an_end_that_was_moved_moves_the_stop():
+    clock, asked = Clock(), []
+    deadline = Deadline(1100, ask=lambda: asked.append(clock.now) or 1500, now=clock)
+    while not deadline.reached(1):
+        clock.now += 1
+    assert clock.now == 1500 - (3 + 2 + ENDING_S)
+    assert asked == [1100 - (3 + 2 + ENDING_S), clock.now]  # not at every step
+
+
+def test_no_end_never_stops():
+    assert not Deadline(None).reached(None)
+
+
+def test_every_so_many_minutes():
+    clock = Clock()
+    every = Every(2, now=clock)
+    clock.now += 119
+    assert not every.due()
+    clock.now += 1
+    assert every.due() and not every.due()
+    clock.now += 100
+    every.met()  # saved for another reason
+    clock.now += 119
+    assert not every.due()
+    assert not Every(None, now=clock).due()
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_stops_in_time_and_asks_to_be_requeued(tmp_path, world):
+    """The allocation has 80 s left: as no save is measured yet, that is too little."""
+    env = {"SLURM_JOB_END_TIME": str(int(time.time()) + 80)}
+    ended = train_runs.run(tmp_path, world=world, env=env)
+    assert ended.code == 0, ended.err
+    assert "Stopped (time limit) after step" in ended.out
+    assert (tmp_path / "requeue").read_text() == "time limit\n"
+    stopped = train_runs.state(tmp_path)["step"]
+    assert stopped <= 2
+    ended = train_runs.resume(tmp_path)
+    assert ended.code == 0 and "Done: 10 steps" in ended.out, ended
+    assert not (tmp_path / "requeue").exists()
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_saves_every_so_many_minutes(tmp_path, world):
+    """At once, that is at every boundary; each save with its line in `timings.jsonl`."""
+    ended = train_runs.run(
+        tmp_path, world=world, training__save_every_n_minutes=1e-9, training__keep_latest=100
+    )
+    assert ended.code == 0, ended.err
+    steps = [int(path.name.removeprefix("step_")) for path in sorted(tmp_path.glob("step_*"))]
+    lag = 0 if world == 1 else 1
+    assert steps == list(range(1 + lag, 11))
+    timings = train_runs.timings(tmp_path)
+    assert [line["step"] for line in timings if "save" in line] == steps
+    assert all(line["save"]["bytes"] > 10_000 for line in timings if "save" in line)
+    (start,) = [line["start"] for line in timings if "start" in line]
+    assert {"imports", "data set", "networks", "first batch", "first step"} <= start.keys()
+
+
+@pytest.mark.multiprocess
+def test_ranks_share_a_replicated_save(tmp_path):
+    """Under DDP each rank writes its half; whole tensors come out."""
+    for world, engine in ((1, "single"), (2, "ddp")):
+        ended = train_runs.run(tmp_path / engine, "--engine", engine, "--stop-after-steps", "1", world=world)
+        assert ended.code == 0, ended.err
+    sizes: dict[str, int] = {}
+    for file in (tmp_path / "ddp" / "latest").glob("shard_*.bin"):
+        rank = file.name.split("_")[1]
+        sizes[rank] = sizes.get(rank, 0) + file.stat().st_size
+    assert abs(sizes["00000"] - sizes["00001"]) <= 8
+    one, two = train_runs.tensors(tmp_path / "single"), train_runs.tensors(tmp_path / "ddp")
+    assert {n: t.shape for n, t in one.items()} == {n: t.shape for n, t in two.items()}
+    assert all((one[n].double() - two[n].double()).abs().max() < 1e-3 for n in one)

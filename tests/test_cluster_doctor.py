@@ -1,0 +1,148 @@
+"""`launch/submit.py --doctor`: one process, torchrun, Slurm; what differs is marked and named."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from neuropbr_dist.cluster import doctor
+from neuropbr_dist.cluster.doctor import ALIKE, Report, diagnose, spans
+from tests import train_runs
+from tests.distributed import ENVIRONMENT, ROOT, run
+from tests.slurm import running_cluster
+
+WITHIN_S = 120
+WELL = {name: "1" for name in ALIKE}
+
+
+def reports(count: int) -> list[Report]:
+    return [Report(f"node{rank // 2}", dict(WELL)) for rank in range(count)]
+
+
+def test_alike_ranks_are_a_row_a_node():
+    lines, well = diagnose(reports(4))
+    assert well and len(lines) == 3
+    assert [line.split()[:2] for line in lines[1:]] == [["node0", "0-1"], ["node1", "2-3"]]
+
+
+def test_what_differs_from_most_is_marked_even_on_rank_0():
+    found = reports(6)
+    found[0].facts["torch"] = found[1].facts["torch"] = "2"
+    lines, well = diagnose(found)
+    assert not well
+    assert [line.startswith("!") for line in lines] == [False, True, False, False, True]
+    assert lines[-1] == "! node0 (rank 0-1): torch 2, elsewhere 1"
+
+
+def test_a_fault_of_one_rank_is_marked_and_named():
+    found = reports(4)
+    found[3].faults.append("/data/a.png: No such file or directory")
+    lines, well = diagnose(found)
+    assert not well
+    assert [line.split()[:3] for line in lines[1:4]] == [
+        ["node0", "0-1", "1"], ["node1", "2", "1"], ["!", "node1", "3"],
+    ]  # fmt: skip
+    assert lines[-1] == "! node1 (rank 3): /data/a.png: No such file or directory"
+
+
+def test_spans():
+    assert spans([0]) == "0" and spans([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+
+
+def skewed(ahead: float) -> float:
+    """`clock_skew` where rank 1's clock is so far ahead."""
+    real = doctor.time.time
+    try:
+        if dist.get_rank() == 1:
+            doctor.time.time = lambda: real() + ahead
+        return doctor.clock_skew()
+    finally:
+        doctor.time.time = real
+
+
+@pytest.mark.multiprocess
+def test_the_clocks_skew_is_measured():
+    first, second, third = run(3, f"{__name__}:skewed", ahead=100.0)
+    assert first == 0
+    assert abs(second - 100) < 1 and abs(third) < 1
+
+
+def test_reading_and_writing(tmp_path):
+    faults: list[str] = []
+    (tmp_path / "a").write_text("a")
+    one = doctor.checksum([tmp_path / "a"], faults)
+    (tmp_path / "a").write_text("b")
+    assert doctor.checksum([tmp_path / "a"], faults) != one and faults == []
+    assert doctor.checksum([tmp_path / "gone"], faults) == "missing"
+    assert doctor.free_space(tmp_path, 0, faults) > 0
+    doctor.free_space(tmp_path, 2**70, faults)
+    doctor.free_space(Path("/dev/null/run"), 0, faults)
+    assert [fault.split(": ")[0] for fault in faults] == [
+        f"{tmp_path}/gone", str(tmp_path), "/dev/null/run cannot be written to",
+    ]  # fmt: skip
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]  # no probe is left
+
+
+def call(*launcher: str, words: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, "launch/submit.py", "--doctor", *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=WITHIN_S, cwd=ROOT, env={**os.environ, **ENVIRONMENT}
+    )
+
+
+def test_one_process(tmp_path):
+    done = call(words=["--checkpoint-dir", str(tmp_path), *train_runs.tiny_words()])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 rank(s) on 1 node(s): all well" in done.stdout
+
+
+def test_a_missing_data_set_is_one_line(tmp_path):
+    done = call(words=["--checkpoint-dir", str(tmp_path), "--device", "cpu", "--input-dir", "/no/such",
+                       "--output-dir", "/no/such"])  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: /no/such: no such folder")
+
+
+@pytest.mark.multiprocess
+def test_torchrun_and_too_little_space(tmp_path):
+    """A network of 10^9 parameters and more, whose saves fit nowhere."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    huge = ["model.transformer_dim=1048576", "model.transformer_depth=1000"]
+    words = ["--checkpoint-dir", str(tmp_path), *train_runs.tiny_words()]
+    done = call(*torchrun, words=words + [word for h in huge for word in ("--set", h)])
+    assert done.returncode != 0
+    assert "GiB free, its saves need" in done.stdout and "not well, see !" in done.stdout
+
+
+@pytest.mark.slurm
+@pytest.mark.multiprocess
+def test_srun_names_the_node_that_differs(tmp_path):
+    """The second node can't write to the run's folder: a file stands in its way there."""
+    words = [*train_runs.tiny_words(), "--checkpoint-dir", "/tmp/neuropbr-doctor/run"]
+    with running_cluster() as cluster:
+        srun = ["srun", "--nodes=2", "--ntasks-per-node=2", "--overcommit", "--export=ALL"]
+        command = [sys.executable, "launch/submit.py", "--doctor"]
+        env = {**deepcopy(cluster.env), **ENVIRONMENT}
+        own = [*words[:-1], str(tmp_path / "run")]
+        done = subprocess.run(
+            [*srun, *command, *own], capture_output=True, text=True, timeout=WITHIN_S, cwd=ROOT, env=env
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "4 rank(s) on 2 node(s): all well" in done.stdout
+        blocked = f"/proc/self/{'uid_map'}/run"
+        spoil = (
+            f'[ $SLURM_NODEID = 0 ] && d={tmp_path}/run || d={blocked}; exec "$0" "$@" --checkpoint-dir $d'
+        )
+        done = subprocess.run(
+            [*srun, "bash", "-c", spoil, *command, *words[:-2]],
+            capture_output=True, text=True, timeout=WITHIN_S, cwd=ROOT, env=env,
+        )  # fmt: skip
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert f"! node2 (rank 2-3): {blocked} cannot be written to: Not a directory" in done.stdout
+        assert [line[:1] for line in done.stdout.splitlines()[:3]] == [" ", " ", "!"]
