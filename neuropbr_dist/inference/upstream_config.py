@@ -14,7 +14,7 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.upstream_file import UpstreamFile
 
 # Blocks of the four stages, and whether they are bottlenecks (He et al. 2016, table 1).
-BACKBONES = {
+BACKBONES: dict[tuple[tuple[int, ...], bool], str] = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
     ((3, 4, 6, 3), True): "resnet50",

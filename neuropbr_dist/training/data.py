@@ -78,16 +78,20 @@ def check_discriminator(model: ModelConfig, size: int) -> None:
 
 
 def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) -> Source:
+    """The source that `cfg.data` means; what it left open is filled in, to be saved with the run. Collective."""
     if cfg.data.packed_dir is not None:
         return open_packed(cfg)
     folders = from_rank_0(default_folders(cfg.data))
     if folders is None:
         source = BuiltinSource(cfg.data, cfg.training.seed)
+        why = "data.builtin" if cfg.data.builtin else "No data named and none at ./data"
+        cfg.data.builtin = True
         say(
-            f"No data named and none at ./data: training on {cfg.data.builtin_count} built-in procedural "
+            f"{why}: training on {cfg.data.builtin_count} built-in procedural "
             f"materials at {source.size} px (--input-dir and --output-dir take your own)"
         )
         return source
+    cfg.data.input_dir, cfg.data.output_dir = map(str, folders)
     entries = scan_on_rank_0(cfg, folders, say)
     cache = Path(cfg.training.checkpoint_dir) / f"headers-{env.rank}.json"
     cache.parent.mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,7 @@ def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> tup
 
 
 def module_table(network: nn.Module, x: Tensor) -> str:
-    """One row a segment: output shape, parameters, and the memory its output and parameters take."""
+    """One row a segment or module outside of them: output shape, parameters, memory of both."""
     rows, hooks = [], []
 
     def note(name: str, module: nn.Module, out: Tensor) -> None:
@@ -98,7 +98,7 @@ def module_table(network: nn.Module, x: Tensor) -> str:
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
         rows.append((name, tuple(out.shape), params, trained, 4 * params / 2**20, out.nbytes / 2**20))
 
-    for name, module in {**network.segments(), "whole": network}.items():  # type: ignore[operator]
+    for name, module in {**parts(network), "whole": network}.items():
         hooks.append(module.register_forward_hook(lambda m, _i, o, name=name: note(name, m, o)))
     with torch.no_grad():
         network(x)
@@ -112,6 +112,18 @@ def module_table(network: nn.Module, x: Tensor) -> str:
         for name, shape, params, trained, weights, out in rows
     ]
     return "\n".join([head, *lines])
+
+
+def parts(network: nn.Module) -> dict[str, nn.Module]:
+    """The segments, and every module outside of them that holds parameters of its own: together, all of them."""
+    segments: dict[str, nn.Module] = network.segments()  # type: ignore[operator]
+    inside = {id(m) for segment in segments.values() for m in segment.modules()}
+    outside = {
+        name: m
+        for name, m in network.named_modules()
+        if id(m) not in inside and any(True for _ in m.parameters(recurse=False))
+    }
+    return segments | outside
 
 
 def overfit(

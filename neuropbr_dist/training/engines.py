@@ -22,6 +22,7 @@ from neuropbr_dist.models import (
     pretrained_backbone,
 )
 from neuropbr_dist.parallel import Adam, Network, Plan, build_network
+from neuropbr_dist.parallel.zero_section import refuse_unknown
 from neuropbr_dist.training.estimate import refuse_too_small
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
@@ -182,7 +183,7 @@ def ds_config(cfg: TrainConfig, env: Environment, precision: str, part: str) -> 
     t, path = cfg.training, ds_path(cfg, env, part)
     assert path is not None and t.global_batch_size is not None  # engine_of has seen to the file
     micro = micro_batches(t.global_batch_size, env.world_size, t.batch_size)
-    return resolve_ds(
+    tree = resolve_ds(
         path,
         global_batch=t.global_batch_size,
         micro_batch=micro.size,
@@ -191,3 +192,5 @@ def ds_config(cfg: TrainConfig, env: Environment, precision: str, part: str) -> 
         clip=t.grad_clip_norm,
         precision=precision,
     )
+    refuse_unknown(tree["zero_optimization"], path)
+    return tree
