@@ -1,8 +1,8 @@
 """The commands of README.md and docs/*.md, and which of them can run here.
 
-A command is a line of a ```bash block (continuations joined), or inline code that begins with a program's
-name and an argument. A comment in the Markdown marks what isn't run as it stands; it holds for the block that
-follows it, or for its own line:
+A command is a line of a ```bash block (continuations joined; a block with loops or branches is one command), or
+inline code that begins with a program's name and an argument. A comment in the Markdown marks what isn't run as it
+stands; it holds for the block that follows it, or for its own line:
 
     <!-- gpu -->      needs GPUs           checked, not run
     <!-- slurm -->    needs a cluster      checked, not run
@@ -50,11 +50,7 @@ class Example(NamedTuple):
 
 
 def examples(page: Path) -> list[Example]:
-    """Everything on a page that a reader would run, in order.
-
-    Raises:
-        ValueError: a mark that isn't one of `MARKS`.
-    """
+    """Everything on a page that a reader would run, in order."""
     return list(_examples(page))
 
 
@@ -67,9 +63,7 @@ def _examples(page: Path) -> Iterator[Example]:
             yield from _of_block(place, line.removeprefix("```").strip(), _block(lines), mark)
             mark = None
             continue
-        found = re.findall(r"<!-- (\w+) -->", line)
-        if unknown := [word for word in found if word not in MARKS]:
-            raise ValueError(f"{place}: mark {unknown[0]!r}; allowed: {', '.join(MARKS)}")
+        found = re.findall(rf"<!-- ({'|'.join(MARKS)}) -->", line)
         if line.startswith("<!--"):
             mark = found[0] if found else mark
         for code in re.findall(r"`([^`]+)`", line):
@@ -90,7 +84,9 @@ def _of_block(place: str, language: str, block: list[str], mark: str | None) -> 
     if language == "python":
         yield Example(place, "\n".join(block), mark, python=True)
     if language in ("bash", "sh", "console"):
-        for command in re.sub(r"\\\n\s*", "", "\n".join(block)).splitlines():
+        text = re.sub(r"\\\n\s*", "", "\n".join(block))
+        compound = re.search(r"(?m)^\s*(for|while|until|if|case)\b", text)
+        for command in [text] if compound else text.splitlines():
             if shlex.split(command, comments=True):
                 yield Example(place, command, mark)
 
@@ -100,9 +96,25 @@ def _of_block(place: str, language: str, block: list[str], mark: str | None) -> 
 
 def faults(command: str, root: Path) -> list[str]:
     """What a reader would stumble over: absent scripts, files and make targets, words that no parser takes."""
-    if "=$(" in command:
-        command = command.replace("=$(", "= ").replace(")", "")
-    words = [word for word in shlex.split(command, comments=True) if "$" not in word]
+    return [fault for words in simple_commands(command) for fault in _faults(words, root)]
+
+
+def simple_commands(text: str) -> Iterator[list[str]]:
+    """The words of each command between a shell's operators, its variables replaced by a word."""
+    text = re.sub(r"(?m)(^|\s)#.*$", "", text)
+    text = re.sub(r"\$\(\(.*?\)\)", "0", text).replace("$(", " ; ")
+    lexer = shlex.shlex(text.replace("\n", " ; "), posix=True, punctuation_chars=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    words: list[str] = []
+    for word in [*lexer, ";"]:
+        if re.fullmatch(r"[();<>|&]+", word):
+            yield words
+            words = []
+        elif word not in ("$@", "…"):
+            words.append(re.sub(r"\$(\w+|\{.*?\})", "X", word))
+
+
+def _faults(words: list[str], root: Path) -> list[str]:
     while words and re.fullmatch(r"\w+=.*", words[0]):
         words.pop(0)
     if words and words[0] == "make":

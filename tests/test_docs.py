@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests import upstream_stand_in as upstream
 from tests.distributed import ENVIRONMENT, ROOT
 from tests.doc_commands import Example, examples, faults, shortened
 from tests.material_files import write_set
@@ -34,6 +36,7 @@ def folder(tmp_path_factory) -> Path:
         (shutil.copytree if source.is_dir() else shutil.copy)(
             source, root / name, **({"ignore": ignored} if source.is_dir() else {})
         )
+    torch.save(upstream.content(), root / "best_model.pth")
     renders, maps = write_set(
         root / "data", {f"sample_{i:04d}": f"material_{i}" for i in range(16)}, size=SIZE
     )
@@ -128,9 +131,30 @@ def test_commands_are_found_with_their_marks(tmp_path):
         ("A=1 python launch/infer.py --checkpoint x", "slurm"),
         ("make check", None),
     ]
-    page.write_text("<!-- never -->\n")
-    with pytest.raises(ValueError, match=r"page\.md:1: mark 'never'; allowed: gpu, slurm"):
-        examples(page)
+
+
+LOOP = """<!-- gpu -->
+```bash
+run=checkpoints/long
+while :; do   # for ever
+    python launch/train.py --checkpoint-dir "$run" "$@" || code=$?
+    sbatch slurm/train.sbatch --set training.epochs=$((N + 1)) --epochs "${EPOCHS:-1}"
+done
+```
+"""
+
+
+def test_a_loop_is_one_command_and_its_lines_are_checked(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(LOOP)
+    (example,) = examples(page)
+    assert example.mark == "gpu" and example.text.startswith("run=checkpoints/long\nwhile")
+    assert faults(example.text, ROOT) == ["train: its parser refuses --set training.epochs=0 --epochs X"]
+    corrected = example.text.replace('"${EPOCHS:-1}"', "3").replace("epochs=$((N + 1))", "epochs=2")
+    assert faults(corrected, ROOT) == []
+    assert faults(corrected.replace("--check", "--no-check"), ROOT) == [
+        "train: its parser refuses --no-checkpoint-dir X"
+    ]
 
 
 @pytest.mark.parametrize(
