@@ -20,6 +20,10 @@ from neuropbr_dist.data.layout import MAP_NAMES, MapName, Sample
 from neuropbr_dist.data.png import IEND, NOT_WHOLE, SIGNATURE, inflated
 from neuropbr_dist.errors import UserError
 
+# Pillow gives freed picture memory back to the system by default, and touching new memory takes as long
+# as decoding a fifth of it. Blocks are of 16 MiB.
+Image.core.set_blocks_max(8)
+
 Role = Literal["view"] | MapName
 """What a picture is used as; decides which colour types are allowed."""
 

@@ -51,7 +51,8 @@ def load_batch(
         UserError: a file can't be read, or holds what it may not.
     """
     count, side = len(slots), source.size
-    views, maps = empty(count, 3, 3, side, side), empty(count, 8, side, side)
+    views, maps = empty(count * 17 * side * side).split([count * 9 * side * side, count * 8 * side * side])
+    views, maps = views.view(count, 3, 3, side, side), maps.view(count, 8, side, side)
     chosen = [entries[slot.index] for slot in slots]
     for i, entry in enumerate(chosen):
         source.load_into(entry, views[i].numpy(), maps[i].numpy())
@@ -62,14 +63,14 @@ def load_batch(
     return MicroBatch(views, maps, weights, [entry.key for entry in chosen], turns)
 
 
-def empty(*shape: int) -> Tensor:
-    """Fresh memory for uint8 pictures; in a worker process shared with its parent."""
+def empty(nbytes: int) -> Tensor:
+    """Fresh memory, uint8 (nbytes,); in a worker process shared with its parent."""
     if get_worker_info() is None:
         # numpy asks for huge pages, torch doesn't: touching 71 MB for the first time costs 1 ms or 30.
-        return torch.from_numpy(np.empty(shape, np.uint8))
+        return torch.from_numpy(np.empty(nbytes, np.uint8))
     # As `default_collate` does: memory that isn't shared yet would be copied on its way to the parent.
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
+    storage = torch.UntypedStorage._new_shared(nbytes)
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (nbytes,))  # type: ignore[call-overload]
 
 
 def as_it_is(batch: MicroBatch | UserError) -> MicroBatch | UserError:
