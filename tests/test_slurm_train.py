@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +197,54 @@ def test_torchrun_hands_the_warning_to_its_ranks(cluster, tmp_path):
     cluster.call("scancel", "--batch", "--signal=USR1", job.id)
     gate.open()
     assert assert_went_on(job) > saved
+
+
+def test_torchrun_goes_on_without_a_lost_node(cluster, tmp_path):
+    """The job keeps its other nodes and goes on from the last save, in the same start."""
+    gate = Gate(tmp_path)
+    job, saved = held(cluster, tmp_path, gate, script="slurm/elastic.sbatch")
+    cluster.lose_node("node2")
+    gate.open()
+    job.completes()
+    assert job.restarts() == 0
+    lives = train_runs.state(job.folder)["lives"]
+    assert [(life["step"], life["world_size"]) for life in lives] == [(0, 2), (saved, 1)]
+    assert_every_step_once(job)
+    cluster.start_node("node2")
+    cluster.until(lambda: "idle" in cluster.call("sinfo", "-h", "-n", "node2", "-o", "%T"), "node2 is back")
+
+
+def test_torchrun_without_its_first_node_is_requeued(cluster, tmp_path):
+    """That one hosts the rendezvous and runs the batch script."""
+    gate = Gate(tmp_path)
+    job, saved = held(cluster, tmp_path, gate, script="slurm/elastic.sbatch")
+    cluster.lose_node("node1")
+    gate.open()
+    cluster.until(lambda: job.restarts() == 1, "requeued")
+    cluster.start_node("node1")
+    assert_went_on(job, saved)
+
+
+def test_a_run_stops_before_its_time_limit_and_is_requeued(cluster, tmp_path):
+    """By itself: the warning signal is one that nobody minds. A limit is a whole minute at least."""
+    flags = ["--nodes=2", "--ntasks-per-node=1", "--time=1", "--signal=URG@1"]
+    words = ["--set", "training.epochs=100000", "--set", "training.keep_latest=1"]
+    job = Submitted(cluster, tmp_path, *flags, words=words, ENGINE="fsdp")
+    cluster.until(lambda: "Stopped (time limit) after step" in job.log, "stopped by itself", job=job.id)
+    cluster.until(lambda: len(lives_of(job)) == 2, "goes on")
+    assert job.restarts() == 1
+    stopped = int(re.search(r"Stopped \(time limit\) after step (\d+)", job.log)[1])
+    assert [life["step"] for life in lives_of(job)] == [0, stopped]
+    cluster.call("scancel", job.id)
+    cluster.until(lambda: cluster.call("squeue", "-h", "-j", job.id) == "", "gone")
+
+
+def lives_of(job: Submitted) -> list[dict[str, int]]:
+    """Of the newest save; it may be on its way out."""
+    try:
+        return json.loads((job.folder / "latest" / "state.json").read_text())["lives"]
+    except FileNotFoundError:
+        return []
 
 
 # -- what the script makes of a request ----------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Measurements and estimates: what `launch/benchmark.py` calls."""
