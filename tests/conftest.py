@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from tests.distributed import close_pools
+from tests.train_runs import half_run, whole_run
 
 torch.set_num_threads(1)
 
@@ -21,6 +23,18 @@ SUMMARY: dict[str, list[str]] = {}
 def pools():
     yield
     close_pools()
+
+
+@pytest.fixture
+def uninterrupted():
+    """A whole tiny run (`tests.train_runs.whole_run`). Not to be written to."""
+    return whole_run()
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A copy of the same run, stopped half-way."""
+    return shutil.copytree(half_run(), tmp_path / "run", symlinks=True)
 
 
 @pytest.fixture(scope="session")

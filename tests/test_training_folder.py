@@ -1,32 +1,18 @@
 """A run's folder: what may be started in it, and what stands in it afterwards."""
 
-import shutil
-
 import pytest
 
 from tests.train_runs import (
     SINGLE_PROCESS_SAVES,
     assert_same_run,
     command,
-    half_run,
     resume,
     run,
     state,
     tensors,
-    whole_run,
 )
 
 pytestmark = SINGLE_PROCESS_SAVES
-
-
-@pytest.fixture
-def uninterrupted():
-    return whole_run()
-
-
-@pytest.fixture
-def stopped(tmp_path):
-    return shutil.copytree(half_run(), tmp_path / "run", symlinks=True)
 
 
 # -- what is refused -------------------------------------------------------------------------

@@ -21,20 +21,9 @@ from tests.train_runs import (
     start,
     state,
     tensors,
-    whole_run,
 )
 
 pytestmark = SINGLE_PROCESS_SAVES
-
-
-@pytest.fixture
-def uninterrupted():
-    return whole_run()
-
-
-@pytest.fixture
-def stopped(tmp_path):
-    return shutil.copytree(half_run(), tmp_path / "run", symlinks=True)
 
 
 # -- bit for bit -----------------------------------------------------------------------------
