@@ -107,9 +107,20 @@ wants_to_go_on() {
 
 # Back into the queue under the same job number, if the run wants to go on.
 requeue_if_stopped() {
-  local job
-  job=$(job_name)
   wants_to_go_on "$1" || return 0
+  requeue "$(job_name)"
+}
+
+# From another node of the job: back into the queue if `node` gives no sign of life.
+requeue_if_lost() {
+  local node=$1 job=$2
+  timeout 60 srun --overlap --overcommit --nodes=1 --ntasks=1 --nodelist="$node" true 2>/dev/null && return 0
+  echo "$node is silent"
+  requeue "$job"
+}
+
+requeue() {
+  local job=$1
   # A cancelled job stays cancelled.
   [ "$(squeue -h -j "$job" -o %T)" = RUNNING ] || return 0
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "${MAX_RESTARTS:=100}" ]; then

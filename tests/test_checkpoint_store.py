@@ -20,6 +20,7 @@ from neuropbr_dist.checkpoint import (
     open_newest,
     retain,
     save,
+    share,
     stage,
     step_name,
     verify,
@@ -382,3 +383,46 @@ def test_a_read_only_folder_can_be_loaded_from_but_not_saved_to(small_disk):
         assert_holds(checkpoint, 1)
     with pytest.raises(UserError, match="Read-only file system"):
         save_step(small_disk, 2)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7, 50])
+def test_the_shares_of_all_ranks_make_up_the_whole(world):
+    """Of tensors of several dtypes, also where there are more ranks than elements: no overlap, equal bytes."""
+    content = whole(tensors(3))
+    shares = [share(content, rank, world) for rank in range(world)]
+    for fragment in content:
+        pieces = sorted(
+            (f for own in shares for f in own if f.name == fragment.name and f.data.numel()),
+            key=lambda f: f.start,
+        )
+        ends = [0, *(f.start + f.data.numel() for f in pieces)]
+        assert [f.start for f in pieces] == ends[:-1] and ends[-1] == fragment.data.numel()
+        if pieces:
+            assert torch.equal(torch.cat([f.data for f in pieces]), fragment.data)
+    sizes = [sum(f.data.nbytes for f in own) for own in shares]
+    assert max(sizes) - min(sizes) <= 2 * 8  # an element at each edge
+
+
+def test_memory_made_ahead_is_what_the_first_save_uses(tmp_path):
+    saver = AsyncSaver(tmp_path)
+    saver.prepare(whole(tensors(1)))
+    reserved = saver._reserved.result().fragments
+    saver.save(step_name(1), whole(tensors(1)), {"step": 1}, "")
+    used = saver._staged.fragments
+    assert [f.data.data_ptr() for f in used] == [f.data.data_ptr() for f in reserved]
+    saver.close()
+    with open_newest(tmp_path) as checkpoint:
+        assert_holds(checkpoint, 1)
+
+
+def test_a_save_tells_its_timing(tmp_path):
+    told = []
+    saver = AsyncSaver(tmp_path, on_saved=lambda path, links, timing: told.append((path, links, timing)))
+    assert saver.longest is None
+    saver.save(step_name(1), whole(tensors(1)), {"step": 1}, "")
+    path = saver.wait()
+    saver.close()
+    ((where, links, timing),) = told
+    assert where == path and links == ["latest"]
+    assert timing.bytes == sum(file.stat().st_size for file in path.iterdir())
+    assert saver.longest == timing.held_s + timing.behind_s > 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -123,26 +122,23 @@ def test_torchrun_and_too_little_space(tmp_path):
 @pytest.mark.slurm
 @pytest.mark.multiprocess
 def test_srun_names_the_node_that_differs(tmp_path):
-    """The second node can't write to the run's folder: a file stands in its way there."""
-    words = [*train_runs.tiny_words(), "--checkpoint-dir", "/tmp/neuropbr-doctor/run"]
+    """The second node is told of a run's folder that no one can make."""
+    train = train_runs.tiny_words()
+    srun = ["srun", "--nodes=2", "--ntasks-per-node=2", "--overcommit", "--export=ALL"]
+    command = [sys.executable, "launch/submit.py", "--doctor"]
     with running_cluster() as cluster:
-        srun = ["srun", "--nodes=2", "--ntasks-per-node=2", "--overcommit", "--export=ALL"]
-        command = [sys.executable, "launch/submit.py", "--doctor"]
-        env = {**deepcopy(cluster.env), **ENVIRONMENT}
-        own = [*words[:-1], str(tmp_path / "run")]
-        done = subprocess.run(
-            [*srun, *command, *own], capture_output=True, text=True, timeout=WITHIN_S, cwd=ROOT, env=env
-        )
+
+        def doctored(*words: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [*srun, *words], capture_output=True, text=True, timeout=WITHIN_S, cwd=ROOT,
+                env={**cluster.env, **ENVIRONMENT},
+            )  # fmt: skip
+
+        done = doctored(*command, *train, "--checkpoint-dir", str(tmp_path / "run"))
         assert done.returncode == 0, done.stdout + done.stderr
         assert "4 rank(s) on 2 node(s): all well" in done.stdout
-        blocked = f"/proc/self/{'uid_map'}/run"
-        spoil = (
-            f'[ $SLURM_NODEID = 0 ] && d={tmp_path}/run || d={blocked}; exec "$0" "$@" --checkpoint-dir $d'
-        )
-        done = subprocess.run(
-            [*srun, "bash", "-c", spoil, *command, *words[:-2]],
-            capture_output=True, text=True, timeout=WITHIN_S, cwd=ROOT, env=env,
-        )  # fmt: skip
-        assert done.returncode == 1, done.stdout + done.stderr
-        assert f"! node2 (rank 2-3): {blocked} cannot be written to: Not a directory" in done.stdout
-        assert [line[:1] for line in done.stdout.splitlines()[:3]] == [" ", " ", "!"]
+        by_node = f'[ $SLURM_NODEID = 0 ] && d={tmp_path}/run || d=/dev/null/run; exec "$0" "$@" --checkpoint-dir $d'
+        done = doctored("bash", "-c", by_node, *command, *train)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "! node2 (rank 2-3): /dev/null/run cannot be written to: Not a directory" in done.stdout
+    assert [line[:1] for line in done.stdout.splitlines()[:3]] == [" ", " ", "!"]

@@ -17,6 +17,7 @@ from neuropbr_dist.cluster import (
     pick_device,
     refuse_differences,
 )
+from neuropbr_dist.cluster.process_group import record_collectives
 from neuropbr_dist.errors import UserError
 from tests.distributed import run
 
@@ -82,6 +83,19 @@ def test_slurm_may_show_each_task_one_gpu(monkeypatch):
 def test_gpus_that_do_not_fit_are_refused(monkeypatch, visible, preference, env, message):
     with pytest.raises(UserError, match=message):
         gpu(monkeypatch, visible, env, preference)
+
+
+def test_the_flight_recorder_dumps_into_the_runs_folder(tmp_path):
+    """Under the names of torch 2.11 to 2.14; what a person has set stays. The names are torch's own."""
+    env = {"TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
+    record_collectives(env, tmp_path / "traces")
+    assert (tmp_path / "traces").is_dir()
+    assert env.pop("TORCH_NCCL_DUMP_ON_TIMEOUT") == "0"
+    prefix = f"{tmp_path}/traces/rank_"
+    assert env["TORCH_FR_DUMP_TEMP_FILE"] == env["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] == prefix
+    assert int(env["TORCH_FR_BUFFER_SIZE"]) == int(env["TORCH_NCCL_TRACE_BUFFER_SIZE"]) > 0
+    library = (Path(torch.__file__).parent / "lib" / "libtorch_cpu.so").read_bytes()
+    assert all(name.encode() in library for name in env)
 
 
 # -- one process ---------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class Submitted:
 
     @property
     def log(self) -> str:
-        return self.log_file.read_text()
+        return self.log_file.read_text() if self.log_file.exists() else ""
 
     def restarts(self) -> int:
         return int(self.cluster.job(self.id)["Restarts"])
