@@ -407,7 +407,7 @@ def test_memory_made_ahead_is_what_the_first_save_uses(tmp_path):
     saver = AsyncSaver(tmp_path)
     saver.prepare(whole(tensors(1)))
     reserved = saver._reserved.result().fragments
-    saver.save(step_name(1), whole(tensors(1)), {"step": 1}, "")
+    saver.save(step_name(1), whole(tensors(1)), {"step": 1}, "seed: 1\n")
     used = saver._staged.fragments
     assert [f.data.data_ptr() for f in used] == [f.data.data_ptr() for f in reserved]
     saver.close()
