@@ -39,12 +39,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, result: StepResult) -> None:
-        """Follow one optimizer step; one that was skipped doesn't count. No host sync."""
+        """Follow one optimizer step; one that was skipped doesn't count. No host sync on masters that lie on the device."""
         weight = torch.isfinite(result.grad_norm) * (1.0 - self.decay)
         on_device: dict[torch.device, Tensor] = {}
         for average, master in self._pairs():
             if average.device not in on_device:
-                on_device[average.device] = weight.to(average.device, average.dtype, non_blocking=True)
+                # A copy to the host that isn't waited for would be read too early (offloaded masters).
+                ahead = average.device.type != "cpu"
+                on_device[average.device] = weight.to(average.device, average.dtype, non_blocking=ahead)
             average.lerp_(master, on_device[average.device])
 
     @torch.no_grad()
