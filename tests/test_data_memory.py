@@ -40,7 +40,7 @@ def test_without_room_nothing_is_kept(tmp_path):
     assert source.load(entry)[1] is not source.load(entry)[1]
 
 
-@pytest.mark.parametrize(("name", "limit", "kept"), [("MAPPED_RECORDS", 3, 3), ("MAPPED_BYTES", 20_000, 4)])
+@pytest.mark.parametrize(("name", "limit", "kept"), [("MAPPED_RECORDS", 3, 3), ("MAPPED_BYTES", 16_000, 3)])
 def test_mapped_records_are_bounded(tmp_path, monkeypatch, name, limit, kept):
     writer = ShardWriter(tmp_path, "a", "none", 40_000)
     records = [np.full((5, 32, 32), i, np.uint8) for i in range(12)]  # 5,120 bytes each
