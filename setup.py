@@ -52,6 +52,7 @@ setup(
             "neuropbr-infer = neuropbr_dist.main:infer",
             "neuropbr-data = neuropbr_dist.main:data",
             "neuropbr-export = neuropbr_dist.main:export",
+            "neuropbr-benchmark = neuropbr_dist.main:benchmark",
             "neuropbr-report = neuropbr_dist.main:report",
             "neuropbr-submit = neuropbr_dist.main:submit",
         ]

@@ -189,6 +189,13 @@ def demo(argv: Sequence[str] | None = None) -> None:
     run()
 
 
+@entry
+def benchmark(argv: Sequence[str] | None = None) -> None:
+    from neuropbr_dist.benchmark.cli import benchmark as run
+
+    run(argv)
+
+
 def submit_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description="Submit a training run through submitit. All other words go to launch/train.py.",

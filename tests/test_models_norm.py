@@ -90,3 +90,26 @@ def test_nothing_is_noted_in_eval_mode_or_under_no_statistics():
     norm.eval()(picture(0))
     commit_statistics(norm)
     assert int(norm.num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize("channels", [4, 16, 48])
+def test_the_compiled_form_of_group_norm_is_the_same_function(channels):
+    """Outputs and gradients in float64 against torch's own."""
+    norm = norm_factory("group")(channels).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = 5 + 3 * torch.randn(2, channels, 5, 7, dtype=torch.float64)
+    found = {}
+    for name, function in {"ours": norm.by_channel, "torch": norm}.items():
+        leaf = x.clone().requires_grad_()
+        out = function(leaf)
+        grads = torch.autograd.grad(out.sin().sum(), (leaf, norm.weight, norm.bias))
+        found[name] = (out, *grads)
+    for ours, theirs in zip(found["ours"], found["torch"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_group_norm_keeps_its_inputs_dtype_under_autocast():
+    norm = norm_factory("group")(16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(torch.randn(1, 16, 4, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16

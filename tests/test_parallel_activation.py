@@ -56,7 +56,7 @@ def test_dropout_is_the_same_when_computed_again():
         torch.manual_seed(0)
         module = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 1))
         if recompute:
-            checkpoint_segment(module, keep_attention=False)
+            checkpoint_segment(module, "full")
         module(torch.ones(4, 8)).sum().backward()
         return [p.grad for p in module.parameters()]
 
@@ -66,7 +66,7 @@ def test_dropout_is_the_same_when_computed_again():
 
 def test_parameter_names_stay():
     module = nn.Sequential(nn.Linear(8, 8))
-    checkpoint_segment(module, keep_attention=True)
+    checkpoint_segment(module, "selective")
     assert [name for name, _ in module.named_parameters()] == ["0.weight", "0.bias"]
 
 
@@ -75,7 +75,7 @@ def test_a_pass_that_is_computed_again_is_noted_once(recompute):
     norm = BatchNorm2d(2)
     module = nn.Sequential(norm)
     if recompute:
-        checkpoint_segment(module, keep_attention=False)
+        checkpoint_segment(module, "full")
     inputs = [torch.randn(1, 2, 4, 4) + shift for shift in (1.0, 5.0)]
     module(inputs[0]).sum().backward()
     module(inputs[1])

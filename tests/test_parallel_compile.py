@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ def frames_after_each_step(case: Case, row: Row) -> list[tuple[int, int, int]]:
     Without code generation, which takes 3 s a graph and isn't the matter here.
     """
     original = torch.compile
-    torch.compile = partial(original, backend="aot_eager")
+    torch.compile = lambda f, dynamic, options: original(f, dynamic=dynamic, backend="aot_eager")
     torch._dynamo.reset()
     counters.clear()
     try:

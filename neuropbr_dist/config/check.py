@@ -174,7 +174,8 @@ def check_training(cfg: TrainConfig) -> None:
         refuse_unless(value is None or value >= 1, f"training.{name} = {value}; allowed: 1 or more, or none")
     minutes = t.save_every_n_minutes
     refuse_unless(
-        minutes is None or minutes > 0, f"training.save_every_n_minutes = {minutes}; allowed: above 0, or none"
+        minutes is None or minutes > 0,
+        f"training.save_every_n_minutes = {minutes}; allowed: above 0, or none",
     )
     clip = t.grad_clip_norm
     refuse_unless(clip is None or clip > 0, f"training.grad_clip_norm = {clip}; allowed: above 0, or none")

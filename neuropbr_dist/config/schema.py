@@ -210,8 +210,10 @@ class TrainingConfig:
     """Mixed precision. False: `precision = fp32`."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Compute precision; weights, moments and losses stay float32. `auto`: bf16 on GPUs that have it, fp16 on others, fp32 on CPU."""
-    activation_checkpointing: Literal["none", "selective", "full"] = "selective"
-    """Recompute activations in backward. `selective` keeps attention outputs; `full` keeps segment inputs only."""
+    memory: Literal["auto", "fast", "balanced", "low"] = "auto"
+    """Memory plan: `fast` keeps all activations, `balanced` computes those of high resolutions again in backward, `low` all but attention. `auto`: the fastest that is estimated to fit the device."""
+    activation_checkpointing: Literal["plan", "none", "selective", "full"] = "plan"
+    """Recompute activations in backward: as `memory` says, or alike in every segment of the generator. `selective` keeps attention outputs; `full` keeps segment inputs only."""
     compile: Literal["auto", "off", "blocks"] = "auto"
     """torch.compile of each block. `auto`: on CUDA only."""
     grad_clip_norm: float | None = 1.0

@@ -19,6 +19,14 @@ PRETRAINED_TAGS = {
 }
 
 
+class Stage(nn.Sequential):
+    """One resolution of a ResNet: residual blocks, most of them alike."""
+
+    def compile_units(self) -> list[nn.Module]:
+        """The blocks: like ones share a graph, where one graph for the stage would repeat it."""
+        return list(self)
+
+
 class ResNetEncoder(nn.Module):
     """timm ResNet cut into stem and four stages.
 
@@ -41,10 +49,10 @@ class ResNetEncoder(nn.Module):
         net: Any = timm.create_model(name, pretrained=pretrained, norm_layer=lambda c, **_: make(c))
         net.conv1.stride = (stride, stride)
         self.stem = nn.Sequential(net.conv1, net.bn1, net.act1)
-        self.layer1 = nn.Sequential(net.maxpool, *net.layer1)
-        self.layer2 = nn.Sequential(*net.layer2)
-        self.layer3 = nn.Sequential(*net.layer3)
-        self.layer4 = nn.Sequential(*net.layer4)
+        self.layer1 = Stage(net.maxpool, *net.layer1)
+        self.layer2 = Stage(*net.layer2)
+        self.layer3 = Stage(*net.layer3)
+        self.layer4 = Stage(*net.layer4)
         widths = [info["num_chs"] for info in net.feature_info]
         self.skip_channels, self.out_channels = widths[:4], widths[4]
         self.reduction = 16 * stride

@@ -45,24 +45,35 @@ def _has_dropout(module: nn.Module) -> bool:
     return any(rates) or any(isinstance(m, nn.Dropout) and m.p > 0 for m in module.modules())
 
 
-def checkpoint_segment(module: nn.Module, keep_attention: bool) -> None:
+def keeps_attention(module: nn.Module, kind: str) -> bool:
+    """Whether recomputation of this `kind` picks single operations inside `module`."""
+    return kind == "selective" and _has_attention(module)
+
+
+def checkpoint_segment(module: nn.Module, kind: str) -> None:
     """Recompute `module`'s activations in backward.
 
     Args:
         module: a segment; its `forward` is replaced.
-        keep_attention: save the outputs of scaled-dot-product attention.
+        kind: `selective` (outputs of scaled-dot-product attention are kept), `full`, or
+            `split`: full, for one sample of the batch at a time, so that backward holds
+            one sample's activations. A segment with batch statistics is never split.
     """
     inner = module.forward
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": _has_dropout(module)}
-    if keep_attention and _has_attention(module):
+    if keeps_attention(module, kind):
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
     elif has_batch_statistics(module):
         # Without this the running statistics would move twice (measured).
         options["context_fn"] = lambda: (nullcontext(), no_statistics())
+    split = kind == "split" and not has_batch_statistics(module)
 
     def forward(*args: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return inner(*args)
+        if split:
+            samples = zip(*(a.split(1) for a in args), strict=True)
+            return torch.cat([checkpoint(inner, *sample, **options) for sample in samples])
         return checkpoint(inner, *args, **options)
 
     module.forward = forward  # type: ignore[method-assign]

@@ -2,41 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from typing import Any
+
 import torch
 from torch import nn
 
-from neuropbr_dist.parallel.activation import checkpoint_segment, has_batch_statistics
+from neuropbr_dist.parallel.activation import checkpoint_segment, keeps_attention
 
 # Segments share one code object, and each has graphs for training, frozen and no-grad
 # passes: with torch's limit of 8 most segments would run uncompiled, but for a warning.
 GRAPHS_A_CODE_OBJECT = 256
 
 
-def prepare_segments(segments: dict[str, nn.Module], *, recompute: str, compile_blocks: bool) -> None:
-    """Activation checkpointing -> compile, in place; sharding comes after.
+KINDS = ("none", "selective", "full", "split")
+
+
+def kind_of(segment: str, recompute: str | Mapping[str, str]) -> str:
+    """What is recomputed in `segment`: the last pattern that matches its name says; none without one."""
+    if isinstance(recompute, str):
+        return recompute
+    return next(
+        (kind for pattern, kind in reversed(list(recompute.items())) if fnmatch(segment, pattern)), "none"
+    )
+
+
+def prepare_segments(
+    segments: dict[str, nn.Module], *, recompute: str | Mapping[str, str], compile_blocks: bool
+) -> None:
+    """Activation checkpointing and compile, in place; sharding comes after.
 
     Args:
         segments: from the model, in forward order.
-        recompute: `none`, `selective` (attention outputs are kept) or `full`.
+        recompute: `none`, `selective` (attention outputs are kept), `full` or `split` (full, a
+            sample at a time) for all segments, or patterns of segment names to these.
         compile_blocks: torch.compile each segment. Static shapes: dynamic ones
             fail on this model ("cannot determine truth value of Relational").
     """
     if compile_blocks:
         torch._dynamo.config.recompile_limit = GRAPHS_A_CODE_OBJECT
         torch._dynamo.config.accumulated_recompile_limit = 4 * GRAPHS_A_CODE_OBJECT
-    for module in segments.values():
-        # Batch statistics are noted in Python lists, which a compiled checkpoint
-        # region can't hold: for those the compiled code goes inside.
-        inside = has_batch_statistics(module)
-        if compile_blocks and inside:
-            compile_forward(module)
-        if recompute != "none":
-            checkpoint_segment(module, keep_attention=recompute == "selective")
-        if compile_blocks and not inside:
+    for name, module in segments.items():
+        kind = kind_of(name, recompute)
+        # The compiler must see attention inside the recomputed region to keep its output;
+        # elsewhere compiled code goes inside, so that graphs are small and shared, and batch
+        # statistics, noted in Python lists, stay outside of a compiled region.
+        around = keeps_attention(module, kind)
+        if compile_blocks and not around:
+            for unit in getattr(module, "compile_units", lambda m=module: [m])():
+                compile_forward(unit)
+        if kind != "none":
+            checkpoint_segment(module, kind)
+        if compile_blocks and around:
             compile_forward(module)
 
 
 def compile_forward(module: nn.Module) -> None:
     """The forward only: `module.compile()` would take in the engine's hooks, and FSDP2's
     hooks then leave most segments uncompiled (measured: 3 graphs of 9)."""
-    module.forward = torch.compile(module.forward, dynamic=False)  # type: ignore[method-assign]
+    # Without the option the compiler goes by channel counts, and turns tensors over between
+    # layouts around many convolutions (measured: 36 ms of a step).
+    options: dict[str, Any] = {"force_layout_optimization": True}
+    module.forward = torch.compile(module.forward, dynamic=False, options=options)  # type: ignore[method-assign]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,8 @@ class Plan:
     clip: float | None
     dtype: torch.dtype | None
     """Compute dtype, or None for the parameters' own."""
-    recompute: str
-    """none, selective or full."""
+    recompute: str | Mapping[str, str]
+    """none, selective, full or split; or patterns of segment names to these (`blocks.kind_of`)."""
     compile_blocks: bool
     """Compile each segment; left out under ZeRO-3."""
     sync_batch: bool = False

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neuropbr_dist.models.norm import commit_statistics, no_statistics
+from neuropbr_dist.models.norm import BatchNorm2d, commit_statistics, no_statistics
 
 
 @dataclass(kw_only=True)
@@ -63,6 +63,17 @@ class Network(ABC):
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
         """Forward pass in the engine's precision."""
+
+    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Forward passes of two batches; one pass over both where the norm layers don't mix samples.
+
+        One pass gathers sharded weights once. And ZeRO-3 fails on GPUs where a parameter
+        is used in two passes before one backward (its gradient is bucketed twice: measured).
+        """
+        if any(isinstance(m, BatchNorm2d) for m in self.module.modules()):
+            return self(a), self(b)
+        of_a, of_b = self(torch.cat([a, b])).split([len(a), len(b)])
+        return of_a, of_b
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

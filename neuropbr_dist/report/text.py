@@ -128,7 +128,7 @@ def history_table(run: RunFolder) -> str:
             "Started": moment(start["time"]),
             "From step": f"{start['step']:,}",
             "Ran on": f"{ranks(start['world_size'])}: {hardware(start)}; {launcher(start)}",
-            "Engine": f"{engine}, {start['precision']}, activation checkpointing {start['activation_checkpointing']}, "
+            "Engine": f"{engine}, {start['precision']}, {start['activation_checkpointing']}, "
             f"torch.compile {start['compile']}",
             "Batch": f"{start['global_batch']} = up to {start['micro_batches_per_step']} × {start['micro_batch']} "
             "a rank",

@@ -22,6 +22,7 @@ from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.data import Samples, open_samples
 from neuropbr_dist.training.engines import build_networks
 from neuropbr_dist.training.estimate import activation_bytes, available_bytes, state_bytes
+from neuropbr_dist.training.memory import GENERATOR_PLANS
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.step import gan_step
 
@@ -77,7 +78,7 @@ def fitting_size(cfg: TrainConfig, device: torch.device) -> int | None:
 
 
 def needed(cfg: TrainConfig, size: int) -> int:
-    return activation_bytes(cfg, size, cfg.training.batch_size, torch.float32)
+    return activation_bytes(cfg, size, cfg.training.batch_size, torch.float32, GENERATOR_PLANS["low"])
 
 
 def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> tuple[DeviceBatch, Tensor]:

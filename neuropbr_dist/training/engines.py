@@ -23,7 +23,8 @@ from neuropbr_dist.models import (
 )
 from neuropbr_dist.parallel import Adam, Network, Plan, build_network
 from neuropbr_dist.parallel.zero_section import refuse_unknown
-from neuropbr_dist.training.estimate import refuse_too_small
+from neuropbr_dist.training.estimate import Need, available_bytes, choose_plan, refuse_too_small
+from neuropbr_dist.training.memory import Recompute, recompute_patterns
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
@@ -67,14 +68,16 @@ def zero_stage(cfg: TrainConfig, env: Environment, part: str) -> int:
     return 0 if path is None else read_ds(path).get("zero_optimization", {}).get("stage", 0)
 
 
-def recompute_of(cfg: TrainConfig, env: Environment, part: str) -> str:
-    """`training.activation_checkpointing` as this network can have it."""
+def recompute_of(cfg: TrainConfig, env: Environment, part: str, memory: str) -> Recompute:
+    """What is computed again under memory plan `memory`, as this network can have it."""
     kind = cfg.training.activation_checkpointing
-    if kind == "selective" and part == "discriminator":
-        return "none"  # its activations are small beside the generator's
-    if kind == "selective" and zero_stage(cfg, env, part) == 3:
-        return "full"  # ZeRO-3's own operations stand in the segment, which torch's policy takes for its own
-    return kind
+    return recompute_patterns(memory, kind, part, zero_stage(cfg, env, part))
+
+
+def recompute_name(cfg: TrainConfig, memory: str) -> str:
+    """For a person: `memory plan fast`, or `activation checkpointing full`."""
+    kind = cfg.training.activation_checkpointing
+    return f"memory plan {memory}" if kind == "plan" else f"activation checkpointing {kind}"
 
 
 def compile_of(cfg: TrainConfig, env: Environment, device: torch.device, part: str) -> str:
@@ -85,18 +88,33 @@ def compile_of(cfg: TrainConfig, env: Environment, device: torch.device, part: s
     return "off" if zero_stage(cfg, env, part) == 3 else kind  # its hooks break every graph (measured)
 
 
-def check_memory(cfg: TrainConfig, size: int, env: Environment, device: torch.device) -> None:
-    """Refuse pictures of `size` px that this rank's device can't train on."""
-    refuse_too_small(
+def need_of(cfg: TrainConfig, env: Environment, device: torch.device) -> Need:
+    return Need(
         cfg,
-        size,
-        device=device,
         dtype=DTYPES[precision_of(cfg, device)] or torch.float32,
         engine=engine_of(cfg, env),
         stage=zero_stage(cfg, env, "generator"),
         world=env.world_size,
-        ranks_here=env.local_world_size,
     )
+
+
+def check_memory(cfg: TrainConfig, size: int, env: Environment, device: torch.device) -> None:
+    """Refuse pictures of `size` px that this rank's device can't train on."""
+    room = available_bytes(device, env.local_world_size)
+    refuse_too_small(need_of(cfg, env, device), size, room, device.type)
+
+
+def memory_plan(
+    cfg: TrainConfig, size: int, env: Environment, device: torch.device, say: Callable[[str], None]
+) -> str:
+    """`training.memory` with `auto` resolved by rank 0's free memory. Collective."""
+    t = cfg.training
+    if t.memory != "auto" or t.activation_checkpointing != "plan":
+        return "low" if t.memory == "auto" else t.memory
+    room = from_rank_0(available_bytes(device, env.local_world_size))
+    name, why = choose_plan(need_of(cfg, env, device), size, room)
+    say(f"Memory plan: {name} ({why}; training.memory names another)")
+    return name
 
 
 def backbone_weights(cfg: TrainConfig, say: Callable[[str], None]) -> dict[str, Any] | None:
@@ -124,19 +142,27 @@ def backbone_weights(cfg: TrainConfig, say: Callable[[str], None]) -> dict[str, 
 
 
 def build_networks(
-    cfg: TrainConfig, env: Environment, device: torch.device, backbone: dict[str, Any] | None
+    cfg: TrainConfig,
+    env: Environment,
+    device: torch.device,
+    backbone: dict[str, Any] | None,
+    memory: str = "low",
 ) -> dict[str, Network]:
-    """Generator and, with a GAN, discriminator: two engines, each sharded on its own."""
+    """Generator and, with a GAN, discriminator: two engines, each sharded on its own.
+
+    Args:
+        memory: the memory plan, resolved (`memory_plan`).
+    """
     refuse_uneven_batch_norm(cfg, env.world_size)
     torch.manual_seed(cfg.training.seed)  # the same weights on every rank before sharding
     generator = Generator(cfg.model)
     if backbone is not None:
         load_backbone(generator.encoder, backbone)
-    networks = {"generator": build_network(generator, device, plan(cfg, env, device, "generator"))}
+    networks = {"generator": build_network(generator, device, plan(cfg, env, device, "generator", memory))}
     if cfg.model.use_gan:
         discriminator: nn.Module = Discriminator(cfg.model)
         networks["discriminator"] = build_network(
-            discriminator, device, plan(cfg, env, device, "discriminator")
+            discriminator, device, plan(cfg, env, device, "discriminator", memory)
         )
     return networks
 
@@ -153,7 +179,7 @@ def refuse_uneven_batch_norm(cfg: TrainConfig, world_size: int) -> None:
             )
 
 
-def plan(cfg: TrainConfig, env: Environment, device: torch.device, part: str) -> Plan:
+def plan(cfg: TrainConfig, env: Environment, device: torch.device, part: str, memory: str) -> Plan:
     t, o, is_g = cfg.training, cfg.optimizer, part == "generator"
     engine = engine_of(cfg, env, part)
     precision = precision_of(cfg, device)
@@ -169,7 +195,7 @@ def plan(cfg: TrainConfig, env: Environment, device: torch.device, part: str) ->
         ),
         clip=t.grad_clip_norm,
         dtype=DTYPES[precision],
-        recompute=recompute_of(cfg, env, part),
+        recompute=recompute_of(cfg, env, part, memory),
         compile_blocks=compile_of(cfg, env, device, part) == "blocks",
         sync_batch="sync_batch" in norms,
         shard=t.shard,

@@ -1,8 +1,7 @@
 """How much memory a step takes, worked out without running it.
 
 The networks run once on the meta device, where tensors have shapes and no
-content, and what autograd would keep is added up. It errs on the large side:
-compiled blocks keep less (measured: 27 GiB where this says 34).
+content, and what autograd would keep is added up.
 """
 
 from __future__ import annotations
@@ -18,8 +17,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from neuropbr_dist.config import ModelConfig, TrainConfig
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import Discriminator, Generator, size_multiple
+from neuropbr_dist.parallel.blocks import kind_of
+from neuropbr_dist.training.memory import PLANS, Recompute, recompute_patterns
 
 GIB = 2**30
+FILL = 0.92  # of the free memory: the allocator's cuts and the libraries' workspaces need the rest
+# Compiled blocks keep less than the trace says. From benchmarks/2026-11-24-step-h100.md: 72.5, 37.9 and
+# 16.2 GiB measured where the bare trace says 84, 59 and 21; rounded up.
+FITTED = {"fast": 0.9, "balanced": 0.7, "low": 0.8}
 LOSS_COPIES = 12  # float32 copies of the eight channels that losses and their gradients hold at once
 
 
@@ -52,21 +57,29 @@ def trace(network: nn.Module, x: Tensor, tokens: int) -> Kept:
     return Kept({name: size for name, size in sizes.items() if name != "outside"}, sizes.get("outside", 0))
 
 
-def activation_bytes(cfg: TrainConfig, size: int, batch: int, dtype: torch.dtype) -> int:
-    """Peak bytes of activations of one micro-batch at `size` px."""
-    model, recompute = cfg.model, cfg.training.activation_checkpointing
+def activation_bytes(cfg: TrainConfig, size: int, batch: int, dtype: torch.dtype, patterns: Recompute) -> int:
+    """Peak bytes of activations of one micro-batch at `size` px.
+
+    Args:
+        patterns: what the generator computes again (`memory.recompute_patterns`).
+    """
+    model = cfg.model
     side = size // size_multiple(model)
     tokens = 3 * side * side if model.use_transformer else 0
     with torch.device("meta"):
         g = Generator(model).to(dtype)
         kept = trace(g, torch.empty(batch, 3, 3, size, size, dtype=dtype), tokens)
         total = kept.outside + LOSS_COPIES * batch * 8 * size * size * 4
-        if recompute == "none":
-            total += sum(kept.inside.values())
-        else:
-            total += max(kept.inside.values())  # one segment at a time lives in full
-        if recompute == "selective":
-            total += model.transformer_depth * batch * tokens * model.transformer_dim * dtype.itemsize
+        transient = [0]  # of the segments computed again, one at a time lives in full
+        for name, held in kept.inside.items():
+            kind = kind_of(name, patterns)
+            if kind == "none":
+                total += held
+            else:
+                transient.append(held // (3 * batch if kind == "split" else 1))
+            if kind == "selective" and ".blocks." in name:  # attention's output
+                total += batch * tokens * model.transformer_dim * dtype.itemsize
+        total += max(transient)
         if model.use_gan:
             d = Discriminator(model).to(dtype)
             judged = trace(d, torch.empty(batch, 8, size, size, dtype=dtype), 0)
@@ -89,42 +102,63 @@ def state_bytes(model: ModelConfig, engine: str, stage: int, world: int, dtype: 
 
 
 def available_bytes(device: torch.device, ranks_here: int) -> int:
-    """Memory that one rank may use: of its GPU, or its part of the host's."""
+    """Memory that one rank may use: what is free of its GPU, or its part of the host's."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // max(ranks_here, 1)
 
 
-def refuse_too_small(
-    cfg: TrainConfig,
-    size: int,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    engine: str,
-    stage: int,
-    world: int,
-    ranks_here: int,
-) -> None:
+@dataclass(frozen=True)
+class Need:
+    """What one rank of a run holds, by memory plan and size."""
+
+    cfg: TrainConfig
+    dtype: torch.dtype
+    """Compute dtype."""
+    engine: str
+    stage: int
+    """ZeRO stage."""
+    world: int
+
+    def bytes(self, size: int, plan: str) -> int:
+        cfg = self.cfg
+        patterns = recompute_patterns(plan, cfg.training.activation_checkpointing, "generator", self.stage)
+        state = state_bytes(cfg.model, self.engine, self.stage, self.world, self.dtype)
+        activations = activation_bytes(cfg, size, cfg.training.batch_size, self.dtype, patterns)
+        return state + int(FITTED[plan] * activations)
+
+
+def choose_plan(need: Need, size: int, room: int) -> tuple[str, str]:
+    """The fastest memory plan that fits into `room` bytes (the slowest if none does), and why."""
+    for plan in PLANS:
+        wanted = need.bytes(size, plan)
+        if wanted <= FILL * room or plan == PLANS[-1]:
+            return plan, f"about {wanted / GIB:.1f} of {room / GIB:.1f} GiB free"
+    raise AssertionError
+
+
+def refuse_too_small(need: Need, size: int, room: int, device_type: str) -> None:
     """Stop before anything is made if a step won't fit, and name the size that would.
 
     Raises:
-        UserError: the estimate is above the memory of this rank's device.
+        UserError: the estimate is above `room`, this rank's memory in bytes, under any memory plan allowed.
     """
-    room = available_bytes(device, ranks_here)
-
-    def needed(side: int) -> int:
-        state = state_bytes(cfg.model, engine, stage, world, dtype)
-        return state + activation_bytes(cfg, side, cfg.training.batch_size, dtype)
-
-    if needed(size) <= room:
+    cfg = need.cfg
+    plan = PLANS[-1] if cfg.training.memory == "auto" else cfg.training.memory
+    if need.bytes(size, plan) <= room:
         return
+    if need.bytes(size, PLANS[-1]) <= room:
+        raise UserError(
+            f"training.memory = {plan} at {size} px: about {need.bytes(size, plan) / GIB:.0f} GiB needed a rank, "
+            f"{room / GIB:.0f} GiB free; training.memory = auto or low fits"
+        )
     smaller = size
-    while smaller > size_multiple(cfg.model) and needed(smaller) > room:
+    while smaller > size_multiple(cfg.model) and need.bytes(smaller, plan) > room:
         smaller //= 2
-    fits = f"--set data.image_size={smaller}" if needed(smaller) <= room else "--config quick_test"
+    fits = need.bytes(smaller, plan) <= room
+    remedy = f"--set data.image_size={smaller}" if fits else "--config quick_test"
     raise UserError(
-        f"{size} px on this {device.type} device: about {needed(size) / GIB:.0f} GiB needed a rank, "
-        f"{room / GIB:.0f} GiB there. What fits: --config demo (minutes on a CPU), or {fits}; "
+        f"{size} px on this {device_type} device: about {need.bytes(size, plan) / GIB:.0f} GiB needed a rank, "
+        f"{room / GIB:.0f} GiB there. What fits: --config demo (minutes on a CPU), or {remedy}; "
         "less memory also by --set model.encoder_stride=2 or more GPUs"
     )

@@ -56,8 +56,9 @@ from neuropbr_dist.training.engines import (
     check_memory,
     compile_of,
     engine_of,
+    memory_plan,
     precision_of,
-    recompute_of,
+    recompute_name,
 )
 from neuropbr_dist.training.loop import Run, Trainer
 from neuropbr_dist.training.objective import Objective
@@ -210,7 +211,8 @@ def assemble(
     if checkpoint is not None:
         refuse_data_change(checkpoint, cfg, samples, args.allow_data_change)
     start_up.mark("data set")
-    networks = build_networks(cfg, env, device, backbone)
+    memory = memory_plan(cfg, samples.source.size, env, device, say)
+    networks = build_networks(cfg, env, device, backbone, memory)
     start_up.mark("networks")
     objective = Objective(cfg)
     ema = WeightAverage(networks["generator"], t.ema_decay) if t.ema_decay is not None else None
@@ -240,8 +242,8 @@ def assemble(
     )
     saver.prepare(saved_fragments(networks, ema))
     parameters = count_parameters(cfg)
-    describe(cfg, env, device, parameters, say)
-    log.started(progress.step, start_facts(cfg, env, device, samples, parameters))
+    describe(cfg, env, device, parameters, memory, say)
+    log.started(progress.step, start_facts(cfg, env, device, samples, parameters, memory))
     log.text(progress.step, {"config": to_yaml(cfg)})
     # Not before: a rank that waits in the set-up for a dead one would wait on, and there is nothing to save yet.
     stop = StopFlag()
@@ -308,7 +310,12 @@ def count_parameters(cfg: TrainConfig) -> dict[str, int]:
 
 
 def describe(
-    cfg: TrainConfig, env: Environment, device: torch.device, parameter_counts: dict[str, int], say: Say
+    cfg: TrainConfig,
+    env: Environment,
+    device: torch.device,
+    parameter_counts: dict[str, int],
+    memory: str,
+    say: Say,
 ) -> None:
     """What runs, in a few lines."""
     t = cfg.training
@@ -317,7 +324,7 @@ def describe(
     say(f"Networks: {', '.join(sizes)} parameters")
     say(
         f"Engine: {engine_of(cfg, env)} on {env.world_size} x {device.type} ({env.launcher} launcher), "
-        f"{precision_of(cfg, device)}, activation checkpointing {recompute_of(cfg, env, 'generator')}, "
+        f"{precision_of(cfg, device)}, {recompute_name(cfg, memory)}, "
         f"torch.compile {compile_of(cfg, env, device, 'generator')}"
     )
     say(

@@ -17,7 +17,7 @@ from neuropbr_dist.cluster import Environment, everyone
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.order import micro_batches
 from neuropbr_dist.training.data import Samples
-from neuropbr_dist.training.engines import compile_of, engine_of, precision_of, recompute_of
+from neuropbr_dist.training.engines import compile_of, engine_of, precision_of, recompute_name
 
 PACKAGES = ("torch", "deepspeed", "timm", "numpy")
 
@@ -28,11 +28,13 @@ def start_facts(
     device: torch.device,
     samples: Samples,
     parameters: dict[str, int],
+    memory: str,
 ) -> dict[str, Any]:
     """Facts of this start, plain enough for JSON. Collective.
 
     Args:
         parameters: of each network, counted whole.
+        memory: the memory plan, resolved.
     """
     t = cfg.training
     ranks = everyone((socket.gethostname(), device_name(device)))
@@ -45,7 +47,7 @@ def start_facts(
         "engine": engine_of(cfg, env),
         "engine_discriminator": engine_of(cfg, env, "discriminator") if cfg.model.use_gan else None,
         "precision": precision_of(cfg, device),
-        "activation_checkpointing": recompute_of(cfg, env, "generator"),
+        "activation_checkpointing": recompute_name(cfg, memory),
         "compile": compile_of(cfg, env, device, "generator"),
         "global_batch": t.global_batch_size,
         "micro_batch": micro.size,

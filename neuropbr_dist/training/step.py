@@ -43,7 +43,7 @@ def gan_step(
 
     def judge(d: Network, micro: DeviceBatch, fake: Tensor) -> None:
         """The discriminator's gradients; one backward for real and fake together."""
-        loss = objective.discriminator(d(micro.maps), d(fake), micro.weight)
+        loss = objective.discriminator(*d.pair(micro.maps, fake), micro.weight)
         d.backward(loss)
         losses["D_loss"] += loss.detach() / d_steps
 

@@ -1,0 +1,11 @@
+"""Measure a step, attention, the loader or checkpoints. The first word says which; --help lists them."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, installed or not
+
+from neuropbr_dist.main import benchmark
+
+if __name__ == "__main__":
+    benchmark()

@@ -1,0 +1,161 @@
+"""Time and memory of a GAN step on random tensors, and where its time goes."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from neuropbr_dist.benchmark.attention import median_ms
+from neuropbr_dist.cluster import Environment
+from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.models import Discriminator, Generator
+from neuropbr_dist.parallel import Network
+from neuropbr_dist.training.engines import build_networks
+from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.step import gan_step
+
+GIB = 2**30
+
+
+@dataclass(kw_only=True)
+class StepTime:
+    """One row of the table; times in ms, memory in GiB."""
+
+    first_step_s: float
+    """From the networks' build to the end of the first step: compiling, mostly."""
+    ms: float
+    """Median wall time a step."""
+    spread_ms: float
+    """Largest less smallest."""
+    kernels_ms: float
+    """Device time of one step's kernels; 0 where not profiled."""
+    allocated_gib: float
+    """Peak of the allocator's allocated bytes."""
+    reserved_gib: float
+    """Peak of its reserved bytes."""
+    syncs: int
+    """Host waits for the device inside one step; -1 where not profiled."""
+    losses: dict[str, float]
+
+
+def random_batch(cfg: TrainConfig, size: int, device: torch.device, seed: int = 0) -> DeviceBatch:
+    """`training.batch_size` samples of noise of the right shapes and ranges."""
+    n = cfg.training.batch_size
+    g = torch.Generator(device).manual_seed(seed)
+    views = torch.randn(n, 3, 3, size, size, device=device, generator=g)
+    maps = torch.rand(n, 8, size, size, device=device, generator=g)
+    normal = F.normalize(maps[:, 5:] * 2 - 1, dim=1)
+    samples = n * (dist.get_world_size() if dist.is_initialized() else 1)
+    weight = torch.full((n,), 1 / samples, device=device)
+    return DeviceBatch(views, torch.cat([maps[:, :5], normal], 1), weight)
+
+
+def step_flops(cfg: TrainConfig, size: int) -> float:
+    """Floating-point operations of one rank's step of one micro-batch at `size` px."""
+    n = cfg.training.batch_size
+    with torch.device("meta"), torch.no_grad():
+        with FlopCounterMode(display=False) as of_g:
+            Generator(cfg.model)(torch.empty(n, 3, 3, size, size))
+        flops = 3.0 * of_g.get_total_flops()
+        if cfg.model.use_gan:
+            with FlopCounterMode(display=False) as of_d:
+                Discriminator(cfg.model)(torch.empty(n, 8, size, size))
+            flops += 8.0 * of_d.get_total_flops()
+    return flops
+
+
+class StepBench:
+    """Networks of a configuration on this rank's device, and their steps.
+
+    Args:
+        cfg: resolved; `training.batch_size` samples a rank and step.
+        size: side of the pictures in pixels.
+        memory: memory plan, resolved.
+    """
+
+    def __init__(
+        self, cfg: TrainConfig, env: Environment, device: torch.device, size: int, memory: str
+    ) -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        self.cfg, self.device, self.size = cfg, device, size
+        self.began = time.perf_counter()
+        cfg.training.global_batch_size = cfg.training.batch_size * env.world_size
+        self.networks: dict[str, Network] = build_networks(cfg, env, device, None, memory)
+        self.objective = Objective(cfg)
+        self.batch = random_batch(cfg, size, device)
+        self.losses: dict[str, Tensor] = {}
+
+    def step(self) -> None:
+        d = self.networks.get("discriminator")
+        report = gan_step(self.networks["generator"], d, [self.batch], self.objective)
+        self.losses = report.losses
+
+    def time(self, warmup: int, steps: int) -> StepTime:
+        self.step()
+        torch.cuda.synchronize()
+        first = time.perf_counter() - self.began
+        for _ in range(warmup):
+            self.step()
+        torch.cuda.synchronize()
+        times = []
+        for _ in range(steps):
+            began = time.perf_counter()
+            self.step()
+            torch.cuda.synchronize()
+            times.append(1e3 * (time.perf_counter() - began))
+        return StepTime(
+            first_step_s=first,
+            ms=statistics.median(times),
+            spread_ms=max(times) - min(times),
+            kernels_ms=0.0,
+            allocated_gib=torch.cuda.max_memory_allocated() / GIB,
+            reserved_gib=torch.cuda.max_memory_reserved() / GIB,
+            syncs=-1,
+            losses={name: float(value) for name, value in self.losses.items()},
+        )
+
+    def model_flops(self) -> float:
+        """Of one step as the mathematics asks for, a multiply-add as two; recomputation doesn't count.
+
+        Counted by torch on the meta device: three forward passes' worth for G (forward, and
+        backward's two), and for D 3 on true and on generated maps, 2 in G's pass.
+        """
+        return step_flops(self.cfg, self.size)
+
+    def peak_tflops(self) -> float:
+        """This device's measured ceiling: a bf16 product of 8192 x 8192 matrices, random data."""
+        a, b = (torch.randn(8192, 8192, device=self.device, dtype=torch.bfloat16) for _ in range(2))
+        return 2 * 8192**3 / median_ms(lambda: a @ b, 20) / 1e9
+
+    def profile(self, row: StepTime) -> list[tuple[str, float, int]]:
+        """Kernels of one step: name, ms, calls; fills `row.kernels_ms` and `row.syncs`."""
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as found:
+            self.step()
+            torch.cuda.synchronize()
+        kernels: dict[str, list[float]] = defaultdict(list)
+        syncs = -1  # the one above
+        for event in found.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                kernels[event.name].append(event.device_time / 1e3)
+            elif event.name in ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"):
+                syncs += 1
+        row.kernels_ms, row.syncs = sum(map(sum, kernels.values())), syncs
+        return sorted(((n, sum(t), len(t)) for n, t in kernels.items()), key=lambda k: -k[1])
+
+
+def kernel_table(kernels: list[tuple[str, float, int]]) -> str:
+    """A line a kernel: ms in one step, calls, name."""
+    return "".join(f"  {ms:8.2f} ms {calls:4} x {name[:100]}\n" for name, ms, calls in kernels)

@@ -1,0 +1,110 @@
+"""Memory plans: what each computes again, that none changes the numbers, and which one is chosen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from neuropbr_dist.config import load
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.models import Generator
+from neuropbr_dist.parallel.activation import checkpoint_segment
+from neuropbr_dist.parallel.blocks import kind_of, prepare_segments
+from neuropbr_dist.training.estimate import Need, choose_plan, refuse_too_small
+from neuropbr_dist.training.memory import GENERATOR_PLANS, PLANS, recompute_patterns
+
+GIB = 2**30
+
+
+def small_model():
+    model = load("default").model
+    model.encoder_backbone, model.encoder_pretrained = "resnet18", False
+    model.transformer_dim, model.transformer_num_heads, model.transformer_depth = 32, 2, 2
+    return model
+
+
+def gradients(patterns) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    net = Generator(small_model()).double()
+    prepare_segments(net.segments(), recompute=patterns, compile_blocks=False)
+    views = torch.randn(2, 3, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
+    net(views).square().mean().backward()
+    return [p.grad for p in net.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("plan", PLANS[1:])
+def test_a_plan_changes_no_gradient(plan):
+    for found, wanted in zip(gradients(GENERATOR_PLANS[plan]), gradients("none"), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_every_pattern_names_a_segment_of_the_default_or_the_unet_encoder():
+    model = small_model()
+    names = list(Generator(model).segments())
+    model.encoder_type, model.encoder_channels = "unet", [8, 16, 16, 16, 16]
+    names += list(Generator(model).segments())
+    for plan in GENERATOR_PLANS.values():
+        for pattern in plan:
+            assert any(kind_of(name, {pattern: "hit"}) == "hit" for name in names), pattern
+
+
+@pytest.mark.parametrize("plan", ["fast", "balanced"])
+def test_attention_is_computed_once_where_there_is_room(plan):
+    assert kind_of("fusion.blocks.0", recompute_patterns(plan, "plan", "generator", 0)) == "none"
+
+
+def test_low_keeps_attention_but_under_zero_3():
+    assert kind_of("fusion.blocks.0", recompute_patterns("low", "plan", "generator", 0)) == "selective"
+    assert kind_of("fusion.blocks.0", recompute_patterns("low", "plan", "generator", 3)) == "full"
+
+
+def test_activation_checkpointing_overrules_the_plan():
+    assert recompute_patterns("fast", "full", "generator", 0) == {"*": "full"}
+    assert recompute_patterns("low", "selective", "discriminator", 0) == {}
+
+
+def test_the_last_pattern_that_matches_counts():
+    assert kind_of("encoder.stem", {"encoder.*": "full", "encoder.stem": "none"}) == "none"
+    assert kind_of("encoder.layer1", {"encoder.*": "full", "encoder.stem": "none"}) == "full"
+    assert kind_of("decoder.x", {"encoder.*": "full"}) == "none"
+
+
+def test_a_split_segment_runs_one_sample_at_a_time():
+    sizes: list[int] = []
+
+    class Noted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            return x.sin()
+
+    module, x = Noted(), torch.randn(3, 2, requires_grad=True)
+    checkpoint_segment(module, "split")
+    module(x).sum().backward()
+    assert sizes == [1] * 6  # each sample, and each again in backward
+    torch.testing.assert_close(x.grad, x.detach().cos())
+
+
+def need(memory: str = "auto") -> Need:
+    cfg = load("default")
+    cfg.training.memory = memory
+    return Need(cfg, dtype=torch.bfloat16, engine="single", stage=0, world=1)
+
+
+@pytest.mark.parametrize(("room", "plan"), [(139, "fast"), (78, "balanced"), (44, "low"), (23, "low")])
+def test_the_fastest_plan_that_fits_is_chosen(room, plan):
+    """At 2048 px: H200, H100, a 48 GB and a 24 GB card."""
+    assert choose_plan(need(), 2048, room * GIB)[0] == plan
+    refuse_too_small(need(), 2048, room * GIB, "cuda")
+
+
+def test_where_nothing_fits_the_error_names_a_size_that_does():
+    with pytest.raises(
+        UserError, match=r"2048 px on this cuda device: about 20 GiB needed.*data.image_size=1024"
+    ):
+        refuse_too_small(need(), 2048, 12 * GIB, "cuda")
+
+
+def test_a_named_plan_that_does_not_fit_is_refused_with_one_that_does():
+    with pytest.raises(UserError, match=r"training.memory = fast at 2048 px: .*auto or low fits"):
+        refuse_too_small(need("fast"), 2048, 40 * GIB, "cuda")
