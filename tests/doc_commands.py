@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from neuropbr_dist import main
+from neuropbr_dist.benchmark.cli import parser as benchmark_parser
 from neuropbr_dist.config.cli import config_from, train_parser
 from neuropbr_dist.inference.cli import infer_parser
 from neuropbr_dist.inference.export_cli import export_parser
@@ -133,6 +134,7 @@ OURS = {
     "launch/train.py": "train", "slurm/train.sbatch": "train", "slurm/elastic.sbatch": "train",
     "launch/infer.py": "infer", "slurm/infer.sbatch": "infer", "launch/export.py": "export",
     "launch/data.py": "data", "launch/submit.py": "submit", "launch/report.py": "report",
+    "launch/benchmark.py": "benchmark",
 }  # fmt: skip
 
 
@@ -141,9 +143,10 @@ def refused(script: str, words: list[str]) -> list[str]:
     parsers: dict[str, ArgumentParser] = {
         "train": train_parser(), "infer": infer_parser(), "export": export_parser(),
         "data": main.data_parser(), "submit": main.submit_parser(), "report": main.report_parser(),
+        "benchmark": benchmark_parser(),
     }  # fmt: skip
     try:
-        if script == "submit":
+        if script in ("submit", "benchmark"):
             _, rest = parsers[script].parse_known_args(words)
             config_from(parsers["train"].parse_args(rest))
             return []
