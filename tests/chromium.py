@@ -41,8 +41,10 @@ class Browser:
     def __init__(self, url: str, session: dict[str, Any]) -> None:
         self._url = f"{url}/session/{session['sessionId']}"
 
-    def open(self, page: Path) -> None:
-        call("POST", f"{self._url}/url", {"url": page.resolve().as_uri()})
+    def open(self, page: Path | str) -> None:
+        """A file, or an address."""
+        address = page if isinstance(page, str) else page.resolve().as_uri()
+        call("POST", f"{self._url}/url", {"url": address})
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What a function's body in JavaScript returns; a promise is waited for."""

@@ -46,16 +46,20 @@ def infer_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--overlap", type=int, metavar="M", help="px that tiles share (default: a quarter of one)")
     p.add_argument("--bits", type=int, default=8, choices=(8, 16), help="a channel of the maps' files")
+    p.add_argument(
+        "--relight", action="store_true",
+        help="also write relit.webp: the material (beside the true one, if known) under a moving lamp",
+    )  # fmt: skip
     add_debug(p)
     return p
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
+    """The flag that `main.entry` reads."""
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
 
 def native_or_side(text: str) -> int | str:
-    """The flag that `main.entry` reads."""
     """`native`, or a side in pixels."""
     if text == "native":
         return text

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from neuropbr_dist.cluster import Environment, pick_device
+from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
 from neuropbr_dist.inference.inputs import Subject, find_triples, open_sample, open_triple
 from neuropbr_dist.inference.pictures import write_pictures
 from neuropbr_dist.inference.predict import measure, predict, resolve_precision, table
+from neuropbr_dist.inference.relight import NAME as ANIMATION
+from neuropbr_dist.inference.relight import write_animation
 
 
 def infer(args: argparse.Namespace) -> None:
@@ -32,6 +35,10 @@ def infer(args: argparse.Namespace) -> None:
             print(table(measure(pred, subject.maps)))
         title = f"{subject.title}, step {model.step}"
         files = write_pictures(folder, subject, pred, bits=args.bits, title=title)
+        if args.relight:
+            target = None if subject.maps is None else decode_maps(subject.maps[None])[0]
+            write_animation(folder / ANIMATION, pred, target)
+            files.append(ANIMATION)
         print(f"Wrote {', '.join(files)} to {folder}")
 
 

@@ -1,7 +1,7 @@
 """A material on a bench: seen from above, lit by one lamp that moves and by a dim grey sky.
 
-The shading is that of the built-in materials (`data.builtin.render.shade`). The run page shades the
-same bench in the browser; its constants are `bench()`.
+Shading and camera are those of the built-in materials (`data.builtin.render`). The run page shades
+the same bench in the browser; its constants are `bench()`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 
 from neuropbr_dist.data.builtin.noise import Array
 from neuropbr_dist.data.builtin.render import shade, texels_from_maps
-from neuropbr_dist.data.builtin.scene import Lamp, Lighting, Sky, unit
+from neuropbr_dist.data.builtin.scene import FIELD_OF_VIEW, Lamp, Lighting, Sky, unit
 from neuropbr_dist.data.builtin.surface import linear_to_srgb
 
-CAMERA_HEIGHT = 1.6
-"""Above the middle of the material, whose side is 1."""
+CAMERA_HEIGHT = float(0.5 / np.tan(FIELD_OF_VIEW / 2))
+"""Above the middle of the material: its side, 1, just fills the picture."""
 LAMP_HEIGHT = 0.9
 LAMP_RADIUS = 0.1
 ORBIT = 0.55

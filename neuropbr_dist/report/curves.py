@@ -110,12 +110,16 @@ def draw(run: RunFolder, wanted: Iterable[dict[str, Any]]) -> list[dict[str, Any
     """The charts that have any value, their lines filled in."""
     found = []
     for spec in wanted:
-        lines = []
+        lines: list[dict[str, Any]] = []
+        full: list[Points] = []
         for line in spec["lines"]:
             points: Points = [
                 (step, None if y is None else y * line.scale) for step, y in run.column(line.column)
             ]
-            if any(y is not None for _, y in points):
+            # Off the GPU all memory is in use: one line, not two.
+            twin = any(points == drawn for drawn in full)
+            if any(y is not None for _, y in points) and not twin:
+                full.append(points)
                 dots = line.column.startswith("val/")
                 lines.append({"name": line.name, "style": line.style, "dots": dots, "points": thin(points)})
         flat = spec["title"].startswith("Updates skipped") and not any(

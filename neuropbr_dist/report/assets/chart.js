@@ -2,7 +2,7 @@
 // Line charts in SVG: {title, unit, log, lines: [{name, style, points: [[step, value|null], …]}]}.
 
 const SVG = "http://www.w3.org/2000/svg";
-const BOX = { height: 190, left: 46, right: 10, top: 16, bottom: 22 };
+const BOX = { height: 200, left: 46, right: 10, top: 28, bottom: 22 };
 
 function svg(name, attributes, parent, text) {
   const element = document.createElementNS(SVG, name);
@@ -82,7 +82,7 @@ function linePath(points, x, y, stepped) {
   return path;
 }
 
-/** Draw one chart into `parent`. `page`: {step, marks, epochOf}; `width` in units of its own, 190 high. */
+/** Draw one chart into `parent`. `page`: {step, marks, epochOf}; `width` in units of its own, 200 high. */
 function drawChart(parent, spec, page, width) {
   const figure = html("figure", { class: "chart" }, parent);
   const title = html("h3", {}, figure, spec.title);
@@ -103,15 +103,7 @@ function drawChart(parent, spec, page, width) {
     const anchor = step === 0 ? "start" : edge ? "end" : "middle";
     svg("text", { x: x(step), y: BOX.height - 6, "text-anchor": anchor }, root, step === 0 ? "step 0" : text);
   }
-  let free = -1;
-  for (const mark of page.marks) {
-    const at = x(mark.step);
-    svg("line", { class: "mark", x1: at, x2: at, y1: BOX.top - 4, y2: BOX.height - BOX.bottom }, root);
-    if (at < free || mark.kind === "skip") continue;
-    const end = at > width - 60;
-    svg("text", { class: "mark-text", x: at, y: BOX.top - 7, "text-anchor": end ? "end" : "middle" }, root, mark.text);
-    free = at + 8 * mark.text.length;
-  }
+  drawMarks(root, page.marks, x, width);
   for (const line of spec.lines) {
     svg("path", { class: line.style, d: linePath(line.points, x, scale.at, spec.stepped) }, root);
     const seen = line.points.filter((p) => p[1] !== null && scale.at(p[1]) !== null);
@@ -120,6 +112,19 @@ function drawChart(parent, spec, page, width) {
   }
   const cross = svg("line", { class: "cross", y1: BOX.top, y2: BOX.height - BOX.bottom, visibility: "hidden" }, root);
   readOut(root, cross, legend, spec, page, { x, most, width });
+}
+
+/** Vertical lines where something happened, named in one of two rows where there is room. */
+function drawMarks(root, marks, x, width) {
+  const rows = [{ y: BOX.top - 6, free: -Infinity }, { y: BOX.top - 17, free: -Infinity }];
+  for (const mark of [...marks].sort((a, b) => a.step - b.step)) {
+    const at = x(mark.step), half = 2.8 * mark.text.length, middle = Math.min(at, width - half);
+    svg("line", { class: "mark", x1: at, x2: at, y1: BOX.top - 4, y2: BOX.height - BOX.bottom }, root);
+    const row = rows.find((row) => row.free < middle - half);
+    if (!row) continue;
+    svg("text", { class: "mark-text", x: middle, y: row.y, "text-anchor": "middle" }, root, mark.text);
+    row.free = middle + half + 4;
+  }
 }
 
 function describe(spec) {

@@ -27,7 +27,7 @@ function drawCurves() {
   if (DATA.worlds.length > 1) {
     const points = [...DATA.worlds, [Math.max(DATA.step, DATA.worlds.at(-1)[0]), DATA.worlds.at(-1)[1]]];
     const grid = html("div", { class: "charts" }, element("worlds"));
-    drawChart(grid, { title: "World size", unit: "ranks", log: false, stepped: true, lines: [{ name: "", style: "val", points }] },
+    drawChart(grid, { title: "World size", unit: "", log: false, stepped: true, lines: [{ name: "", style: "val", points }] },
       { ...page, marks: DATA.marks.filter((mark) => mark.kind === "gan") }, 380);
   }
 }

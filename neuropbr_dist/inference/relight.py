@@ -1,0 +1,67 @@
+"""The predicted material, beside the true one if it is known, under a lamp that goes round once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from neuropbr_dist.monitor.pictures import maps_to_images, shrink_maps
+from neuropbr_dist.monitor.relight import orbit, relit
+
+NAME = "relit.webp"
+FRAMES, FRAME_MS = 36, 60
+SMALLEST_SIDE = 192
+"""Smaller materials are enlarged by a whole factor, pixels kept sharp."""
+_GAP, _LINE = 8, 24
+_PAPER, _INK = (24, 25, 28), (232, 233, 236)
+
+
+def write_animation(path: Path, pred: Tensor, target: Tensor | None) -> None:
+    """Write an animated WebP that runs for ever; at most 384 px a material.
+
+    Args:
+        path: replaced by one rename.
+        pred, target: maps (8, S, S) float, normals in [-1, 1].
+    """
+    materials = {"Predicted": to_bytes(pred)}
+    if target is not None:
+        materials["Ground truth"] = to_bytes(target)
+    first, *rest = [frame(materials, turn / FRAMES) for turn in range(FRAMES)]
+    part = path.with_name(path.name + ".tmp")
+    first.save(
+        part,
+        format="WEBP",
+        save_all=True,
+        append_images=rest,
+        duration=FRAME_MS,
+        loop=0,
+        quality=85,
+        method=3,
+    )
+    os.replace(part, path)
+
+
+def to_bytes(maps: Tensor) -> np.ndarray:
+    """Maps (8, S, S) float -> uint8 (8, s, s) as files hold them, no larger than a look."""
+    images = maps_to_images(shrink_maps(maps.detach().float()))
+    channels = [image.transpose(2, 0, 1) if image.ndim == 3 else image[None] for image in images.values()]
+    return np.concatenate(channels)
+
+
+def frame(materials: dict[str, np.ndarray], turn: float) -> Image.Image:
+    """The materials side by side with their names below, the lamp after `turn` turns."""
+    size = next(iter(materials.values())).shape[1]
+    times = max(1, SMALLEST_SIDE // size)
+    side = times * size
+    picture = Image.new("RGB", (len(materials) * (side + _GAP) - _GAP, side + _LINE), _PAPER)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    for i, (name, maps) in enumerate(materials.items()):
+        x = i * (side + _GAP)
+        shaded = relit(maps, orbit(turn)).repeat(times, 0).repeat(times, 1)
+        picture.paste(Image.fromarray(shaded), (x, 0))
+        draw.text((x + 4, side + _LINE // 2), name, fill=_INK, font=font, anchor="lm")
+    return picture
