@@ -23,7 +23,8 @@ def frames_after_each_step(case: Case, row: Row) -> list[tuple[int, int, int]]:
     Without code generation, which takes 3 s a graph and isn't the matter here.
     """
     original = torch.compile
-    torch.compile = lambda f, dynamic, options: original(f, dynamic=dynamic, backend="aot_eager")
+    # The compiler's options are code generation's.
+    torch.compile = lambda *args, options=None, **words: original(*args, **words, backend="aot_eager")
     torch._dynamo.reset()
     counters.clear()
     try:
