@@ -79,7 +79,7 @@ def test_a_resume_adds_a_start_and_takes_back_pictures_of_steps_that_are_done_ag
 
 def test_overwrite_takes_history_pictures_and_page_too(stopped):
     report([str(stopped)])
-    ended = run(stopped, "--overwrite", "--epochs", "1")
+    ended = run(stopped, "--overwrite", training__epochs=1)
     assert ended.code == 0, ended.err
     assert [line["event"] for line in history(stopped)] == ["start", "end"]
     assert look_steps(stopped) == [0, 3]
