@@ -43,8 +43,8 @@ def mean_of_slices(x: Tensor) -> Tensor:
 class MeanOverViews(torch.autograd.Function):
     """`mean_over_views` with an expanded gradient.
 
-    Autograd's own, a stack of the slices' gradients, loses the channels-last layout, and
-    adding it to the encoder's gradient then takes five times as long (measured: 83 ms of a step).
+    Autograd's own, a stack of the slices' gradients, was added to the encoder's gradient in
+    another layout (a step took 48 ms less with this and the decoder's blocks in two parts).
     """
 
     @staticmethod

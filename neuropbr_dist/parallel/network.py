@@ -67,8 +67,9 @@ class Network(ABC):
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Forward passes of two batches; one pass over both where the norm layers don't mix samples.
 
-        One pass gathers sharded weights once. And ZeRO-3 fails on GPUs where a parameter
-        is used in two passes before one backward (its gradient is bucketed twice: measured).
+        One pass gathers sharded weights once. And with two passes before one backward ZeRO-3
+        failed on two GPUs, a parameter twice in its bucket; with one it ran on one GPU
+        (whether this is the remedy is to be shown on several).
         """
         if any(isinstance(m, BatchNorm2d) for m in self.module.modules()):
             return self(a), self(b)
