@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.training.start import device_name
 from neuropbr_dist.training.timings import TIMINGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,9 +66,7 @@ def measure(folder: Path, words: Sequence[str], ranks: int = 1) -> dict[str, Any
     behind = statistics.median(save["behind_s"] for save in timed[1:])
     reading = restart["checkpoint found and verified"] + restart["load"]
     return {
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or "CPU",
+        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "torch": torch.__version__,
         "ranks": ranks,
         "words": list(words),
@@ -127,7 +125,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(as_table(found))
     if args.out:
         args.out.write_text(json.dumps(found, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,15 +14,17 @@ import torch
 import torch.distributed as dist
 
 from neuropbr_dist.benchmark import attention, checkpoint, loader
-from neuropbr_dist.benchmark.step import StepBench, StepTime, kernel_table
+from neuropbr_dist.benchmark.step import StepBench, StepTime, kernel_table, step_flops
 from neuropbr_dist.cluster import Environment, detect, pick_device, process_group
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.config.cli import config_from, train_parser
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.engines import engine_of, precision_of
 from neuropbr_dist.training.memory import PLANS
+from neuropbr_dist.training.start import device_name, versions
 
 WARM_UP = 2
+NATIVE_SIZE = 2048  # px, where the configuration names none
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,12 +70,9 @@ def benchmark(argv: Sequence[str] | None = None) -> None:
     else:
         found = loader.run(args)
     if args.out and os.environ.get("RANK", "0") == "0":
-        args.out.write_text(json.dumps({"versions": versions(), **found}, indent=1) + "\n")
-
-
-def versions() -> dict[str, str]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"torch": torch.__version__, "python": platform.python_version(), "gpu": gpu}
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        facts = {"versions": versions(), "device": device_name(device)}
+        args.out.write_text(json.dumps({**facts, **found}, indent=1) + "\n")
 
 
 def need_gpu(what: str) -> torch.device:
@@ -91,28 +89,39 @@ def steps(args: argparse.Namespace, words: Sequence[str]) -> list[dict[str, Any]
     device = pick_device("cuda", env)
     needs_group = env.distributed or engine_of(cfg, env) != "single"
     group = process_group(env, device, cfg.training.timeout_minutes) if needs_group else nullcontext()
-    rows = []
+    rows, size = [], cfg.data.image_size or NATIVE_SIZE
+    flops = step_flops(cfg, size)  # the same for all plans
     with group:
         if env.rank == 0:
             print(
-                f"{engine_of(cfg, env)} on {env.world_size} x {versions()['gpu']}, torch {torch.__version__}"
+                f"{engine_of(cfg, env)} on {env.world_size} x {device_name(device)}, torch {torch.__version__}"
             )
             print(
                 "plan       ms a step (range)   samples/s/rank  TFLOP/s   MFU   GiB allocated  reserved  first step s"
             )
         for plan in args.plans:
-            rows.append(row(cfg, env, device, plan, args))
+            rows.append(row(cfg, env, device, size, flops, plan, args))
     return rows
 
 
 def row(
-    cfg: TrainConfig, env: Environment, device: torch.device, plan: str, args: argparse.Namespace
+    cfg: TrainConfig,
+    env: Environment,
+    device: torch.device,
+    size: int,
+    flops: float,
+    plan: str,
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
-    size = cfg.data.image_size or 2048
+    """Measure one memory plan and print its line.
+
+    Args:
+        size: side of the pictures in pixels.
+        flops: of one step of one rank.
+    """
     bench = StepBench(cfg, env, device, size, plan)
     found: StepTime = bench.time(WARM_UP, args.steps)
     kernels = bench.profile(found) if args.kernels else []
-    flops = bench.model_flops()
     rate = flops / found.ms / 1e9
     samples = cfg.training.batch_size / found.ms * 1e3
     peak = bench.peak_tflops()

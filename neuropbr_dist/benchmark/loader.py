@@ -296,13 +296,3 @@ def table(figures: dict[str, Any]) -> str:
         f"verify: {check['files']} files in {check['seconds']:.1f} s, {check['busy']:.0%} of {check['cores']} cores busy"
     )
     return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    run(parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()

@@ -61,7 +61,12 @@ def random_batch(cfg: TrainConfig, size: int, device: torch.device, seed: int = 
 
 
 def step_flops(cfg: TrainConfig, size: int) -> float:
-    """Floating-point operations of one rank's step of one micro-batch at `size` px."""
+    """Floating-point operations of one rank's step of one micro-batch at `size` px.
+
+    As the mathematics asks for, a multiply-add as two; recomputation doesn't count. Counted by torch on
+    the meta device: three forward passes' worth for G (forward, and backward's two), and for D 3 on true
+    and on generated maps, 2 in G's pass.
+    """
     n = cfg.training.batch_size
     with torch.device("meta"), torch.no_grad():
         with FlopCounterMode(display=False) as of_g:
@@ -89,7 +94,7 @@ class StepBench:
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        self.cfg, self.device, self.size = cfg, device, size
+        self.device = device
         self.began = time.perf_counter()
         cfg.training.global_batch_size = cfg.training.batch_size * env.world_size
         self.networks: dict[str, Network] = build_networks(cfg, env, device, None, memory)
@@ -125,14 +130,6 @@ class StepBench:
             syncs=-1,
             losses={name: float(value) for name, value in self.losses.items()},
         )
-
-    def model_flops(self) -> float:
-        """Of one step as the mathematics asks for, a multiply-add as two; recomputation doesn't count.
-
-        Counted by torch on the meta device: three forward passes' worth for G (forward, and
-        backward's two), and for D 3 on true and on generated maps, 2 in G's pass.
-        """
-        return step_flops(self.cfg, self.size)
 
     def peak_tflops(self) -> float:
         """This device's measured ceiling: a bf16 product of 8192 x 8192 matrices, random data."""

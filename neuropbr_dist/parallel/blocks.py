@@ -16,9 +16,6 @@ from neuropbr_dist.parallel.activation import checkpoint_segment, keeps_attentio
 GRAPHS_A_CODE_OBJECT = 256
 
 
-KINDS = ("none", "selective", "full", "split")
-
-
 def kind_of(segment: str, recompute: str | Mapping[str, str]) -> str:
     """What is recomputed in `segment`: the last pattern that matches its name says; none without one."""
     if isinstance(recompute, str):

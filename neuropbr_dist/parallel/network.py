@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neuropbr_dist.models.norm import BatchNorm2d, commit_statistics, no_statistics
+from neuropbr_dist.models.norm import commit_statistics, no_statistics
+from neuropbr_dist.parallel.activation import has_batch_statistics
 
 
 @dataclass(kw_only=True)
@@ -71,7 +72,7 @@ class Network(ABC):
         failed on two GPUs, a parameter twice in its bucket; with one it ran on one GPU
         (whether this is the remedy is to be shown on several).
         """
-        if any(isinstance(m, BatchNorm2d) for m in self.module.modules()):
+        if has_batch_statistics(self.module):
             return self(a), self(b)
         of_a, of_b = self(torch.cat([a, b])).split([len(a), len(b)])
         return of_a, of_b

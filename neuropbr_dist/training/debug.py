@@ -21,7 +21,7 @@ from neuropbr_dist.monitor import comparison, save_png, take_look
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.data import Samples, open_samples
 from neuropbr_dist.training.engines import build_networks
-from neuropbr_dist.training.estimate import activation_bytes, available_bytes, state_bytes
+from neuropbr_dist.training.estimate import Activations, available_bytes, state_bytes
 from neuropbr_dist.training.memory import GENERATOR_PLANS
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.step import gan_step
@@ -78,7 +78,7 @@ def fitting_size(cfg: TrainConfig, device: torch.device) -> int | None:
 
 
 def needed(cfg: TrainConfig, size: int) -> int:
-    return activation_bytes(cfg, size, cfg.training.batch_size, torch.float32, GENERATOR_PLANS["low"])
+    return Activations.of(cfg, size, torch.float32).bytes(GENERATOR_PLANS["low"])
 
 
 def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> tuple[DeviceBatch, Tensor]:

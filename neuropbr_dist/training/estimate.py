@@ -57,34 +57,51 @@ def trace(network: nn.Module, x: Tensor, tokens: int) -> Kept:
     return Kept({name: size for name, size in sizes.items() if name != "outside"}, sizes.get("outside", 0))
 
 
-def activation_bytes(cfg: TrainConfig, size: int, batch: int, dtype: torch.dtype, patterns: Recompute) -> int:
-    """Peak bytes of activations of one micro-batch at `size` px.
+@dataclass(frozen=True)
+class Activations:
+    """What one micro-batch's step keeps, traced once; `bytes` says how much of it stays under a memory plan."""
 
-    Args:
-        patterns: what the generator computes again (`memory.recompute_patterns`).
-    """
-    model = cfg.model
-    side = size // size_multiple(model)
-    tokens = 3 * side * side if model.use_transformer else 0
-    with torch.device("meta"):
-        g = Generator(model).to(dtype)
-        kept = trace(g, torch.empty(batch, 3, 3, size, size, dtype=dtype), tokens)
-        total = kept.outside + LOSS_COPIES * batch * 8 * size * size * 4
+    generator: Kept
+    always: int
+    """Bytes of the losses and of the discriminator's two passes."""
+    attention: int
+    """Bytes of one transformer block's attention output."""
+    samples: int
+    """Views in the encoder's batch: what `split` divides by."""
+
+    @classmethod
+    def of(cls, cfg: TrainConfig, size: int, dtype: torch.dtype) -> Activations:
+        """Trace a micro-batch of `training.batch_size` samples of `size` px."""
+        model, batch = cfg.model, cfg.training.batch_size
+        side = size // size_multiple(model)
+        tokens = 3 * side * side if model.use_transformer else 0
+        always = LOSS_COPIES * batch * 8 * size * size * 4
+        with torch.device("meta"):
+            g = Generator(model).to(dtype)
+            kept = trace(g, torch.empty(batch, 3, 3, size, size, dtype=dtype), tokens)
+            if model.use_gan:
+                d = Discriminator(model).to(dtype)
+                judged = trace(d, torch.empty(batch, 8, size, size, dtype=dtype), 0)
+                always += 2 * (judged.outside + sum(judged.inside.values()))
+        return cls(kept, always, batch * tokens * model.transformer_dim * dtype.itemsize, 3 * batch)
+
+    def bytes(self, patterns: Recompute) -> int:
+        """Peak bytes.
+
+        Args:
+            patterns: what the generator computes again (`memory.recompute_patterns`).
+        """
+        total = self.generator.outside + self.always
         transient = [0]  # of the segments computed again, one at a time lives in full
-        for name, held in kept.inside.items():
+        for name, held in self.generator.inside.items():
             kind = kind_of(name, patterns)
             if kind == "none":
                 total += held
             else:
-                transient.append(held // (3 * batch if kind == "split" else 1))
-            if kind == "selective" and ".blocks." in name:  # attention's output
-                total += batch * tokens * model.transformer_dim * dtype.itemsize
-        total += max(transient)
-        if model.use_gan:
-            d = Discriminator(model).to(dtype)
-            judged = trace(d, torch.empty(batch, 8, size, size, dtype=dtype), 0)
-            total += 2 * (judged.outside + sum(judged.inside.values()))
-    return total
+                transient.append(held // (self.samples if kind == "split" else 1))
+            if kind == "selective" and ".blocks." in name:
+                total += self.attention
+        return total + max(transient)
 
 
 def state_bytes(model: ModelConfig, engine: str, stage: int, world: int, dtype: torch.dtype) -> int:
@@ -110,7 +127,7 @@ def available_bytes(device: torch.device, ranks_here: int) -> int:
 
 @dataclass(frozen=True)
 class Need:
-    """What one rank of a run holds, by memory plan and size."""
+    """What one rank of a run holds, by size and memory plan."""
 
     cfg: TrainConfig
     dtype: torch.dtype
@@ -120,21 +137,21 @@ class Need:
     """ZeRO stage."""
     world: int
 
-    def bytes(self, size: int, plan: str) -> int:
+    def at(self, size: int) -> dict[str, int]:
+        """Bytes of a rank by memory plan, for pictures of `size` px."""
         cfg = self.cfg
-        patterns = recompute_patterns(plan, cfg.training.activation_checkpointing, "generator", self.stage)
         state = state_bytes(cfg.model, self.engine, self.stage, self.world, self.dtype)
-        activations = activation_bytes(cfg, size, cfg.training.batch_size, self.dtype, patterns)
-        return state + int(FITTED[plan] * activations)
+        activations = Activations.of(cfg, size, self.dtype)
+        kind = cfg.training.activation_checkpointing
+        patterns = {plan: recompute_patterns(plan, kind, "generator", self.stage) for plan in PLANS}
+        return {plan: state + int(FITTED[plan] * activations.bytes(patterns[plan])) for plan in PLANS}
 
 
 def choose_plan(need: Need, size: int, room: int) -> tuple[str, str]:
     """The fastest memory plan that fits into `room` bytes (the slowest if none does), and why."""
-    for plan in PLANS:
-        wanted = need.bytes(size, plan)
-        if wanted <= FILL * room or plan == PLANS[-1]:
-            return plan, f"about {wanted / GIB:.1f} of {room / GIB:.1f} GiB free"
-    raise AssertionError
+    wanted = need.at(size)
+    plan = next((plan for plan in PLANS if wanted[plan] <= FILL * room), PLANS[-1])
+    return plan, f"about {wanted[plan] / GIB:.1f} of {room / GIB:.1f} GiB free"
 
 
 def refuse_too_small(need: Need, size: int, room: int, device_type: str) -> None:
@@ -143,22 +160,22 @@ def refuse_too_small(need: Need, size: int, room: int, device_type: str) -> None
     Raises:
         UserError: the estimate is above `room`, this rank's memory in bytes, under any memory plan allowed.
     """
-    cfg = need.cfg
+    cfg, wanted = need.cfg, need.at(size)
     plan = PLANS[-1] if cfg.training.memory == "auto" else cfg.training.memory
-    if need.bytes(size, plan) <= room:
+    if wanted[plan] <= room:
         return
-    if need.bytes(size, PLANS[-1]) <= room:
+    if wanted[PLANS[-1]] <= room:
         raise UserError(
-            f"training.memory = {plan} at {size} px: about {need.bytes(size, plan) / GIB:.0f} GiB needed a rank, "
+            f"training.memory = {plan} at {size} px: about {wanted[plan] / GIB:.0f} GiB needed a rank, "
             f"{room / GIB:.0f} GiB free; training.memory = auto or low fits"
         )
-    smaller = size
-    while smaller > size_multiple(cfg.model) and need.bytes(smaller, plan) > room:
+    smaller, fits = size, False
+    while smaller > size_multiple(cfg.model) and not fits:
         smaller //= 2
-    fits = need.bytes(smaller, plan) <= room
+        fits = need.at(smaller)[plan] <= room
     remedy = f"--set data.image_size={smaller}" if fits else "--config quick_test"
     raise UserError(
-        f"{size} px on this {device_type} device: about {need.bytes(size, plan) / GIB:.0f} GiB needed a rank, "
+        f"{size} px on this {device_type} device: about {wanted[plan] / GIB:.0f} GiB needed a rank, "
         f"{room / GIB:.0f} GiB there. What fits: --config demo (minutes on a CPU), or {remedy}; "
         "less memory also by --set model.encoder_stride=2 or more GPUs"
     )

@@ -21,7 +21,6 @@ GENERATOR_PLANS: dict[str, Recompute] = {
     "low": {"encoder.*": "split", "fusion.*": "selective", "decoder.*": "full"},
 }
 PLANS = tuple(GENERATOR_PLANS)  # the fastest first
-DISCRIMINATOR_PLANS: dict[str, Recompute] = {"fast": {}, "balanced": {}, "low": {}}
 
 
 def recompute_patterns(plan: str, activation_checkpointing: str, part: str, zero_stage: int) -> Recompute:
@@ -32,10 +31,10 @@ def recompute_patterns(plan: str, activation_checkpointing: str, part: str, zero
         activation_checkpointing: `plan`, or one kind for every segment of the generator.
         zero_stage: of this network; 0 on other engines.
     """
+    if part == "discriminator" and activation_checkpointing in ("plan", "selective"):
+        return {}  # its activations are small beside the generator's
     if activation_checkpointing == "plan":
-        patterns = dict((GENERATOR_PLANS if part == "generator" else DISCRIMINATOR_PLANS)[plan])
-    elif part == "discriminator" and activation_checkpointing == "selective":
-        patterns = {}  # its activations are small beside the generator's
+        patterns = GENERATOR_PLANS[plan]
     else:
         patterns = {"*": activation_checkpointing}
     if zero_stage == 3:

@@ -52,11 +52,11 @@ def fragments(networks: dict[str, Network], ema: WeightAverage | None = None) ->
 
 def saved_fragments(networks: dict[str, Network], ema: WeightAverage | None = None) -> list[Fragment]:
     """The pieces that this rank is to save: of a replicated network, whose ranks all hold all of it, its share."""
-    env_rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     found = []
     for part, network in networks.items():
         pieces = fragments({part: network}, ema if part == "generator" else None)
-        found += share(pieces, env_rank, world) if network.replicated else pieces
+        found += share(pieces, rank, world) if network.replicated else pieces
     return found
 
 
