@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import os
-import shutil
 import subprocess
 import time
 import urllib.error
@@ -18,10 +17,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from tests.distributed import free_port
+from tests.needs import lacking, skip_or_fail
 
 PROGRAMS = ("chromium", "chromedriver")
 REQUIRE = "NEUROPBR_REQUIRE_CHROMIUM"
@@ -101,7 +100,7 @@ class Browser:
 @contextmanager
 def browser(*arguments: str, size: tuple[int, int] = (1280, 900)) -> Iterator[Browser]:
     """A browser with a fresh profile; `arguments` are Chromium's. Skips, or fails if it must be there."""
-    needs_chromium()
+    skip_or_fail("Chromium", lacking(PROGRAMS, "chromium chromium-driver"), REQUIRE)
     with TemporaryDirectory(prefix="neuropbr-test-") as profile:
         port = free_port()
         driver = subprocess.Popen(
@@ -127,15 +126,6 @@ def browser(*arguments: str, size: tuple[int, int] = (1280, 900)) -> Iterator[Br
         finally:
             driver.terminate()
             driver.wait()
-
-
-def needs_chromium() -> None:
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    if missing:
-        reason = f"{', '.join(missing)} not installed (Debian: chromium chromium-driver)"
-        if os.environ.get(REQUIRE):
-            pytest.fail(f"{reason}, but {REQUIRE} is set")
-        pytest.skip(reason)
 
 
 def wait_for(ready: Callable[[], bool], driver: subprocess.Popen) -> None:

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
-import pytest
-
 from tests.distributed import ENVIRONMENT, ROOT
+from tests.needs import lacking, search_path, skip_or_fail
 
 PROGRAMS = ("ip", "unshare", "ssh", "sshd", "ssh-keygen", "pdsh")
 REQUIRE = "NEUROPBR_REQUIRE_HOSTS"
@@ -33,17 +32,7 @@ PermitRootLogin yes
 
 def missing() -> str | None:
     """Why there can be no hosts here."""
-    absent = [name for name in PROGRAMS if shutil.which(name, path=search_path()) is None]
-    if absent:
-        return f"no {', '.join(absent)} on PATH (Debian: iproute2 util-linux openssh-server pdsh)"
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    tried = subprocess.run(["unshare", "--net", "--uts", "true"], capture_output=True, text=True)
-    return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else None
-
-
-def search_path() -> str:
-    return f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    return lacking(PROGRAMS, "iproute2 util-linux openssh-server pdsh", ("--net", "--uts"))
 
 
 class Hosts:
@@ -119,8 +108,7 @@ def ip(*words: str) -> str:
 @contextmanager
 def two_hosts() -> Iterator[Hosts]:
     """Skips where they can't be had; NEUROPBR_REQUIRE_HOSTS=1 makes that a failure."""
-    if reason := missing():
-        (pytest.fail if os.environ.get(REQUIRE) == "1" else pytest.skip)(f"two hosts: {reason}")
+    skip_or_fail("two hosts", missing(), REQUIRE)
     hosts = Hosts()
     try:
         hosts.start()

@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
-import pytest
-
 from tests.distributed import ROOT, free_port
+from tests.needs import lacking, search_path, skip_or_fail
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare", "setpriv")
 REQUIRE = "NEUROPBR_REQUIRE_SLURM"
@@ -63,19 +62,8 @@ PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 def missing() -> str | None:
     """Why a cluster can't be started here."""
-    absent = [name for name in PROGRAMS if shutil.which(name, path=search_path()) is None]
-    if absent:
-        return f"no {', '.join(absent)} on PATH (Debian: slurmctld slurmd slurm-client munge util-linux)"
-    if os.geteuid() != 0:
-        return "a node's namespaces need root"
-    tried = subprocess.run(
-        ["unshare", "--mount", "--uts", "--pid", "--fork", "true"], capture_output=True, text=True
-    )
-    return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else None
-
-
-def search_path() -> str:
-    return f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    debian = "slurmctld slurmd slurm-client munge util-linux"
+    return lacking(PROGRAMS, debian, ("--mount", "--uts", "--pid", "--fork"))
 
 
 class Cluster:
@@ -204,8 +192,7 @@ class Cluster:
 @contextmanager
 def running_cluster() -> Iterator[Cluster]:
     """Skips where Slurm is missing; NEUROPBR_REQUIRE_SLURM=1 makes that a failure."""
-    if reason := missing():
-        (pytest.fail if os.environ.get(REQUIRE) == "1" else pytest.skip)(f"Slurm: {reason}")
+    skip_or_fail("Slurm", missing(), REQUIRE)
     cluster = Cluster()
     try:
         cluster.start()

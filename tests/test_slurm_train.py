@@ -148,13 +148,20 @@ def test_a_node_set_down_requeues_and_goes_on_from_the_last_save(cluster, tmp_pa
     assert_went_on(job, saved)
 
 
-def test_a_dead_node_requeues_and_goes_on_from_the_last_save(cluster, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "node"),
+    [
+        (SCRIPT, "node2"),
+        ("slurm/elastic.sbatch", "node1"),  # which hosts the rendezvous and runs the batch script
+    ],
+)
+def test_a_dead_node_requeues_and_goes_on_from_the_last_save(cluster, tmp_path, script, node):
     gate = Gate(tmp_path)
-    job, saved = held(cluster, tmp_path, gate)
-    cluster.lose_node("node2")
+    job, saved = held(cluster, tmp_path, gate, script=script)
+    cluster.lose_node(node)
     gate.open()
     cluster.until(lambda: job.restarts() == 1, "requeued")
-    cluster.start_node("node2")
+    cluster.start_node(node)
     assert_went_on(job, saved)
 
 
@@ -212,17 +219,6 @@ def test_torchrun_goes_on_without_a_lost_node(cluster, tmp_path):
     assert_every_step_once(job)
     cluster.start_node("node2")
     cluster.until(lambda: "idle" in cluster.call("sinfo", "-h", "-n", "node2", "-o", "%T"), "node2 is back")
-
-
-def test_torchrun_without_its_first_node_is_requeued(cluster, tmp_path):
-    """That one hosts the rendezvous and runs the batch script."""
-    gate = Gate(tmp_path)
-    job, saved = held(cluster, tmp_path, gate, script="slurm/elastic.sbatch")
-    cluster.lose_node("node1")
-    gate.open()
-    cluster.until(lambda: job.restarts() == 1, "requeued")
-    cluster.start_node("node1")
-    assert_went_on(job, saved)
 
 
 def test_a_run_stops_before_its_time_limit_and_is_requeued(cluster, tmp_path):

@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from neuropbr_dist.data.decode import resize
 from neuropbr_dist.data.layout import SOURCES
 from neuropbr_dist.data.shards import COMPRESSIONS, Place, ShardReader, used_bytes
 from neuropbr_dist.data.sources import Source
+from neuropbr_dist.data.split import Subset
 from neuropbr_dist.errors import UserError
 
 VERSION = 1
@@ -50,28 +51,22 @@ class PackedEntry(NamedTuple):
 
 
 class PackedEntries(Sequence[PackedEntry]):
-    """The entries of a render curriculum; each is made when it is asked for."""
+    """All rows of the index; each is made into an entry when it is asked for."""
 
-    def __init__(self, samples: np.ndarray, materials: np.ndarray, curriculum: int) -> None:
+    def __init__(self, samples: np.ndarray, materials: np.ndarray) -> None:
         self._samples, self._materials = samples, materials
-        chosen = [FOLDERS.index(folder) for folder in SOURCES[curriculum]]
-        self._rows = np.flatnonzero(np.isin(samples["source"], chosen))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._samples)
 
-    @overload
-    def __getitem__(self, index: int) -> PackedEntry: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[PackedEntry]: ...
-    def __getitem__(self, index: int | slice) -> PackedEntry | list[PackedEntry]:
-        if isinstance(index, slice):
-            return [self._entry(row) for row in self._rows[index].tolist()]
-        return self._entry(int(self._rows[index]))
-
-    def _entry(self, row: int) -> PackedEntry:
+    def __getitem__(self, row: int) -> PackedEntry:  # type: ignore[override]
         name, source, material, _ = self._samples[row].item()
         return PackedEntry(name.decode(), FOLDERS[source], self._materials["name"][material].decode(), row)
+
+    def of(self, curriculum: int) -> Subset[PackedEntry]:
+        """Those of a render curriculum."""
+        chosen = [FOLDERS.index(folder) for folder in SOURCES[curriculum]]
+        return Subset(self, np.flatnonzero(np.isin(self._samples["source"], chosen)))
 
 
 class PackedSource(Source):
@@ -95,7 +90,7 @@ class PackedSource(Source):
             _open_index(self.folder, name, self.head["index"][name]) for name in INDEX_FILES
         )
         self._reader = ShardReader(self.folder / SHARDS, self.head["compression"])
-        self.entries = PackedEntries(self._samples, self._materials, curriculum)
+        self.entries = PackedEntries(self._samples, self._materials).of(curriculum)
         if not self.entries:
             raise UserError(
                 f"{self.folder}: no samples for data.render_curriculum = {curriculum} "
