@@ -2,64 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from neuropbr_dist.models.encoder import conv_norm_act
+from neuropbr_dist.kernels import upsample_2x
+from neuropbr_dist.models.conv import ConvChain, JoinConv2d, conv_layers, conv_norm_act, run_layers
 from neuropbr_dist.models.norm import NormFactory, norm_factory
 
-VIEWS = 3
 WIDTH = 64  # channels that reach the heads
 HEADS = {"albedo": 3, "roughness": 1, "metallic": 1, "normal": 3}
 
 
-def upsample_2x(x: Tensor) -> Tensor:
-    """Bilinear 2x upsampling, (B, C, h, w) -> (B, C, 2h, 2w); `F.interpolate`, align_corners False.
-
-    As its fixed stencil, 3/4 of a pixel and 1/4 of its neighbour: the compiled backward
-    of `F.interpolate` scatters with atomics (measured: 70 ms of a step).
-    """
-    for dim in (2, 3):
-        n = x.shape[dim]
-        before = torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 0, n - 1)], dim)
-        after = torch.cat([x.narrow(dim, 1, n - 1), x.narrow(dim, n - 1, 1)], dim)
-        x = torch.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], dim + 1).flatten(dim, dim + 1)
-    return x
-
-
-def mean_over_views(x: Tensor) -> Tensor:
-    """(B * 3, C, H, W), views of a sample adjacent -> (B, C, H, W)."""
-    return MeanOverViews.apply(x) if x.requires_grad else mean_of_slices(x)
-
-
-def mean_of_slices(x: Tensor) -> Tensor:
-    """`mean` over a short outer dimension is a slow reduction in bf16 (measured: 59 ms of a step)."""
-    first, second, third = x.unflatten(0, (-1, VIEWS)).unbind(1)
-    return (first + second + third) * (1.0 / VIEWS)
-
-
-class MeanOverViews(torch.autograd.Function):
-    """`mean_over_views` with an expanded gradient.
-
-    Autograd's own, a stack of the slices' gradients, was added to the encoder's gradient in
-    another layout (a step took 48 ms less with this and the decoder's blocks in two parts).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return mean_of_slices(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        grad = (grad * (1.0 / VIEWS)).contiguous(memory_format=torch.channels_last)
-        if len(grad) == 1:
-            return grad.expand(VIEWS, -1, -1, -1)
-        return grad.repeat_interleave(VIEWS, 0)
-
-
-class Up(nn.Sequential):
+class Up(ConvChain):
     """Upsample 2x, then convolution, norm, ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,12 +23,13 @@ class Up(nn.Sequential):
         return super().forward(upsample_2x(x))
 
 
-class Join(nn.Sequential):
-    """Concatenate the skip, convolve twice."""
+class Join(ConvChain):
+    """Convolve the skip's and the input's channels as one, then convolve again."""
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
         """x (B, out, H, W), skip (B, S, H, W) -> (B, out, H, W)"""
-        return super().forward(torch.cat([skip, x], dim=1))
+        join, norm, act, *rest = self
+        return run_layers(rest, conv_norm_act(partial(join, skip), norm, act, x))
 
 
 class DecoderBlock(nn.Module):
@@ -80,24 +37,23 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int, norm: NormFactory) -> None:
         super().__init__()
-        self.up = Up(*conv_norm_act(in_channels, out_channels, norm))
-        self.conv = Join(
-            *conv_norm_act(skip_channels + out_channels, out_channels, norm),
-            *conv_norm_act(out_channels, out_channels, norm),
-        )
+        self.up = Up(*conv_layers(in_channels, out_channels, norm))
+        _, *first = conv_layers(skip_channels + out_channels, out_channels, norm)
+        join = JoinConv2d(skip_channels + out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv = Join(join, *first, *conv_layers(out_channels, out_channels, norm))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """x (B, C, h, w), skip of all views (B * views, S, 2h, 2w) -> (B, out, 2h, 2w)"""
-        return self.conv(self.up(x), mean_over_views(skip))
+        """x (B, C, h, w), skip (B, S, 2h, 2w), the views' mean -> (B, out, 2h, 2w)"""
+        return self.conv(self.up(x), skip)
 
 
-def super_resolution_head(norm: NormFactory) -> nn.Sequential:
+def super_resolution_head(norm: NormFactory) -> ConvChain:
     """2x pixel-shuffle head that a stride-2 encoder needs (Shi et al. 2016)."""
-    return nn.Sequential(
-        *conv_norm_act(WIDTH, WIDTH, norm),
-        *conv_norm_act(WIDTH, 4 * WIDTH, norm),
+    return ConvChain(
+        *conv_layers(WIDTH, WIDTH, norm),
+        *conv_layers(WIDTH, 4 * WIDTH, norm),
         nn.PixelShuffle(2),
-        *conv_norm_act(WIDTH, WIDTH // 2, norm),
+        *conv_layers(WIDTH, WIDTH // 2, norm),
         nn.Conv2d(WIDTH // 2, WIDTH, 1, bias=False),
     )
 
@@ -144,7 +100,7 @@ class Decoder(nn.Module):
         return found
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
-        """x (B, C, h, w), skips (B * views, ...) -> (B, 8, H, W), raw"""
+        """x (B, C, h, w), skips (B, ...) in the encoder's order -> (B, 8, H, W), raw"""
         for block, skip in zip(self.blocks, reversed(skips), strict=True):
             x = block(x, skip)
         return self.heads(self.super_resolution(self.project(x)))

@@ -1,4 +1,4 @@
-"""Per-view encoders: a picture to a latent and skip features at falling resolution."""
+"""Per-view encoders: pictures to latents, and skip features at falling resolution averaged over the views."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from neuropbr_dist.models.norm import NormFactory, norm_factory
+from neuropbr_dist.kernels import max_pool_and_mean, pass_and_mean
+from neuropbr_dist.models.conv import Conv2d, ConvChain, Kernels, conv_layers, conv_norm_act
+from neuropbr_dist.models.norm import FrozenBatchNorm2d, norm_factory
 
 # The torchvision weights upstream starts from, as timm names them.
 PRETRAINED_TAGS = {
@@ -19,12 +21,48 @@ PRETRAINED_TAGS = {
 }
 
 
+class ResidualBlock(Kernels):
+    """A basic or bottleneck block of timm's, with its parameters and their names (He et al. 2016)."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.depth = 3 if hasattr(block, "conv3") else 2
+        for i in range(1, self.depth + 1):
+            setattr(self, f"conv{i}", Conv2d.of(getattr(block, f"conv{i}")))
+            setattr(self, f"bn{i}", getattr(block, f"bn{i}"))
+            setattr(self, f"act{i}", getattr(block, f"act{i}"))
+        self.downsample = block.downsample
+        if self.downsample is not None:
+            self.downsample[0] = Conv2d.of(self.downsample[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, O, H / stride, W / stride)"""
+        y = x
+        for i in range(1, self.depth):
+            y = conv_norm_act(*self.layer(i), y)
+        residual, shift = self.shortcut(x)
+        return conv_norm_act(*self.layer(self.depth), y, residual, shift)
+
+    def layer(self, i: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return getattr(self, f"conv{i}"), getattr(self, f"bn{i}"), getattr(self, f"act{i}")
+
+    def shortcut(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The input or its projection, and a shift (O,) that is left for the last layer to add in its pass."""
+        if self.downsample is None:
+            return x, None
+        conv, norm = self.downsample
+        if isinstance(norm, FrozenBatchNorm2d):
+            scale, shift = norm(None)
+            return conv(x, scale), shift
+        return norm(conv(x)), None
+
+
 class Stage(nn.Sequential):
     """One resolution of a ResNet: residual blocks, most of them alike."""
 
     def compile_units(self) -> list[nn.Module]:
         """The blocks: like ones share a graph, where one graph for the stage would repeat it."""
-        return list(self)
+        return [block for block in self if not isinstance(block, nn.Identity)]
 
 
 class ResNetEncoder(nn.Module):
@@ -48,11 +86,12 @@ class ResNetEncoder(nn.Module):
         # timm hands device and dtype to its norm layers; ours follow the default device.
         net: Any = timm.create_model(name, pretrained=pretrained, norm_layer=lambda c, **_: make(c))
         net.conv1.stride = (stride, stride)
-        self.stem = nn.Sequential(net.conv1, net.bn1, net.act1)
-        self.layer1 = Stage(net.maxpool, *net.layer1)
-        self.layer2 = Stage(*net.layer2)
-        self.layer3 = Stage(*net.layer3)
-        self.layer4 = Stage(*net.layer4)
+        self.stem = ConvChain(Conv2d.of(net.conv1), net.bn1, net.act1)
+        # The first element stands for the max pooling, which the forward pass takes with the skip.
+        self.layer1 = Stage(nn.Identity(), *map(ResidualBlock, net.layer1))
+        self.layer2 = Stage(*map(ResidualBlock, net.layer2))
+        self.layer3 = Stage(*map(ResidualBlock, net.layer3))
+        self.layer4 = Stage(*map(ResidualBlock, net.layer4))
         widths = [info["num_chs"] for info in net.feature_info]
         self.skip_channels, self.out_channels = widths[:4], widths[4]
         self.reduction = 16 * stride
@@ -61,18 +100,13 @@ class ResNetEncoder(nn.Module):
         return {name: getattr(self, name) for name in ("stem", "layer1", "layer2", "layer3", "layer4")}
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """x: (N, 3, H, W) -> latent (N, C, H/r, W/r), skips of falling resolution."""
-        skips = []
-        for stage in (self.stem, self.layer1, self.layer2, self.layer3):
-            x = stage(x)
-            skips.append(x)
+        """x: (B * views, 3, H, W) -> latent (B * views, C, H/r, W/r), skips (B, ...) of falling resolution."""
+        x, skip = max_pool_and_mean(self.stem(x))
+        skips = [skip]
+        for stage in (self.layer1, self.layer2, self.layer3):
+            x, skip = pass_and_mean(stage(x))
+            skips.append(skip)
         return self.layer4(x), skips
-
-
-def conv_norm_act(in_channels: int, out_channels: int, norm: NormFactory) -> list[nn.Module]:
-    """3x3 convolution, norm, ReLU."""
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-    return [conv, norm(out_channels), nn.ReLU(inplace=True)]
 
 
 class UNetEncoder(nn.Module):
@@ -85,8 +119,8 @@ class UNetEncoder(nn.Module):
         previous = 3
         for i, width in enumerate(channels):
             pool = [nn.MaxPool2d(2)] if i else []
-            convs = conv_norm_act(previous, width, make) + conv_norm_act(width, width, make)
-            self.levels.append(nn.Sequential(*pool, *convs))
+            convs = conv_layers(previous, width, make) + conv_layers(width, width, make)
+            self.levels.append(ConvChain(*pool, *convs))
             previous = width
         self.skip_channels, self.out_channels = channels[:-1], channels[-1]
         self.reduction = 2 ** (len(channels) - 1)
@@ -95,9 +129,10 @@ class UNetEncoder(nn.Module):
         return {f"levels.{i}": level for i, level in enumerate(self.levels)}
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """x: (N, 3, H, W) -> latent (N, C, H/r, W/r), skips of falling resolution."""
+        """x: (B * views, 3, H, W) -> latent (B * views, C, H/r, W/r), skips (B, ...) of falling resolution."""
+        *levels, last = self.levels
         skips = []
-        for level in self.levels:
-            x = level(x)
-            skips.append(x)
-        return skips.pop(), skips
+        for level in levels:
+            x, skip = pass_and_mean(level(x))
+            skips.append(skip)
+        return last(x), skips

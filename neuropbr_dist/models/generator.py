@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuropbr_dist.config import ModelConfig
-from neuropbr_dist.models.decoder import VIEWS, Decoder
+from neuropbr_dist.kernels import VIEWS
+from neuropbr_dist.models.decoder import Decoder
 from neuropbr_dist.models.encoder import ResNetEncoder, UNetEncoder
 from neuropbr_dist.models.fusion import ConcatFusion, CrossViewFusion
 

@@ -4,6 +4,9 @@ Micro-batch 1 makes plain BatchNorm train on one image's statistics and evaluate
 on others', and activation checkpointing runs a forward pass twice. So the
 default is GroupNorm; the batch kinds here move their running statistics once
 per optimizer step, whatever the number of forward passes in it.
+
+Each layer takes what may follow it along: `norm(x, slope, residual)` is
+`activation(norm(x) + residual)`, slope as in `kernels.norm_act`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from neuropbr_dist.kernels import group_norm_act
+from neuropbr_dist.kernels.norm_act import activate
 
 NormFactory = Callable[[int], nn.Module]
 
@@ -33,6 +39,11 @@ def no_statistics() -> Iterator[None]:
         _collecting = before
 
 
+def wide(x: Tensor) -> Tensor:
+    """In float32; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class FrozenBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm with stored running statistics, never updated.
 
@@ -43,12 +54,22 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
     running_mean: Tensor
     running_var: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
-        # In float32 whatever the parameter dtype: bf16 parameters with float32
+    def forward(  # type: ignore[override]
+        self, x: Tensor | None, slope: float | None = None, residual: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Without `x`: the scale and shift (C,), for a convolution to take in.
+
+        Through the layer's own call, since ZeRO-3 gathers parameters in its hooks.
+        """
+        # In float32 at least, whatever the parameter dtype: bf16 parameters with float32
         # statistics are refused by F.batch_norm.
-        scale = self.weight.float() * torch.rsqrt(self.running_var + self.eps)
-        shift = self.bias.float() - self.running_mean * scale
-        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+        weight, bias = wide(self.weight), wide(self.bias)
+        scale = weight * torch.rsqrt(self.running_var + self.eps)
+        shift = bias - self.running_mean * scale
+        if x is None:
+            return scale, shift
+        out = x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+        return activate(out if residual is None else out + residual, slope)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -83,7 +104,11 @@ class BatchNorm2d(nn.BatchNorm2d):
     def _affine(p: Tensor, x: Tensor) -> Tensor:
         return p if p.dtype == x.dtype == torch.float64 else p.float()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, slope: float | None = None, residual: Tensor | None = None) -> Tensor:
+        out = self.normalise(x)
+        return activate(out if residual is None else out + residual, slope)
+
+    def normalise(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(
                 x,
@@ -119,29 +144,32 @@ def commit_statistics(module: nn.Module) -> None:
 
 
 class GroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm` in the dtype of its input, in a form that compiles well.
+    """`nn.GroupNorm` in the dtype of its input, in forms that are fast: a kernel, or one that compiles well.
 
-    Autocast would hand back float32, twice the bytes for every layer after it. And the
-    compiler's reductions over a group of a channels-last tensor are slow (measured:
-    278 ms of a step), so statistics are taken per channel and merged (Chan et al. 1979).
+    Autocast would hand back float32, twice the bytes for every layer after it.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, slope: float | None = None, residual: Tensor | None = None) -> Tensor:
         if torch.compiler.is_compiling():
-            return self.by_channel(x)
-        return super().forward(x).to(x.dtype)
+            out = self.by_channel(x)
+            return activate(out if residual is None else out + residual, slope)
+        return group_norm_act(x, self.weight, self.bias, self.num_groups, self.eps, slope, residual)
 
     def by_channel(self, x: Tensor) -> Tensor:
-        """The same function, (N, C, H, W) -> (N, C, H, W), in float32 inside."""
-        wide = x if x.dtype == torch.float64 else x.float()
+        """The same function, (N, C, H, W) -> (N, C, H, W), in float32 inside.
+
+        The compiler's reductions over a group of a channels-last tensor are slow (measured:
+        278 ms of a step), so statistics are taken per channel and merged (Chan et al. 1979).
+        """
+        x_wide = wide(x)
         groups = (x.shape[0], self.num_groups, -1)
-        var, mean = (s.view(groups) for s in torch.var_mean(wide, (2, 3), correction=0))
+        var, mean = (s.view(groups) for s in torch.var_mean(x_wide, (2, 3), correction=0))
         center = mean.mean(2, keepdim=True)
         spread = (var + (mean - center).square()).mean(2, keepdim=True)
-        scale = torch.rsqrt(spread + self.eps) * self.weight.to(wide.dtype).view(1, *groups[1:])
-        shift = self.bias.to(wide.dtype).view(1, *groups[1:]) - center * scale
+        scale = torch.rsqrt(spread + self.eps) * self.weight.to(x_wide.dtype).view(1, *groups[1:])
+        shift = self.bias.to(x_wide.dtype).view(1, *groups[1:]) - center * scale
         scale, shift = (s.reshape(x.shape[:2])[..., None, None] for s in (scale, shift))
-        return (wide * scale + shift).to(x.dtype)
+        return (x_wide * scale + shift).to(x.dtype)
 
 
 def group_norm(channels: int) -> GroupNorm:

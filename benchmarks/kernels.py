@@ -1,0 +1,183 @@
+"""The hand-written kernels on a GPU: their error against float64, and their time beside plain and compiled torch.
+
+    python benchmarks/kernels.py --out kernels.json
+
+Errors at 256 px against the twin in float64, times at the default preset's own shapes (2048 px, three
+views, bf16), forward and backward apart; medians. The floor is the bytes each pass must move (inputs
+read once, outputs written once) at this card's copy rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from neuropbr_dist import kernels
+from neuropbr_dist.benchmark.attention import median_ms
+from neuropbr_dist.kernels.conv import conv
+from neuropbr_dist.kernels.norm_act import plain_group_norm_act
+from neuropbr_dist.kernels.upsample import plain_upsample_2x
+from neuropbr_dist.kernels.views import mean_over_views
+
+
+class Case(NamedTuple):
+    """One operation at one shape."""
+
+    name: str
+    ours: Callable[..., Tensor | tuple[Tensor, ...]]
+    twin: Callable[..., Tensor | tuple[Tensor, ...]]
+    shapes: Callable[[int], list[tuple[int, ...]]]
+    """Of the inputs, by the picture's side; vectors are float32, the rest bf16."""
+    frozen: tuple[int, ...] = ()
+    """Inputs without a gradient."""
+
+
+def norm(groups: int, slope: float | None) -> dict[str, Callable[..., Tensor]]:
+    return {
+        "ours": lambda x, w, b, r=None: kernels.group_norm_act(x, w, b, groups, 1e-5, slope, r),
+        "twin": lambda x, w, b, r=None: plain_group_norm_act(
+            x, w.to(x.dtype), b.to(x.dtype), groups, 1e-5, slope, r
+        ),
+    }
+
+
+def convolution(stride: int, padding: int, slope: float | None) -> dict[str, Callable[..., Tensor]]:
+    def twin(x: Tensor, w: Tensor, b: Tensor, r: Tensor | float = 0.0) -> Tensor:
+        y = F.conv2d(x, w, b.to(x.dtype), stride, padding) + r
+        return y if slope is None else F.leaky_relu(y, slope)
+
+    at = {"stride": (stride, stride), "padding": (padding, padding), "slope": slope}
+    return {"ours": lambda x, w, b, r=None: conv(x, w, b, r, **at), "twin": twin}  # type: ignore[arg-type]
+
+
+CASES = [
+    Case("norm + ReLU, 64 channels", **norm(4, 0.0), shapes=lambda s: [(1, 64, s, s), (64,), (64,)]),
+    Case(
+        "norm + residual + ReLU, 256 channels",
+        **norm(16, 0.0),
+        shapes=lambda s: [(3, 256, s // 2, s // 2), (256,), (256,), (3, 256, s // 2, s // 2)],
+    ),
+    Case("norm + ReLU, 512 channels", **norm(32, 0.0), shapes=lambda s: [(1, 512, s // 8, s // 8), (512,), (512,)]),
+    Case("upsampling, 128 channels", kernels.upsample_2x, plain_upsample_2x, lambda s: [(1, 128, s // 2, s // 2)]),
+    Case("upsampling, 2048 channels", kernels.upsample_2x, plain_upsample_2x, lambda s: [(1, 2048, s // 16, s // 16)]),
+    Case(
+        "max pooling and mean",
+        kernels.max_pool_and_mean,
+        lambda x: (F.max_pool2d(x, 3, 2, 1), mean_over_views(x)),
+        lambda s: [(3, 64, s, s)],
+    ),
+    Case("mean of 256 channels", kernels.pass_and_mean, lambda x: (x * 1, mean_over_views(x)), lambda s: [(3, 256, s // 2, s // 2)]),
+    Case(
+        "stem: 7x7 of 3 channels + ReLU",
+        **convolution(1, 3, 0.0),
+        shapes=lambda s: [(3, 3, s, s), (64, 3, 7, 7), (64,)],
+        frozen=(0,),
+    ),
+    Case("discriminator: 4x4 of 8 channels", **convolution(2, 1, 0.2), shapes=lambda s: [(2, 8, s, s), (64, 8, 4, 4), (64,)]),
+    Case(
+        "1x1 + residual + ReLU, 64 to 256",
+        **convolution(1, 0, 0.0),
+        shapes=lambda s: [(3, 64, s // 2, s // 2), (256, 64, 1, 1), (256,), (3, 256, s // 2, s // 2)],
+    ),
+]  # fmt: skip
+
+
+def inputs(case: Case, side: int, dtype: torch.dtype) -> list[Tensor]:
+    """Random, channels-last leaves."""
+    made = []
+    for i, shape in enumerate(case.shapes(side)):
+        g = torch.Generator("cuda").manual_seed(i)
+        x = torch.randn(*shape, device="cuda", generator=g)
+        if len(shape) == 4:
+            fan = shape[1] * shape[2] * shape[3] if shape[2] < 8 else 1
+            x = (
+                (x / fan**0.5 + (0.5 if fan == 1 else 0.0))
+                .to(dtype)
+                .contiguous(memory_format=torch.channels_last)
+            )
+        made.append(x.requires_grad_(i not in case.frozen))
+    return made
+
+
+def run(function: Callable[..., Tensor | tuple[Tensor, ...]], given: list[Tensor]) -> list[Tensor]:
+    """Outputs, then the gradients of the inputs that have one."""
+    out = function(*given)
+    outs = list(out) if isinstance(out, tuple) else [out]
+    weights = []
+    for i, o in enumerate(outs):
+        g = torch.Generator("cuda").manual_seed(100 + i)
+        w = torch.randn(o.shape, device="cuda", generator=g).to(torch.bfloat16)
+        weights.append(w.to(o.dtype).contiguous(memory_format=torch.channels_last))
+    leaves = [x for x in given if x.requires_grad]
+    return outs + list(torch.autograd.grad(outs, leaves, weights))
+
+
+def error(case: Case) -> float:
+    """Largest |ours - float64| / |float64| (Frobenius) of outputs and gradients, at 256 px."""
+    given = inputs(case, 256, torch.bfloat16)
+    wide = [x.detach().double().requires_grad_(x.requires_grad) for x in given]
+    pairs = zip(run(case.ours, given), run(case.twin, wide), strict=True)
+    return max(float((a.double() - b).detach().norm() / b.detach().norm()) for a, b in pairs)
+
+
+def times(function: Callable[..., Tensor | tuple[Tensor, ...]], given: list[Tensor]) -> tuple[float, float]:
+    """Forward, and backward alone, in ms."""
+    out = function(*given)
+    outs = list(out) if isinstance(out, tuple) else [out]
+    weights = [torch.randn_like(o) for o in outs]
+    leaves = [x for x in given if x.requires_grad]
+    forward = median_ms(lambda: function(*given), 10)
+    backward = median_ms(lambda: torch.autograd.grad(outs, leaves, weights, retain_graph=True), 10)
+    return forward, backward
+
+
+def copy_rate() -> float:
+    """Bytes read and written a ms."""
+    a = torch.empty(2**30, dtype=torch.uint8, device="cuda").random_()
+    b = torch.empty_like(a)
+    return 2 * a.numel() / median_ms(lambda: b.copy_(a), 20)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path)
+    p.add_argument("--compiled", action="store_true", help="also the twin under torch.compile")
+    args = p.parse_args()
+    rate, rows = copy_rate(), []
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copies {rate / 1e9:.2f} TB/s")
+    print(
+        "forward / backward in ms            error    ours            plain torch     compiled        floor"
+    )
+    for case in CASES:
+        row = {"case": case.name, "error": error(case)}
+        given = inputs(case, 2048, torch.bfloat16)
+        row["ours"] = times(case.ours, given)
+        row["plain"] = times(case.twin, given)
+        row["compiled"] = None
+        if args.compiled:
+            torch._dynamo.reset()
+            row["compiled"] = times(torch.compile(case.twin, dynamic=False), given)
+        out = case.ours(*given)
+        size = sum(o.nbytes for o in (out if isinstance(out, tuple) else (out,)))
+        row["floor"] = (size + sum(x.nbytes for x in given)) / rate
+        rows.append(row)
+        shown = [
+            f"{t[0]:6.2f} /{t[1]:6.2f}" if t else " " * 14
+            for t in (row["ours"], row["plain"], row["compiled"])
+        ]
+        print(f"{case.name:36}{row['error']:.1e}  {'  '.join(shown)}  {row['floor']:6.2f}", flush=True)
+        del given, out
+        torch.cuda.empty_cache()
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

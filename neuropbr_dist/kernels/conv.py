@@ -1,0 +1,157 @@
+"""Convolutions with bias, residual and ReLU in the convolution's own pass, and ones of few channels.
+
+cuDNN's kernels want many channels: a 7x7 convolution of an RGB picture ran at a twentieth of the
+card's rate, the weight gradient of a 4x4 one of eight maps at less than a hundredth. Channels-last
+memory lets neighbouring pixels of a row be read as one pixel of more channels for nothing; with the
+weights laid out to match, and zeros between, the sums are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from neuropbr_dist.kernels.dispatch import channels_last
+from neuropbr_dist.kernels.norm_act import activate
+
+FEW = 8  # channels
+Pair = tuple[int, int]
+
+
+class Folding(NamedTuple):
+    """How a convolution of few channels is folded: pixels that become one, of the output and of the input."""
+
+    out: int
+    into: int
+    channels: int
+    """The input's after padding: `into * channels` is a multiple of 8, which the kernels ask for."""
+
+
+def folding(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Folding | None:
+    """None where the convolution has channels enough, or its shape doesn't fold."""
+    channels, taps, length, into = weight.shape[1], weight.shape[3], x.shape[3], 4
+    step, pad = stride[1], padding[1]
+    if channels > FEW or step not in (1, 2) or length % into:
+        return None
+    out = into // step
+    last = step * (out - 1) - pad + taps - 1  # the last pixel that a block sees, counted from its own first
+    if pad > into or last >= 2 * into or (length + 2 * pad - taps) // step + 1 != length // step:
+        return None  # only direct neighbours, and rows that get shorter by the stride alone
+    return Folding(out, into, channels + channels % 2)
+
+
+def fold_width(x: Tensor, pixels: int) -> Tensor:
+    """(N, C, H, W) -> (N, pixels * C, H, W / pixels), the same memory."""
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(n, h, w // pixels, pixels * c).permute(0, 3, 1, 2)
+
+
+def unfold_width(x: Tensor, pixels: int) -> Tensor:
+    """The inverse of `fold_width`."""
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(n, h, w * pixels, c // pixels).permute(0, 3, 1, 2)
+
+
+def fold_weight(weight: Tensor, fold: Folding, stride: int, padding: int) -> Tensor:
+    """(O, C, kh, kw) -> (out * O, into * channels, kh, 3): the same taps between folded pixels."""
+    width = weight.shape[3]
+    # one_hot[k, f, u, b]: tap k lies between pixel f of an output block and pixel u of input block b - 1.
+    taps = torch.arange(width, device=weight.device).view(-1, 1, 1, 1)
+    f = torch.arange(fold.out, device=weight.device).view(1, -1, 1, 1)
+    u = torch.arange(fold.into, device=weight.device).view(1, 1, -1, 1)
+    b = torch.arange(3, device=weight.device)
+    one_hot = (taps == (b - 1) * fold.into + u + padding - stride * f).to(weight.dtype)
+    padded = F.pad(weight, (0, 0, 0, 0, 0, fold.channels - weight.shape[1]))
+    folded = torch.einsum("ochk,kfub->fouchb", padded, one_hot)
+    return folded.flatten(0, 1).flatten(1, 2)
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    slope: float | None = None,
+) -> Tensor:
+    """`activation(conv(x) + bias + residual)`, folded and fused where that pays; CUDA, half precision.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (O, C, kh, kw), of x's dtype.
+        bias: (O,), float32, so that its gradient, a sum over all pixels, is not rounded to x's dtype.
+        slope: of the activation below zero: 0 is ReLU; None is no activation.
+    """
+    fold = folding(x, weight, stride, padding) if residual is None else None
+    if fold is not None:
+        x = channels_last(x if fold.channels == x.shape[1] else F.pad(x, (0, 0, 0, 0, 0, 1)))
+        x, weight = fold_width(x, fold.into), fold_weight(weight, fold, stride[1], padding[1])
+        bias = None if bias is None else bias.repeat(fold.out)
+        stride, padding = (stride[0], 1), (padding[0], 1)
+    weight = channels_last(weight)
+    if slope == 0.0 and bias is not None:
+        y = conv_bias_relu(x, weight, bias, residual, stride, padding)
+    else:
+        y = F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding)
+        y = activate(y if residual is None else y + residual, slope)
+    return y if fold is None else unfold_width(y, fold.out)
+
+
+def conv_bias_relu(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: Pair, padding: Pair
+) -> Tensor:
+    """`relu(conv(x) + bias + residual)` that keeps its output only; (N, C, H, W) -> (N, O, H', W')."""
+    return ConvBiasRelu.apply(x, weight, bias, residual, stride, padding)
+
+
+class ConvBiasRelu(torch.autograd.Function):
+    """One cuDNN pass forward; backward masks, sums for the bias, and leaves the rest to cuDNN."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        stride: Pair,
+        padding: Pair,
+    ) -> Tensor:
+        x = channels_last(x)
+        if not x.is_cuda:  # the same mathematics, for tests
+            y = F.conv2d(x, weight, bias.to(x.dtype), stride, padding)
+            y = F.relu(y if residual is None else y + residual)
+        else:
+            words = (bias.to(x.dtype), stride, padding, (1, 1), 1)
+            if residual is None:
+                y = torch.cudnn_convolution_relu(x, weight, *words)
+            else:
+                y = torch.cudnn_convolution_add_relu(x, weight, channels_last(residual), 1.0, *words)
+        ctx.save_for_backward(x, weight, y)
+        ctx.stride, ctx.padding, ctx.has_residual = stride, padding, residual is not None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, y = ctx.saved_tensors
+        dz, dbias = relu_gradient(channels_last(dy), y)
+        wanted = [*ctx.needs_input_grad[:2], False]
+        dx, dweight, _ = torch.ops.aten.convolution_backward(
+            dz, x, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1, wanted
+        )
+        return dx, dweight, dbias, dz if ctx.has_residual else None, None, None
+
+
+def relu_gradient(dy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient before a ReLU whose output was `y`, and its sum a channel."""
+    if not y.is_cuda:
+        dz = torch.where(y > 0, dy, 0)
+        return dz, dz.sum((0, 2, 3))
+    from neuropbr_dist.kernels.norm_act_triton import relu_gradient as fused
+
+    return fused(dy, y)

@@ -1,0 +1,31 @@
+"""Where the kernels run: half precision on CUDA, outside of a compiled or exported region."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What an operation on `x` computes in: autocast's dtype where that is on, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def usable(x: Tensor) -> bool:
+    """Whether the kernels take over for an operation on `x`."""
+    if not x.is_cuda or torch.compiler.is_compiling():
+        return False
+    return compute_dtype(x) in (torch.bfloat16, torch.float16)
+
+
+def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialised, channels-last, on `like`'s device and of its dtype where none is given."""
+    return torch.empty(
+        shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x` (N, C, H, W) with its channels together in memory; itself where they are."""
+    return x.contiguous(memory_format=torch.channels_last)

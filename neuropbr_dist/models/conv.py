@@ -1,0 +1,135 @@
+"""Convolution, norm and activation as one: the form in which the kernels take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from neuropbr_dist import kernels
+from neuropbr_dist.kernels.norm_act import activate
+from neuropbr_dist.models.norm import FrozenBatchNorm2d, GroupNorm, NormFactory
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` that can take what follows it along: a scale, a shift, a residual, an activation."""
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> Conv2d:
+        """The same convolution with the same parameters."""
+        with torch.device("meta"):
+            own = cls(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,  # type: ignore[arg-type]
+                conv.stride,  # type: ignore[arg-type]
+                conv.padding,  # type: ignore[arg-type]
+                bias=conv.bias is not None,
+            )
+        own.weight, own.bias = conv.weight, conv.bias
+        return own
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        residual: Tensor | None = None,
+        slope: float | None = None,
+    ) -> Tensor:
+        """`activation(conv(x) * scale + shift + residual)`, (N, C, H, W) -> (N, O, H', W').
+
+        Args:
+            scale, shift: (O,) float32; the scale goes into the weights.
+            slope: of the activation below zero: 0 is ReLU; None is no activation.
+        """
+        weight = self.weight if scale is None else self.weight * scale.view(-1, 1, 1, 1)
+        bias = self.bias if shift is None else shift
+        if kernels.usable(x):
+            dtype = kernels.compute_dtype(x)
+            return kernels.conv(
+                x.to(dtype), weight.to(dtype), None if bias is None else bias.float(), residual,
+                stride=self.stride, padding=self.padding, slope=slope,  # type: ignore[arg-type]
+            )  # fmt: skip
+        dtype = self.weight.dtype
+        out = self._conv_forward(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+        return activate(out if residual is None else out + residual, slope)
+
+
+class JoinConv2d(nn.Conv2d):
+    """Convolution of two inputs' concatenated channels, without the concatenation.
+
+    The weight gradient of the whole was slow (measured: 4.7 ms at 384 channels where its two parts
+    take 1.3), and so were the gradients' strided slices (17 ms of a step).
+    """
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:  # type: ignore[override]
+        """(N, C1, H, W), (N, C2, H, W) with C1 + C2 = `in_channels` -> (N, O, H, W)"""
+        of_first, of_second = self.weight.split([first.shape[1], second.shape[1]], dim=1)
+        return self._conv_forward(first, of_first, None) + self._conv_forward(second, of_second, self.bias)
+
+
+def slope_of(act: nn.Module | None) -> float | None:
+    """Of a (leaky) ReLU below zero; None for what isn't one."""
+    if isinstance(act, nn.LeakyReLU):
+        return act.negative_slope
+    return 0.0 if isinstance(act, nn.ReLU) else None
+
+
+def conv_norm_act(
+    conv: Callable[[Tensor], Tensor],
+    norm: nn.Module,
+    act: nn.Module | None,
+    x: Tensor,
+    residual: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """`act(norm(conv(x)) + residual + shift)`; a frozen batch norm goes into the convolution.
+
+    Args:
+        shift: (O,) float32, after a frozen batch norm only: what the residual's own one left out.
+    """
+    slope = slope_of(act)
+    if isinstance(norm, FrozenBatchNorm2d) and isinstance(conv, Conv2d):
+        scale, own = norm(None)
+        out = conv(x, scale, own if shift is None else own + shift, residual, slope)
+    else:
+        out = norm(conv(x), slope, residual)
+    return out if act is None or slope is not None else act(out)
+
+
+def conv_layers(in_channels: int, out_channels: int, norm: NormFactory) -> list[nn.Module]:
+    """3x3 convolution, norm, and ReLU, for a `ConvChain`."""
+    conv = Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    return [conv, norm(out_channels), nn.ReLU(inplace=True)]
+
+
+class Kernels(nn.Module):
+    """Of a segment or compile unit: it has kernels of its own, where compiling it gains nothing."""
+
+    def runs_kernels(self, x: Tensor, *_more: Tensor) -> bool:
+        """Whether a forward pass of `x` does without the compiler."""
+        norms = [m for m in self.modules() if isinstance(m, nn.GroupNorm | nn.BatchNorm2d)]
+        ours = all(isinstance(m, GroupNorm | FrozenBatchNorm2d) for m in norms)
+        return ours and kernels.usable(x)
+
+
+class ConvChain(nn.Sequential, Kernels):
+    """Convolution, norm, activation, once or more; in between whatever a `Sequential` takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, O, H', W')"""
+        return run_layers(list(self), x)
+
+
+def run_layers(layers: list[nn.Module], x: Tensor) -> Tensor:
+    """One after the other, convolution, norm and activation as one."""
+    while layers:
+        if len(layers) > 2 and isinstance(layers[1], nn.GroupNorm | nn.BatchNorm2d):
+            conv, norm, act, *layers = layers
+            x = conv_norm_act(conv, norm, act, x)
+        else:
+            layer, *layers = layers
+            x = layer(x)
+    return x

@@ -1,0 +1,108 @@
+"""The kernels' own mathematics on a CPU: Triton's in its interpreter, the convolutions' in float64."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from neuropbr_dist.kernels import dispatch
+from neuropbr_dist.kernels.conv import ConvBiasRelu, conv, fold_weight, fold_width, folding, unfold_width
+from tests.distributed import ROOT
+from tests.twins import compare, picture
+
+
+def test_tritons_kernels_are_their_twins():
+    """In a process of its own: Triton decides when it is imported whether it interprets."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/interpreted_kernels.py"],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+# -- convolutions -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_conv_bias_relu_is_its_parts(residual):
+    x, weight = picture(2, 3, 6, 7, dtype=torch.float64), picture(4, 3, 3, 3, seed=1, dtype=torch.float64)
+    bias = torch.randn(4, dtype=torch.float64).requires_grad_()
+    more = [picture(2, 4, 3, 4, seed=2, dtype=torch.float64)] if residual else []
+
+    def ours(x, weight, bias, r=None):
+        return ConvBiasRelu.apply(x, weight, bias, r, (2, 2), (1, 1))
+
+    def twin(x, weight, bias, r=0):
+        return F.relu(F.conv2d(x, weight, bias, 2, 1) + r)
+
+    compare(ours, twin, [x, weight, bias, *more], bound=1e-12)
+
+
+FOLDED = {  # channels, taps, stride, padding
+    "stem": (3, 7, 1, 3),
+    "stem of stride 2": (3, 7, 2, 3),
+    "first of the discriminator": (8, 4, 2, 1),
+    "U-Net": (3, 3, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_a_folded_convolution_is_the_same(name):
+    channels, taps, stride, padding = FOLDED[name]
+    x = picture(2, channels, 12, 16, dtype=torch.float64)
+    weight = picture(5, channels, taps, taps, seed=1, dtype=torch.float64)
+    bias = torch.randn(5, dtype=torch.float64).requires_grad_()
+    at = {"stride": (stride, stride), "padding": (padding, padding)}
+    fold = folding(x, weight, *at.values())
+    assert fold is not None and fold.into * fold.channels % 8 == 0
+    for slope, twin in ((0.0, F.relu), (0.2, lambda y: F.leaky_relu(y, 0.2)), (None, lambda y: y)):
+        compare(
+            lambda x, w, b, slope=slope: conv(x, w, b, slope=slope, **at),
+            lambda x, w, b, twin=twin: twin(F.conv2d(x, w, b, stride, padding)),
+            [x, weight, bias],
+            bound=1e-12,
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight", "stride", "padding"),
+    [
+        ((1, 16, 8, 8), (4, 16, 3, 3), 1, 1),  # channels enough
+        ((1, 3, 8, 10), (4, 3, 3, 3), 1, 1),  # rows that four doesn't divide
+        ((1, 3, 8, 8), (4, 3, 3, 3), 1, 0),  # rows get shorter
+        ((1, 3, 8, 16), (4, 3, 13, 13), 1, 6),  # further than the neighbours
+    ],
+)
+def test_what_does_not_fold_is_left_alone(shape, weight, stride, padding):
+    assert folding(torch.empty(shape), torch.empty(weight), (stride, stride), (padding, padding)) is None
+
+
+def test_folding_moves_no_memory():
+    x = picture(2, 6, 4, 8).detach()
+    folded = fold_width(x, 4)
+    assert folded.shape == (2, 24, 4, 2) and folded.data_ptr() == x.data_ptr()
+    assert folded.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(unfold_width(folded, 4), x)
+
+
+def test_folded_weights_hold_each_tap_once_an_output_pixel():
+    x, weight = torch.empty(1, 3, 8, 8), torch.randn(2, 3, 7, 7, dtype=torch.float64)
+    fold = folding(x, weight, (1, 1), (3, 3))
+    folded = fold_weight(weight, fold, 1, 3)
+    assert folded.shape == (8, 16, 7, 3)
+    assert torch.equal(folded.sum(), weight.sum() * fold.out) or torch.isclose(
+        folded.sum(), weight.sum() * fold.out
+    )
+
+
+def test_kernels_stay_off_where_they_cannot_run():
+    assert not dispatch.usable(torch.zeros(1, dtype=torch.bfloat16))
