@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from neuropbr_dist.kernels import norm_act_triton, upsample, views
+from neuropbr_dist.kernels import maps, norm_act_triton, upsample, views
 from neuropbr_dist.kernels.norm_act import GroupNormAct, plain_group_norm_act
 from tests.twins import compare, picture
 
@@ -54,9 +54,24 @@ def test_pooling_hands_on_what_is_not_a_number():
     assert torch.equal(found.isnan(), F.max_pool2d(x, 3, 2, 1).isnan())
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.2])
 @pytest.mark.parametrize("shape", [(2, 7, 5, 6), (3, 64, 8, 8)])
-def test_the_gradient_before_a_relu(shape):
-    y, dy = F.relu(picture(*shape).detach() - 1), picture(*shape, seed=1).detach()
-    dz, total = norm_act_triton.relu_gradient(dy, y)
-    assert torch.equal(dz, torch.where(y > 0, dy, 0))
+def test_bias_and_activation_and_the_gradient_before_it(shape, slope):
+    x, bias = picture(*shape).detach(), picture(1, shape[1], 1, 1, seed=2).detach().flatten()
+    wanted = F.leaky_relu(x - 1 + bias[:, None, None], slope)
+    y = norm_act_triton.add_bias_act_(x - 1, bias, slope)
+    torch.testing.assert_close(y, wanted)
+    dy = picture(*shape, seed=1).detach()
+    dz, total = norm_act_triton.act_gradient(dy, y, slope)
+    torch.testing.assert_close(dz, torch.where(y > 0, dy, dy * slope))
     torch.testing.assert_close(total, dz.double().sum((0, 2, 3)).float())
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 3, 5), (2, 8, 24, 25)])
+def test_maps_in_their_ranges(shape):
+    compare(maps.ActivateMaps.apply, maps.plain_activate_maps, [picture(*shape)])
+
+
+def test_a_normal_without_length_gets_a_bounded_gradient():
+    raw = torch.zeros(1, 8, 2, 2, requires_grad=True)
+    compare(maps.ActivateMaps.apply, maps.plain_activate_maps, [raw])

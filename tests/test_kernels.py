@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from neuropbr_dist.kernels import dispatch
-from neuropbr_dist.kernels.conv import ConvBiasRelu, conv, fold_weight, fold_width, folding, unfold_width
+from neuropbr_dist.kernels.conv import ConvBiasAct, conv, fold_weight, fold_width, folding, unfold_width
 from tests.distributed import ROOT
 from tests.twins import compare, picture
 
@@ -32,17 +32,18 @@ def test_tritons_kernels_are_their_twins():
 # -- convolutions -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.2])
 @pytest.mark.parametrize("residual", [False, True])
-def test_conv_bias_relu_is_its_parts(residual):
+def test_conv_bias_and_activation_are_their_parts(residual, slope):
     x, weight = picture(2, 3, 6, 7, dtype=torch.float64), picture(4, 3, 3, 3, seed=1, dtype=torch.float64)
     bias = torch.randn(4, dtype=torch.float64).requires_grad_()
     more = [picture(2, 4, 3, 4, seed=2, dtype=torch.float64)] if residual else []
 
     def ours(x, weight, bias, r=None):
-        return ConvBiasRelu.apply(x, weight, bias, r, (2, 2), (1, 1))
+        return ConvBiasAct.apply(x, weight, bias, r, (2, 2), (1, 1), slope)
 
     def twin(x, weight, bias, r=0):
-        return F.relu(F.conv2d(x, weight, bias, 2, 1) + r)
+        return F.leaky_relu(F.conv2d(x, weight, bias, 2, 1) + r, slope)
 
     compare(ours, twin, [x, weight, bias, *more], bound=1e-12)
 

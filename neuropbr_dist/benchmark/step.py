@@ -20,7 +20,7 @@ from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.parallel import Network
-from neuropbr_dist.training.engines import build_networks
+from neuropbr_dist.training.engines import build_networks, compiles_losses
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.step import gan_step
 
@@ -98,7 +98,7 @@ class StepBench:
         self.began = time.perf_counter()
         cfg.training.global_batch_size = cfg.training.batch_size * env.world_size
         self.networks: dict[str, Network] = build_networks(cfg, env, device, None, memory)
-        self.objective = Objective(cfg)
+        self.objective = Objective(cfg, compiles_losses(cfg, env, device))
         self.batch = random_batch(cfg, size, device)
         self.losses: dict[str, Tensor] = {}
 

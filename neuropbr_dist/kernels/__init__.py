@@ -4,19 +4,18 @@ Channels-last half precision on CUDA runs the kernels, everything else the twins
 functions, which a test holds against each other. Measured gains: `benchmarks/`.
 """
 
-from neuropbr_dist.kernels.conv import conv, conv_bias_relu, fold_width, folding
+from neuropbr_dist.kernels.conv import conv
 from neuropbr_dist.kernels.dispatch import compute_dtype, usable
+from neuropbr_dist.kernels.maps import activate_maps
 from neuropbr_dist.kernels.norm_act import group_norm_act
 from neuropbr_dist.kernels.upsample import upsample_2x
 from neuropbr_dist.kernels.views import VIEWS, max_pool_and_mean, mean_over_views, pass_and_mean
 
 __all__ = [
     "VIEWS",
+    "activate_maps",
     "compute_dtype",
     "conv",
-    "conv_bias_relu",
-    "fold_width",
-    "folding",
     "group_norm_act",
     "max_pool_and_mean",
     "mean_over_views",

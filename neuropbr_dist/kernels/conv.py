@@ -94,23 +94,20 @@ def conv(
         bias = None if bias is None else bias.repeat(fold.out)
         stride, padding = (stride[0], 1), (padding[0], 1)
     weight = channels_last(weight)
-    if slope == 0.0 and bias is not None:
-        y = conv_bias_relu(x, weight, bias, residual, stride, padding)
+    if slope is not None and bias is not None:
+        y = ConvBiasAct.apply(x, weight, bias, residual, stride, padding, slope)
     else:
         y = F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding)
         y = activate(y if residual is None else y + residual, slope)
     return y if fold is None else unfold_width(y, fold.out)
 
 
-def conv_bias_relu(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: Pair, padding: Pair
-) -> Tensor:
-    """`relu(conv(x) + bias + residual)` that keeps its output only; (N, C, H, W) -> (N, O, H', W')."""
-    return ConvBiasRelu.apply(x, weight, bias, residual, stride, padding)
+class ConvBiasAct(torch.autograd.Function):
+    """`activation(conv(x) + bias + residual)` that keeps its output only.
 
-
-class ConvBiasRelu(torch.autograd.Function):
-    """One cuDNN pass forward; backward masks, sums for the bias, and leaves the rest to cuDNN."""
+    With ReLU one cuDNN pass forward. Backward masks by the output's sign and sums for the bias in one
+    pass, and leaves the rest to cuDNN.
+    """
 
     @staticmethod
     def forward(
@@ -121,37 +118,47 @@ class ConvBiasRelu(torch.autograd.Function):
         residual: Tensor | None,
         stride: Pair,
         padding: Pair,
+        slope: float,
     ) -> Tensor:
         x = channels_last(x)
-        if not x.is_cuda:  # the same mathematics, for tests
-            y = F.conv2d(x, weight, bias.to(x.dtype), stride, padding)
-            y = F.relu(y if residual is None else y + residual)
-        else:
+        if x.is_cuda and slope == 0.0:
             words = (bias.to(x.dtype), stride, padding, (1, 1), 1)
             if residual is None:
                 y = torch.cudnn_convolution_relu(x, weight, *words)
             else:
                 y = torch.cudnn_convolution_add_relu(x, weight, channels_last(residual), 1.0, *words)
+        else:
+            y = F.conv2d(x, weight, None, stride, padding)
+            y = bias_act(y if residual is None else y + residual, bias, slope)
         ctx.save_for_backward(x, weight, y)
-        ctx.stride, ctx.padding, ctx.has_residual = stride, padding, residual is not None
+        ctx.stride, ctx.padding, ctx.slope, ctx.has_residual = stride, padding, slope, residual is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, y = ctx.saved_tensors
-        dz, dbias = relu_gradient(channels_last(dy), y)
+        dz, dbias = act_gradient(channels_last(dy), y, ctx.slope)
         wanted = [*ctx.needs_input_grad[:2], False]
         dx, dweight, _ = torch.ops.aten.convolution_backward(
             dz, x, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1, wanted
         )
-        return dx, dweight, dbias, dz if ctx.has_residual else None, None, None
+        return dx, dweight, dbias, dz if ctx.has_residual else None, None, None, None
 
 
-def relu_gradient(dy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient before a ReLU whose output was `y`, and its sum a channel."""
+def bias_act(y: Tensor, bias: Tensor, slope: float) -> Tensor:
+    """`activation(y + bias)`, written over `y` (N, C, H, W) on CUDA."""
     if not y.is_cuda:
-        dz = torch.where(y > 0, dy, 0)
-        return dz, dz.sum((0, 2, 3))
-    from neuropbr_dist.kernels.norm_act_triton import relu_gradient as fused
+        return F.leaky_relu(y + bias.to(y.dtype)[:, None, None], slope)
+    from neuropbr_dist.kernels.norm_act_triton import add_bias_act_
 
-    return fused(dy, y)
+    return add_bias_act_(y, bias, slope)
+
+
+def act_gradient(dy: Tensor, y: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    """Gradient before a (leaky) ReLU whose output was `y`, and its sum a channel."""
+    if not y.is_cuda:
+        dz = torch.where(y > 0, dy, dy * slope)
+        return dz, dz.sum((0, 2, 3))
+    from neuropbr_dist.kernels.norm_act_triton import act_gradient as fused
+
+    return fused(dy, y, slope)

@@ -129,6 +129,9 @@ def run_layers(layers: list[nn.Module], x: Tensor) -> Tensor:
         if len(layers) > 2 and isinstance(layers[1], nn.GroupNorm | nn.BatchNorm2d):
             conv, norm, act, *layers = layers
             x = conv_norm_act(conv, norm, act, x)
+        elif isinstance(layers[0], Conv2d) and len(layers) > 1 and slope_of(layers[1]) is not None:
+            conv, act, *layers = layers
+            x = conv(x, slope=slope_of(act))
         else:
             layer, *layers = layers
             x = layer(x)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuropbr_dist.config import ModelConfig
-from neuropbr_dist.kernels import VIEWS
+from neuropbr_dist.kernels import VIEWS, activate_maps
 from neuropbr_dist.models.decoder import Decoder
 from neuropbr_dist.models.encoder import ResNetEncoder, UNetEncoder
 from neuropbr_dist.models.fusion import ConcatFusion, CrossViewFusion
@@ -92,13 +91,7 @@ class Generator(nn.Module):
         latent, skips = self.encoder(x)
         fused = self.fusion(self.latent_proj(latent))
         raw = self.decoder(fused, skips)
-        return activate(raw)
-
-
-def activate(raw: Tensor) -> Tensor:
-    """Raw heads (B, 8, H, W) -> maps in their ranges, float32 at least."""
-    raw = raw if raw.dtype == torch.float64 else raw.float()
-    return torch.cat([torch.sigmoid(raw[:, :5]), F.normalize(raw[:, 5:], dim=1, eps=1e-6)], dim=1)
+        return activate_maps(raw)
 
 
 def freeze_norms(module: nn.Module) -> None:

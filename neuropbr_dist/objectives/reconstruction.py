@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,12 +11,23 @@ from neuropbr_dist.config import LossConfig
 from neuropbr_dist.objectives.maps import ALBEDO, NORMAL, full_precision, mean_per_map
 from neuropbr_dist.objectives.normals import normal_angle, normal_loss
 from neuropbr_dist.objectives.registry import custom_loss, load_custom_module
-from neuropbr_dist.objectives.ssim import ssim
+from neuropbr_dist.objectives.ssim import ssim, ssim_of_planes
 
 
 def l1(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Mean absolute error of each map: `(B, 8, H, W)` -> name to `(B,)`. Normals count in [-1, 1]."""
     return mean_per_map((pred - target).abs().mean((2, 3)))
+
+
+def pixel_terms(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """The terms that look at one pixel at a time: maps `(B, 8, H, W)` -> name to `(B,)`.
+
+    L1 of each map, `normal_loss`, and `normal_angle`, the mean angle in degrees, without gradient.
+    """
+    terms = {f"l1_{name}": value for name, value in l1(pred, target).items()}
+    terms["normal_loss"] = normal_loss(pred[:, NORMAL], target[:, NORMAL])
+    terms["normal_angle"] = normal_angle(pred[:, NORMAL], target[:, NORMAL]).mean((1, 2))
+    return terms
 
 
 class ReconstructionLoss:
@@ -42,6 +55,11 @@ class ReconstructionLoss:
             "normal_loss": loss.w_normal,
             **{f"custom_{name}": weight for name, weight in loss.custom.items()},
         }
+        self.pixel_terms, self.ssim_of_planes = pixel_terms, ssim_of_planes
+
+    def compile(self, compiled: Callable[[Callable], Callable]) -> None:
+        """Put `compiled(function)` in place of each function of whole pictures."""
+        self.pixel_terms, self.ssim_of_planes = compiled(self.pixel_terms), compiled(self.ssim_of_planes)
 
     def __call__(self, pred: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Maps `(B, 8, H, W)` -> total `(B,)` and the unweighted terms, detached, name to `(B,)`.
@@ -52,12 +70,11 @@ class ReconstructionLoss:
         """
         with torch.autocast(pred.device.type, enabled=False):
             pred, target = full_precision(pred), full_precision(target)
-            terms = {f"l1_{name}": value for name, value in l1(pred, target).items()}
+            terms = dict(self.pixel_terms(pred, target))
+            angle = terms.pop("normal_angle")
             if self.weights["ssim_loss"] > 0:
-                terms["ssim_loss"] = 1 - ssim(pred[:, ALBEDO], target[:, ALBEDO]).mean(1)
-            terms["normal_loss"] = normal_loss(pred[:, NORMAL], target[:, NORMAL])
+                values = ssim(pred[:, ALBEDO], target[:, ALBEDO], self.ssim_of_planes)
+                terms["ssim_loss"] = 1 - values.mean(1)
             terms |= {name: loss(pred, target) for name, loss in self.custom.items()}
             total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum(0)
-        logged = {name: value.detach() for name, value in terms.items()}
-        logged["normal_angle"] = normal_angle(pred[:, NORMAL], target[:, NORMAL]).mean((1, 2))
-        return total, logged
+        return total, {name: value.detach() for name, value in terms.items()} | {"normal_angle": angle}

@@ -8,6 +8,8 @@ around both pictures; torchmetrics reflects.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,37 +23,7 @@ _C1, _C2 = 0.01**2, 0.03**2  # for a data range of 1
 _PIXELS_AT_ONCE = 2**22  # one 2048x2048 channel: about 0.4 GiB of intermediates in backward
 
 
-def ssim(pred: Tensor, target: Tensor) -> Tensor:
-    """SSIM per sample and channel: `(B, C, H, W)` in [0, 1] -> `(B, C)`, 1 where equal.
-
-    Differentiable. Channels are taken a few at a time and recomputed in backward, so
-    that beyond the inputs nothing of picture size is kept for it.
-
-    Raises:
-        UserError: the picture is smaller than the window.
-    """
-    batch, channels, height, width = pred.shape
-    if min(height, width) < WINDOW:
-        raise UserError(
-            f"SSIM needs pictures of at least {WINDOW}x{WINDOW} pixels, got {width}x{height}: "
-            "raise data.image_size"
-        )
-    at_once = max(1, _PIXELS_AT_ONCE // (height * width))
-    planes = zip(_planes(pred).split(at_once), _planes(target).split(at_once), strict=True)
-    # Autocast would run the convolutions in half precision.
-    with torch.autocast(pred.device.type, enabled=False):
-        values = [
-            checkpoint(_ssim_of_planes, x, y, use_reentrant=False, preserve_rng_state=False)
-            for x, y in planes
-        ]
-    return torch.cat(values).view(batch, channels)
-
-
-def _planes(pictures: Tensor) -> Tensor:
-    return pictures.flatten(0, 1).contiguous()
-
-
-def _ssim_of_planes(x: Tensor, y: Tensor) -> Tensor:
+def ssim_of_planes(x: Tensor, y: Tensor) -> Tensor:
     """Planes `(N, H, W)` -> `(N,)`.
 
     Blurs the moments of x + y and x - y: four pictures in place of five, and equal
@@ -69,14 +41,51 @@ def _ssim_of_planes(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _blur(planes: Tensor) -> Tensor:
-    """Gaussian blur of `(N, C, H, W)` without padding, rows then columns.
-
-    The convolution is depthwise: on CUDA that keeps it out of cuDNN, whose TF32
-    would drown the variances.
-    """
-    channels = planes.shape[1]
+    """Gaussian blur of `(N, C, H, W)` without padding, rows then columns."""
     at = torch.arange(WINDOW, device=planes.device, dtype=planes.dtype) - WINDOW // 2
     taps = torch.exp(-0.5 * (at / SIGMA).square())
-    taps = (taps / taps.sum()).repeat(channels, 1, 1, 1)
+    taps = taps / taps.sum()
+    if torch.compiler.is_compiling():  # the sum of shifted pictures: one kernel with all that comes before it
+        for dim in (3, 2):
+            length = planes.shape[dim] - WINDOW + 1
+            planes = sum(taps[i] * planes.narrow(dim, i, length) for i in range(WINDOW))  # type: ignore[assignment]
+        return planes
+    # Depthwise: on CUDA that keeps it out of cuDNN, whose TF32 would drown the variances.
+    channels = planes.shape[1]
+    taps = taps.repeat(channels, 1, 1, 1)
     rows = F.conv2d(planes, taps, groups=channels)
     return F.conv2d(rows, taps.transpose(2, 3).contiguous(), groups=channels)
+
+
+def ssim(
+    pred: Tensor, target: Tensor, of_planes: Callable[[Tensor, Tensor], Tensor] = ssim_of_planes
+) -> Tensor:
+    """SSIM per sample and channel: `(B, C, H, W)` in [0, 1] -> `(B, C)`, 1 where equal.
+
+    Differentiable. Channels are taken a few at a time and recomputed in backward, so
+    that beyond the inputs nothing of picture size is kept for it.
+
+    Args:
+        of_planes: `ssim_of_planes`, compiled or not.
+
+    Raises:
+        UserError: the picture is smaller than the window.
+    """
+    batch, channels, height, width = pred.shape
+    if min(height, width) < WINDOW:
+        raise UserError(
+            f"SSIM needs pictures of at least {WINDOW}x{WINDOW} pixels, got {width}x{height}: "
+            "raise data.image_size"
+        )
+    at_once = max(1, _PIXELS_AT_ONCE // (height * width))
+    planes = zip(_planes(pred).split(at_once), _planes(target).split(at_once), strict=True)
+    # Autocast would run the convolutions in half precision.
+    with torch.autocast(pred.device.type, enabled=False):
+        values = [
+            checkpoint(of_planes, x, y, use_reentrant=False, preserve_rng_state=False) for x, y in planes
+        ]
+    return torch.cat(values).view(batch, channels)
+
+
+def _planes(pictures: Tensor) -> Tensor:
+    return pictures.flatten(0, 1).contiguous()

@@ -88,6 +88,11 @@ def compile_of(cfg: TrainConfig, env: Environment, device: torch.device, part: s
     return "off" if zero_stage(cfg, env, part) == 3 else kind  # its hooks break every graph (measured)
 
 
+def compiles_losses(cfg: TrainConfig, env: Environment, device: torch.device) -> bool:
+    """Where the networks are, on a GPU: a CPU's compiler takes minutes over them."""
+    return device.type == "cuda" and compile_of(cfg, env, device, "generator") == "blocks"
+
+
 def need_of(cfg: TrainConfig, env: Environment, device: torch.device) -> Need:
     return Need(
         cfg,

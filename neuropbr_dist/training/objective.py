@@ -6,13 +6,20 @@ from torch import Tensor
 
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.objectives import ReconstructionLoss, discriminator_loss, generator_loss
+from neuropbr_dist.parallel.blocks import compiled
 
 
 class Objective:
-    """Weights and kinds from the configuration; every loss comes back as a scalar sum over `weight`."""
+    """Weights and kinds from the configuration; every loss comes back as a scalar sum over `weight`.
 
-    def __init__(self, cfg: TrainConfig) -> None:
+    Args:
+        compile_blocks: compile what the reconstruction loss does to whole pictures.
+    """
+
+    def __init__(self, cfg: TrainConfig, compile_blocks: bool = False) -> None:
         self.reconstruction_loss = ReconstructionLoss(cfg.loss)
+        if compile_blocks:
+            self.reconstruction_loss.compile(compiled)
         self.kind, self.w_gan, self.w_d = cfg.loss.gan_loss_type, cfg.loss.w_gan, cfg.loss.w_discriminator
         self.sigmoid = cfg.model.discriminator_use_sigmoid
 

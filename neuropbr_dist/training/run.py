@@ -54,7 +54,7 @@ from neuropbr_dist.training.engines import (
     backbone_weights,
     build_networks,
     check_memory,
-    compile_of,
+    compiles_losses,
     engine_of,
     memory_plan,
     precision_of,
@@ -214,7 +214,7 @@ def assemble(
     memory = memory_plan(cfg, samples.source.size, env, device, say)
     networks = build_networks(cfg, env, device, backbone, memory)
     start_up.mark("networks")
-    objective = Objective(cfg)
+    objective = Objective(cfg, compiles_losses(cfg, env, device))
     ema = WeightAverage(networks["generator"], t.ema_decay) if t.ema_decay is not None else None
     progress = restore(checkpoint, networks, ema, say) if checkpoint else Progress()
     if checkpoint:

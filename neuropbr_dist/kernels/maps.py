@@ -1,0 +1,44 @@
+"""From the heads' raw channels to maps in their ranges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from neuropbr_dist.kernels.dispatch import channels_last, usable
+
+SMALLEST_LENGTH = 1e-6  # of a normal before it is made a unit vector
+
+
+def plain_activate_maps(raw: Tensor) -> Tensor:
+    """The twin of `activate_maps`."""
+    raw = raw if raw.dtype == torch.float64 else raw.float()
+    normal = F.normalize(raw[:, 5:], dim=1, eps=SMALLEST_LENGTH)
+    return torch.cat([torch.sigmoid(raw[:, :5]), normal], dim=1)
+
+
+def activate_maps(raw: Tensor) -> Tensor:
+    """Raw heads (B, 8, H, W) -> albedo, roughness, metallic in [0, 1] and unit normals, float32 at least."""
+    return ActivateMaps.apply(raw) if usable(raw) else plain_activate_maps(raw)
+
+
+class ActivateMaps(torch.autograd.Function):
+    """One pass each way; the maps come out a plane a channel, as losses and files want them."""
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor) -> Tensor:
+        from neuropbr_dist.kernels.maps_triton import activate
+
+        raw = channels_last(raw)
+        ctx.save_for_backward(raw)
+        return activate(raw)
+
+    @staticmethod
+    def backward(ctx: Any, dmaps: Tensor) -> Tensor:  # type: ignore[override]
+        from neuropbr_dist.kernels.maps_triton import activate_gradient
+
+        (raw,) = ctx.saved_tensors
+        return activate_gradient(dmaps.contiguous(), raw)
