@@ -72,6 +72,8 @@ class Row:
     """The discriminator's engine, if it is another."""
     persist: int = 0
     """ZeRO-3 keeps parameters of fewer elements whole on every rank."""
+    bf16: bool = False
+    device: str = "cpu"
 
     def __str__(self) -> str:
         name = f"ZeRO-{self.stage}" if self.engine == "deepspeed" else self.engine
@@ -79,7 +81,7 @@ class Row:
         notes = [f"{name} x{self.world}", f"accumulation {self.accumulation}", f"recompute {self.recompute}"]
         notes += ["offload"] * self.offload + ["compile"] * self.compile
         notes += [f"D on {self.engine_d}"] * bool(self.engine_d)
-        notes += ["small parameters kept"] * bool(self.persist)
+        notes += ["small parameters kept"] * bool(self.persist) + ["bf16"] * self.bf16
         return ", ".join(notes)
 
 
@@ -192,11 +194,13 @@ def rank_batch(case: Case, row: Row, step: int) -> list[DeviceBatch]:
     """This rank's micro-batches of a step."""
     rank = dist.get_rank() if row.world > 1 else 0
     views, maps = samples(case)
+    views, maps = views.to(row.device), maps.to(row.device)
     limit = largest_micro_batch(case, row)
     micros = []
     for slots in plan_step(sample_order(case), step * case.batch, row.world, rank, limit):
         chosen = [slot.index for slot in slots]
-        weight = torch.tensor([slot.weight for slot in slots], dtype=views.dtype) / case.batch
+        weight = torch.tensor([slot.weight for slot in slots], dtype=views.dtype, device=row.device)
+        weight = weight / case.batch
         micros.append(DeviceBatch(views[chosen], maps[chosen], weight))
     assert len(micros) == row.accumulation
     return micros
@@ -215,6 +219,8 @@ def ds_config(case: Case, row: Row) -> dict[str, Any]:
         "gradient_accumulation_steps": micro.per_step,
         "gradient_clipping": case.clip,
         "zero_optimization": zero,
+        "bf16": {"enabled": row.bf16},
+        "communication_data_type": "fp32",
         "zero_force_ds_cpu_optimizer": False,
     }
 
@@ -226,7 +232,7 @@ def networks(case: Case, row: Row) -> tuple[Network, Network]:
             engine=engine,
             adam=ADAM,
             clip=case.clip,
-            dtype=None,
+            dtype=torch.bfloat16 if row.bf16 else None,
             recompute=row.recompute,
             compile_blocks=row.compile,
             sync_batch=case.norm == "sync_batch",
@@ -235,7 +241,7 @@ def networks(case: Case, row: Row) -> tuple[Network, Network]:
             cpu_offload=row.offload and engine == "fsdp",
             ds_config=ds_config(case, row) if engine == "deepspeed" else None,
         )
-        built.append(build_network(net, torch.device("cpu"), plan))
+        built.append(build_network(net, torch.device(row.device), plan))
     return built[0], built[1]
 
 

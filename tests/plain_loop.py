@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from tests.parity import ADAM, Case, global_batch, models, objective
 
 
-def train_plain(case: Case, build: Callable[[Case], tuple[nn.Module, nn.Module]] = models) -> dict[str, Any]:
+def train_plain(
+    case: Case, build: Callable[[Case], tuple[nn.Module, nn.Module]] = models, device: str = "cpu"
+) -> dict[str, Any]:
     """State and records in the form of `tests.parity.train_row`, and the trained generator."""
-    (g, d), goal = build(case), objective(case)
+    g, d = (net.to(device) for net in build(case))
+    goal = objective(case)
     opt_g, opt_d = optimizer(g), optimizer(d)
     records = []
     for step in range(case.steps):
-        views, maps = global_batch(case, step)
-        weight = torch.full((case.batch,), 1 / case.batch, dtype=views.dtype)
+        views, maps = (x.to(device) for x in global_batch(case, step))
+        weight = torch.full((case.batch,), 1 / case.batch, dtype=views.dtype, device=device)
         d_losses = []
         for _ in range(case.d_steps - 1):
             d_losses.append(goal.discriminator(d(maps), d(g(views).detach()), weight))
@@ -68,9 +71,9 @@ def update(opt: torch.optim.Optimizer, grads: tuple[Tensor, ...], clip: float) -
 
 def state_of(net: nn.Module, opt: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Parameters and moments under the names of `Network.shards`."""
-    state = {f"param/{name}": p.detach().double() for name, p in net.named_parameters()}
+    state = {f"param/{name}": p.detach().double().cpu() for name, p in net.named_parameters()}
     for name, p in net.named_parameters():
         if p.requires_grad:
             for key in ("exp_avg", "exp_avg_sq"):
-                state[f"{key}/{name}"] = opt.state[p][key].double()
+                state[f"{key}/{name}"] = opt.state[p][key].double().cpu()
     return state

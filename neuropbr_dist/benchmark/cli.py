@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from neuropbr_dist.benchmark import attention, checkpoint, loader
+from neuropbr_dist.benchmark import attention, checkpoint, loader, scaling
 from neuropbr_dist.benchmark.step import StepBench, StepTime, kernel_table, step_flops
 from neuropbr_dist.cluster import Environment, detect, pick_device, process_group
 from neuropbr_dist.config import TrainConfig
@@ -29,7 +29,7 @@ NATIVE_SIZE = 2048  # px, where the configuration names none
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        description="Measure step, attention, loader or checkpoint.", allow_abbrev=False
+        description="Measure step, scaling, attention, loader or checkpoint.", allow_abbrev=False
     )
     what = p.add_subparsers(dest="what", required=True)
     step = what.add_parser(
@@ -45,6 +45,13 @@ def parser() -> argparse.ArgumentParser:
     step.add_argument(
         "--kernels", type=int, default=0, metavar="N", help="list the N longest kernels of a step"
     )
+    weak = what.add_parser(
+        "scaling",
+        help="samples/s a GPU on 1, 2, 4, ... GPUs of this machine; starts the ranks itself",
+        description="Other words are those of launch/train.py, the same for all rows (--config, --set, ...).",
+        allow_abbrev=False,
+    )
+    scaling.add_arguments(weak)
     heads = what.add_parser("attention", help="backends of scaled-dot-product attention at the model's shape")
     heads.add_argument("--tokens", type=int, default=49152, metavar="N", help="default %(default)s")
     loading = what.add_parser("loader", help="samples/s from PNG and packed sets")
@@ -60,6 +67,9 @@ def benchmark(argv: Sequence[str] | None = None) -> None:
     args, words = parser().parse_known_args(argv)
     if args.what == "checkpoint":
         checkpoint.main(words)
+        return
+    if args.what == "scaling":
+        scaling.measure(args, words)
         return
     if args.what == "step":
         found: dict[str, Any] = {"rows": steps(args, words)}

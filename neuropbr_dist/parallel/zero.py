@@ -48,6 +48,7 @@ class ZeRONetwork(Network):
         self._frozen_masters = {
             name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad
         }
+        started_from = {name: p.detach().clone() for name, p in module.named_parameters()}
         trained = [p for p in module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=adam.lr, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay, fused=True
@@ -62,6 +63,7 @@ class ZeRONetwork(Network):
         }.get(next((k for k in ("bf16", "fp16") if config.get(k, {}).get("enabled")), ""))
         self.clip: float = config.get("gradient_clipping", 0.0)
         self._make_moments()
+        self._restore_masters(started_from)
 
     # -- the step --------------------------------------------------------------------------
 
@@ -128,6 +130,14 @@ class ZeRONetwork(Network):
                 }
         if self.stage in (1, 2):
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _restore_masters(self, values: dict[str, Tensor]) -> None:
+        """DeepSpeed casts the module first and makes its masters from that: bf16's 8 bits of the weights."""
+        for shard in self.shards():
+            kind, _, name = shard.name.partition("/")
+            if kind == "param":
+                end = shard.start + shard.data.numel()
+                shard.data.copy_(values[name].view(-1)[shard.start : end])
 
     def shards(self) -> list[Shard]:
         found = []

@@ -1,0 +1,234 @@
+"""One engine at one world size: agreement and memory. Started by benchmarks/engines.py under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from neuropbr_dist.cluster import detect, pick_device, process_group
+from neuropbr_dist.config import load
+from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.models import Discriminator, Generator
+from neuropbr_dist.parallel import Network, Plan, build_network
+from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.step import gan_step
+from tests.parity import ADAM, Case, Row, differences, models, train_row
+from tests.plain_loop import train_plain
+
+SMOOTH = Case(batch=8)
+DOUBLE = Case(batch=8, double=True)
+TINY = Case(batch=8, depth=1, d_layers=1)  # for the compiler
+ENGINES = {
+    "single": Row(engine="single"),
+    "ddp": Row(engine="ddp"),
+    "fsdp": Row(engine="fsdp"),
+    "hsdp": Row(engine="fsdp", shard="node"),
+    **{f"zero{stage}": Row(engine="deepspeed", stage=stage) for stage in (1, 2, 3)},
+}
+BUCKET = 5_000_000
+"""Elements of ZeRO's communication buckets in the memory rows: they are no part of the formula."""
+SIDE = 192  # px: the default discriminator takes no less
+
+
+class Rows(list[dict[str, Any]]):
+    """Results, written after every row: a run cut short still leaves what it measured."""
+
+    def __init__(self, out: Path, rank: int, facts: dict[str, Any]) -> None:
+        super().__init__()
+        self.out, self.rank, self.facts = out, rank, facts
+
+    def measure(self, labels: dict[str, Any], row: Callable[[], dict[str, Any]]) -> None:
+        """A row that fails on all ranks alike is noted with its error, and the next one goes on."""
+        try:
+            found = row()
+        except (RuntimeError, AssertionError) as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            at = f"{Path(where.filename).name}:{where.lineno}"
+            found = {"error": f"{type(error).__name__} at {at}: {str(error)[:200]}"}
+        self.append(self.facts | labels | found)
+        gc.collect()
+        torch.cuda.empty_cache()
+        if self.rank == 0:
+            self.out.write_text(json.dumps(self, indent=1) + "\n")
+            print(self[-1], flush=True)
+
+
+# -- agreement -----------------------------------------------------------------------------
+
+
+def references(device: str, compiled: bool) -> dict[tuple[Case, bool], dict[str, Any]]:
+    """One process takes the whole batch: the plain loop, and in bf16 the engine `single`."""
+    found = {(case, False): train_plain(case, device=device) for case in (SMOOTH, DOUBLE)}
+    bf16 = Row(engine="single", world=1, bf16=True, device=device)
+    for case in (SMOOTH, TINY) if compiled else (SMOOTH,):
+        found[case, True] = train_row(case, bf16)
+    found["yardstick"] = distances(found[SMOOTH, True], found[SMOOTH, False], SMOOTH)  # type: ignore[index]
+    return found
+
+
+def distances(found: dict[str, Any], reference: dict[str, Any], case: Case) -> dict[str, float]:
+    """Largest of any tensor and record, of parameters and of losses; and how far the update itself is off."""
+    ratios = differences(found, reference)
+    return {
+        "all": max(ratios.values()),
+        "parameters": max(value for name, value in ratios.items() if "/param/" in name),
+        "losses": max(ratios["G_loss"], ratios["D_loss"]),
+        "update": update_error(found["state"], reference["state"], case),
+    }
+
+
+def update_error(found: dict[str, Tensor], reference: dict[str, Tensor], case: Case) -> float:
+    """|found - reference| / |reference - start|, Euclidean, over all parameters of both networks."""
+    off, moved = 0.0, 0.0
+    for part, net in zip(("generator", "discriminator"), models(case), strict=True):
+        for name, start in net.named_parameters():
+            ours, theirs = found[f"{part}/param/{name}"], reference[f"{part}/param/{name}"]
+            off += float((ours - theirs).square().sum())
+            moved += float((theirs - start.detach().double()).square().sum())
+    return (off / moved) ** 0.5
+
+
+def agreement_rows(engine: Row, compiled: bool) -> Iterator[tuple[str, Case, Row]]:
+    cuts = [replace(engine, accumulation=a, recompute="full" if a > 1 else "none") for a in (1, 2)]
+    if engine.engine != "deepspeed":
+        yield from (("float64", DOUBLE, row) for row in cuts)
+    yield from (("float32", SMOOTH, row) for row in cuts)
+    yield from (("bf16", SMOOTH, replace(row, bf16=True)) for row in cuts)
+    if compiled:
+        yield "bf16", TINY, replace(engine, bf16=True, compile=True)
+
+
+def agreement(rows: Rows, engine: Row, known: dict[Any, Any], compiled: bool) -> None:
+    for precision, case, row in agreement_rows(engine, compiled):
+
+        def one(case: Case = case, row: Row = row) -> dict[str, Any]:
+            found = train_row(case, row)
+            return distances(found, known[case, row.bf16], case) if rows.rank == 0 else {}
+
+        labels = {
+            "what": "agreement", "precision": precision, "accumulation": row.accumulation,
+            "recompute": row.recompute, "compile": row.compile,
+        }  # fmt: skip
+        if row.bf16:
+            labels["yardstick"] = known.get("yardstick", {})
+        rows.measure(labels, partial(one))
+
+
+# -- memory --------------------------------------------------------------------------------
+
+
+def formula(engine: str, world: int) -> tuple[float, float, float]:
+    """Bytes a parameter in bf16 on one rank: parameters (and masters), gradients, moments.
+
+    DDP computes under autocast: no copy in bf16. FSDP2's shards are float32, the bf16 copy of a unit
+    lives while it computes. ZeRO holds bf16 parameters and float32 masters; gradients are bf16.
+    """
+    shards = {"single": 1, "ddp": 1, "hsdp": world // 2}.get(engine, world)
+    parameters = {"zero1": 2 + 4 / world, "zero2": 2 + 4 / world, "zero3": 6 / world}
+    gradients = {"zero1": 2.0, "zero2": 2 / world, "zero3": 2 / world}
+    return parameters.get(engine, 4 / shards), gradients.get(engine, 4 / shards), 8 / shards
+
+
+def default_networks(device: torch.device, row: Row) -> list[Network]:
+    cfg = load("default")
+    cfg.model.encoder_pretrained = False
+    zero = {
+        "stage": row.stage, "overlap_comm": True, "contiguous_gradients": True,
+        "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET, "stage3_prefetch_bucket_size": BUCKET,
+    }  # fmt: skip
+    ds = {
+        "train_micro_batch_size_per_gpu": 1, "gradient_clipping": 1.0, "zero_optimization": zero,
+        "bf16": {"enabled": True}, "communication_data_type": "fp32", "zero_force_ds_cpu_optimizer": False,
+    }  # fmt: skip
+    plan = Plan(
+        engine=row.engine, adam=ADAM, clip=1.0, dtype=torch.bfloat16, recompute="full", compile_blocks=False,
+        shard=row.shard, ranks_per_node=2, ds_config=ds if row.engine == "deepspeed" else None,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    nets = (Generator(cfg.model), Discriminator(cfg.model))
+    return [build_network(net, device, replace(plan)) for net in nets]
+
+
+def memory(device: torch.device, name: str, row: Row) -> dict[str, Any]:
+    """What stays allocated where both networks have their gradients, and between steps; MiB a rank."""
+    held: dict[str, float] = {}
+    torch.ones(512, 512, device=device).matmul(torch.ones(512, 512, device=device))  # cuBLAS's workspace
+    before = allocated(device)
+    g, d = default_networks(device, row)
+    step = d.step
+
+    def step_of_d() -> Any:  # the joint update's first: all gradients are there, no graph is left
+        held["with_gradients"] = allocated(device) - before
+        return step()
+
+    d.step = step_of_d  # type: ignore[method-assign]
+    views, maps = torch.rand(1, 3, 3, SIDE, SIDE, device=device), torch.rand(1, 8, SIDE, SIDE, device=device)
+    batch = [DeviceBatch(views, maps, torch.full((1,), 1 / row.world, device=device))]
+    for _ in range(2):
+        gan_step(g, d, batch, Objective(load("default")))
+    held["between_steps"] = allocated(device) - before
+    parameters, gradients, moments = formula(name, row.world)
+    n = sum(
+        torch.Size(shard.shape).numel() for net in (g, d) for shard in net.shards() if "param" in shard.name
+    )
+    return {
+        **{where: value / 2**20 for where, value in held.items()}, "parameters": n,
+        "formula": n * (parameters + gradients + moments) / 2**20,
+        "ratio": held["with_gradients"] / (n * (parameters + gradients + moments)),
+    }  # fmt: skip
+
+
+def allocated(device: torch.device) -> int:
+    gc.collect()
+    torch.cuda.synchronize(device)
+    return torch.cuda.memory_allocated(device)
+
+
+# -- this rank -----------------------------------------------------------------------------
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("engine", choices=ENGINES)
+    p.add_argument("--compile", action="store_true", help="a row with compiled blocks too")
+    p.add_argument("--device", default="cuda", help="cpu: agreement only")
+    p.add_argument("--out", type=Path, required=True)
+    args = p.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    env = detect()
+    device = pick_device(args.device, env)
+    engine = replace(ENGINES[args.engine], world=env.world_size, device=str(device))
+    # Before there is a group: a reference is one process's.
+    known = references(str(device), args.compile) if env.rank == 0 else {}
+    facts = {"engine": args.engine, "world": env.world_size, "torch": torch.__version__}
+    if args.engine == "single":
+        measure(Rows(args.out, env.rank, facts), args, device, engine, known)
+        return
+    with process_group(env, device, 5):
+        measure(Rows(args.out, env.rank, facts), args, device, engine, known)
+
+
+def measure(
+    rows: Rows, args: argparse.Namespace, device: torch.device, engine: Row, known: dict[Any, Any]
+) -> None:
+    if device.type == "cuda":
+        rows.facts["gpu"] = torch.cuda.get_device_name(device)
+        rows.measure({"what": "memory"}, partial(memory, device, args.engine, engine))
+    agreement(rows, engine, known, args.compile)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""One row of the scaling table, on every rank of its launch: `python -m` this module under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuropbr_dist.benchmark.communication import communication_ms
+from neuropbr_dist.benchmark.step import StepBench
+from neuropbr_dist.cluster import (
+    Environment,
+    detect,
+    everyone,
+    ignore_stop_signals,
+    pick_device,
+    process_group,
+)
+from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.config.cli import config_from, train_parser
+from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.data.device import to_device
+from neuropbr_dist.data.loader import TrainingSlots, make_loader
+from neuropbr_dist.data.order import SampleOrder
+from neuropbr_dist.data.packed import PackedSource
+from neuropbr_dist.training.engines import engine_of
+from neuropbr_dist.training.start import device_name, versions
+
+WARM_UP = 2
+
+
+def row_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    p.add_argument("--size", type=int, required=True, metavar="PX")
+    p.add_argument("--plan", required=True, metavar="NAME", help="memory plan")
+    p.add_argument(
+        "--steps", type=int, required=True, metavar="N", help="timed; 0: fill the compile cache only"
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
+    return p
+
+
+class PackedBench(StepBench):
+    """Steps on a packed set, through the loader of a run: worker processes, copies to the device."""
+
+    def __init__(
+        self, cfg: TrainConfig, env: Environment, device: torch.device, size: int, memory: str
+    ) -> None:
+        super().__init__(cfg, env, device, size, memory)
+        self.batches = packed_batches(cfg, env, device, size)
+
+    def step(self) -> None:
+        self.batch = next(self.batches)
+        super().step()
+
+
+def packed_batches(
+    cfg: TrainConfig, env: Environment, device: torch.device, size: int
+) -> Iterator[DeviceBatch]:
+    """This rank's micro-batches of `cfg.data.packed_dir`, over and over."""
+    data, batch = cfg.data, cfg.training.batch_size
+    assert data.packed_dir is not None
+    source = PackedSource(data.packed_dir, data.render_curriculum, size)
+    samples = batch * env.world_size
+    order = SampleOrder(len(source.entries), samples, epochs=10_000, seed=cfg.training.seed)
+    slots = TrainingSlots(order, 0, env.world_size, env.rank, batch)
+    pin = data.pin_memory and device.type == "cuda"
+    for host in make_loader(
+        source, source.entries, slots, workers=data.num_workers, prefetch=data.prefetch_factor, pin=pin,
+        worker_start=ignore_stop_signals,
+    ):  # fmt: skip
+        yield to_device(host, samples, cfg.transform, device)
+
+
+def measure(
+    cfg: TrainConfig, env: Environment, device: torch.device, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Collective. Times in ms, memory in GiB; lists are by rank."""
+    kind = StepBench if cfg.data.packed_dir is None else PackedBench
+    bench = kind(cfg, env, device, args.size, args.plan)
+    found = bench.time(WARM_UP, args.steps)
+    nccl, exposed = profile(bench)
+    peak = bench.peak_tflops()
+    return {
+        "ms": found.ms, "spread_ms": found.spread_ms, "first_step_s": found.first_step_s, "losses": found.losses,
+        "samples_per_s_rank": cfg.training.batch_size / found.ms * 1e3,
+        "allocated_gib": everyone(found.allocated_gib), "reserved_gib": everyone(found.reserved_gib),
+        "nccl_ms": everyone(nccl), "exposed_ms": everyone(exposed), "matmul_tflops": everyone(peak),
+    }  # fmt: skip
+
+
+def profile(bench: StepBench) -> tuple[float, float]:
+    """NCCL kernels of one step, ms: in all, and exposed."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    for _ in range(2):  # the first starts the profiler, in the midst of the step
+        with torch.profiler.profile(activities=activities) as found:
+            bench.step()
+            torch.cuda.synchronize()
+    return communication_ms(found.events())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args, words = row_parser().parse_known_args(argv)
+    began = time.perf_counter()
+    cfg = config_from(train_parser().parse_args(words))
+    env = detect()
+    if not args.steps:  # this rank on its own
+        env = replace(env, launcher="none", rank=0, world_size=1)
+    device = pick_device("cuda", env)
+    with process_group(env, device, cfg.training.timeout_minutes):
+        if not args.steps:
+            StepBench(cfg, env, device, args.size, args.plan).step()
+            torch.cuda.synchronize()
+            return
+        row = {
+            "engine": engine_of(cfg, env), "shard": cfg.training.shard, "world": env.world_size,
+            "plan": args.plan, "size": args.size, "device": device_name(device), "versions": versions(),
+            **measure(cfg, env, device, args), "launch_s": time.perf_counter() - began,
+        }  # fmt: skip
+        if env.rank == 0:
+            args.out.write_text(json.dumps(row, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
