@@ -163,7 +163,7 @@ def check_training(cfg: TrainConfig) -> None:
     t, std = cfg.training, cfg.transform.std
     for name in (
         "epochs", "batch_size", "d_steps_per_g_step", "max_skipped_steps", "val_every_n_epochs",
-        "save_every_n_epochs", "keep_latest", "log_every_n_steps", "log_images_every_n_epochs",
+        "save_every_n_epochs", "save_latest_every_n_epochs", "keep_latest", "log_every_n_steps", "log_images_every_n_epochs",
     ):  # fmt: skip
         refuse_unless(getattr(t, name) >= 1, f"training.{name} = {getattr(t, name)}; allowed: 1 or more")
     refuse_unless(

@@ -287,7 +287,8 @@ class Trainer:
                 links.append(BEST)
         if crossed(before, done, t.save_every_n_epochs) and not t.save_best_only:
             links.append(epoch_name(done))
-        self.save(links)
+        if len(links) > 1 or crossed(before, done, t.save_latest_every_n_epochs):
+            self.save(links)
 
     def validation(self, figures: bool) -> bool:
         """Validate, log, tell the schedules; True if it is the best so far."""
