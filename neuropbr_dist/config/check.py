@@ -129,6 +129,12 @@ def check_losses(cfg: TrainConfig) -> None:
     ):
         weight = getattr(loss, f"w_{name}")
         refuse_unless(weight >= 0, f"loss.w_{name} = {weight}; allowed: 0 or more")
+    smoothing = loss.gan_label_smoothing
+    refuse_unless(0 <= smoothing < 1, f"loss.gan_label_smoothing = {smoothing}; allowed: from 0 to below 1")
+    refuse_unless(
+        smoothing == 0 or loss.gan_loss_type == "bce",
+        f"loss.gan_label_smoothing = {smoothing} needs loss.gan_loss_type = bce; hinge has no targets",
+    )
     for name, weight in loss.custom.items():
         refuse_unless(weight >= 0, f"loss.custom: {name} = {weight}; allowed: 0 or more")
     refuse_unless(

@@ -138,6 +138,8 @@ class LossConfig:
     """Weight of the normal map inside the L1 term."""
     gan_loss_type: Literal["hinge", "bce"] = "hinge"
     """Adversarial loss."""
+    gan_label_smoothing: float = 0.0
+    """The discriminator's target for true maps is 1 less this (`bce` only): it can't grow ever surer of them."""
     custom: dict[str, float] = field(default_factory=dict)
     """Registered custom loss name to weight (`neuropbr_dist.objectives.register_loss`)."""
     custom_module: str | None = None
