@@ -185,7 +185,7 @@ def run_all(args: argparse.Namespace, words: list[str], epochs: int) -> list[Res
             if process.poll() is not None:
                 del running[name]
                 free.append(gpus)
-                if process.returncode:
+                if process.returncode and not result.stopped:  # torchrun ends a stopped run with an error
                     print(f"{name} failed, exit code {process.returncode}:\n{tail(result.folder)}")
                 else:
                     results.append(result)
