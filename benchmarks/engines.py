@@ -39,6 +39,7 @@ ENGINES = [("ddp", 0), ("fsdp", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepsp
 
 
 def small_config() -> TrainConfig:
+    """A ResNet-18 generator and the cross-entropy loss, whose slope has no kinks."""
     cfg = load("demo")
     cfg.model.encoder_type, cfg.model.encoder_backbone = "resnet", "resnet18"
     cfg.loss.gan_loss_type = "bce"
@@ -46,6 +47,7 @@ def small_config() -> TrainConfig:
 
 
 def plan(engine: str, stage: int, dtype: torch.dtype | None, micro: int, steps: int, compiled: bool) -> Plan:
+    """How one engine is set up; `stage` is ZeRO's, `steps` the micro-batches of a step."""
     zero = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
     ds = {
         "train_micro_batch_size_per_gpu": micro,
@@ -63,6 +65,7 @@ def plan(engine: str, stage: int, dtype: torch.dtype | None, micro: int, steps: 
 
 
 def build(cfg: TrainConfig, device: torch.device, how: Plan) -> dict[str, Network]:
+    """Both networks with the same weights everywhere, on one engine."""
     torch.manual_seed(1)
     nets = {"generator": Generator(cfg.model), "discriminator": Discriminator(cfg.model)}
     for net in nets.values():
@@ -101,6 +104,7 @@ def batch_of(step: int, share: slice, micro: int, device: torch.device) -> list[
 def train(
     nets: dict[str, Network], cfg: TrainConfig, share: slice, micro: int, device: torch.device, sync: bool
 ) -> list[float]:
+    """`STEPS` steps on this rank's `share` of each batch; the generator's loss of every step, over all ranks with `sync`."""
     objective, losses = SmoothObjective(cfg), []
     for step in range(STEPS):
         batch = batch_of(step, share, micro, device)
@@ -113,6 +117,7 @@ def train(
 
 
 def whole(nets: dict[str, Network]) -> dict[str, Tensor]:
+    """Every parameter in full, put together from all ranks' shards. Collective."""
     mine = [
         (f"{part}/{s.name}", s.data.cpu(), s.start, s.shape)
         for part, net in nets.items()
@@ -129,6 +134,7 @@ def whole(nets: dict[str, Network]) -> dict[str, Tensor]:
 
 
 def largest(found: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
+    """Largest difference of a parameter, relative to its largest element."""
     return max(
         float((found[n] - r).abs().max() / r.abs().max().clamp(min=1e-12)) for n, r in reference.items()
     )
@@ -152,6 +158,7 @@ class Rows(list):
 
 
 def parity(device: torch.device, rank: int, world: int, rows: Rows, compiled: bool) -> None:
+    """Each engine against one device that takes the whole batch, in float32 and bf16."""
     cfg = small_config()
     per = BATCH // world
     share = slice(rank * per, (rank + 1) * per)
@@ -207,6 +214,7 @@ def memory(device: torch.device, rank: int, world: int, rows: Rows) -> None:
 
 
 def main() -> None:
+    """Measure what the command line names; rank 0 writes."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", choices=["parity", "memory"])
     p.add_argument("--out", type=Path, required=True)

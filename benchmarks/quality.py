@@ -196,6 +196,7 @@ def run_all(args: argparse.Namespace, words: list[str], epochs: int) -> list[Res
 
 
 def tail(folder: Path) -> str:
+    """The last lines of a run's output."""
     return "\n".join(Path(f"{folder}.log").read_text().splitlines()[-15:])
 
 

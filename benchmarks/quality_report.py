@@ -80,6 +80,7 @@ def report(args: argparse.Namespace, results: list[Result]) -> str:
 
 
 def config_of(result: Result) -> TrainConfig:
+    """The configuration that the run resolved and saved."""
     path = result.folder / "config.yaml"
     return from_yaml(path.read_text(), str(path))
 
@@ -99,6 +100,7 @@ def mean_maps(result: Result) -> dict[str, float]:
 
 
 def best_of(result: Result) -> dict[str, Any]:
+    """The line of the validation with the smallest loss, the untrained one left out."""
     return min(result.validations()[1:], key=lambda line: float(line["val/loss"]))
 
 

@@ -365,5 +365,6 @@ def crossed(before: int, after: int, every: int) -> bool:
 
 
 def has_dropout(cfg: TrainConfig) -> bool:
+    """Whether a forward pass draws random numbers."""
     m = cfg.model
     return m.transformer_attn_drop + m.transformer_proj_drop + m.transformer_drop_path_rate > 0

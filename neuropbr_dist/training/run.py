@@ -281,6 +281,7 @@ def code_hash() -> str:
 
 
 def refuse_data_change(checkpoint: Checkpoint, cfg: TrainConfig, samples: Samples, allowed: bool) -> None:
+    """Raises UserError on a resume with another data set or global batch, unless `allowed`."""
     state, changed = checkpoint.state, []
     if state["data"] != samples.fingerprint:
         changed.append(f"another data set ({samples.fingerprint}; saved: {state['data']})")
@@ -294,6 +295,7 @@ def refuse_data_change(checkpoint: Checkpoint, cfg: TrainConfig, samples: Sample
 
 
 def write_config(cfg: TrainConfig, folder: Path, env: Environment) -> None:
+    """Rank 0: the resolved configuration into the run's folder; a requeue marker has had its effect."""
     if env.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(to_yaml(cfg))
