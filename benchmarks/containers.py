@@ -32,12 +32,14 @@ Read = Callable[[int], np.ndarray]
 
 
 def memory_map(folder: Path, records: list[np.ndarray]) -> Read:
+    """One array on disk, mapped: the yardstick."""
     np.stack(records).tofile(folder / "plain.bin")
     mapped = np.memmap(folder / "plain.bin", np.uint8, "r", shape=(len(records), *SHAPE))
     return lambda i: mapped[i]
 
 
 def litdata(folder: Path, records: list[np.ndarray]) -> Read:
+    """Chunks of litdata, read through its own streaming reader."""
     from litdata import StreamingDataset
     from litdata.streaming.writer import BinaryWriter
 
@@ -52,6 +54,7 @@ def litdata(folder: Path, records: list[np.ndarray]) -> Read:
 
 
 def zarr(folder: Path, records: list[np.ndarray], checksums: bool) -> Read:
+    """One chunk a record, uncompressed; with `checksums` a CRC-32C each."""
     import zarr as library
     from zarr.codecs import Crc32cCodec
 
@@ -66,6 +69,7 @@ def zarr(folder: Path, records: list[np.ndarray], checksums: bool) -> Read:
 
 
 def mosaicml_streaming(folder: Path, records: list[np.ndarray]) -> Read:
+    """MDS shards, read through the library's own dataset."""
     from streaming import MDSWriter, StreamingDataset
 
     out = str(folder / "mds")
@@ -77,6 +81,7 @@ def mosaicml_streaming(folder: Path, records: list[np.ndarray]) -> Read:
 
 
 def webdataset(folder: Path, records: list[np.ndarray]) -> Read:
+    """A tar file, read in order: it has no other."""
     import webdataset as library
 
     with library.TarWriter(str(folder / "w.tar")) as writer:
@@ -88,6 +93,7 @@ def webdataset(folder: Path, records: list[np.ndarray]) -> Read:
 
 
 def shards(folder: Path, records: list[np.ndarray]) -> tuple[ShardReader, list[Place]]:
+    """This project's shard files: a reader, and the places of the records in them."""
     (folder / "shards").mkdir()
     writer = ShardWriter(folder / "shards", "0", "none", 1 << 30)
     places = [writer.append(record) for record in records]
@@ -95,6 +101,7 @@ def shards(folder: Path, records: list[np.ndarray]) -> tuple[ShardReader, list[P
 
 
 def main(folder: Path) -> None:
+    """Make every container in `folder`, read from them in turns, print a table."""
     folder.mkdir(parents=True)
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)

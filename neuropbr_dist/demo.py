@@ -42,6 +42,7 @@ def tool(name: str) -> str:
 
 
 def call(command: list[str]) -> None:
+    """Show a command and run it in the project's folder; raises UserError when it fails."""
     print(
         "$ " + " ".join(Path(c).name if c in (sys.executable, command[1]) else c for c in command), flush=True
     )

@@ -52,6 +52,7 @@ def quiet_libraries() -> None:
 
 @entry
 def train(argv: Sequence[str] | None = None) -> None:
+    """`launch/train.py`: train, or with `--debug` look at one batch."""
     from neuropbr_dist.config.cli import train_parser
 
     args = train_parser().parse_args(argv)
@@ -67,6 +68,7 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 @entry
 def infer(argv: Sequence[str] | None = None) -> None:
+    """`launch/infer.py`: maps from renders."""
     from neuropbr_dist.inference.cli import infer_parser
     from neuropbr_dist.inference.run import infer as run
 
@@ -75,6 +77,7 @@ def infer(argv: Sequence[str] | None = None) -> None:
 
 @entry
 def export(argv: Sequence[str] | None = None) -> None:
+    """`launch/export.py`: weights in other forms, and checks."""
     from neuropbr_dist.inference.export_cli import export as run
     from neuropbr_dist.inference.export_cli import export_parser
 
@@ -82,6 +85,7 @@ def export(argv: Sequence[str] | None = None) -> None:
 
 
 def data_parser() -> argparse.ArgumentParser:
+    """Every flag of `launch/data.py`."""
     p = argparse.ArgumentParser(description="Generate, verify or pack a data set.", allow_abbrev=False)
     commands = p.add_subparsers(dest="command", required=True)
     generate = commands.add_parser("generate", help="write built-in materials in the guide's layout")
@@ -110,6 +114,7 @@ def data_parser() -> argparse.ArgumentParser:
 
 @entry
 def data(argv: Sequence[str] | None = None) -> None:
+    """`launch/data.py`: generate, verify or pack; exit code 1 where a set has faults."""
     args = data_parser().parse_args(argv)
     if args.command == "generate":
         from neuropbr_dist.data.builtin import generate
@@ -130,6 +135,7 @@ def data(argv: Sequence[str] | None = None) -> None:
 
 
 def verify_set(args: argparse.Namespace) -> Report:
+    """Verify, and print the report."""
     from neuropbr_dist.data.verify import verify
 
     report = verify(
@@ -141,6 +147,7 @@ def verify_set(args: argparse.Namespace) -> Report:
 
 
 def pack_set(args: argparse.Namespace) -> Report:
+    """Pack under a lock on DEST, and print what came of it. Faults that were skipped as asked are taken out of the report."""
     from neuropbr_dist.checkpoint import RunLock
     from neuropbr_dist.data.pack import pack
     from neuropbr_dist.data.packed import read_head
@@ -165,6 +172,7 @@ def pack_set(args: argparse.Namespace) -> Report:
 
 
 def report_parser() -> argparse.ArgumentParser:
+    """Every flag of `launch/report.py`."""
     p = argparse.ArgumentParser(
         description="Write a run's page: one HTML file with its curves, pictures and history, for any browser.",
         allow_abbrev=False,
@@ -176,6 +184,7 @@ def report_parser() -> argparse.ArgumentParser:
 
 @entry
 def report(argv: Sequence[str] | None = None) -> None:
+    """`launch/report.py`: write a run's page."""
     from neuropbr_dist.report import write_page
 
     path = write_page(report_parser().parse_args(argv).run_dir)
@@ -184,6 +193,7 @@ def report(argv: Sequence[str] | None = None) -> None:
 
 @entry
 def demo(argv: Sequence[str] | None = None) -> None:
+    """`launch/demo.py`: train, infer and report on built-in materials."""
     from neuropbr_dist.demo import demo as run
 
     run()
@@ -191,12 +201,14 @@ def demo(argv: Sequence[str] | None = None) -> None:
 
 @entry
 def benchmark(argv: Sequence[str] | None = None) -> None:
+    """`launch/benchmark.py`: measure, and write figures."""
     from neuropbr_dist.benchmark.cli import benchmark as run
 
     run(argv)
 
 
 def submit_parser() -> argparse.ArgumentParser:
+    """Flags of `launch/submit.py`; all others are those of `launch/train.py`."""
     p = argparse.ArgumentParser(
         description="Submit a training run through submitit. All other words go to launch/train.py.",
         allow_abbrev=False,
@@ -244,6 +256,7 @@ def train_words(words: Sequence[str]) -> str | None:
 
 @entry
 def submit(argv: Sequence[str] | None = None) -> None:
+    """`launch/submit.py`: submit a run, show its batch file, or compare nodes (`--doctor`, exit code 1 if they differ)."""
     from neuropbr_dist.cluster import submit as submission
     from neuropbr_dist.config import TrainConfig
     from neuropbr_dist.config.cli import config_from, train_parser

@@ -43,6 +43,8 @@ IMPOSSIBLE = [
     ("model.discriminator_ndf=0", "1 or more"),
     ("model.freeze_backbone=true model.encoder_type=unet", "resnet"),
     ("model.discriminator_use_sigmoid=true", "loss.gan_loss_type = bce"),
+    ("loss.gan_label_smoothing=0.1", "loss.gan_loss_type = bce"),
+    ("loss.gan_label_smoothing=1", "from 0 to below 1"),
     *((f"loss.w_{name}=-1", "0 or more") for name in ("l1", "ssim", "normal", "gan", "discriminator",
                                                       "albedo", "roughness", "metallic", "normal_map")),
     ("loss.custom={mse: -1}", "mse", "0 or more"),
@@ -54,7 +56,7 @@ IMPOSSIBLE = [
     ("optimizer.scheduler_epochs=0", "above 0"),
     *((f"training.{name}=0", "1 or more") for name in (
         "epochs", "batch_size", "d_steps_per_g_step", "max_skipped_steps", "val_every_n_epochs",
-        "save_every_n_epochs", "keep_latest", "log_every_n_steps", "log_images_every_n_epochs",
+        "save_every_n_epochs", "save_latest_every_n_epochs", "keep_latest", "log_every_n_steps", "log_images_every_n_epochs",
         "global_batch_size", "save_every_n_steps")),
     ("training.gan_start_epoch=-1", "0 or more"),
     ("training.grad_clip_norm=0", "above 0, or none"),

@@ -118,6 +118,14 @@ def test_best_only_leaves_no_periodic_ones(tmp_path):
     assert links(tmp_path).keys() == {"latest", "best_model"}
 
 
+def test_save_latest_every_n_epochs(tmp_path):
+    """The best, the periodic and the last save are made all the same."""
+    words = {"save_latest_every_n_epochs": 3, "save_every_n_epochs": 4, "val_every_n_epochs": 4, "epochs": 6}
+    run(tmp_path, **{f"training__{name}": value for name, value in words.items()}, training__keep_latest=100)
+    saves = sorted(int(path.name[5:]) for path in tmp_path.glob("step_*"))
+    assert saves == [8, 10, 15]  # the ends of epochs 3 and 4, and of the run
+
+
 def test_save_every_n_steps(tmp_path):
     run(tmp_path, training__save_every_n_steps=2, training__keep_latest=100)
     saves = sorted(int(path.name[5:]) for path in tmp_path.glob("step_*"))

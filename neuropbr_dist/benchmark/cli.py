@@ -14,12 +14,13 @@ import torch
 import torch.distributed as dist
 
 from neuropbr_dist.benchmark import attention, checkpoint, loader, scaling
-from neuropbr_dist.benchmark.step import StepBench, StepTime, kernel_table, step_flops
+from neuropbr_dist.benchmark.step import StepBench, StepTime, kernel_table
 from neuropbr_dist.cluster import Environment, detect, pick_device, process_group
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.config.cli import config_from, train_parser
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.engines import engine_of, precision_of
+from neuropbr_dist.training.flops import sample_flops
 from neuropbr_dist.training.memory import PLANS
 from neuropbr_dist.training.start import device_name, versions
 
@@ -100,7 +101,7 @@ def steps(args: argparse.Namespace, words: Sequence[str]) -> list[dict[str, Any]
     needs_group = env.distributed or engine_of(cfg, env) != "single"
     group = process_group(env, device, cfg.training.timeout_minutes) if needs_group else nullcontext()
     rows, size = [], cfg.data.image_size or NATIVE_SIZE
-    flops = step_flops(cfg, size)  # the same for all plans
+    flops = cfg.training.batch_size * sample_flops(cfg, size).step(gan=cfg.model.use_gan)
     with group:
         if env.rank == 0:
             print(

@@ -12,13 +12,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from neuropbr_dist.benchmark.attention import median_ms
 from neuropbr_dist.cluster import Environment
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
-from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.engines import build_networks, compiles_losses
 from neuropbr_dist.training.objective import Objective
@@ -58,25 +56,6 @@ def random_batch(cfg: TrainConfig, size: int, device: torch.device, seed: int = 
     samples = n * (dist.get_world_size() if dist.is_initialized() else 1)
     weight = torch.full((n,), 1 / samples, device=device)
     return DeviceBatch(views, torch.cat([maps[:, :5], normal], 1), weight)
-
-
-def step_flops(cfg: TrainConfig, size: int) -> float:
-    """Floating-point operations of one rank's step of one micro-batch at `size` px.
-
-    As the mathematics asks for, a multiply-add as two; recomputation doesn't count. Counted by torch on
-    the meta device: three forward passes' worth for G (forward, and backward's two), and for D 3 on true
-    and on generated maps, 2 in G's pass.
-    """
-    n = cfg.training.batch_size
-    with torch.device("meta"), torch.no_grad():
-        with FlopCounterMode(display=False) as of_g:
-            Generator(cfg.model)(torch.empty(n, 3, 3, size, size))
-        flops = 3.0 * of_g.get_total_flops()
-        if cfg.model.use_gan:
-            with FlopCounterMode(display=False) as of_d:
-                Discriminator(cfg.model)(torch.empty(n, 8, size, size))
-            flops += 8.0 * of_d.get_total_flops()
-    return flops
 
 
 class StepBench:

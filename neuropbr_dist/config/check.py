@@ -129,6 +129,12 @@ def check_losses(cfg: TrainConfig) -> None:
     ):
         weight = getattr(loss, f"w_{name}")
         refuse_unless(weight >= 0, f"loss.w_{name} = {weight}; allowed: 0 or more")
+    smoothing = loss.gan_label_smoothing
+    refuse_unless(0 <= smoothing < 1, f"loss.gan_label_smoothing = {smoothing}; allowed: from 0 to below 1")
+    refuse_unless(
+        smoothing == 0 or loss.gan_loss_type == "bce",
+        f"loss.gan_label_smoothing = {smoothing} needs loss.gan_loss_type = bce; hinge has no targets",
+    )
     for name, weight in loss.custom.items():
         refuse_unless(weight >= 0, f"loss.custom: {name} = {weight}; allowed: 0 or more")
     refuse_unless(
@@ -163,7 +169,7 @@ def check_training(cfg: TrainConfig) -> None:
     t, std = cfg.training, cfg.transform.std
     for name in (
         "epochs", "batch_size", "d_steps_per_g_step", "max_skipped_steps", "val_every_n_epochs",
-        "save_every_n_epochs", "keep_latest", "log_every_n_steps", "log_images_every_n_epochs",
+        "save_every_n_epochs", "save_latest_every_n_epochs", "keep_latest", "log_every_n_steps", "log_images_every_n_epochs",
     ):  # fmt: skip
         refuse_unless(getattr(t, name) >= 1, f"training.{name} = {getattr(t, name)}; allowed: 1 or more")
     refuse_unless(

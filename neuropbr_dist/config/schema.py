@@ -138,6 +138,8 @@ class LossConfig:
     """Weight of the normal map inside the L1 term."""
     gan_loss_type: Literal["hinge", "bce"] = "hinge"
     """Adversarial loss."""
+    gan_label_smoothing: float = 0.0
+    """The discriminator's target for true maps is 1 less this (`bce` only): it can't grow ever surer of them."""
     custom: dict[str, float] = field(default_factory=dict)
     """Registered custom loss name to weight (`neuropbr_dist.objectives.register_loss`)."""
     custom_module: str | None = None
@@ -236,8 +238,10 @@ class TrainingConfig:
     """The run's folder: config, metrics, logs and checkpoints."""
     save_every_n_epochs: int = 5
     """Epochs between periodic checkpoints (kept for good)."""
+    save_latest_every_n_epochs: int = 1
+    """Epochs between saves of `latest`. More than 1 where an epoch is short against a save (a small set, a large model)."""
     save_every_n_steps: int | None = None
-    """Steps between saves of `latest`. None: at epoch ends only."""
+    """Steps between saves of `latest` besides those at epoch ends. None: at epoch ends only."""
     save_every_n_minutes: float | None = None
     """Minutes between saves of `latest`, by rank 0's clock. None: epochs and steps alone decide."""
     save_best_only: bool = False

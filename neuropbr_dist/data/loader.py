@@ -74,6 +74,7 @@ def empty(nbytes: int) -> Tensor:
 
 
 def as_it_is(batch: MicroBatch | UserError) -> MicroBatch | UserError:
+    """The collate function: `__getitems__` has made the batch."""
     return batch
 
 
@@ -136,6 +137,7 @@ def make_loader(
 
 
 def start_worker(worker_start: Callable[[], None], _worker: int) -> None:
+    """A loader process's first act: its caller's wishes, and one thread."""
     worker_start()
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)

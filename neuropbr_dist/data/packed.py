@@ -167,6 +167,7 @@ def read_head(folder: Path) -> dict[str, Any]:
 
 
 def head_checksum(head: dict[str, Any]) -> str:
+    """SHA-256 of `packed.json`'s content, its own checksum left out."""
     return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
 
 

@@ -27,10 +27,13 @@ class Throughput:
     """Peak device memory in tensors, GiB; on CPU the process's peak resident memory."""
     reserved_gib: float
     """Peak device memory held by the allocator, GiB; on CPU the same as `memory_gib`."""
+    mfu: float | None = None
+    """Model FLOPs utilisation of this rank in [0, 1]: arithmetic that the model asks for (recomputation not
+    counted) over what the device could do in that time. None where the device's ceiling isn't known."""
 
     def scalars(self) -> dict[str, float]:
-        """Name to value for the run's log."""
-        return {f"speed/{name}": value for name, value in vars(self).items()}
+        """Name to value for the run's log; what isn't known is left out."""
+        return {f"speed/{name}": value for name, value in vars(self).items() if value is not None}
 
 
 class Meter:
@@ -49,10 +52,13 @@ class Meter:
             meter.step(samples)
             if log_step: losses = read(...); throughput = meter.read()
             if validated_or_saved: meter.restart()
+
+    Args:
+        peak_flops: the device's ceiling in FLOP/s, for `mfu`; None: not known.
     """
 
-    def __init__(self, device: torch.device | str):
-        self.device = torch.device(device)
+    def __init__(self, device: torch.device | str, peak_flops: float | None = None):
+        self.device, self.peak_flops = torch.device(device), peak_flops
         self.restart()
 
     def restart(self) -> None:
@@ -60,6 +66,7 @@ class Meter:
         self._began = time.perf_counter()
         self._waited = 0.0
         self._steps = self._samples = 0
+        self._flops = 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -68,10 +75,11 @@ class Meter:
         yield
         self._waited += time.perf_counter() - began
 
-    def step(self, samples: int) -> None:
-        """One step over `samples` samples of the global batch is done."""
+    def step(self, samples: int, flops: float = 0.0) -> None:
+        """One step over `samples` samples of the global batch is done; this rank's part asked for `flops`."""
         self._steps += 1
         self._samples += samples
+        self._flops += flops
 
     def read(self) -> Throughput:
         """The interval since the last `read` or `restart`; begins a new one. NaN a step if it held none."""
@@ -83,6 +91,7 @@ class Meter:
             data_wait=self._waited / seconds,
             memory_gib=memory,
             reserved_gib=reserved,
+            mfu=self._flops / seconds / self.peak_flops if self.peak_flops else None,
         )
         self.restart()
         return throughput

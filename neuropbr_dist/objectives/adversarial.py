@@ -13,12 +13,15 @@ from neuropbr_dist.objectives.maps import full_precision
 GanKind = Literal["hinge", "bce"]
 
 
-def discriminator_loss(real: Tensor, fake: Tensor, kind: GanKind, *, sigmoid: bool = False) -> Tensor:
+def discriminator_loss(
+    real: Tensor, fake: Tensor, kind: GanKind, *, sigmoid: bool = False, smoothing: float = 0.0
+) -> Tensor:
     """The discriminator's loss: logits `(B, ...)` of true and generated maps -> `(B,)`, mean over patches.
 
     `hinge`: max(0, 1 - real) + max(0, 1 + fake). `bce`: cross-entropy with targets
-    1 and 0, summed (upstream has no factor 1/2 either). `sigmoid`: the discriminator
-    ends in a sigmoid, so that `bce` gets probabilities.
+    `1 - smoothing` (one-sided label smoothing, Salimans et al. 2016) and 0, summed (upstream
+    has no factor 1/2 either). `sigmoid`: the discriminator ends in a sigmoid, so that
+    `bce` gets probabilities.
 
     Raises:
         ValueError: the kind is unknown, or `hinge` together with `sigmoid`.
@@ -27,7 +30,7 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: GanKind, *, sigmoid: bo
     real, fake = full_precision(real), full_precision(fake)
     if kind == "hinge":
         return _per_sample(F.relu(1 - real)) + _per_sample(F.relu(1 + fake))
-    return _cross_entropy(real, True, sigmoid) + _cross_entropy(fake, False, sigmoid)
+    return _cross_entropy(real, 1.0 - smoothing, sigmoid) + _cross_entropy(fake, 0.0, sigmoid)
 
 
 def generator_loss(fake: Tensor, kind: GanKind, *, sigmoid: bool = False) -> Tensor:
@@ -42,7 +45,7 @@ def generator_loss(fake: Tensor, kind: GanKind, *, sigmoid: bool = False) -> Ten
     fake = full_precision(fake)
     if kind == "hinge":
         return -_per_sample(fake)
-    return _cross_entropy(fake, True, sigmoid)
+    return _cross_entropy(fake, 1.0, sigmoid)
 
 
 def _check(kind: str, sigmoid: bool) -> None:
@@ -56,9 +59,9 @@ def _per_sample(patches: Tensor) -> Tensor:
     return patches.flatten(1).mean(1)
 
 
-def _cross_entropy(scores: Tensor, is_real: bool, sigmoid: bool) -> Tensor:
+def _cross_entropy(scores: Tensor, target: float, sigmoid: bool) -> Tensor:
     if not sigmoid:
-        return _per_sample(F.softplus(-scores if is_real else scores))
-    goal = torch.full_like(scores, float(is_real))
+        return _per_sample(target * F.softplus(-scores) + (1 - target) * F.softplus(scores))
+    goal = torch.full_like(scores, target)
     with torch.autocast(scores.device.type, enabled=False):  # refuses binary_cross_entropy
         return _per_sample(F.binary_cross_entropy(scores, goal, reduction="none"))

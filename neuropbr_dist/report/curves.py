@@ -59,10 +59,12 @@ def charts(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def chart(title: str, unit: str, *lines: Line, log: bool = False, row: str = "") -> dict[str, Any]:
+    """One chart: its `lines`, unit, whether its axis is logarithmic, and the row of the page that it stands in."""
     return {"title": title, "unit": unit, "log": log, "row": row, "lines": lines}
 
 
 def losses() -> list[dict[str, Any]]:
+    """What is minimised, and the two that play against each other."""
     return [
         chart("Generator's loss", "", Line("train/G_loss", "train"), Line("val/loss", "validation", "val")),
         chart("Adversarial losses", "", Line("train/D_loss", "discriminator", "val"),
@@ -83,6 +85,7 @@ def map_charts(name: str) -> list[dict[str, Any]]:
 
 
 def speeds(run: RunFolder) -> list[dict[str, Any]]:
+    """Throughput, waiting and memory; a figure that the page doesn't know yet gets a chart of its own."""
     known = {
         "samples_per_s": ("Throughput", "samples/s", 1.0),
         "ms_per_step": ("Time a step", "ms", 1.0),

@@ -56,6 +56,7 @@ def read_run(path: Path) -> RunFolder:
 
 
 def refuse_other_folder(path: Path) -> None:
+    """Raises UserError unless `path` is a run's folder; names runs that lie inside it."""
     if not path.is_dir():
         raise UserError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
     missing = [] if (path / CONFIG).exists() else [CONFIG]

@@ -84,6 +84,7 @@ def page_data(run: RunFolder) -> dict[str, Any]:
 
 
 def asset(name: str) -> str:
+    """A file of the page's own scripts and styles."""
     return files("neuropbr_dist.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 

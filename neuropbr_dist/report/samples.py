@@ -80,6 +80,7 @@ def atlas(folder: Path) -> str:
 
 
 def open_picture(path: Path, mode: str) -> Image.Image:
+    """Read whole and converted to `mode` (Pillow's). Raises UserError for what is no picture."""
     try:
         with Image.open(path) as picture:
             return picture.convert(mode)

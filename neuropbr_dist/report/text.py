@@ -69,11 +69,13 @@ def tiles(run: RunFolder) -> str:
 
 
 def progress_tile(run: RunFolder) -> str:
+    """Steps done, and epochs of how many."""
     epochs = max((line["epoch"] for line in run.metrics), default=0)
     return tile("Progress", f"{run.step:,}", "steps", f"epoch {epochs} of {run.config.training.epochs}")
 
 
 def tile(label: str, value: str, unit: str, note: str) -> str:
+    """One figure with its unit, what it is above it and a remark below."""
     said = f'{escape(value)}<span class="unit">{escape(unit)}</span>'
     return f'<div class="tile"><dt>{escape(label)}</dt><dd>{said}<small>{escape(note)}</small></dd></div>'
 
@@ -117,6 +119,7 @@ def lives(run: RunFolder) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
 
 
 def history_table(run: RunFolder) -> str:
+    """A row a start: when, on what, from which step, and how it ended."""
     if not run.starts:
         return "<p class='quiet'>This run was started before starts were recorded.</p>"
     rows = []
@@ -142,18 +145,22 @@ def history_table(run: RunFolder) -> str:
 
 
 def launcher(start: dict[str, Any]) -> str:
+    """Who started the processes."""
     return "no launcher" if start["launcher"] == "none" else f"{start['launcher']} launcher"
 
 
 def ranks(count: int) -> str:
+    """`1 rank`, `2 ranks`."""
     return f"{count} rank{'s' if count != 1 else ''}"
 
 
 def ending(run: RunFolder, start: dict[str, Any]) -> str:
+    """What to say of a start that no end was written for."""
     return "not yet, or without a word" if start is run.starts[-1] else "without a word (killed?)"
 
 
 def moment(text: str) -> str:
+    """An ISO 8601 time as people write it, in UTC."""
     return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M:%S} UTC"
 
 
@@ -169,6 +176,7 @@ def config_tables(config: TrainConfig) -> str:
 
 
 def config_table(part: str, fields: Iterable[tuple[str, Any]], defaults: dict[str, Any]) -> str:
+    """Fields and values of one part; those that differ from the default are marked and say it."""
     rows = []
     for field, value in fields:
         changed = value != defaults[field]

@@ -32,5 +32,6 @@ def mean_maps_metrics(cfg: TrainConfig, samples: Samples) -> dict[str, float]:
 
 
 def target(samples: Samples, entry: object) -> Tensor:
+    """An entry's true maps, float (1, 8, S, S) as the losses see them."""
     maps = torch.from_numpy(samples.source.load(entry)[1].copy())
     return decode_maps(maps[None])

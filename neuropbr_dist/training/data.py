@@ -69,6 +69,7 @@ def open_samples(
 
 
 def check_discriminator(model: ModelConfig, size: int) -> None:
+    """Raises UserError where the discriminator has no patch to judge in pictures of `size` px."""
     needed = smallest_side(model.discriminator_n_layers)
     if model.use_gan and size < needed:
         raise UserError(

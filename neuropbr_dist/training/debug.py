@@ -78,6 +78,7 @@ def fitting_size(cfg: TrainConfig, device: torch.device) -> int | None:
 
 
 def needed(cfg: TrainConfig, size: int) -> int:
+    """Bytes of activations that the most thrifty memory plan keeps."""
     return Activations.of(cfg, size, torch.float32).bytes(GENERATOR_PLANS["low"])
 
 
@@ -175,5 +176,6 @@ def overfit(
 
 
 def predict(g: Network, batch: DeviceBatch) -> list[Tensor]:
+    """The maps of each sample of a batch, without gradients."""
     with torch.no_grad():
         return list(g(batch.views))

@@ -48,6 +48,7 @@ def engine_of(cfg: TrainConfig, env: Environment, part: str = "generator") -> st
 
 
 def precision_of(cfg: TrainConfig, device: torch.device) -> str:
+    """`bf16`, `fp16` or `fp32`: as configured, else the best that the device has."""
     if cfg.training.precision != "auto":
         return cfg.training.precision
     if device.type != "cuda":
@@ -64,6 +65,7 @@ def ds_path(cfg: TrainConfig, env: Environment, part: str) -> str | None:
 
 
 def zero_stage(cfg: TrainConfig, env: Environment, part: str) -> int:
+    """Of the DeepSpeed file that one network (`generator` or `discriminator`) runs under; 0 without one."""
     path = ds_path(cfg, env, part)
     return 0 if path is None else read_ds(path).get("zero_optimization", {}).get("stage", 0)
 
@@ -94,6 +96,7 @@ def compiles_losses(cfg: TrainConfig, env: Environment, device: torch.device) ->
 
 
 def need_of(cfg: TrainConfig, env: Environment, device: torch.device) -> Need:
+    """What the run asks of a rank's memory."""
     return Need(
         cfg,
         dtype=DTYPES[precision_of(cfg, device)] or torch.float32,
@@ -185,6 +188,7 @@ def refuse_uneven_batch_norm(cfg: TrainConfig, world_size: int) -> None:
 
 
 def plan(cfg: TrainConfig, env: Environment, device: torch.device, part: str, memory: str) -> Plan:
+    """How one network is spread, compiled and optimised, all choices made."""
     t, o, is_g = cfg.training, cfg.optimizer, part == "generator"
     engine = engine_of(cfg, env, part)
     precision = precision_of(cfg, device)
@@ -211,6 +215,7 @@ def plan(cfg: TrainConfig, env: Environment, device: torch.device, part: str, me
 
 
 def ds_config(cfg: TrainConfig, env: Environment, precision: str, part: str) -> dict[str, Any]:
+    """The DeepSpeed file of one network, its `auto` values filled in from the run."""
     t, path = cfg.training, ds_path(cfg, env, part)
     assert path is not None and t.global_batch_size is not None  # engine_of has seen to the file
     micro = micro_batches(t.global_batch_size, env.world_size, t.batch_size)

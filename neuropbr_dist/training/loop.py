@@ -36,7 +36,9 @@ from neuropbr_dist.data.sources import Entry, Source
 from neuropbr_dist.monitor import Console, Meter, RunLog
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.ema import WeightAverage
+from neuropbr_dist.training.engines import precision_of
 from neuropbr_dist.training.faults import FaultWatch
+from neuropbr_dist.training.flops import matmul_flops, sample_flops
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.sample_log import SampleLog
 from neuropbr_dist.training.schedule import Schedule
@@ -92,7 +94,11 @@ class Trainer:
         first = run.env.rank == 0  # its clock counts for all
         self.deadline = Deadline(allocation_end() if first else None)
         self.save_clock = Every(t.save_every_n_minutes if first else None)
-        self.meter = Meter(run.device)
+        self.flops, peak = None, None
+        if first and run.device.type == "cuda":  # a CPU's cores are shared: its ceiling says little
+            self.flops = sample_flops(cfg, run.source.size)
+            peak = matmul_flops(run.device, precision_of(cfg, run.device))
+        self.meter = Meter(run.device, peak)
         self.totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=run.device))
         self.epoch_totals: dict[str, float] = defaultdict(float)
         self.epoch_steps: dict[str, int] = defaultdict(int)
@@ -231,7 +237,11 @@ class Trainer:
                 self.totals[f"{part}_grad_norm"] += norm
         self.faults.note(self.run.progress.step, keys, report)
         self.steps_since_log += 1
-        self.meter.step(samples)
+        flops, gan = 0.0, report.discriminator is not None
+        if self.flops is not None:
+            share = samples / self.run.env.world_size
+            flops = share * self.flops.step(gan=gan, d_steps=self.run.cfg.training.d_steps_per_g_step)
+        self.meter.step(samples, flops)
         self.run.console.advance()
 
     # -- what a person sees ----------------------------------------------------------------
@@ -287,7 +297,8 @@ class Trainer:
                 links.append(BEST)
         if crossed(before, done, t.save_every_n_epochs) and not t.save_best_only:
             links.append(epoch_name(done))
-        self.save(links)
+        if len(links) > 1 or crossed(before, done, t.save_latest_every_n_epochs):
+            self.save(links)
 
     def validation(self, figures: bool) -> bool:
         """Validate, log, tell the schedules; True if it is the best so far."""
@@ -354,5 +365,6 @@ def crossed(before: int, after: int, every: int) -> bool:
 
 
 def has_dropout(cfg: TrainConfig) -> bool:
+    """Whether a forward pass draws random numbers."""
     m = cfg.model
     return m.transformer_attn_drop + m.transformer_proj_drop + m.transformer_drop_path_rate > 0

@@ -21,7 +21,7 @@ class Objective:
         if compile_blocks:
             self.reconstruction_loss.compile(compiled)
         self.kind, self.w_gan, self.w_d = cfg.loss.gan_loss_type, cfg.loss.w_gan, cfg.loss.w_discriminator
-        self.sigmoid = cfg.model.discriminator_use_sigmoid
+        self.sigmoid, self.smoothing = cfg.model.discriminator_use_sigmoid, cfg.loss.gan_label_smoothing
 
     def reconstruction(self, fake: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Maps (B, 8, H, W), weight (B,) -> weighted total, unweighted terms (detached)."""
@@ -34,5 +34,7 @@ class Objective:
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor, weight: Tensor) -> Tensor:
         """The discriminator's whole loss."""
-        loss = discriminator_loss(real_logits, fake_logits, self.kind, sigmoid=self.sigmoid)
+        loss = discriminator_loss(
+            real_logits, fake_logits, self.kind, sigmoid=self.sigmoid, smoothing=self.smoothing
+        )
         return self.w_d * (loss * weight).sum()

@@ -54,6 +54,7 @@ from neuropbr_dist.training.engines import (
     backbone_weights,
     build_networks,
     check_memory,
+    compile_of,
     compiles_losses,
     engine_of,
     memory_plan,
@@ -281,6 +282,7 @@ def code_hash() -> str:
 
 
 def refuse_data_change(checkpoint: Checkpoint, cfg: TrainConfig, samples: Samples, allowed: bool) -> None:
+    """Raises UserError on a resume with another data set or global batch, unless `allowed`."""
     state, changed = checkpoint.state, []
     if state["data"] != samples.fingerprint:
         changed.append(f"another data set ({samples.fingerprint}; saved: {state['data']})")
@@ -294,6 +296,7 @@ def refuse_data_change(checkpoint: Checkpoint, cfg: TrainConfig, samples: Sample
 
 
 def write_config(cfg: TrainConfig, folder: Path, env: Environment) -> None:
+    """Rank 0: the resolved configuration into the run's folder; a requeue marker has had its effect."""
     if env.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(to_yaml(cfg))

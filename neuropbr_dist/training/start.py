@@ -72,6 +72,7 @@ def device_name(device: torch.device) -> str:
 
 
 def cpu_model() -> str:
+    """The processor's name, as the system tells it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
