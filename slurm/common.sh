@@ -99,8 +99,8 @@ wants_to_go_on() {
   local marker=$1
   [ ! -e "$marker" ] || return 0
   [ "$code" -ne 0 ] || return 1
-  # A signal during start-up, before there are handlers, kills.
-  [ -z "$warned" ] || return 0
+  # A signal during start-up, before there are handlers, kills; a second one forces ranks to end with code 75.
+  [ -z "$warned" ] && [ "$code" -ne 75 ] || return 0
   # A rank lost with its node ends the step minutes before Slurm misses the node. Code 2 is a wrong request.
   [ "$code" -ne 2 ] && ! timeout 60 srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --overcommit true
 }

@@ -29,12 +29,15 @@ from neuropbr_dist.checkpoint import (
 )
 from neuropbr_dist.cluster import (
     GOES_ON,
+    TIME_LIMIT,
     Environment,
     StopFlag,
+    allocation_end,
     detect,
     everyone,
     from_rank_0,
     is_rank_0,
+    last_resort,
     pick_device,
     process_group,
     refuse_differences,
@@ -94,7 +97,9 @@ def train(args: argparse.Namespace) -> str | None:
         if not env.distributed and engines != {"single"}:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes, traces))
         start_up.mark("checkpoint found and verified" if checkpoint else "run folder")
-        run = stack.enter_context(assemble(cfg, args, env, device, console, checkpoint, lock, start_up))
+        end = from_rank_0(allocation_end() if env.rank == 0 else None)
+        stack.enter_context(last_resort(end, partial(mark_requeue, cfg, env, TIME_LIMIT)))
+        run = stack.enter_context(assemble(cfg, args, env, device, console, checkpoint, lock, start_up, end))
         reason = Trainer(run).train()
         mark_end(run, reason)
     return reason
@@ -197,6 +202,7 @@ def assemble(
     checkpoint: Checkpoint | None,
     lock: RunLock,
     start_up: StartUp,
+    end: float | None,
 ) -> Iterator[Run]:
     """Data, networks, state and log files of the run; closed at the end."""
     t, say = cfg.training, console.line
@@ -252,7 +258,7 @@ def assemble(
         yield Run(
             cfg=cfg, env=env, device=device, source=samples.source, train=samples.train, val=samples.val,
             networks=networks, objective=objective, progress=progress, saver=saver, log=log,
-            console=console, stop=stop, ema=ema, start_up=start_up, stop_after_epochs=args.stop_after_epochs,
+            console=console, stop=stop, ema=ema, start_up=start_up, end=end, stop_after_epochs=args.stop_after_epochs,
             stop_after_steps=args.stop_after_steps,
         )  # fmt: skip
     except UserError as error:
@@ -355,6 +361,11 @@ def mark_end(run: Run, reason: str | None) -> None:
     if reason is None:
         run.console.line(f"Done: {run.progress.step} steps, {folder}")
         return
-    if reason in GOES_ON and run.env.rank == 0:
-        (folder / REQUEUE).write_text(f"{run.stop.signal or reason}\n")
+    if reason in GOES_ON:
+        mark_requeue(run.cfg, run.env, run.stop.signal or reason)
     run.console.line(f"Stopped ({reason}) after step {run.progress.step}; go on with --resume auto")
+
+
+def mark_requeue(cfg: TrainConfig, env: Environment, reason: str) -> None:
+    if env.rank == 0:
+        (Path(cfg.training.checkpoint_dir) / REQUEUE).write_text(f"{reason}\n")
