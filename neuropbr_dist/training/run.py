@@ -42,7 +42,7 @@ from neuropbr_dist.cluster import (
     process_group,
     refuse_differences,
 )
-from neuropbr_dist.config import TrainConfig, from_yaml, resolve, to_dict, to_yaml
+from neuropbr_dist.config import TrainConfig, from_yaml, refuse_other_networks, resolve, to_dict, to_yaml
 from neuropbr_dist.config.cli import apply_flags, config_from
 from neuropbr_dist.config.values import differences
 from neuropbr_dist.data.order import micro_batches
@@ -149,6 +149,7 @@ def fresh_or_resumed(
             f"--set training.checkpoint_dir={now.training.checkpoint_dir} with --resume {args.resume}: "
             "name the folder by --checkpoint-dir"
         )
+    refuse_other_networks(saved, now, f"--resume {args.resume}")
     say(f"Resuming from {checkpoint.path} (step {checkpoint.state['step']})")
     if args.config:
         say(f"  --config {args.config}: a resumed run keeps its saved fields; change one by a flag or --set")
@@ -288,6 +289,9 @@ def code_hash() -> str:
 
 def refuse_data_change(checkpoint: Checkpoint, cfg: TrainConfig, samples: Samples, allowed: bool) -> None:
     state, changed = checkpoint.state, []
+    seed = from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml")).training.seed
+    if seed != cfg.training.seed:
+        changed.append(f"another order of samples (training.seed {cfg.training.seed}; saved: {seed})")
     if state["data"] != samples.fingerprint:
         changed.append(f"another data set ({samples.fingerprint}; saved: {state['data']})")
     if state["global_batch"] != cfg.training.global_batch_size:
