@@ -224,7 +224,9 @@ def submit_parser() -> argparse.ArgumentParser:
     p.add_argument("--sbatch", action="append", default=[], metavar="NAME=VALUE",
                    help="sbatch option: partition=gpu, account=x, qos=y, ...; repeatable")  # fmt: skip
     p.add_argument("--dry-run", action="store_true", help="print the batch file, submit nothing")
-    p.add_argument("--follow", action="store_true", help="show rank 0's output until the end")
+    p.add_argument(
+        "--follow", action="store_true", help="show rank 0's output and the job's state until the end"
+    )
     p.add_argument(
         "--doctor",
         action="store_true",
@@ -265,7 +267,7 @@ def submit(argv: Sequence[str] | None = None) -> None:
     if dry_run:
         print(submission.sbatch_text(executor), end="")
         return
-    job = executor.submit(submission.Job(train_words, words, folder))
+    job = submission.send(executor, submission.Job(train_words, words, folder))
     if args.executor == "debug":  # nothing runs before its result is asked for
         print(f"Newest checkpoint {job.result()}")
         return

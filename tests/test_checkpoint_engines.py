@@ -5,7 +5,6 @@ Each row below is resumed on itself and on one row of another engine; NEUROPBR_F
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,12 @@ import pytest
 
 from tests.checkpoint_matrix import Case, resume, train_and_save
 from tests.distributed import run
+from tests.needs import FULL
 from tests.parity import Row, differences, networks
 from tests.plain_loop import train_plain
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 
-FULL = os.environ.get("NEUROPBR_FULL") == "1"
 BOUND = 1e-5
 
 ROWS = {

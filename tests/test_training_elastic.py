@@ -16,6 +16,7 @@ import pytest
 
 from tests.distributed import ENVIRONMENT, ROOT, free_port
 from tests.drills.kill import WAIT_S, drill, newest_step, wait_until
+from tests.needs import FULL
 from tests.train_runs import SETTINGS, Launch, logged_samples, state, times_seen
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
@@ -60,9 +61,11 @@ def test_each_sample_once_an_epoch_whatever_the_world(tmp_path):
     assert all(counts == seen["1"] for counts in seen.values())
 
 
-@pytest.mark.parametrize("engine, kills, seed", [("fsdp", 2, 2), ("zero2", 1, 0)])
+@pytest.mark.parametrize(
+    "engine, kills, seed", [("fsdp", 5 if FULL else 2, 2), ("zero2", 5 if FULL else 1, 0)]
+)
 def test_killed_at_random_moments(tmp_path, engine, kills, seed):
-    """More of it: `python -m tests.drills.kill --kills 100`."""
+    """More of it: `python -m tests.drills.kill --kills 50`."""
     report = drill(tmp_path, kills=kills, world=2, engine=engine, seed=seed)
     assert report.kills == kills
 
