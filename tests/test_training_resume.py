@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -86,6 +87,23 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path, number):
     assert resume(tmp_path / "cut").code == 0
     assert not marker.exists()
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_signal_to_every_process_spares_the_loaders(uninterrupted, tmp_path):
+    """As Slurm signals a step: the trainer's loader processes get it, too."""
+    launch = start(tmp_path, data__num_workers=2, training__save_every_n_epochs=2)
+    while "step 3 " not in launch.said():
+        assert launch.process.is_alive()
+        time.sleep(0.01)
+    loaders = psutil.Process(launch.process.pid).children(recursive=True)
+    assert len(loaders) >= 2
+    for process in (*loaders, launch.process):
+        os.kill(process.pid, signal.SIGTERM)
+    ended = launch.wait()
+    assert ended.code == 0 and ended.err == "", ended.err
+    assert "Stopped (signal) after step" in ended.out
+    assert resume(tmp_path, "--set", "data.num_workers=0").code == 0
+    assert_same_run(uninterrupted, tmp_path)
 
 
 @pytest.mark.multiprocess
