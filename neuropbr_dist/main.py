@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import warnings
@@ -34,6 +35,7 @@ def entry(function: Callable[[Sequence[str] | None], None]) -> Callable[..., Non
                 raise
             rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
             if rank != "0":
+                signal.signal(signal.SIGTERM, lambda *_: os._exit(2))  # so srun's own exit code is 2 as well
                 time.sleep(RANK_0_FIRST_S)
                 print(f"rank {rank}: error: {error}", file=sys.stderr, flush=True)
             else:

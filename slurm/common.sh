@@ -78,6 +78,16 @@ plan_run() {
   rm -f "$CHECKPOINT_DIR/requeue"
 }
 
+# Every node must be able to write the ranks' logs: a rank whose log can't be opened leaves the others waiting.
+check_nodes() {
+  [ "$SLURM_NNODES" -gt 1 ] || return 0
+  # shellcheck disable=SC2016  # expanded on the nodes
+  srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --overcommit bash -c '[ -w "$0" ] || {
+    echo "error: $(hostname) cannot write to $0: CHECKPOINT_DIR must lie on a file system that all nodes share" >&2
+    exit 2
+  }' "$(realpath "$logs")" || exit 2
+}
+
 # Mirror rank 0's log into the job's.
 show_rank_0() {
   echo "Run folder $CHECKPOINT_DIR; rank 0 below, every rank in $logs"

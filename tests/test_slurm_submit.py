@@ -173,7 +173,7 @@ def test_follow_shows_the_run_and_its_failure(cluster, tmp_path):
     ("words", "reason"),
     [
         (["--sbatch", "partition=nope"], "invalid partition specified: nope"),
-        (["--nodes", "3"], "Requested node configuration is not available"),  # there are two
+        (["--nodes", "3"], "Node count specification invalid"),  # there are two
         (["--sbatch", "nope=1"], "unrecognized option '--nope=1'"),
     ],
 )
