@@ -58,7 +58,10 @@ JobRequeue=1
 KillWait=20
 SlurmdTimeout=10
 GresTypes=gpu
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -92,7 +95,10 @@ class Cluster:
         for node in self.nodes:
             self.start_node(node)
         self.until(
-            lambda: self.call("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * len(self.nodes),
+            lambda: (
+                self.call("sinfo", "-h", "-N", "-p", "debug", "-o", "%T").split()
+                == ["idle"] * len(self.nodes)
+            ),
             "all nodes are idle",
         )
 

@@ -139,6 +139,20 @@ def test_a_warning_to_the_batch_shell_saves_and_requeues(cluster, tmp_path):
     assert not (job.folder / "requeue").exists()
 
 
+def test_a_preempted_job_saves_gives_way_and_goes_on(cluster, tmp_path):
+    """A job of a partition that goes first wants both nodes: Slurm's SIGTERM, then a minute of grace."""
+    gate = Gate(tmp_path)
+    job, saved = held(cluster, tmp_path, gate)
+    urgent = cluster.submit(
+        "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent.log", "--wrap=sleep 1"
+    )
+    cluster.until(lambda: cluster.job(job.id)["PreemptTime"] != "None", "told to give way", job=job.id)
+    gate.open()
+    went_on_at = assert_went_on(job)
+    assert went_on_at > saved and f"Stopped (signal) after step {went_on_at}" in job.log
+    assert cluster.job(urgent)["JobState"] == "COMPLETED"
+
+
 def test_a_requeue_by_hand_goes_on_from_the_last_save(cluster, tmp_path):
     gate = Gate(tmp_path)
     job, saved = held(cluster, tmp_path, gate)
