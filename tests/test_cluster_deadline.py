@@ -34,10 +34,11 @@ def squeue(folder: Path, answer: str) -> dict[str, str]:
 
 def test_the_end_comes_from_slurms_variable_or_squeue(tmp_path, monkeypatch):
     assert allocation_end({}) is None
-    assert allocation_end({"SLURM_JOB_END_TIME": "1764000000", "SLURM_JOB_ID": "7"}) == 1764000000
+    assert allocation_end({"SLURM_JOB_END_TIME": "9000000000", "SLURM_JOB_ID": "7"}) == 9000000000
     env = squeue(tmp_path, "2026-11-24T12:05:00")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert allocation_end(env) == datetime(2026, 11, 24, 12, 5).timestamp()
+    assert allocation_end(env | {"SLURM_JOB_END_TIME": "1000000000"}) == allocation_end(env)
 
 
 @pytest.mark.parametrize("answer", ["", "NONE", "N/A", "slurm_load_jobs error"])

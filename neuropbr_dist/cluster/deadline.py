@@ -28,10 +28,12 @@ ASK_S = 10
 def allocation_end(env: Mapping[str, str] = os.environ) -> float | None:
     """End of this job's allocation in Unix seconds. None: no Slurm, no limit, or Slurm doesn't say.
 
-    Newer versions of Slurm tell the job (`SLURM_JOB_END_TIME`), others are asked.
+    Newer versions of Slurm tell the job (`SLURM_JOB_END_TIME`), others are asked. An end that has passed is
+    another job's, whose variables a shell has kept.
     """
-    if env.get("SLURM_JOB_END_TIME", "").isdecimal():
-        return float(env["SLURM_JOB_END_TIME"])
+    told = env.get("SLURM_JOB_END_TIME", "")
+    if told.isdecimal() and float(told) > time.time():
+        return float(told)
     return ask_slurm(env)
 
 
@@ -120,10 +122,13 @@ def last_resort(
     over = threading.Event()
 
     def watch(moment: float) -> None:
-        while (left := moment - LAST_RESORT_S - time.time()) > 0:
-            if over.wait(left):
+        while True:
+            if over.wait(max(0.0, moment - LAST_RESORT_S - time.time())):
                 return
-            moment = max(moment, ask() or moment)
+            moved = ask()
+            if moved is None or moved <= moment:
+                break
+            moment = moved
         leaving()
         os.write(2, b"the allocation ends and the run hangs: leaving now, the last checkpoint stands\n")
         os._exit(0)  # with any other code torchrun would start its ranks again

@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from types import FrameType
@@ -52,17 +51,14 @@ class StopFlag:
     def _listen(self) -> None:
         while True:
             for number in self._inbox.recv(64):
-                if (
-                    signal.getsignal(number) is not handled_elsewhere
-                ):  # a child's end; submitit's handler again
+                # A child's end, or what submitit's handler has taken over again.
+                if signal.getsignal(number) is not handled_elsewhere:
                     continue
                 now = time.monotonic()
                 if self.signal is None:
                     self.signalled_at, self.signal = now, signal.Signals(number).name
                 elif now - self.signalled_at > SAME_SIGNAL_S:
-                    os.write(
-                        sys.stderr.fileno(), b"second stop signal: leaving now, the last checkpoint stands\n"
-                    )
+                    os.write(2, b"second stop signal: leaving now, the last checkpoint stands\n")
                     os._exit(FORCED_EXIT)
 
     def request(self, reason: str) -> None:
