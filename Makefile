@@ -25,9 +25,10 @@ test: $(READY)
 test-slurm: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm
 
-# Every engine resumed on every other.
+# Every engine resumed on every other; ten kills.
 test-full: $(READY)
-	OMP_NUM_THREADS=1 NEUROPBR_FULL=1 $(BIN)/python -m pytest tests/test_checkpoint_engines.py
+	OMP_NUM_THREADS=1 NEUROPBR_FULL=1 $(BIN)/python -m pytest tests/test_checkpoint_engines.py \
+		tests/test_training_elastic.py::test_killed_at_random_moments
 
 check: $(READY)
 	$(BIN)/ruff check .

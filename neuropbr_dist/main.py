@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import warnings
@@ -34,6 +35,7 @@ def entry(function: Callable[[Sequence[str] | None], None]) -> Callable[..., Non
                 raise
             rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
             if rank != "0":
+                signal.signal(signal.SIGTERM, lambda *_: os._exit(2))  # so srun's own exit code is 2 as well
                 time.sleep(RANK_0_FIRST_S)
                 print(f"rank {rank}: error: {error}", file=sys.stderr, flush=True)
             else:
@@ -236,7 +238,9 @@ def submit_parser() -> argparse.ArgumentParser:
     p.add_argument("--sbatch", action="append", default=[], metavar="NAME=VALUE",
                    help="sbatch option: partition=gpu, account=x, qos=y, ...; repeatable")  # fmt: skip
     p.add_argument("--dry-run", action="store_true", help="print the batch file, submit nothing")
-    p.add_argument("--follow", action="store_true", help="show rank 0's output until the end")
+    p.add_argument(
+        "--follow", action="store_true", help="show rank 0's output and the job's state until the end"
+    )
     p.add_argument(
         "--doctor",
         action="store_true",
@@ -278,7 +282,7 @@ def submit(argv: Sequence[str] | None = None) -> None:
     if dry_run:
         print(submission.sbatch_text(executor), end="")
         return
-    job = executor.submit(submission.Job(train_words, words, folder))
+    job = submission.send(executor, submission.Job(train_words, words, folder))
     if args.executor == "debug":  # nothing runs before its result is asked for
         print(f"Newest checkpoint {job.result()}")
         return

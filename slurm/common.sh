@@ -78,6 +78,16 @@ plan_run() {
   rm -f "$CHECKPOINT_DIR/requeue"
 }
 
+# Every node must be able to write the ranks' logs: a rank whose log can't be opened leaves the others waiting.
+check_nodes() {
+  [ "$SLURM_NNODES" -gt 1 ] || return 0
+  # shellcheck disable=SC2016  # expanded on the nodes
+  srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --overcommit bash -c '[ -w "$0" ] || {
+    echo "error: $(hostname) cannot write to $0: CHECKPOINT_DIR must lie on a file system that all nodes share" >&2
+    exit 2
+  }' "$(realpath "$logs")" || exit 2
+}
+
 # Mirror rank 0's log into the job's.
 show_rank_0() {
   echo "Run folder $CHECKPOINT_DIR; rank 0 below, every rank in $logs"
@@ -99,8 +109,8 @@ wants_to_go_on() {
   local marker=$1
   [ ! -e "$marker" ] || return 0
   [ "$code" -ne 0 ] || return 1
-  # A signal during start-up, before there are handlers, kills.
-  [ -z "$warned" ] || return 0
+  # A signal during start-up, before there are handlers, kills; a second one forces ranks to end with code 75.
+  [ -z "$warned" ] && [ "$code" -ne 75 ] || return 0
   # A rank lost with its node ends the step minutes before Slurm misses the node. Code 2 is a wrong request.
   [ "$code" -ne 2 ] && ! timeout 60 srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --overcommit true
 }

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 import pytest
 
+FULL = os.environ.get("NEUROPBR_FULL") == "1"
+"""The longer proofs: every pair of the resume matrix, ten kills (`make test-full`)."""
+
 
 def search_path() -> str:
     """Debian keeps daemons where an ordinary PATH doesn't lead."""

@@ -16,10 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
+import psutil
+
 from tests.distributed import ROOT, free_port
 from tests.needs import lacking, search_path, skip_or_fail
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare", "setpriv")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare", "nsenter", "setpriv")
 REQUIRE = "NEUROPBR_REQUIRE_SLURM"
 CALL_S = 60  # one client call; with the controller down a client waits for ever
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -56,7 +58,10 @@ JobRequeue=1
 KillWait=20
 SlurmdTimeout=10
 GresTypes=gpu
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -90,7 +95,10 @@ class Cluster:
         for node in self.nodes:
             self.start_node(node)
         self.until(
-            lambda: self.call("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * len(self.nodes),
+            lambda: (
+                self.call("sinfo", "-h", "-N", "-p", "debug", "-o", "%T").split()
+                == ["idle"] * len(self.nodes)
+            ),
             "all nodes are idle",
         )
 
@@ -126,6 +134,11 @@ class Cluster:
         inside = f"hostname {node}; mount --bind {self.folder}/hosts /etc/hosts; exec slurmd -D -N {node}"
         namespaces = ["--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self.spawn(node, ["unshare", *namespaces, "bash", "-c", inside])
+
+    def inside(self, node: str, *command: str | Path) -> None:
+        """Run a command where the node's processes run: a mount there is no other node's."""
+        (first,) = psutil.Process(self.daemons[node].pid).children()
+        subprocess.run(["nsenter", f"--target={first.pid}", "--mount", *map(str, command)], check=True)
 
     def lose_node(self, node: str) -> None:
         """The node dies with all of its processes; `start_node` brings it back."""

@@ -5,8 +5,8 @@ Each row below is resumed on itself and on one row of another engine; NEUROPBR_F
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +14,12 @@ import pytest
 
 from tests.checkpoint_matrix import Case, resume, train_and_save
 from tests.distributed import run
-from tests.parity import Row, differences
+from tests.needs import FULL
+from tests.parity import Row, differences, networks
 from tests.plain_loop import train_plain
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 
-FULL = os.environ.get("NEUROPBR_FULL") == "1"
 BOUND = 1e-5
 
 ROWS = {
@@ -167,6 +167,18 @@ def test_a_save_changes_nothing(name, saved):
     trained = {name: value for name, value in found["state"].items() if name in plain["state"]}
     plain["records"] = plain["records"][-len(found["records"]) :]
     assert max(differences({**found, "state": trained}, plain).values()) <= BOUND
+
+
+@pytest.mark.parametrize(
+    "how", [{"compile": True}, {"recompute": "full"}, {"compile": True, "recompute": "selective"}]
+)
+def test_neither_compiled_nor_recomputed_blocks_change_what_is_saved(how):
+    """So a resume may turn either on or off; that they compute the same is the parity suite's matter."""
+    plain, other = (
+        [(s.name, s.start, s.data.shape) for network in networks(BASIC, row) for s in network.shards()]
+        for row in (ROWS["single"], replace(ROWS["single"], **how))
+    )
+    assert plain == other and len(plain) > 100
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from neuropbr_dist.cluster import Deadline, Every, allocation_end
-from neuropbr_dist.cluster.deadline import ENDING_S, UNMEASURED_SAVE_S
+from neuropbr_dist.cluster import Deadline, Every, allocation_end, last_resort
+from neuropbr_dist.cluster.deadline import ENDING_S, LAST_RESORT_S, UNMEASURED_SAVE_S
 from tests import train_runs
 
 pytestmark = train_runs.SINGLE_PROCESS_SAVES
@@ -34,10 +34,11 @@ def squeue(folder: Path, answer: str) -> dict[str, str]:
 
 def test_the_end_comes_from_slurms_variable_or_squeue(tmp_path, monkeypatch):
     assert allocation_end({}) is None
-    assert allocation_end({"SLURM_JOB_END_TIME": "1764000000", "SLURM_JOB_ID": "7"}) == 1764000000
+    assert allocation_end({"SLURM_JOB_END_TIME": "9000000000", "SLURM_JOB_ID": "7"}) == 9000000000
     env = squeue(tmp_path, "2026-11-24T12:05:00")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert allocation_end(env) == datetime(2026, 11, 24, 12, 5).timestamp()
+    assert allocation_end(env | {"SLURM_JOB_END_TIME": "1000000000"}) == allocation_end(env)
 
 
 @pytest.mark.parametrize("answer", ["", "NONE", "N/A", "slurm_load_jobs error"])
@@ -63,7 +64,7 @@ def stops_at(end: float, step: float, pause: float = 0.0, save: float | None = 5
 
 
 def test_the_margin_follows_the_runs_own_steps_saves_and_validations():
-    margin = 3 * 2 + 2 * 5 + ENDING_S
+    margin = 2 * 2 + 2 * 5 + ENDING_S
     assert stops_at(2000, step=2) == 2000 - margin
     assert stops_at(2000, step=2, pause=30) == 2000 - margin - 30
     assert stops_at(2000, step=2, save=None) == 2000 - margin + 2 * 5 - 2 * UNMEASURED_SAVE_S
@@ -76,7 +77,7 @@ def test_a_slow_first_step_is_forgotten():
     for step in [110.0] + [1.0] * 50:
         assert not deadline.reached(5)
         clock.now += step
-    assert deadline.margin(5) == 3 * 1 + 2 * 5 + ENDING_S
+    assert deadline.margin(5) == 2 * 1 + 2 * 5 + ENDING_S
 
 
 def test_an_end_that_was_moved_moves_the_stop():
@@ -84,8 +85,8 @@ def test_an_end_that_was_moved_moves_the_stop():
     deadline = Deadline(1100, ask=lambda: asked.append(clock.now) or 1500, now=clock)
     while not deadline.reached(1):
         clock.now += 1
-    assert clock.now == 1500 - (3 + 2 + ENDING_S)
-    assert asked == [1100 - (3 + 2 + ENDING_S), clock.now]  # not at every step
+    assert clock.now == 1500 - (2 + 2 + ENDING_S)
+    assert asked == [1100 - (2 + 2 + ENDING_S), clock.now]  # not at every step
 
 
 def test_no_end_never_stops():
@@ -123,6 +124,31 @@ def test_a_run_stops_in_time_and_asks_to_be_requeued(tmp_path, world):
 
 
 @pytest.mark.multiprocess
+def test_a_run_that_hangs_leaves_before_its_allocation_ends(uninterrupted, stopped, tmp_path):
+    """With a marker for the batch script, and in good order: the last save is gone on from."""
+    (tmp_path / "hang.py").write_text("import time\ntime.sleep(1000)\n")
+    hanging = ["--set", f"loss.custom_module={tmp_path}/hang.py", "--set", "loss.custom={hang: 1.0}"]
+    words = ["--resume", "auto", "--checkpoint-dir", stopped, *hanging]
+    env = {"SLURM_JOB_END_TIME": str(int(time.time() + LAST_RESORT_S + 8))}
+    ended = train_runs.command(*words, world=2, env=env)
+    assert (
+        ended.code == 0 and ended.err.count("the run hangs: leaving now, the last checkpoint stands\n") == 2
+    )
+    assert (stopped / "requeue").read_text() == "time limit\n"
+    assert train_runs.resume(stopped).code == 0
+    train_runs.assert_same_run(uninterrupted, stopped)
+
+
+def test_an_end_that_was_moved_moves_the_last_resort():
+    told = []
+    with last_resort(
+        time.time() + LAST_RESORT_S + 0.2, lambda: told.append("left"), ask=lambda: time.time() + 1000
+    ):
+        time.sleep(0.5)
+    assert told == []
+
+
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_run_saves_every_so_many_minutes(tmp_path, world):
     """At once, that is at every boundary; each save with its line in `timings.jsonl`."""
@@ -131,8 +157,7 @@ def test_a_run_saves_every_so_many_minutes(tmp_path, world):
     )
     assert ended.code == 0, ended.err
     steps = [int(path.name.removeprefix("step_")) for path in sorted(tmp_path.glob("step_*"))]
-    lag = 0 if world == 1 else 1
-    assert steps == list(range(1 + lag, 11))
+    assert steps == list(range(1, 11))
     timings = train_runs.timings(tmp_path)
     assert [line["step"] for line in timings if "save" in line] == steps
     assert all(line["save"]["bytes"] > 10_000 for line in timings if "save" in line)

@@ -106,15 +106,16 @@ def test_local_processes_train_stop_and_go_on(tmp_path):
         tmp_path, "--executor", "local", "--tasks-per-node", "2", "--follow", "--checkpoint-dir", "run",
         *train_runs.tiny_words(**SETTINGS), *gate.words,
     )  # fmt: skip
-    assert process.stdout is not None
+    assert process.stdout is not None and process.stderr is not None
     first = process.stdout.readline()
     while not gate.reached(2):
         assert process.poll() is None, process.communicate()
     os.kill(int(job_id(first)), signal.SIGTERM)  # submitit hands it on to the tasks
     gate.open()
-    out, err = process.communicate(timeout=WITHIN_S)
-    assert process.returncode == 0, out + err
+    out = process.stdout.read()  # what `communicate` gives lacks what was read along with the first line
+    assert process.wait() == 0, out + process.stderr.read()
     assert out.endswith(f"newest checkpoint {tmp_path}/run/step_{STEPS:08d}\n")
+    assert re.search(r"^-- \d\d:\d\d:\d\d job \d+: RUNNING$", out, re.MULTILINE), out
     assert_went_on(tmp_path / "run", out)
 
 
@@ -163,4 +164,20 @@ def test_follow_shows_the_run_and_its_failure(cluster, tmp_path):
     )
     assert code == 2
     assert "/no/such: no such folder (data.input_dir)" in out
+    assert re.search(r"^-- \d\d:\d\d:\d\d job \d+: (RUNNING|PENDING|CONFIGURING)", out, re.MULTILINE), out
     assert re.match(r"error: job \d+ failed: .*UserError: /no/such: no such folder", err), err
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--sbatch", "partition=nope"], "invalid partition specified: nope"),
+        (["--nodes", "3"], "Node count specification invalid"),  # there are two
+        (["--sbatch", "nope=1"], "unrecognized option '--nope=1'"),
+    ],
+)
+def test_what_slurm_refuses_is_one_line(cluster, tmp_path, words, reason):
+    code, out, err = submit(tmp_path, *words, env=cluster.env)
+    assert (code, out) == (2, ""), out
+    assert err.startswith("error: sbatch refused the job: ") and reason in err and err.count("\n") == 1, err

@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuropbr_dist.checkpoint import open_newest
 from tests import train_runs
 from tests.distributed import ROOT
 from tests.slurm import Cluster, Gate, running_cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.multiprocess]
 SCRIPT = "slurm/train.sbatch"
-SETTINGS = {"training__global_batch_size": 4, "training__save_every_n_steps": 2, "training__epochs": 8}
+SETTINGS = {
+    "training__global_batch_size": 4,
+    "training__save_every_n_steps": 2,
+    "training__epochs": 8,
+    "training__log_samples": True,
+}
 STEPS = 10  # of 4 of the set's 5 training samples, 8 epochs
 ENVIRONMENT = {"PYTHON": sys.executable, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
@@ -30,7 +34,7 @@ def cluster():
 
 
 class Submitted:
-    """A job of `script` on the tiny set; its run is in `folder`, its log beside that."""
+    """A job of `script` on the tiny set, or with `only` these words; its run is in `folder`, its log beside that."""
 
     def __init__(
         self,
@@ -38,12 +42,13 @@ class Submitted:
         root: Path,
         *flags: str,
         words: list[str] | None = None,
+        only: list[str] | None = None,
         script: str = SCRIPT,
         **env: str,
     ) -> None:
         self.cluster, self.folder = cluster, root / "run"
         env = ENVIRONMENT | {"CHECKPOINT_DIR": str(self.folder)} | env
-        words = train_runs.tiny_words(**SETTINGS) + (words or [])
+        words = only or train_runs.tiny_words(**SETTINGS) + (words or [])
         self.id = cluster.submit(f"--output={root}/job-%j.log", *flags, script, *words, **env)
         self.log_file = root / f"job-{self.id}.log"
 
@@ -59,31 +64,33 @@ class Submitted:
         assert state == "COMPLETED", self.cluster.report(self.id)
 
 
-def generator(folder: Path) -> dict[str, torch.Tensor]:
-    checkpoint = open_newest(folder)
-    assert checkpoint is not None
-    with checkpoint:
-        assert checkpoint.state["step"] == STEPS
-        return checkpoint.read("generator/param/")
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> list[str]:
+    """The demo preset on fewer and smaller materials, made once."""
+    cache = tmp_path_factory.mktemp("materials")
+    sets = [f"data.builtin_cache={cache}", "data.builtin_count=10", "data.image_size=32", "training.epochs=4"]
+    return ["--config", "demo", *(word for field in sets for word in ("--set", field))]
 
 
 @pytest.mark.parametrize("engine", ["zero2", "fsdp"])
-def test_two_nodes_train_as_four_local_processes(cluster, tmp_path, engine):
+def test_two_nodes_train_as_four_local_processes(cluster, tmp_path, demo, engine):
     """One task per GPU where there are GPUs, as --ntasks-per-node says where not."""
     if engine == "zero2":
-        job = Submitted(cluster, tmp_path, "--nodes=2", "--gpus-per-node=2", "--cpus-per-gpu=2")
+        flags = ["--nodes=2", "--gpus-per-node=2", "--cpus-per-gpu=2"]
+        job = Submitted(cluster, tmp_path, *flags, only=demo)
         local = ["--ds", "ds_configs/zero2.json"]
     else:
-        job = Submitted(cluster, tmp_path, "--nodes=2", "--ntasks-per-node=2", ENGINE="fsdp")
+        job = Submitted(cluster, tmp_path, "--nodes=2", "--ntasks-per-node=2", only=demo, ENGINE="fsdp")
         local = ["--engine", "fsdp"]
     job.completes()
-    ended = train_runs.run(tmp_path / "local", *local, world=4, **SETTINGS)
+    words = [*demo, *local, "--checkpoint-dir", str(tmp_path / "local")]
+    ended = train_runs.command(*words, world=4)
     assert ended.code == 0, ended.err
-    ours, reference = generator(job.folder), generator(tmp_path / "local")
+    ours, reference = train_runs.tensors(job.folder), train_runs.tensors(tmp_path / "local")
     assert ours.keys() == reference.keys() and len(ours) > 20
     assert all(torch.equal(ours[name], reference[name]) for name in reference)
     assert f"Engine: {'deepspeed' if engine == 'zero2' else 'fsdp'} on 4 x cpu (slurm launcher)" in job.log
-    assert f"Done: {STEPS} steps" in job.log
+    assert "Done: 5 steps" in job.log  # of 8 of 9 training samples, 4 epochs
     ranks = sorted((job.folder / f"slurm-{job.id}").iterdir())
     assert [path.name for path in ranks] == [f"rank_{i}.log" for i in range(4)]
 
@@ -113,8 +120,12 @@ def assert_went_on(job: Submitted, from_step: int | None = None) -> int:
 
 
 def assert_every_step_once(job: Submitted) -> None:
+    """In the run's log; and in each epoch each sample once, over all lives."""
     lines = train_runs.metrics(job.folder)
     assert [line["step"] for line in lines if "train/G_loss" in line] == list(range(1, STEPS + 1))
+    seen = train_runs.times_seen(job.folder)
+    assert len(seen) == 8 and len(seen["1"]) == 5
+    assert all(counts == seen["1"] and set(counts.values()) == {1} for counts in seen.values())
 
 
 def test_a_warning_to_the_batch_shell_saves_and_requeues(cluster, tmp_path):
@@ -126,6 +137,20 @@ def test_a_warning_to_the_batch_shell_saves_and_requeues(cluster, tmp_path):
     assert went_on_at > saved  # saved at the boundary, not lost since the last periodic save
     assert f"Stopped (signal) after step {went_on_at}" in job.log
     assert not (job.folder / "requeue").exists()
+
+
+def test_a_preempted_job_saves_gives_way_and_goes_on(cluster, tmp_path):
+    """A job of a partition that goes first wants both nodes: Slurm's SIGTERM, then a minute of grace."""
+    gate = Gate(tmp_path)
+    job, saved = held(cluster, tmp_path, gate)
+    urgent = cluster.submit(
+        "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent.log", "--wrap=sleep 1"
+    )
+    cluster.until(lambda: cluster.job(job.id)["PreemptTime"] != "None", "told to give way", job=job.id)
+    gate.open()
+    went_on_at = assert_went_on(job)
+    assert went_on_at > saved and f"Stopped (signal) after step {went_on_at}" in job.log
+    assert cluster.job(urgent)["JobState"] == "COMPLETED"
 
 
 def test_a_requeue_by_hand_goes_on_from_the_last_save(cluster, tmp_path):
@@ -312,11 +337,18 @@ def test_a_failing_run_fails_the_job_with_its_code(cluster, tmp_path):
     assert (fields["JobState"], fields["ExitCode"], fields["Restarts"]) == ("FAILED", "7:0", "0")
 
 
-def test_a_wrong_partition_is_refused_at_once(cluster):
-    command = ["sbatch", "--partition=nope", SCRIPT]
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("--partition=nope", "invalid partition specified: nope"),
+        ("--nodes=3", "Node count specification invalid"),  # there are two
+    ],
+)
+def test_what_the_cluster_lacks_is_refused_at_once(cluster, flag, reason):
+    command = ["sbatch", flag, SCRIPT]
     done = subprocess.run(command, capture_output=True, text=True, env=cluster.env, cwd=ROOT)
     assert done.returncode == 1
-    assert "invalid partition specified: nope" in done.stderr
+    assert reason in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -335,3 +367,26 @@ def test_a_wrong_request_is_one_line(cluster, tmp_path, flags, words, env, line)
     assert (fields["JobState"], fields["ExitCode"]) == ("FAILED", "2:0")
     errors = [found for found in job.log.splitlines() if "error" in found and "srun" not in found]
     assert len(errors) == 1 and errors[0].startswith(line), job.log
+
+
+@pytest.mark.parametrize("hidden", ["data", "run"])
+def test_what_one_node_lacks_is_named_with_the_node(cluster, tmp_path, hidden):
+    """An empty, read-only file system lies over the folder on node2, before anything is trained."""
+    renders, _ = train_runs.tiny_set()
+    folder = renders if hidden == "data" else tmp_path / "run"
+    folder.mkdir(exist_ok=True)
+    cluster.inside("node2", "mount", "-t", "tmpfs", "-o", "ro", "none", folder)
+    try:
+        job = Submitted(cluster, tmp_path, "--nodes=2", "--ntasks-per-node=1", ENGINE="fsdp")
+        fields = cluster.finish(job.id)
+    finally:
+        cluster.inside("node2", "umount", folder)
+    assert (fields["JobState"], fields["ExitCode"]) == ("FAILED", "2:0") and "Samples: " not in job.log
+    (error,) = [line for line in job.log.splitlines() if line.startswith("error: ")]
+    if hidden == "data":
+        assert "the data set has faults, nothing was trained" in error
+        assert f"{folder}/clean/sample_0000/1.png: No such file or directory (on node2)" in job.log
+    else:
+        assert error.startswith(
+            f"error: node2 cannot write to {folder}/slurm-{job.id}: CHECKPOINT_DIR must lie"
+        )

@@ -89,6 +89,25 @@ def test_resumed_at_another_world_size_and_engine(whole_batch, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"training.memory": "low"},
+        {"training.activation_checkpointing": "full"},
+        {"training.batch_size": 1},
+        {"data.num_workers": 2},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_resumed_with_another_way_of_computing_the_same(whole_batch, tmp_path, changed):
+    run(tmp_path, "--stop-after-steps", "2", training__batch_size=4, **FOUR)
+    sets = [word for name, value in changed.items() for word in ("--set", f"{name}={value}")]
+    ended = command("--resume", "auto", "--checkpoint-dir", tmp_path, *sets)
+    assert ended.code == 0, ended.err
+    assert f"  {next(iter(changed))}: " in ended.out and "(command line)" in ended.out
+    assert_same_metrics(whole_batch, tmp_path)
+
+
 @pytest.mark.multiprocess
 def test_fsdp_and_ddp_on_one_rank_and_two_engines(whole_batch, tmp_path):
     ended = run(tmp_path, "--engine", "fsdp", "--engine-discriminator", "ddp", training__batch_size=4, **FOUR)

@@ -6,10 +6,13 @@ import shutil
 import signal
 import time
 
+import psutil
 import pytest
 import torch
 import yaml
 
+from tests.drills.kill import wait_until
+from tests.slurm import Gate
 from tests.train_runs import (
     SINGLE_PROCESS_SAVES,
     assert_same_run,
@@ -21,6 +24,7 @@ from tests.train_runs import (
     start,
     state,
     tensors,
+    timings,
 )
 
 pytestmark = SINGLE_PROCESS_SAVES
@@ -83,6 +87,40 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path, number):
     assert resume(tmp_path / "cut").code == 0
     assert not marker.exists()
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_signal_to_every_process_spares_the_loaders(uninterrupted, tmp_path):
+    """As Slurm signals a step: the trainer's loader processes get it, too."""
+    launch = start(tmp_path, data__num_workers=2, training__save_every_n_epochs=2)
+    while "step 3 " not in launch.said():
+        assert launch.process.is_alive()
+        time.sleep(0.01)
+    loaders = psutil.Process(launch.process.pid).children(recursive=True)
+    assert len(loaders) >= 2
+    for process in (*loaders, launch.process):
+        os.kill(process.pid, signal.SIGTERM)
+    ended = launch.wait()
+    assert ended.code == 0 and ended.err == "", ended.err
+    assert "Stopped (signal) after step" in ended.out
+    assert resume(tmp_path, "--set", "data.num_workers=0").code == 0
+    assert_same_run(uninterrupted, tmp_path)
+
+
+@pytest.mark.multiprocess
+def test_from_a_signal_to_the_save_it_is_at_most_the_step_under_way(tmp_path):
+    """One rank's signal in a step: that step is the last one, and the run tells how long it took."""
+    gate = Gate(tmp_path)
+    launch = start(tmp_path / "run", *gate.words, world=2, training__val_every_n_epochs=10)
+    wait_until(launch, lambda: gate.reached(2))
+    done = metrics(tmp_path / "run")[-1]["step"]
+    os.kill(launch.processes[1].pid, signal.SIGTERM)
+    gate.open()
+    ended = launch.wait()
+    assert ended.code == 0, ended.err
+    assert f"Stopped (signal) after step {done + 1}" in ended.out
+    assert state(tmp_path / "run")["step"] == done + 1
+    (stop,) = [line["stop"] for line in timings(tmp_path / "run") if "stop" in line]
+    assert stop["signal_to_saved_s"] > 0 and stop["longest_step_s"] > 0 and stop["longest_save_s"] > 0
 
 
 def test_a_killed_run_goes_on_from_its_last_save(uninterrupted, tmp_path):

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+from collections import Counter
 from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -166,6 +167,24 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl` without the figures that depend on the clock."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith("speed/")} for line in lines]
+
+
+def logged_samples(folder: Path) -> list[dict[str, Any]]:
+    """Whole lines of `samples.jsonl`."""
+    path = folder / "samples.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def times_seen(folder: Path, steps: int | None = None) -> dict[str, Counter[str]]:
+    """Epoch -> how often it had each sample, of the first `steps`. The steps follow one another."""
+    lines = logged_samples(folder)[:steps]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    seen: dict[str, Counter[str]] = {}
+    for line in lines:
+        for epoch, names in line["samples"].items():
+            seen.setdefault(epoch, Counter()).update(names)
+    return seen
 
 
 def timings(folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Where this process runs, how ranks agree, and when to stop."""
 
-from neuropbr_dist.cluster.deadline import Deadline, Every, allocation_end
+from neuropbr_dist.cluster.deadline import Deadline, Every, allocation_end, last_resort
 from neuropbr_dist.cluster.environment import Environment, detect
 from neuropbr_dist.cluster.process_group import (
     everyone,
@@ -10,11 +10,19 @@ from neuropbr_dist.cluster.process_group import (
     process_group,
     refuse_differences,
 )
-from neuropbr_dist.cluster.stop import FAILED_WRITE, GOES_ON, TIME_LIMIT, StopFlag, ignore_stop_signals
+from neuropbr_dist.cluster.stop import (
+    FAILED_WRITE,
+    GOES_ON,
+    SIGNAL,
+    TIME_LIMIT,
+    StopFlag,
+    ignore_stop_signals,
+)
 
 __all__ = [
     "FAILED_WRITE",
     "GOES_ON",
+    "SIGNAL",
     "TIME_LIMIT",
     "Deadline",
     "Environment",
@@ -26,6 +34,7 @@ __all__ = [
     "from_rank_0",
     "ignore_stop_signals",
     "is_rank_0",
+    "last_resort",
     "pick_device",
     "process_group",
     "refuse_differences",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 
-BOUNDARIES = 3
-"""Steps from the wish to stop to the stop: the one under way, and the agreement's lag of up to two."""
+STEPS = 2
+"""The one that begins now, and one that a GPU has yet to do: the host runs ahead of it."""
 RECENT_STEPS = 20
 UNMEASURED_SAVE_S = 60.0
 """Taken for a save until one has been measured."""
@@ -18,16 +20,20 @@ SAVES = 2
 """A save may be in flight that the last one waits for."""
 ENDING_S = 20.0
 """For the ranks to leave and the batch script to requeue the job."""
+LAST_RESORT_S = 10.0
+"""So long before the end a run that still hasn't left is ended."""
 ASK_S = 10
 
 
 def allocation_end(env: Mapping[str, str] = os.environ) -> float | None:
     """End of this job's allocation in Unix seconds. None: no Slurm, no limit, or Slurm doesn't say.
 
-    Newer versions of Slurm tell the job (`SLURM_JOB_END_TIME`), others are asked.
+    Newer versions of Slurm tell the job (`SLURM_JOB_END_TIME`), others are asked. An end that has passed is
+    another job's, whose variables a shell has kept.
     """
-    if env.get("SLURM_JOB_END_TIME", "").isdecimal():
-        return float(env["SLURM_JOB_END_TIME"])
+    told = env.get("SLURM_JOB_END_TIME", "")
+    if told.isdecimal() and float(told) > time.time():
+        return float(told)
     return ask_slurm(env)
 
 
@@ -47,7 +53,7 @@ def ask_slurm(env: Mapping[str, str] = os.environ) -> float | None:
 class Deadline:
     """Rank 0's clock: says when to stop so that the run is saved before its allocation ends.
 
-    The margin is the run's own: three of its longest recent steps, its longest validation, two of its longest
+    The margin is the run's own: two of its longest recent steps, its longest validation, two of its longest
     saves, and 20 s to leave.
 
     Args:
@@ -68,6 +74,11 @@ class Deadline:
         self._paused = 0.0
         self._longest_pause = 0.0
 
+    @property
+    def longest_step(self) -> float:
+        """Seconds, of the recent ones."""
+        return max(self._steps, default=0.0)
+
     def pause(self, seconds: float) -> None:
         """So long took a validation since the last boundary."""
         self._paused += seconds
@@ -80,8 +91,7 @@ class Deadline:
             save_seconds: longest save so far, from the call until it was on disk; None: none yet.
         """
         save = UNMEASURED_SAVE_S if save_seconds is None else save_seconds
-        step = max(self._steps, default=0.0)
-        return BOUNDARIES * step + self._longest_pause + SAVES * save + ENDING_S
+        return STEPS * self.longest_step + self._longest_pause + SAVES * save + ENDING_S
 
     def reached(self, save_seconds: float | None) -> bool:
         """Called at every step boundary: whether to stop."""
@@ -96,6 +106,39 @@ class Deadline:
             return True
         self.end = moved
         return self.reached(save_seconds)
+
+
+@contextmanager
+def last_resort(
+    end: float | None, leaving: Callable[[], None], ask: Callable[[], float | None] = ask_slurm
+) -> Iterator[None]:
+    """End this process 10 s before `end` if it is still in here: it hangs. Slurm doesn't requeue what it ends itself.
+
+    Args:
+        end: of the allocation, Unix seconds, or None for no end.
+        leaving: called before.
+        ask: the end as it stands by then. None: unknown.
+    """
+    over = threading.Event()
+
+    def watch(moment: float) -> None:
+        while True:
+            if over.wait(max(0.0, moment - LAST_RESORT_S - time.time())):
+                return
+            moved = ask()
+            if moved is None or moved <= moment:
+                break
+            moment = moved
+        leaving()
+        os.write(2, b"the allocation ends and the run hangs: leaving now, the last checkpoint stands\n")
+        os._exit(0)  # with any other code torchrun would start its ranks again
+
+    if end is not None:
+        threading.Thread(target=watch, args=(end,), name="last-resort", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 class Every:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
-import sys
+import socket
+import threading
 import time
 from types import FrameType
 
@@ -23,31 +25,41 @@ GOES_ON = (SIGNAL, TIME_LIMIT)
 class StopFlag:
     """Set by the first signal or by `request`; a second signal more than 5 s later ends the process at once.
 
-    Agreement costs no blocking: the wishes of step k are reduced while step k + 1
-    runs, on the host (gloo), so that every rank stops, or saves, at the same boundary.
+    Ranks agree at every boundary, on the host (gloo): 8 bytes while the device works on what is queued. So a run
+    stops at the end of the step in which the signal came.
+
+    Python runs a handler once its main thread is back from C++, which never comes back from waiting for a dead
+    peer. So the handlers do nothing: a thread reads the signals from the wakeup descriptor.
     """
 
     def __init__(self) -> None:
         self.signal: str | None = None
         """This rank's signal, by name."""
+        self.signalled_at = math.nan
+        """`time.monotonic` of it."""
         self.save_agreed = False
         """Some rank called `request_save` before the boundary that `agreed` told of; the same on every rank."""
         self._wish = 0  # index of REASONS
         self._save = False
-        self._first = 0.0
-        self._wishes = torch.zeros(2, dtype=torch.int32)
-        self._work: dist.Work | None = None
+        self._inbox, self._outbox = socket.socketpair()
+        self._outbox.setblocking(False)
+        threading.Thread(target=self._listen, name="stop-signals", daemon=True).start()
+        signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
-            signal.signal(number, self._on_signal)
+            signal.signal(number, handled_elsewhere)
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.signal is None:
-            self.signal, self._first = signal.Signals(number).name, now
-            self.request(SIGNAL)
-        elif now - self._first > SAME_SIGNAL_S:
-            os.write(sys.stderr.fileno(), b"second stop signal: leaving now, the last checkpoint stands\n")
-            os._exit(FORCED_EXIT)
+    def _listen(self) -> None:
+        while True:
+            for number in self._inbox.recv(64):
+                # A child's end, or what submitit's handler has taken over again.
+                if signal.getsignal(number) is not handled_elsewhere:
+                    continue
+                now = time.monotonic()
+                if self.signal is None:
+                    self.signalled_at, self.signal = now, signal.Signals(number).name
+                elif now - self.signalled_at > SAME_SIGNAL_S:
+                    os.write(2, b"second stop signal: leaving now, the last checkpoint stands\n")
+                    os._exit(FORCED_EXIT)
 
     def request(self, reason: str) -> None:
         """Ask for a stop; `reason` is one of `REASONS`, of which the last that any rank gives counts."""
@@ -59,16 +71,17 @@ class StopFlag:
 
     def agreed(self) -> str | None:
         """Called by every rank at every step boundary; why to stop here, the same on every rank at once."""
-        wishes, self._save = torch.tensor([self._wish, self._save], dtype=torch.int32), False
+        wish = max(self._wish, REASONS.index(SIGNAL if self.signal else None))
+        wishes, self._save = torch.tensor([wish, self._save], dtype=torch.int32), False
         if dist.is_initialized() and dist.get_world_size() > 1:
-            if self._work is not None:
-                self._work.wait()
-            reduced, self._wishes = self._wishes, wishes
-            self._work = dist.all_reduce(self._wishes, op=dist.ReduceOp.MAX, async_op=True)
-            wishes = reduced
+            dist.all_reduce(wishes, op=dist.ReduceOp.MAX)
         reason, save = wishes.tolist()
         self.save_agreed = bool(save)
         return REASONS[reason]
+
+
+def handled_elsewhere(_number: int, _frame: FrameType | None) -> None:
+    """A handler that only keeps a signal from ending the process; see `StopFlag`."""
 
 
 def ignore_stop_signals() -> None:

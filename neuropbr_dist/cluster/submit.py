@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -85,9 +87,9 @@ def still_wanted(env: Any) -> bool:
     return env.cluster == "local"
 
 
-def slurm_state(job_id: str) -> str:
-    """RUNNING, PENDING, COMPLETING, ... while Slurm has the job in its queue, else empty."""
-    command = ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"]
+def slurm_state(job_id: str, form: str = "%T") -> str:
+    """RUNNING, PENDING, COMPLETING, ... while Slurm has the job in its queue, else empty. `form`: see squeue."""
+    command = ["squeue", "--noheader", "--jobs", job_id, "--format", form]
     return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
@@ -158,6 +160,20 @@ def make_executor(request: Request, project: Path) -> submitit.AutoExecutor:
     return made
 
 
+def send(executor: submitit.AutoExecutor, job: Job) -> submitit.Job:
+    """Submit.
+
+    Raises:
+        UserError: Slurm refuses the job; with its reasons.
+    """
+    try:
+        with redirect_stderr(io.StringIO()):  # submitit prints the reasons, too
+            return executor.submit(job)
+    except submitit.core.utils.FailedJobError as error:
+        reasons = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines()]
+        raise UserError(f"sbatch refused the job: {'; '.join(reasons)}") from error
+
+
 def sbatch_text(executor: submitit.AutoExecutor) -> str:
     """The batch file that submitit would hand to sbatch."""
     inner = executor._executor
@@ -178,28 +194,35 @@ def cancel_command(job: submitit.Job) -> str:
     return f"scancel {job.job_id}" if isinstance(job, submitit.SlurmJob) else f"kill -INT {job.job_id}"
 
 
-def ended(job: submitit.Job) -> bool:
-    """For good: a requeued job hasn't. squeue answers also where there is no accounting (sacct)."""
+def state_of(job: submitit.Job) -> str:
+    """RUNNING, or PENDING with Slurm's reason; empty once it has ended for good, which a requeued job hasn't.
+
+    squeue answers also where there is no accounting (sacct).
+    """
     if isinstance(job, submitit.SlurmJob):
-        return slurm_state(job.job_id) == ""
-    return job.done()
+        state, _, reason = slurm_state(job.job_id, "%T %r").partition(" ")
+        return state if reason in ("", "None") else f"{state} ({reason})"
+    return "" if job.done() else "RUNNING"
 
 
 def follow(job: submitit.Job, show: Callable[[str], None]) -> str:
-    """Show rank 0's output until the job has ended; returns the newest checkpoint.
+    """Show rank 0's output and each change of the job's state until it has ended; returns the newest checkpoint.
 
     Raises:
         UserError: the job failed or was cancelled; names its log.
     """
-    path, shown, over = log_path(job), 0, False
-    while not over:
-        over = ended(job)  # before the last look
+    path, shown, before, state = log_path(job), 0, "", None
+    while state != "":
+        state = state_of(job)  # before the last look at the log
+        if state and state != before:
+            show(f"-- {time.strftime('%H:%M:%S')} job {job.job_id}: {state}\n")
+            before = state
         if path.exists():
             with path.open(errors="replace") as log:
                 log.seek(shown)
                 show(log.read())
                 shown = log.tell()
-        if not over:
+        if state:
             time.sleep(POLL_S)
     if not job.task(0).paths.result_pickle.exists():
         raise UserError(f"job {job.job_id} ended without a result; see {path}")

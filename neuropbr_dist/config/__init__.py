@@ -1,6 +1,6 @@
 """Run configuration: dataclasses, presets, files, command line, validation."""
 
-from neuropbr_dist.config.check import check_size, resolve
+from neuropbr_dist.config.check import check_size, refuse_other_networks, resolve
 from neuropbr_dist.config.load import from_yaml, load, to_yaml
 from neuropbr_dist.config.presets import PRESETS
 from neuropbr_dist.config.schema import (
@@ -27,6 +27,7 @@ __all__ = [
     "differences",
     "from_yaml",
     "load",
+    "refuse_other_networks",
     "resolve",
     "set_field",
     "set_text",

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from neuropbr_dist.config.schema import DataConfig, ModelConfig, TrainConfig, TransformConfig
 from neuropbr_dist.errors import UserError
 
 IMAGENET_STATS = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 UNSET_STATS = TransformConfig().mean, TransformConfig().std
+NOT_THE_NETWORK = (
+    "encoder_pretrained", "transformer_attn_drop", "transformer_proj_drop", "transformer_drop_path_rate",
+)  # fmt: skip
+"""Fields of `model` that a resumed run may change."""
+BATCH_NORMS = ("batch", "sync_batch", "frozen_batch")
+"""The same tensors and the same output in evaluation."""
 
 
 def refuse_unless(ok: bool, message: str) -> None:
@@ -225,6 +233,23 @@ def engine_name(engine: str, ds_config: str | None) -> str:
 def fsdp_possible(engine: str, ds_config: str | None) -> bool:
     """Whether the run can be FSDP's: `auto` depends on the number of ranks."""
     return engine_name(engine, ds_config) in ("auto", "fsdp")
+
+
+def refuse_other_networks(saved: TrainConfig, now: TrainConfig, where: str) -> None:
+    """A checkpoint is of the networks that its `model` fields make.
+
+    Shapes alone don't tell: another number of heads, say, fits into the same tensors.
+
+    Raises:
+        UserError: names each field that differs.
+    """
+    changed = []
+    for field in dataclasses.fields(ModelConfig):
+        old, new = getattr(saved.model, field.name), getattr(now.model, field.name)
+        alike = old == new or field.name in NOT_THE_NETWORK or (old in BATCH_NORMS and new in BATCH_NORMS)
+        if not alike:
+            changed.append(f"model.{field.name} = {new} (saved: {old})")
+    refuse_unless(not changed, f"{where}: another architecture: {', '.join(changed)}; leave it as saved")
 
 
 def check_size(size: int, multiple: int) -> None:

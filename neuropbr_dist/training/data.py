@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,12 +100,20 @@ def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) 
     report = check_headers(
         entries, cfg.data.image_size, rank=env.rank, world_size=env.world_size, cache=cache
     )
-    faults = sorted({fault for found in everyone(report.faults) for fault in found})
+    faults = by_host(everyone((socket.gethostname(), report.faults)))
     if faults:
         raise UserError(f"{folders[0]}: the data set has faults, nothing was trained: {list_faults(faults)}")
     size = cfg.data.image_size or report.native_size
     assert size is not None
     return FileSource(entries, size, resize=cfg.data.image_size is not None, cache_mib=cfg.data.cache_mib)
+
+
+def by_host(found: Sequence[tuple[str, list[str]]]) -> list[str]:
+    """All ranks' faults, sorted; of several hosts each is named: one may see what others don't."""
+    several = len({host for host, _ in found}) > 1
+    return sorted(
+        {f"{fault} (on {host})" if several else fault for host, faults in found for fault in faults}
+    )
 
 
 def open_packed(cfg: TrainConfig) -> PackedSource:

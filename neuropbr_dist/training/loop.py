@@ -17,12 +17,13 @@ from torch import Tensor
 from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, epoch_name, step_name
 from neuropbr_dist.cluster import (
     FAILED_WRITE,
+    SIGNAL,
     TIME_LIMIT,
     Deadline,
     Environment,
     Every,
     StopFlag,
-    allocation_end,
+    everyone,
     from_rank_0,
     ignore_stop_signals,
 )
@@ -69,6 +70,8 @@ class Run:
     stop: StopFlag
     ema: WeightAverage | None = None
     start_up: StartUp = field(default_factory=StartUp)
+    end: float | None = None
+    """Of the allocation, Unix seconds."""
     stop_after_epochs: int | None = None
     stop_after_steps: int | None = None
 
@@ -92,7 +95,7 @@ class Trainer:
         if t.log_samples and run.env.rank == 0:
             self.sample_log = SampleLog(run.saver.folder, self.order, run.train, run.progress.step)
         first = run.env.rank == 0  # its clock counts for all
-        self.deadline = Deadline(allocation_end() if first else None)
+        self.deadline = Deadline(run.end if first else None)
         self.save_clock = Every(t.save_every_n_minutes if first else None)
         self.flops, peak = None, None
         if first and run.device.type == "cuda":  # a CPU's cores are shared: its ceiling says little
@@ -354,9 +357,23 @@ class Trainer:
         if self.saved_at != run.progress.step:
             self.save([LATEST])
         run.saver.wait()
+        if reason == SIGNAL:
+            self.note_stop()
         if failure := from_rank_0(run.log.failure):
             raise failure
         run.console.close()
+
+    def note_stop(self) -> None:
+        """How long the signal took to become a save, beside what bounds it."""
+        run = self.run
+        waits = [w for w in everyone(time.monotonic() - run.stop.signalled_at) if not math.isnan(w)]
+        if run.env.rank == 0:
+            stop = {
+                "signal_to_saved_s": max(waits),
+                "longest_step_s": self.deadline.longest_step,
+                "longest_save_s": run.saver.longest,
+            }
+            note_timing(run.saver.folder, {"step": run.progress.step, "stop": stop})
 
 
 def crossed(before: int, after: int, every: int) -> bool:

@@ -29,17 +29,20 @@ from neuropbr_dist.checkpoint import (
 )
 from neuropbr_dist.cluster import (
     GOES_ON,
+    TIME_LIMIT,
     Environment,
     StopFlag,
+    allocation_end,
     detect,
     everyone,
     from_rank_0,
     is_rank_0,
+    last_resort,
     pick_device,
     process_group,
     refuse_differences,
 )
-from neuropbr_dist.config import TrainConfig, from_yaml, resolve, to_dict, to_yaml
+from neuropbr_dist.config import TrainConfig, from_yaml, refuse_other_networks, resolve, to_dict, to_yaml
 from neuropbr_dist.config.cli import apply_flags, config_from
 from neuropbr_dist.config.values import differences
 from neuropbr_dist.data.order import micro_batches
@@ -95,7 +98,9 @@ def train(args: argparse.Namespace) -> str | None:
         if not env.distributed and engines != {"single"}:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes, traces))
         start_up.mark("checkpoint found and verified" if checkpoint else "run folder")
-        run = stack.enter_context(assemble(cfg, args, env, device, console, checkpoint, lock, start_up))
+        end = from_rank_0(allocation_end() if env.rank == 0 else None)
+        stack.enter_context(last_resort(end, partial(mark_requeue, cfg, env, TIME_LIMIT)))
+        run = stack.enter_context(assemble(cfg, args, env, device, console, checkpoint, lock, start_up, end))
         reason = Trainer(run).train()
         mark_end(run, reason)
     return reason
@@ -145,6 +150,7 @@ def fresh_or_resumed(
             f"--set training.checkpoint_dir={now.training.checkpoint_dir} with --resume {args.resume}: "
             "name the folder by --checkpoint-dir"
         )
+    refuse_other_networks(saved, now, f"--resume {args.resume}")
     say(f"Resuming from {checkpoint.path} (step {checkpoint.state['step']})")
     if args.config:
         say(f"  --config {args.config}: a resumed run keeps its saved fields; change one by a flag or --set")
@@ -198,6 +204,7 @@ def assemble(
     checkpoint: Checkpoint | None,
     lock: RunLock,
     start_up: StartUp,
+    end: float | None,
 ) -> Iterator[Run]:
     """Data, networks, state and log files of the run; closed at the end."""
     t, say = cfg.training, console.line
@@ -253,7 +260,7 @@ def assemble(
         yield Run(
             cfg=cfg, env=env, device=device, source=samples.source, train=samples.train, val=samples.val,
             networks=networks, objective=objective, progress=progress, saver=saver, log=log,
-            console=console, stop=stop, ema=ema, start_up=start_up, stop_after_epochs=args.stop_after_epochs,
+            console=console, stop=stop, ema=ema, start_up=start_up, end=end, stop_after_epochs=args.stop_after_epochs,
             stop_after_steps=args.stop_after_steps,
         )  # fmt: skip
     except UserError as error:
@@ -284,6 +291,9 @@ def code_hash() -> str:
 def refuse_data_change(checkpoint: Checkpoint, cfg: TrainConfig, samples: Samples, allowed: bool) -> None:
     """Raises UserError on a resume with another data set or global batch, unless `allowed`."""
     state, changed = checkpoint.state, []
+    seed = from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml")).training.seed
+    if seed != cfg.training.seed:
+        changed.append(f"another order of samples (training.seed {cfg.training.seed}; saved: {seed})")
     if state["data"] != samples.fingerprint:
         changed.append(f"another data set ({samples.fingerprint}; saved: {state['data']})")
     if state["global_batch"] != cfg.training.global_batch_size:
@@ -358,6 +368,11 @@ def mark_end(run: Run, reason: str | None) -> None:
     if reason is None:
         run.console.line(f"Done: {run.progress.step} steps, {folder}")
         return
-    if reason in GOES_ON and run.env.rank == 0:
-        (folder / REQUEUE).write_text(f"{run.stop.signal or reason}\n")
+    if reason in GOES_ON:
+        mark_requeue(run.cfg, run.env, run.stop.signal or reason)
     run.console.line(f"Stopped ({reason}) after step {run.progress.step}; go on with --resume auto")
+
+
+def mark_requeue(cfg: TrainConfig, env: Environment, reason: str) -> None:
+    if env.rank == 0:
+        (Path(cfg.training.checkpoint_dir) / REQUEUE).write_text(f"{reason}\n")
