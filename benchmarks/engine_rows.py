@@ -51,6 +51,7 @@ class Rows(list[dict[str, Any]]):
         self.out, self.rank, self.facts = out, rank, facts
 
     def measure(self, labels: dict[str, Any], row: Callable[[], dict[str, Any]]) -> None:
+    """Agreement, then the memory of the state."""
         """A row that fails on all ranks alike is noted with its error, and the next one goes on."""
         try:
             found = row()
@@ -102,6 +103,7 @@ def update_error(found: dict[str, Tensor], reference: dict[str, Tensor], case: C
 
 
 def agreement_rows(engine: Row, compiled: bool) -> Iterator[tuple[str, Case, Row]]:
+    """Precision, case and row of everything that one engine is compared in."""
     cuts = [replace(engine, accumulation=a, recompute="full" if a > 1 else "none") for a in (1, 2)]
     if engine.engine != "deepspeed":
         yield from (("float64", DOUBLE, row) for row in cuts)
@@ -112,6 +114,7 @@ def agreement_rows(engine: Row, compiled: bool) -> Iterator[tuple[str, Case, Row
 
 
 def agreement(rows: Rows, engine: Row, known: dict[Any, Any], compiled: bool) -> None:
+    """Train each row and compare it with the plain loop and, in bf16, with one device's run."""
     for precision, case, row in agreement_rows(engine, compiled):
 
         def one(case: Case = case, row: Row = row) -> dict[str, Any]:
@@ -143,6 +146,7 @@ def formula(engine: str, world: int) -> tuple[float, float, float]:
 
 
 def default_networks(device: torch.device, row: Row) -> list[Network]:
+    """The default preset's two networks on a row's engine."""
     cfg = load("default")
     cfg.model.encoder_pretrained = False
     zero = {
@@ -192,6 +196,7 @@ def memory(device: torch.device, name: str, row: Row) -> dict[str, Any]:
 
 
 def allocated(device: torch.device) -> int:
+    """Bytes that tensors hold now."""
     gc.collect()
     torch.cuda.synchronize(device)
     return torch.cuda.memory_allocated(device)
@@ -201,6 +206,7 @@ def allocated(device: torch.device) -> int:
 
 
 def main() -> None:
+    """One engine at one world size: a process a rank."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("engine", choices=ENGINES)
     p.add_argument("--compile", action="store_true", help="a row with compiled blocks too")

@@ -40,6 +40,7 @@ class Case(NamedTuple):
 
 
 def norm(groups: int, slope: float | None) -> dict[str, Callable[..., Tensor]]:
+    """Group norm in `groups`, with an activation."""
     return {
         "ours": lambda x, w, b, r=None: kernels.group_norm_act(x, w, b, groups, 1e-5, slope, r),
         "twin": lambda x, w, b, r=None: plain_group_norm_act(
@@ -49,6 +50,8 @@ def norm(groups: int, slope: float | None) -> dict[str, Callable[..., Tensor]]:
 
 
 def convolution(stride: int, padding: int, slope: float | None) -> dict[str, Callable[..., Tensor]]:
+    """A convolution with bias, residual and activation."""
+
     def twin(x: Tensor, w: Tensor, b: Tensor, r: Tensor | float = 0.0) -> Tensor:
         y = F.conv2d(x, w, b.to(x.dtype), stride, padding) + r
         return y if slope is None else F.leaky_relu(y, slope)
@@ -146,6 +149,7 @@ def copy_rate() -> float:
 
 
 def main() -> None:
+    """Print a line a case; write them as JSON."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path)
     p.add_argument("--compiled", action="store_true", help="also the twin under torch.compile")

@@ -374,5 +374,6 @@ def mark_end(run: Run, reason: str | None) -> None:
 
 
 def mark_requeue(cfg: TrainConfig, env: Environment, reason: str) -> None:
+    """Leave the marker that asks scripts and launchers to start the run again."""
     if env.rank == 0:
         (Path(cfg.training.checkpoint_dir) / REQUEUE).write_text(f"{reason}\n")
