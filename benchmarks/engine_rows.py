@@ -51,7 +51,6 @@ class Rows(list[dict[str, Any]]):
         self.out, self.rank, self.facts = out, rank, facts
 
     def measure(self, labels: dict[str, Any], row: Callable[[], dict[str, Any]]) -> None:
-    """Agreement, then the memory of the state."""
         """A row that fails on all ranks alike is noted with its error, and the next one goes on."""
         try:
             found = row()
