@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from neuropbr_dist.data.decode import read_picture
+from neuropbr_dist.data.pack import pack
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
@@ -82,9 +83,30 @@ def test_split_counts_in_one_side_of_the_runs_split(run, tmp_path, capsys, part)
     assert f"of {len(chosen)} in" in (said := capsys.readouterr().out)
     assert f"clean/{chosen[-1].name}, {chosen[-1].material} ({part} side)" in said
     with pytest.raises(
-        UserError, match=rf"--sample-idx {len(chosen)}; allowed: 0 to {len(chosen) - 1} .*{part}"
+        UserError, match=rf"--sample-idx {len(chosen)}; allowed: 0 to {len(chosen) - 1}, or all .*{part}"
     ):
         infer_to(tmp_path, "--checkpoint", run, "--split", part, "--sample-idx", len(chosen))
+
+
+@pytest.mark.parametrize("words", [[], ["--tile", "48", "--size", "64"]], ids=["whole", "tiles"])
+def test_every_sample_of_a_packed_set_in_batches(run, tmp_path, capsys, words):
+    """Six materials, four a forward pass: a folder each, the same maps as one by one, and their mean at the end."""
+    _, renders, maps = trained_run()
+    pack(renders, maps, tmp_path / "packed", progress=False)
+    batch = ["--data", tmp_path / "packed", "--sample-idx", "all", "--batch-size", 4]
+    infer_to(tmp_path / "out", "--checkpoint", run, *batch, *words)
+    said = capsys.readouterr().out
+    names = [f"clean/{name}" for name in METADATA]
+    found = sorted(path.parent.relative_to(tmp_path / "out") for path in tmp_path.glob("out/*/*/picture.png"))
+    assert [str(path) for path in found] == sorted(names)
+    errors = [float(value) for value in re.findall(r"albedo +(0\.\d+)", said)]
+    assert len(errors) == 7 and "Mean of 6 samples:" in said
+    assert errors[-1] == pytest.approx(sum(errors[:-1]) / 6, abs=1e-4)
+    infer_to(tmp_path / "one", "--checkpoint", run, "--data", tmp_path / "packed", "--sample-idx", 5, *words)
+    for name in MAPS:
+        one = np.asarray(Image.open(tmp_path / "one" / name)).astype(int)
+        among = np.asarray(Image.open(tmp_path / "out" / names[5] / name))
+        assert np.abs(one - among).max() <= 1, name
 
 
 class SampleName:
@@ -227,17 +249,17 @@ def test_script_prints_one_line_and_exits_with_2(tmp_path):
 
 
 def test_run_on_built_in_materials(run, tmp_path, monkeypatch, capsys):
-    from neuropbr_dist.inference.inputs import open_sample
+    from neuropbr_dist.inference.inputs import open_subjects
 
     config = load_generator(run).config
     config.data.input_dir = config.data.output_dir = None
     config.data.builtin_count, config.data.builtin_cache = 2, str(tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
-    subject = open_sample(config, 1, "all", 32)
+    (subject,) = open_subjects(config, 1, "all", 32)
     assert subject.views.shape == (3, 3, 32, 32) and subject.maps.shape == (8, 32, 32)
     assert "built-in materials: clean/sample_0001" in subject.label
     with pytest.raises(UserError, match="name both"):
-        open_sample(config, 1, "all", 32, input_dir="renders")
+        list(open_subjects(config, 1, "all", 32, input_dir="renders"))
 
 
 def test_data_generate_and_verify(tmp_path, capsys):

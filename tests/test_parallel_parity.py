@@ -44,10 +44,10 @@ def rows() -> list[tuple[Case, Row]]:
         return [(case, replace(ENGINES[name], **changes)) for name in names.split()]
 
     found = [pair for name in ENGINES for cut in CUTS for pair in on(name, **cut)]
-    found += on("single fsdp", recompute="selective")
+    found += on("single fsdp zero3", recompute="selective")
     # Accumulation makes one rank's micro-batches those of two ranks: Inductor's cache serves the others.
     found += on("single", TINY, compile=True, accumulation=2)
-    found += on("ddp fsdp zero2", TINY, compile=True)
+    found += on("ddp fsdp zero2 zero3", TINY, compile=True)
     found += on("fsdp zero2 zero3", offload=True)
     found += on("zero3", persist=10_000)
     found += on("fsdp zero3", engine_d="ddp")

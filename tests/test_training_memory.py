@@ -51,17 +51,16 @@ def test_every_pattern_names_a_segment_of_the_default_or_the_unet_encoder():
 
 @pytest.mark.parametrize("plan", ["fast", "balanced"])
 def test_attention_is_computed_once_where_there_is_room(plan):
-    assert kind_of("fusion.blocks.0", recompute_patterns(plan, "plan", "generator", 0)) == "none"
+    assert kind_of("fusion.blocks.0", recompute_patterns(plan, "plan", "generator")) == "none"
 
 
-def test_low_keeps_attention_but_under_zero_3():
-    assert kind_of("fusion.blocks.0", recompute_patterns("low", "plan", "generator", 0)) == "selective"
-    assert kind_of("fusion.blocks.0", recompute_patterns("low", "plan", "generator", 3)) == "full"
+def test_low_keeps_attention():
+    assert kind_of("fusion.blocks.0", recompute_patterns("low", "plan", "generator")) == "selective"
 
 
 def test_activation_checkpointing_overrules_the_plan():
-    assert recompute_patterns("fast", "full", "generator", 0) == {"*": "full"}
-    assert recompute_patterns("low", "selective", "discriminator", 0) == {}
+    assert recompute_patterns("fast", "full", "generator") == {"*": "full"}
+    assert recompute_patterns("low", "selective", "discriminator") == {}
 
 
 def test_the_last_pattern_that_matches_counts():

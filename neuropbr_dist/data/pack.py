@@ -183,9 +183,7 @@ def _work(
     rest = [task for task in tasks if task.name not in done]
     start = (folder, _next_attempt(folder), compression, shard_bytes)
     with tqdm(total=len(tasks), initial=len(tasks) - len(rest), unit="record", disable=not progress) as bar:
-        for task, (stamps, result) in zip(
-            rest, in_parallel(_pack, rest, workers, _open_writer, start), strict=True
-        ):
+        for task, (stamps, result) in in_parallel(_pack, rest, workers, _open_writer, start):
             done[task.name] = result
             findings = [vars(finding) for finding in result.findings]
             journal.append({"task": task.name, "stamps": stamps, "findings": findings, "place": result.place})

@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -27,12 +28,14 @@ def usable_cores() -> int:
 
 def in_parallel(
     function: Callable[[T], R],
-    items: Iterable[T],
+    items: Sequence[T],
     workers: int,
     start: Callable[..., None] | None = None,
     arguments: tuple = (),
-) -> Iterator[R]:
-    """Results in the order of `items`; up to one worker stays in this process.
+) -> Iterator[tuple[T, R]]:
+    """Each item with its result, as they are done; up to one worker stays in this process.
+
+    After a `UserError` nothing new is begun, but all that was done is handed out before it is raised.
 
     Args:
         start: called with `arguments` in every working process, first.
@@ -43,13 +46,14 @@ def in_parallel(
     if workers <= 1:
         if start:
             start(*arguments)
-        yield from map(function, items)
+        for item in items:
+            yield item, function(item)
         return
     # spawn: a fork of a process with threads (torch's) can deadlock.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(start, arguments))
     try:
-        yield from pool.map(function, items, chunksize=CHUNK)
+        yield from _chunk_by_chunk(pool, function, items, workers)
     except BrokenProcessPool as error:
         raise UserError(
             "a working process was killed (out of memory?); start the same command again, "
@@ -57,6 +61,36 @@ def in_parallel(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _chunk_by_chunk(
+    pool: ProcessPoolExecutor, function: Callable[[T], R], items: Sequence[T], workers: int
+) -> Iterator[tuple[T, R]]:
+    chunks = deque(items[i : i + CHUNK] for i in range(0, len(items), CHUNK))
+    under_way: dict[Future[tuple[list[R], UserError | None]], Sequence[T]] = {}
+    failure: UserError | None = None
+    while under_way or (chunks and failure is None):
+        while chunks and failure is None and len(under_way) < 2 * workers:  # none waits for work
+            chunk = chunks.popleft()
+            under_way[pool.submit(_do, function, chunk)] = chunk
+        for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+            chunk = under_way.pop(future)
+            results, error = future.result()
+            yield from zip(chunk, results, strict=False)  # fewer results, if one of them failed
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
+def _do(function: Callable[[T], R], chunk: Sequence[T]) -> tuple[list[R], UserError | None]:
+    """In a working process: the results up to the first `UserError`, and that."""
+    results: list[R] = []
+    for item in chunk:
+        try:
+            results.append(function(item))
+        except UserError as error:
+            return results, error
+    return results, None
 
 
 def _begin(start: Callable[..., None] | None, arguments: tuple) -> None:

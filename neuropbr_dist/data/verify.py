@@ -123,7 +123,7 @@ def _judge_all(
         findings = {picture: known[stamps[picture]] for picture in pictures if stamps[picture] in known}
         rest = [picture for picture in pictures if picture not in findings]
         with tqdm(total=len(pictures), initial=len(findings), unit="file", disable=not progress) as bar:
-            for picture, finding in zip(rest, in_parallel(_judge, rest, workers), strict=True):
+            for picture, finding in in_parallel(_judge, rest, workers):
                 findings[picture] = finding
                 state.append([stamps[picture], vars(finding)])
                 bar.update()

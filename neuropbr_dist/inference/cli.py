@@ -15,7 +15,10 @@ def infer_parser() -> argparse.ArgumentParser:
         help="a run's folder (newest good checkpoint), a checkpoint, or a file of launch/export.py",
     )  # fmt: skip
     what = p.add_mutually_exclusive_group()
-    what.add_argument("--sample-idx", type=int, metavar="N", help="sample of the run's data set (default 0)")
+    what.add_argument(
+        "--sample-idx", type=all_or_index, metavar="N|all",
+        help="sample of the run's data set (default 0), or every one, each in a folder of its name",
+    )  # fmt: skip
     what.add_argument(
         "--input-dir", metavar="DIR",
         help="exactly three PNG renders, sorted alphabetically; or a folder of such folders",
@@ -28,7 +31,7 @@ def infer_parser() -> argparse.ArgumentParser:
         "--split", choices=("val", "train", "all"),
         help="what --sample-idx counts in: all samples by name (default), or one side of the run's split",
     )  # fmt: skip
-    p.add_argument("--data", metavar="DIR", help="packed set with the sample of --sample-idx")
+    p.add_argument("--data", metavar="DIR", help="packed set with the samples of --sample-idx")
     p.add_argument("--data-input-dir", metavar="DIR", help="where the renders of --sample-idx lie now")
     p.add_argument("--data-output-dir", metavar="DIR", help="where their true maps lie now")
     p.add_argument(
@@ -40,6 +43,13 @@ def infer_parser() -> argparse.ArgumentParser:
         "--precision", default="auto", choices=("auto", "bf16", "fp32"),
         help="auto: bf16 on GPUs that have it",
     )  # fmt: skip
+    p.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="materials in a forward pass (default %(default)s)",
+    )
     p.add_argument(
         "--tile", type=int, metavar="N",
         help="predict in tiles of N px and blend them, for pictures above memory; attention sees one tile",
@@ -57,6 +67,15 @@ def infer_parser() -> argparse.ArgumentParser:
 def add_debug(parser: argparse.ArgumentParser) -> None:
     """The flag that `main.entry` reads."""
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
+
+
+def all_or_index(text: str) -> int | str:
+    """`all`, or a sample's place."""
+    if text == "all":
+        return text
+    if not text.lstrip("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: all, or a sample's number")
+    return int(text)
 
 
 def native_or_side(text: str) -> int | str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,8 @@ Part = Literal["val", "train", "all"]
 class Subject:
     """One material to predict."""
 
+    name: str
+    """Of the folder that its maps go to, where there are several."""
     title: str
     """What it is, in a few words."""
     label: str
@@ -36,16 +38,16 @@ class Subject:
     """The true maps, uint8 (8, S, S), where they are known."""
 
 
-def open_sample(
+def open_subjects(
     config: TrainConfig,
-    index: int,
+    index: int | Literal["all"],
     part: Part,
     size: int | None,
     input_dir: str | None = None,
     output_dir: str | None = None,
     packed_dir: str | None = None,
-) -> Subject:
-    """Sample `index` of the data set that the run was trained on.
+) -> Iterator[Subject]:
+    """Sample `index`, or one after another all, of the data set that the run was trained on.
 
     Samples are counted by name, clean before dirty, as the saved `data.render_curriculum` selects them.
 
@@ -65,22 +67,20 @@ def open_sample(
     data.output_dir = output_dir or data.output_dir
     source, where = open_source(data, config.training.seed)
     entries = source.entries if part == "all" else _side(source.entries, config, part)
-    if not 0 <= index < len(entries):
-        raise UserError(f"--sample-idx {index}; allowed: 0 to {len(entries) - 1} ({where}, --split {part})")
-    entry = entries[index]
-    known = f"{part} side"
-    if part == "all":
-        moved = (input_dir, output_dir, packed_dir) != (
-            None,
-            None,
-            None,
-        )  # perhaps another set, with another split
-        held_out = not moved and entry in _side(source.entries, config, "val")
-        known = "split unknown" if moved else "val side" if held_out else "train side"
-    views, maps = source.load(entry)
-    title = f"{entry.key}, {entry.material} ({known})"
-    label = f"Sample {index} of {len(entries)} in {where}: {title}"
-    return Subject(title, label, _tensor(views), _tensor(maps))
+    if index != "all" and not 0 <= index < len(entries):
+        raise UserError(
+            f"--sample-idx {index}; allowed: 0 to {len(entries) - 1}, or all ({where}, --split {part})"
+        )
+    moved = (input_dir, output_dir, packed_dir) != (None, None, None)  # perhaps another set, another split
+    held_out = set() if moved or part != "all" else {e.key for e in _side(source.entries, config, "val")}
+    for i in range(len(entries)) if index == "all" else [index]:
+        entry, known = entries[i], f"{part} side"
+        if part == "all":
+            known = "split unknown" if moved else "val side" if entry.key in held_out else "train side"
+        views, maps = source.load(entry)
+        title = f"{entry.key}, {entry.material} ({known})"
+        label = f"Sample {i} of {len(entries)} in {where}: {title}"
+        yield Subject(entry.key, title, label, _tensor(views), _tensor(maps))
 
 
 def open_source(data: DataConfig, seed: int) -> tuple[Source, str]:
@@ -148,7 +148,8 @@ def open_triple(folder: Path, size: int | None) -> Subject:
             sides = f"{picture.shape[1]} px a side, but {paths[0]} has {pictures[0].shape[1]}"
             raise UserError(f"{path}: {sides}; --size N resizes all to one size")
     label = f"Renders {', '.join(path.name for path in paths)} of {folder}"
-    return Subject(folder.resolve().name, label, _tensor(np.stack(pictures)))
+    name = folder.resolve().name
+    return Subject(name, name, label, _tensor(np.stack(pictures)))
 
 
 def _pngs(folder: Path) -> list[Path]:

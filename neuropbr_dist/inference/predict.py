@@ -46,17 +46,17 @@ def predict(
     tile: int | None = None,
     overlap: int | None = None,
 ) -> Tensor:
-    """Maps of one material, on the model's device.
+    """Maps of one material, or of several in one forward pass, on the model's device.
 
     Args:
-        views: (3, 3, S, S) uint8 RGB, on any device.
+        views: (3, 3, S, S) or (B, 3, 3, S, S) uint8 RGB, on any device.
         precision: of the forward pass; `auto`: bf16 on GPUs that have it.
         tile: side of the tiles to predict and blend, for pictures above memory; what that changes
             stands in `tiles`. None, or not below S: the whole picture at once.
         overlap: least number of pixels that neighbouring tiles share. None: a quarter of `tile`.
 
     Returns:
-        (8, S, S) float32 on the CPU: albedo, roughness, metallic in [0, 1], unit normals.
+        (8, S, S) or (B, 8, S, S) float32 on the CPU: albedo, roughness, metallic in [0, 1], unit normals.
 
     Raises:
         UserError: S is no multiple of the encoder's stride, impossible tiles, or too little GPU memory.
@@ -70,7 +70,8 @@ def predict(
 
     def forward(part: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return model(part[None].to(device))[0]
+            maps: Tensor = model(part.reshape(-1, *part.shape[-4:]).to(device))
+        return maps.reshape(*part.shape[:-4], *maps.shape[-3:])
 
     refuse_size(side, multiple, "views")
     if tile is not None:
@@ -82,8 +83,9 @@ def predict(
         return predict_tiles(forward, views, tile, overlap, multiple)
     except torch.OutOfMemoryError as error:
         size = side if tile is None else min(tile, side)
+        smaller = "--batch-size" if views.shape[:-4].numel() > 1 else "--tile"
         raise UserError(
-            f"{size} px a side don't fit into the memory of {device}; use a smaller --tile"
+            f"{size} px a side don't fit into the memory of {device}; use a smaller {smaller}"
         ) from error
 
 

@@ -64,21 +64,22 @@ def window(tile: int, overlap: int) -> Tensor:
 def predict_tiles(
     forward: Callable[[Tensor], Tensor], views: Tensor, tile: int, overlap: int, multiple: int
 ) -> Tensor:
-    """Maps (8, H, W) float32 on the CPU, blended from tiles; blended normals are made unit length again.
+    """Maps (..., 8, H, W) float32 on the CPU, blended from tiles; blended normals are made unit length again.
 
     Args:
-        forward: views (3, 3, tile, tile) -> maps (8, tile, tile).
-        views: (3, 3, H, W); H and W at least `tile`.
+        forward: views (..., 3, 3, tile, tile) -> maps (..., 8, tile, tile).
+        views: (..., 3, 3, H, W); H and W at least `tile`.
     """
     height, width = views.shape[-2:]
     ramp = window(tile, overlap)
     weights = ramp[:, None] * ramp
-    blended, total = torch.zeros(8, height, width), torch.zeros(height, width)
+    blended, total = torch.zeros(*views.shape[:-4], 8, height, width), torch.zeros(height, width)
     for y in starts(height, tile, overlap, multiple):
         for x in starts(width, tile, overlap, multiple):
             part = (..., slice(y, y + tile), slice(x, x + tile))
             blended[part] += forward(views[part]).float().cpu() * weights
             total[part] += weights
     blended /= total
-    blended[NORMAL] = F.normalize(blended[NORMAL], dim=0, eps=1e-6)
+    normals = blended[..., NORMAL, :, :]
+    normals[:] = F.normalize(normals, dim=-3, eps=1e-6)
     return blended

@@ -29,7 +29,7 @@ class Plan:
     recompute: str | Mapping[str, str]
     """none, selective, full or split; or patterns of segment names to these (`blocks.kind_of`)."""
     compile_blocks: bool
-    """Compile each segment; left out under ZeRO-3."""
+    """Compile each segment."""
     sync_batch: bool = False
     shard: str = "world"
     """FSDP: world, or node (HSDP)."""
@@ -42,8 +42,7 @@ def build_network(module: Any, device: torch.device, plan: Plan) -> Network:
     """Spread `module` (on CPU, the same on every rank) as `plan` says."""
     if plan.sync_batch and dist.is_initialized() and dist.get_world_size() > 1:
         synchronise_batch_norms(module)
-    compile_blocks = plan.compile_blocks and not hooks_every_layer(plan)
-    prepare_segments(module.segments(), recompute=plan.recompute, compile_blocks=compile_blocks)
+    prepare_segments(module.segments(), recompute=plan.recompute, compile_blocks=plan.compile_blocks)
     if plan.engine == "fsdp":
         from neuropbr_dist.parallel.fsdp import FSDPNetwork
 
@@ -58,11 +57,6 @@ def build_network(module: Any, device: torch.device, plan: Plan) -> Network:
 
     distributed = plan.engine == "ddp"
     return ReplicatedNetwork(module, device, plan.adam, plan.clip, plan.dtype, distributed)
-
-
-def hooks_every_layer(plan: Plan) -> bool:
-    """ZeRO-3 does: graphs would break at each hook and be made anew in every step (measured: 54)."""
-    return plan.ds_config is not None and plan.ds_config["zero_optimization"]["stage"] == 3
 
 
 def fsdp_mesh(device_type: str, plan: Plan) -> DeviceMesh:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuropbr_dist.parallel.network import Adam, Network, Shard, StepResult
 
@@ -38,7 +38,7 @@ class ZeRONetwork(Network):
             (`config.deepspeed.resolve`).
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, config: dict[str, Any], adam: Adam) -> None:
+    def __init__(self, module: Any, device: torch.device, config: dict[str, Any], adam: Adam) -> None:
         deepspeed = import_deepspeed()
         self.module, self.device = module, device
         self.stage: int = config["zero_optimization"]["stage"]
@@ -49,6 +49,9 @@ class ZeRONetwork(Network):
             name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad
         }
         started_from = {name: p.detach().clone() for name, p in module.named_parameters()}
+        if self.stage == 3:
+            for segment in module.segments().values():
+                segment._z3_leaf = True  # gathered and released as a whole
         trained = [p for p in module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=adam.lr, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay, fused=True
@@ -62,8 +65,24 @@ class ZeRONetwork(Network):
             "fp16": torch.float16,
         }.get(next((k for k in ("bf16", "fp16") if config.get(k, {}).get("enabled")), ""))
         self.clip: float = config.get("gradient_clipping", 0.0)
+        if self.stage == 3:
+            self._reduce_one_by_one()
         self._make_moments()
         self._restore_masters(started_from)
+
+    def _reduce_one_by_one(self) -> None:
+        """Each parameter's gradient is reduced when it is there, as it is outside of DeepSpeed's leaf modules.
+
+        Its hook for a whole leaf fires in a frozen one's backward too, with zeros for every gradient;
+        and before any gradient is there where the leaf's input needs none.
+        """
+        zero: Any = self.engine.optimizer
+        for hooks in (zero._grad_acc_hooks, zero._leaf_module_hooks):
+            while hooks:
+                hooks.pop().remove()
+        for p in self.module.parameters():
+            vars(p).pop("ds_z3_leaf_module", None)
+        zero.create_reduce_and_remove_grad_hooks()
 
     # -- the step --------------------------------------------------------------------------
 

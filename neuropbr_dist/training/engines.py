@@ -70,10 +70,9 @@ def zero_stage(cfg: TrainConfig, env: Environment, part: str) -> int:
     return 0 if path is None else read_ds(path).get("zero_optimization", {}).get("stage", 0)
 
 
-def recompute_of(cfg: TrainConfig, env: Environment, part: str, memory: str) -> Recompute:
-    """What is computed again under memory plan `memory`, as this network can have it."""
-    kind = cfg.training.activation_checkpointing
-    return recompute_patterns(memory, kind, part, zero_stage(cfg, env, part))
+def recompute_of(cfg: TrainConfig, part: str, memory: str) -> Recompute:
+    """What is computed again in this network under memory plan `memory`."""
+    return recompute_patterns(memory, cfg.training.activation_checkpointing, part)
 
 
 def recompute_name(cfg: TrainConfig, memory: str) -> str:
@@ -82,12 +81,11 @@ def recompute_name(cfg: TrainConfig, memory: str) -> str:
     return f"memory plan {memory}" if kind == "plan" else f"activation checkpointing {kind}"
 
 
-def compile_of(cfg: TrainConfig, env: Environment, device: torch.device, part: str) -> str:
-    """`training.compile` as this network can have it: `blocks` or `off`."""
-    kind = cfg.training.compile
-    if kind == "auto":
-        kind = "blocks" if device.type == "cuda" else "off"
-    return "off" if zero_stage(cfg, env, part) == 3 else kind  # its hooks break every graph (measured)
+def compile_of(cfg: TrainConfig, device: torch.device) -> str:
+    """`training.compile` resolved: `blocks` or `off`."""
+    if cfg.training.compile == "auto":
+        return "blocks" if device.type == "cuda" else "off"
+    return cfg.training.compile
 
 
 def compiles_losses(cfg: TrainConfig, env: Environment, device: torch.device) -> bool:
@@ -204,8 +202,8 @@ def plan(cfg: TrainConfig, env: Environment, device: torch.device, part: str, me
         ),
         clip=t.grad_clip_norm,
         dtype=DTYPES[precision],
-        recompute=recompute_of(cfg, env, part, memory),
-        compile_blocks=compile_of(cfg, env, device, part) == "blocks",
+        recompute=recompute_of(cfg, part, memory),
+        compile_blocks=compile_of(cfg, device) == "blocks",
         sync_batch="sync_batch" in norms,
         shard=t.shard,
         ranks_per_node=env.local_world_size,

@@ -143,7 +143,7 @@ class Need:
         state = state_bytes(cfg.model, self.engine, self.stage, self.world, self.dtype)
         activations = Activations.of(cfg, size, self.dtype)
         kind = cfg.training.activation_checkpointing
-        patterns = {plan: recompute_patterns(plan, kind, "generator", self.stage) for plan in PLANS}
+        patterns = {plan: recompute_patterns(plan, kind, "generator") for plan in PLANS}
         return {plan: state + int(FITTED[plan] * activations.bytes(patterns[plan])) for plan in PLANS}
 
 

@@ -23,21 +23,15 @@ GENERATOR_PLANS: dict[str, Recompute] = {
 PLANS = tuple(GENERATOR_PLANS)  # the fastest first
 
 
-def recompute_patterns(plan: str, activation_checkpointing: str, part: str, zero_stage: int) -> Recompute:
+def recompute_patterns(plan: str, activation_checkpointing: str, part: str) -> Recompute:
     """What is computed again in a network (`generator` or `discriminator`).
 
     Args:
         plan: a name of `PLANS`.
         activation_checkpointing: `plan`, or one kind for every segment of the generator.
-        zero_stage: of this network; 0 on other engines.
     """
     if part == "discriminator" and activation_checkpointing in ("plan", "selective"):
         return {}  # its activations are small beside the generator's
     if activation_checkpointing == "plan":
-        patterns = GENERATOR_PLANS[plan]
-    else:
-        patterns = {"*": activation_checkpointing}
-    if zero_stage == 3:
-        # Its own operations stand in the segment, which torch's policy takes for the segment's own.
-        patterns = {name: "full" if kind == "selective" else kind for name, kind in patterns.items()}
-    return patterns
+        return GENERATOR_PLANS[plan]
+    return {"*": activation_checkpointing}

@@ -338,7 +338,7 @@ def describe(
     say(
         f"Engine: {engine_of(cfg, env)} on {env.world_size} x {device.type} ({env.launcher} launcher), "
         f"{precision_of(cfg, device)}, {recompute_name(cfg, memory)}, "
-        f"torch.compile {compile_of(cfg, env, device, 'generator')}"
+        f"torch.compile {compile_of(cfg, device)}"
     )
     say(
         f"Batch: {t.global_batch_size} = up to {micro.per_step} x {micro.size} on {env.world_size} rank(s); "

@@ -48,7 +48,7 @@ def start_facts(
         "engine_discriminator": engine_of(cfg, env, "discriminator") if cfg.model.use_gan else None,
         "precision": precision_of(cfg, device),
         "activation_checkpointing": recompute_name(cfg, memory),
-        "compile": compile_of(cfg, env, device, "generator"),
+        "compile": compile_of(cfg, device),
         "global_batch": t.global_batch_size,
         "micro_batch": micro.size,
         "micro_batches_per_step": micro.per_step,
