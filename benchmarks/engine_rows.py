@@ -229,6 +229,7 @@ def main() -> None:
 def measure(
     rows: Rows, args: argparse.Namespace, device: torch.device, engine: Row, known: dict[Any, Any]
 ) -> None:
+    """Agreement, then the memory of the state."""
     if device.type == "cuda":
         rows.facts["gpu"] = torch.cuda.get_device_name(device)
         rows.measure({"what": "memory"}, partial(memory, device, args.engine, engine))

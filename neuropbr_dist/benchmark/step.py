@@ -77,7 +77,7 @@ class StepBench:
         self.began = time.perf_counter()
         cfg.training.global_batch_size = cfg.training.batch_size * env.world_size
         self.networks: dict[str, Network] = build_networks(cfg, env, device, None, memory)
-        self.objective = Objective(cfg, compiles_losses(cfg, env, device))
+        self.objective = Objective(cfg, compiles_losses(cfg, device))
         self.batch = random_batch(cfg, size, device)
         self.losses: dict[str, Tensor] = {}
 

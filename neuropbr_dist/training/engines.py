@@ -88,9 +88,9 @@ def compile_of(cfg: TrainConfig, device: torch.device) -> str:
     return cfg.training.compile
 
 
-def compiles_losses(cfg: TrainConfig, env: Environment, device: torch.device) -> bool:
+def compiles_losses(cfg: TrainConfig, device: torch.device) -> bool:
     """Where the networks are, on a GPU: a CPU's compiler takes minutes over them."""
-    return device.type == "cuda" and compile_of(cfg, env, device, "generator") == "blocks"
+    return device.type == "cuda" and compile_of(cfg, device) == "blocks"
 
 
 def need_of(cfg: TrainConfig, env: Environment, device: torch.device) -> Need:

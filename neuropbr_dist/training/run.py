@@ -222,7 +222,7 @@ def assemble(
     memory = memory_plan(cfg, samples.source.size, env, device, say)
     networks = build_networks(cfg, env, device, backbone, memory)
     start_up.mark("networks")
-    objective = Objective(cfg, compiles_losses(cfg, env, device))
+    objective = Objective(cfg, compiles_losses(cfg, device))
     ema = WeightAverage(networks["generator"], t.ema_decay) if t.ema_decay is not None else None
     progress = restore(checkpoint, networks, ema, say) if checkpoint else Progress()
     if checkpoint:
