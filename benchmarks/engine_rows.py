@@ -16,7 +16,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import Tensor
 
 from neuropbr_dist.cluster import detect, pick_device, process_group
 from neuropbr_dist.config import load
@@ -25,7 +24,7 @@ from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.parallel import Network, Plan, build_network
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.step import gan_step
-from tests.parity import ADAM, Case, Row, differences, models, train_row
+from tests.parity import ADAM, Case, Row, differences, train_row, update_error
 from tests.plain_loop import train_plain
 
 SMOOTH = Case(batch=8)
@@ -88,17 +87,6 @@ def distances(found: dict[str, Any], reference: dict[str, Any], case: Case) -> d
         "losses": max(ratios["G_loss"], ratios["D_loss"]),
         "update": update_error(found["state"], reference["state"], case),
     }
-
-
-def update_error(found: dict[str, Tensor], reference: dict[str, Tensor], case: Case) -> float:
-    """|found - reference| / |reference - start|, Euclidean, over all parameters of both networks."""
-    off, moved = 0.0, 0.0
-    for part, net in zip(("generator", "discriminator"), models(case), strict=True):
-        for name, start in net.named_parameters():
-            ours, theirs = found[f"{part}/param/{name}"], reference[f"{part}/param/{name}"]
-            off += float((ours - theirs).square().sum())
-            moved += float((theirs - start.detach().double()).square().sum())
-    return (off / moved) ** 0.5
 
 
 def agreement_rows(engine: Row, compiled: bool) -> Iterator[tuple[str, Case, Row]]:

@@ -35,17 +35,23 @@ BF16_BOUND = 2.0
 MEMORY_BOUND = 0.1
 
 
+<<<<<<< .merge_file_WhAzeB
 def launches(worlds: list[int], engines: list[str], folder: Path, device: str) -> list[Launch]:
     """One launch an engine and world size."""
+=======
+def launches(args: argparse.Namespace) -> list[Launch]:
+>>>>>>> .merge_file_AcVZWQ
     found = []
-    for world in sorted(worlds, reverse=True):  # the longest first
-        for engine in engines:
+    for world in sorted(args.worlds, reverse=True):  # the longest first
+        for engine in args.engines:
             if (engine == "hsdp" and world < 4) or (engine == "single" and world > 1):
                 continue
             name = f"{engine}-{world}"
-            compiled = ["--compile"] * (world == COMPILED_AT or engine == "hsdp" or worlds == [world])
-            out = ["--out", str(folder / f"{name}.json"), "--device", device]
-            found.append(Launch(name=name, ranks=world, words=[str(WORKER), engine, *compiled, *out]))
+            compiled = not args.no_compile and (world == COMPILED_AT or engine == "hsdp")
+            words = ["--out", str(args.folder / f"{name}.json"), "--device", args.device]
+            found.append(
+                Launch(name=name, ranks=world, words=[str(WORKER), engine, *words, *["--compile"] * compiled])
+            )
     return found
 
 
@@ -94,6 +100,7 @@ def main() -> None:
     p.add_argument("--engines", nargs="+", default=["single", *EVERYWHERE, "hsdp"], metavar="NAME")
     p.add_argument("--share", type=int, default=2, metavar="N", help="launches on a GPU at a time; default 2")
     p.add_argument("--limit", type=float, default=150, metavar="SECONDS", help="of one launch; default 150")
+    p.add_argument("--no-compile", action="store_true", help="no rows with compiled blocks")
     p.add_argument("--device", default="cuda", help="cpu: a rehearsal, without memory")
     p.add_argument("--folder", type=Path, default=Path("engines"), metavar="DIR", help="default ./engines")
     args = p.parse_args()
@@ -112,9 +119,7 @@ def main() -> None:
 
     gpus = range(torch.cuda.device_count() if args.device == "cuda" else max(args.worlds))
     slots = [*gpus] * args.share
-    run_all(
-        launches(args.worlds, args.engines, args.folder, args.device), slots, args.folder, note, args.limit
-    )
+    run_all(launches(args), slots, args.folder, note, args.limit)
     print(as_tables(rows))
 
 

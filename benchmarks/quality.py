@@ -7,7 +7,7 @@ Every variant is a run of `launch/train.py` on a GPU of its own (`--gpus-each N`
 the same seed, the same materials held out and the same number of epochs: as many as the default, GAN on,
 does in `--minutes`, found by a short run before. Epochs of warm-up and the GAN's start scale with it, from
 the default preset's 5 of 100. A variant that needs longer is stopped, saves, and says so in the table.
-`--to` gets `quality.md`, `quality.png` and each run's `metrics.jsonl`. Other words go to every run.
+`--to` gets `quality.md`, `quality.png` and `metrics.jsonl`, all runs' lines in one file. Other words go to every run.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def main() -> None:
     text = report(args, results)
     (args.to / "quality.md").write_text(text)
     picture(results, args.to / "quality.png")
-    for result in results:
-        shutil.copy(result.folder / "metrics.jsonl", args.to / f"{result.name}.metrics.jsonl")
+    lines = [json.dumps({"variant": result.name, **line}) for result in results for line in result.lines()]
+    (args.to / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
     print(text)
 
 

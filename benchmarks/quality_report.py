@@ -59,7 +59,7 @@ def report(args: argparse.Namespace, results: list[Result]) -> str:
     mean = mean_maps(results[0])
     return "\n".join(
         [
-            f"# Held-out validation after {args.minutes:g} minutes, {data}\n",
+            f"# Held-out validation after at most {args.minutes:g} minutes, {data}\n",
             f"- **Hardware**: {args.gpus_each} x {device_name(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))} a variant",
             f"- **Software**: {', '.join(f'{name} {found}' for name, found in versions().items())}",
             f"- **Command**: `python benchmarks/quality.py {' '.join(sys.argv[1:])}`",

@@ -23,13 +23,20 @@ RANK_0_FIRST_S = 3.0
 
 
 def entry(function: Callable[[Sequence[str] | None], None]) -> Callable[..., None]:
-    """A `UserError` becomes one line on stderr and exit code 2; a traceback only under `--debug`."""
+    """A `UserError` becomes one line on stderr and exit code 2, Ctrl-C one word and 130; a traceback only
+    under `--debug`."""
 
     @wraps(function)
     def run(argv: Sequence[str] | None = None) -> None:
         quiet_libraries()
         try:
             function(argv)
+        except KeyboardInterrupt:
+            if "--debug" in (sys.argv if argv is None else argv):
+                raise
+            print("interrupted", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(128 + signal.SIGINT)
         except UserError as error:
             if "--debug" in (sys.argv if argv is None else argv):
                 raise

@@ -331,3 +331,14 @@ def relative(found: Tensor, reference: Tensor) -> float:
 
 def worst(found: dict[str, Any], reference: dict[str, Any]) -> float:
     return max(differences(found, reference).values())
+
+
+def update_error(found: dict[str, Tensor], reference: dict[str, Tensor], case: Case) -> float:
+    """|found - reference| / |reference - start|, Euclidean, over all parameters of both networks."""
+    off, moved = 0.0, 0.0
+    for part, net in zip(("generator", "discriminator"), models(case), strict=True):
+        for name, start in net.named_parameters():
+            ours, theirs = found[f"{part}/param/{name}"], reference[f"{part}/param/{name}"]
+            off += float((ours - theirs).square().sum())
+            moved += float((theirs - start.detach().double()).square().sum())
+    return (off / moved) ** 0.5

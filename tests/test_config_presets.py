@@ -201,6 +201,7 @@ def test_faults_of_a_yaml_file_are_named(tmp_path, fault):
         ("quicktest", ["quicktest", "quick_test", ".yaml", ".py"]),
         ("no/such.yaml", ["no/such.yaml", "no such file"]),
         ("no/such.py", ["no/such.py", "no such file"]),
+        ("configs/high_quality.py", ["no such file", "--config high_quality"]),
     ],
 )
 def test_what_is_neither_preset_nor_file(source, named):

@@ -208,6 +208,33 @@ def test_killed_again_and_again_it_comes_to_the_same_set(tmp_path):
     assert len(names) == len(set(names)) == 32 + 16, "nothing noted was done twice"
 
 
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("workers", [1, 2])
+def test_interrupted_at_the_keyboard_it_says_one_word_and_goes_on(tmp_path, workers):
+    metadata = {f"sample_{i:04d}": f"material_{i:02d}" for i in range(16)}
+    pictures, dest = write_set(tmp_path, metadata, size=256), tmp_path / "dest"
+    packer = start_packing(pictures, dest, workers)
+    while packer.poll() is None and records(dest) < 2:
+        time.sleep(0.002)
+    packer.send_signal(signal.SIGINT)
+    _, err = packer.communicate(timeout=DEADLINE_S)
+    assert packer.returncode == 130
+    assert err.splitlines()[-1].endswith("interrupted") and "Traceback" not in err
+    assert not (dest / "packed.json").exists() and 2 <= records(dest) < 1 + 32
+    assert pack(*pictures, dest, progress=False).clean
+    same_as_clean_files(dest, pictures)
+
+
+def same_as_clean_files(dest, pictures):
+    for ours, theirs in zip(
+        PackedSource(dest, 0).entries, files(pictures, curriculum=0).entries, strict=True
+    ):
+        for mine, other in zip(
+            PackedSource(dest, 0).load(ours), (read_views(theirs), read_maps(theirs)), strict=True
+        ):
+            np.testing.assert_array_equal(mine, other)
+
+
 def records(dest):
     path = dest / "journal.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0

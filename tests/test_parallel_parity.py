@@ -13,7 +13,7 @@ import pytest
 from neuropbr_dist.parallel import Network
 from tests import parity
 from tests.distributed import run
-from tests.parity import Case, Row, differences, train_row
+from tests.parity import Case, Row, differences, train_row, update_error
 from tests.plain_loop import train_plain
 
 TITLE = "engines against the plain loop: largest relative difference"
@@ -101,6 +101,25 @@ def test_matches_the_plain_loop(pair, summary):
 @pytest.mark.parametrize("name", ["single", "ddp", "fsdp"])
 def test_real_losses_in_float64(name, summary):
     check(summary, (REAL, ENGINES[name]), 1e-12)
+
+
+@cache
+def single_in_bf16() -> dict[str, Any]:
+    return train_row(BASIC, replace(ENGINES["single"], bf16=True))
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_bf16_is_off_by_its_own_noise(name, accumulation, summary):
+    """Judged by the whole update: single elements near zero are noise. The yardstick is bf16 against float32."""
+    row = replace(ENGINES[name], accumulation=accumulation, bf16=True)
+    bound = 2 * update_error(single_in_bf16()["state"], reference(BASIC)["state"], BASIC)
+    found = update_error(trained(BASIC, row)["state"], single_in_bf16()["state"], BASIC)
+    mark = "ok" if found <= bound else "OUT"
+    line = f"{found:9.1e}  (bound {bound:.0e})  {mark:3}  {label((BASIC, row))}, the update against single's"
+    summary.setdefault(TITLE, []).append(line)
+    assert found <= bound < 0.05
 
 
 @pytest.mark.parametrize("case", [BASIC, WIDE, TWO_D_STEPS, FROZEN, TINY, REAL], ids=str)

@@ -28,6 +28,8 @@ def load(source: str) -> TrainConfig:
         raise UserError(
             f"--config {source!r}: not a preset ({', '.join(PRESETS)}) and not a .yaml or .py file"
         )
+    if path.stem in PRESETS and not path.exists():  # the guide's configs/high_quality.py
+        raise UserError(f"--config {source}: no such file; the preset of that name is --config {path.stem}")
     text = read_text(path, "--config")
     return from_python(path) if path.suffix == ".py" else from_yaml(text, str(path))
 

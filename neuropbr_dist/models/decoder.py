@@ -38,9 +38,9 @@ class DecoderBlock(nn.Module):
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int, norm: NormFactory) -> None:
         super().__init__()
         self.up = Up(*conv_layers(in_channels, out_channels, norm))
-        _, *first = conv_layers(skip_channels + out_channels, out_channels, norm)
         join = JoinConv2d(skip_channels + out_channels, out_channels, 3, padding=1, bias=False)
-        self.conv = Join(join, *first, *conv_layers(out_channels, out_channels, norm))
+        first = [join, norm(out_channels), nn.ReLU(inplace=True)]
+        self.conv = Join(*first, *conv_layers(out_channels, out_channels, norm))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """x (B, C, h, w), skip (B, S, 2h, 2w), the views' mean -> (B, out, 2h, 2w)"""

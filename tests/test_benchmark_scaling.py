@@ -1,0 +1,168 @@
+"""`launch/benchmark.py scaling` and `benchmarks/engines.py`: launches, intervals and tables, without a GPU."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from neuropbr_dist.benchmark import scaling
+from neuropbr_dist.benchmark.communication import communication_ms, length, overlap, union
+from neuropbr_dist.benchmark.ranks import Launch, error_in, run_all
+
+CUDA = torch.autograd.DeviceType.CUDA
+
+
+def event(name: str, begin: float, end: float, **more: object) -> SimpleNamespace:
+    """As `torch.profiler` gives it; microseconds."""
+    span = SimpleNamespace(start=begin, end=end)
+    return SimpleNamespace(
+        **{"name": name, "time_range": span, "device_type": CUDA, "is_user_annotation": False, **more}
+    )
+
+
+def test_exposed_is_where_nccl_runs_alone():
+    events = [
+        event("ncclDevKernel_AllGather", 0, 4000),
+        event("ncclDevKernel_ReduceScatter", 3000, 6000),  # on another stream: 3000 to 4000 counts once
+        event("triton_fused", 1000, 2000),
+        event("gemm", 5500, 9000),
+        event("Memcpy DtoD", 0, 9000),  # a copy hides nothing
+        event("FSDP::all_gather", 0, 9000, is_user_annotation=True),
+        event("aten::mm", 0, 9000, device_type=torch.autograd.DeviceType.CPU),
+    ]
+    assert communication_ms(events) == (6.0, 4.5)
+
+
+def test_intervals_are_those_of_their_points():
+    rng = random.Random(0)
+
+    def some() -> list[tuple[float, float]]:
+        starts = [rng.randrange(60) for _ in range(rng.randrange(1, 12))]
+        return [(begin, begin + rng.randrange(1, 9)) for begin in starts]
+
+    def points(spans: list[tuple[float, float]]) -> set[int]:
+        return {i for begin, end in spans for i in range(int(begin), int(end))}
+
+    for _ in range(200):
+        a, b = some(), some()
+        assert length(union(a)) == len(points(a))
+        assert length(overlap(union(a), union(b))) == len(points(a) & points(b))
+
+
+# -- launches ------------------------------------------------------------------------------
+
+SCRIPT = """
+import os, pathlib, sys
+e = os.environ
+line = " ".join(e[k] for k in ("CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+pathlib.Path(sys.argv[1] + e["RANK"]).write_text(line)
+if sys.argv[2:]:
+    raise ValueError(sys.argv[2])
+"""
+
+
+@pytest.mark.multiprocess
+def test_a_launch_has_gpus_of_its_own_and_a_failed_one_costs_itself_only(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+
+    def launch(name: str, ranks: int, nodes: int = 1, *more: str) -> Launch:
+        return Launch(name=name, ranks=ranks, nodes=nodes, words=[str(script), str(tmp_path / name), *more])
+
+    ended: dict[str, str] = {}
+    launches = [launch("two-nodes", 2, 2), launch("broken", 1, 1, "no such thing"), launch("large", 4)]
+    run_all(launches, [5, 6, 7], tmp_path / "logs", lambda one, fault: ended.update({one.name: fault}), 200)
+
+    assert ended["two-nodes"] == ""
+    assert (tmp_path / "two-nodes0").read_text() == "5 0 2 0 1"
+    assert (tmp_path / "two-nodes1").read_text() == "6 1 2 0 1"
+    assert ended["broken"] == "ended with code 1: ValueError: no such thing"
+    assert (tmp_path / "broken0").read_text() == "7 0 1 0 1"
+    assert ended["large"] == "needs 4 GPUs, 3 here"
+
+
+@pytest.mark.multiprocess
+def test_a_launch_over_its_limit_is_ended_with_its_ranks(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(999)"
+    )
+    ended: list[str] = []
+    launch = Launch(name="slow", ranks=1, words=[str(script)])
+    run_all([launch], [0], tmp_path, lambda _one, fault: ended.append(fault), 20)
+    assert ended[0].startswith("over its time limit")
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+
+
+def test_the_error_of_a_log_is_the_first_rank_s(tmp_path: Path):
+    log = tmp_path / "log"
+    log.write_text("W1126 a warning\n[rank1]: RuntimeError: one\n[rank0]: ValueError: two\nE1126 ended\n")
+    assert error_in(log) == "[rank1]: RuntimeError: one"
+    log.write_text("last words")
+    assert error_in(log) == "last words"
+
+
+def test_rows_are_launched_for_every_engine_and_world(tmp_path: Path):
+    p = ArgumentParser()
+    scaling.add_arguments(p)
+    words = ["--engines", "fsdp", "hsdp", "--worlds", "1", "4", "--data", "set", "--folder", str(tmp_path)]
+    found = scaling.launches(p.parse_args(words), ["--set", "a=1"])
+    assert [one.name for one in found] == [
+        "fsdp-1-random", "fsdp-4-random", "hsdp-4-random", "fsdp-1-packed", "fsdp-4-packed", "hsdp-4-packed",
+    ]  # fmt: skip
+    assert [one.nodes for one in found] == [1, 1, 2, 1, 1, 2]
+    assert found[-1].words[-4:] == ["--data", "set", "--set", "a=1"]
+
+
+# -- tables --------------------------------------------------------------------------------
+
+
+def test_a_row_is_held_against_one_gpu_and_a_failed_one_shows_its_error():
+    row = {
+        "data": "random", "spread_ms": 2.0, "allocated_gib": [20.0, 20.04], "reserved_gib": [22.0, 23.0],
+        "nccl_ms": [9.0, 12.0], "exposed_ms": [1.0, 1.0], "matmul_tflops": [700.0, 710.0], "first_step_s": 5.0,
+    }  # fmt: skip
+    rows = [
+        {"name": "fsdp", "world": 4, "ms": 1010.0, "samples_per_s_rank": 0.99, **row},
+        {"name": "fsdp", "world": 1, "ms": 1000.0, "samples_per_s_rank": 1.0, **row},
+        {"name": "zero2", "world": 1, "data": "random", "error": "ended with code 1: a|b"},
+    ]
+    lines = scaling.as_table(rows).splitlines()
+    assert "| 100.0% |" in lines[2] and "| 99.0% | 20.0 | 22.0–23.0 | 9.0–12.0 | 1.0 |" in lines[3]
+    assert "ended with code 1: a/b" in lines[4]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.multiprocess
+def test_engines_rehearses_on_cpu(tmp_path: Path):
+    """The whole proof of one engine on one rank: launch, rows, table."""
+    import subprocess
+
+    words = [
+        "--worlds",
+        "1",
+        "--engines",
+        "zero3",
+        "--no-compile",
+        "--device",
+        "cpu",
+        "--folder",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/engines.py", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "engines.json").read_text())
+    assert [(r["precision"], r["accumulation"]) for r in rows] == [
+        ("float32", 1), ("float32", 2), ("bf16", 1), ("bf16", 2),
+    ]  # fmt: skip
+    table = (tmp_path / "engines.md").read_text()
+    assert table.count("| ok |") == 4 and "OUT" not in table and "rror" not in table
