@@ -35,12 +35,7 @@ BF16_BOUND = 2.0
 MEMORY_BOUND = 0.1
 
 
-<<<<<<< .merge_file_WhAzeB
-def launches(worlds: list[int], engines: list[str], folder: Path, device: str) -> list[Launch]:
-    """One launch an engine and world size."""
-=======
 def launches(args: argparse.Namespace) -> list[Launch]:
->>>>>>> .merge_file_AcVZWQ
     found = []
     for world in sorted(args.worlds, reverse=True):  # the longest first
         for engine in args.engines:
@@ -56,7 +51,6 @@ def launches(args: argparse.Namespace) -> list[Launch]:
 
 
 def as_tables(rows: list[dict[str, Any]]) -> str:
-    """All rows as two Markdown tables."""
     agreement = [
         "| engine | ranks | precision | accumulation | recompute | compile | all | parameters | losses | update "
         "| bound | |",
@@ -94,7 +88,6 @@ def judged(row: dict[str, Any]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Run every launch and write the tables after each."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--worlds", nargs="+", type=int, default=[1, 2, 4], metavar="N", help="default 1 2 4")
     p.add_argument("--engines", nargs="+", default=["single", *EVERYWHERE, "hsdp"], metavar="NAME")

@@ -60,6 +60,11 @@ def resolve(
             f"{path}: zero_optimization.stage = 0 with training.precision = {precision}: DeepSpeed's updates "
             "are numerically off there (measured); use --engine ddp, stage 1 or more, or precision fp32"
         )
+    if stage == 3:
+        # DeepSpeed's own linear layer loses the gradient of its input in compiled code: on a GPU no gradient
+        # went through attention, without a word (measured). Segments are gathered whole, and need none of it.
+        zero = tree["zero_optimization"]
+        fill(zero, path, "memory_efficient_linear", False, "torch.compile", "zero_optimization.")
     fill(tree, path, "train_batch_size", global_batch, "training.global_batch_size")
     fill(tree, path, "train_micro_batch_size_per_gpu", micro_batch, "training.batch_size")
     fill(tree, path, "gradient_accumulation_steps", accumulation, "training.batch_size")

@@ -5,7 +5,7 @@ functions, which a test holds against each other. Measured gains: `benchmarks/`.
 """
 
 from neuropbr_dist.kernels.conv import conv
-from neuropbr_dist.kernels.dispatch import compute_dtype, usable
+from neuropbr_dist.kernels.dispatch import channels_last, compute_dtype, usable
 from neuropbr_dist.kernels.maps import activate_maps
 from neuropbr_dist.kernels.norm_act import group_norm_act
 from neuropbr_dist.kernels.upsample import upsample_2x
@@ -14,6 +14,7 @@ from neuropbr_dist.kernels.views import VIEWS, max_pool_and_mean, mean_over_view
 __all__ = [
     "VIEWS",
     "activate_maps",
+    "channels_last",
     "compute_dtype",
     "conv",
     "group_norm_act",

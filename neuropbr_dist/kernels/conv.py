@@ -89,11 +89,11 @@ def conv(
     """
     fold = folding(x, weight, stride, padding) if residual is None else None
     if fold is not None:
-        x = channels_last(x if fold.channels == x.shape[1] else F.pad(x, (0, 0, 0, 0, 0, 1)))
-        x, weight = fold_width(x, fold.into), fold_weight(weight, fold, stride[1], padding[1])
+        x = x if fold.channels == x.shape[1] else F.pad(x, (0, 0, 0, 0, 0, 1))
+        x, weight = fold_width(channels_last(x), fold.into), fold_weight(weight, fold, stride[1], padding[1])
         bias = None if bias is None else bias.repeat(fold.out)
         stride, padding = (stride[0], 1), (padding[0], 1)
-    weight = channels_last(weight)
+    x, weight = channels_last(x), channels_last(weight)
     if slope is not None and bias is not None:
         y = ConvBiasAct.apply(x, weight, bias, residual, stride, padding, slope)
     else:
@@ -120,7 +120,6 @@ class ConvBiasAct(torch.autograd.Function):
         padding: Pair,
         slope: float,
     ) -> Tensor:
-        x = channels_last(x)
         if x.is_cuda and slope == 0.0:
             words = (bias.to(x.dtype), stride, padding, (1, 1), 1)
             if residual is None:

@@ -66,6 +66,8 @@ class JoinConv2d(nn.Conv2d):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:  # type: ignore[override]
         """(N, C1, H, W), (N, C2, H, W) with C1 + C2 = `in_channels` -> (N, O, H, W)"""
+        if kernels.usable(first):
+            first, second = kernels.channels_last(first), kernels.channels_last(second)
         of_first, of_second = self.weight.split([first.shape[1], second.shape[1]], dim=1)
         return self._conv_forward(first, of_first, None) + self._conv_forward(second, of_second, self.bias)
 

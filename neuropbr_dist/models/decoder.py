@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neuropbr_dist.kernels import upsample_2x
-from neuropbr_dist.models.conv import ConvChain, JoinConv2d, conv_layers, conv_norm_act, run_layers
+from neuropbr_dist.models.conv import Conv2d, ConvChain, JoinConv2d, conv_layers, conv_norm_act, run_layers
 from neuropbr_dist.models.norm import NormFactory, norm_factory
 
 WIDTH = 64  # channels that reach the heads
@@ -58,9 +58,9 @@ def super_resolution_head(norm: NormFactory) -> ConvChain:
     )
 
 
-def map_heads() -> nn.Conv2d:
+def map_heads() -> Conv2d:
     """The four 1x1 heads as one convolution, 64 -> 8 rows in the order of `HEADS`."""
-    heads = nn.Conv2d(WIDTH, sum(HEADS.values()), 1)
+    heads = Conv2d(WIDTH, sum(HEADS.values()), 1)
     # A flat surface is the neutral start: normals point out of it.
     assert heads.bias is not None
     with torch.no_grad():
@@ -86,7 +86,7 @@ class Decoder(nn.Module):
             out = skip if skip <= WIDTH else skip // 2
             self.blocks.append(DecoderBlock(in_channels, skip, out, make))
             in_channels = out
-        self.project = nn.Conv2d(in_channels, WIDTH, 1) if in_channels != WIDTH else nn.Identity()
+        self.project = Conv2d(in_channels, WIDTH, 1) if in_channels != WIDTH else nn.Identity()
         self.super_resolution = super_resolution_head(make) if super_resolution else nn.Identity()
         self.heads = map_heads()
 

@@ -43,10 +43,10 @@ class Discriminator(nn.Module):
         for i in range(1, layers + 1):
             out = ndf * min(2**i, 8)
             stride = 2 if i < layers else 1
-            conv = nn.Conv2d(width, out, 4, stride, 1, bias=False)
+            conv = Conv2d(width, out, 4, stride, 1, bias=False)
             self.blocks.append(ConvChain(conv, norm(out), leaky()))
             width = out
-        last: list[nn.Module] = [nn.Conv2d(width, 1, 4, 1, 1)]
+        last: list[nn.Module] = [Conv2d(width, 1, 4, 1, 1)]
         self.output = nn.Sequential(*last, *([nn.Sigmoid()] if config.discriminator_use_sigmoid else []))
         self.apply(init_weights)
 
