@@ -137,7 +137,7 @@ def default_networks(device: torch.device, row: Row) -> list[Network]:
     cfg = load("default")
     cfg.model.encoder_pretrained = False
     zero = {
-        "stage": row.stage, "overlap_comm": True, "contiguous_gradients": True,
+        "stage": row.stage, "overlap_comm": True, "contiguous_gradients": True, "memory_efficient_linear": False,
         "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET, "stage3_prefetch_bucket_size": BUCKET,
     }  # fmt: skip
     ds = {

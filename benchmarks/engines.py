@@ -36,6 +36,7 @@ MEMORY_BOUND = 0.1
 
 
 def launches(args: argparse.Namespace) -> list[Launch]:
+    """One launch an engine and world size."""
     found = []
     for world in sorted(args.worlds, reverse=True):  # the longest first
         for engine in args.engines:
@@ -51,6 +52,7 @@ def launches(args: argparse.Namespace) -> list[Launch]:
 
 
 def as_tables(rows: list[dict[str, Any]]) -> str:
+    """All rows as two Markdown tables."""
     agreement = [
         "| engine | ranks | precision | accumulation | recompute | compile | all | parameters | losses | update "
         "| bound | |",
@@ -88,6 +90,7 @@ def judged(row: dict[str, Any]) -> tuple[float, float]:
 
 
 def main() -> None:
+    """Run every launch and write the tables after each."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--worlds", nargs="+", type=int, default=[1, 2, 4], metavar="N", help="default 1 2 4")
     p.add_argument("--engines", nargs="+", default=["single", *EVERYWHERE, "hsdp"], metavar="NAME")

@@ -208,6 +208,7 @@ def rank_batch(case: Case, row: Row, step: int) -> list[DeviceBatch]:
 
 def ds_config(case: Case, row: Row) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": row.stage, "stage3_param_persistence_threshold": row.persist}
+    zero |= {"memory_efficient_linear": False} if row.stage == 3 else {}
     if row.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
         if row.stage == 3:
