@@ -218,6 +218,8 @@ class TrainingConfig:
     """Recompute activations in backward: as `memory` says, or alike in every segment of the generator. `selective` keeps attention outputs; `full` keeps segment inputs only."""
     compile: Literal["auto", "off", "blocks"] = "auto"
     """torch.compile of each block. `auto`: on CUDA only."""
+    kernels: bool = True
+    """Hand-written kernels on a GPU in half precision; false: plain PyTorch, compiled, as everywhere else."""
     grad_clip_norm: float | None = 1.0
     """Largest gradient norm of each network. None: no clipping."""
     ema_decay: float | None = None

@@ -5,7 +5,7 @@ functions, which a test holds against each other. Measured gains: `benchmarks/`.
 """
 
 from neuropbr_dist.kernels.conv import conv
-from neuropbr_dist.kernels.dispatch import channels_last, compute_dtype, usable
+from neuropbr_dist.kernels.dispatch import channels_last, compute_dtype, enable, usable
 from neuropbr_dist.kernels.maps import activate_maps
 from neuropbr_dist.kernels.norm_act import group_norm_act
 from neuropbr_dist.kernels.upsample import upsample_2x
@@ -17,6 +17,7 @@ __all__ = [
     "channels_last",
     "compute_dtype",
     "conv",
+    "enable",
     "group_norm_act",
     "max_pool_and_mean",
     "mean_over_views",

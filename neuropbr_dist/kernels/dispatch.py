@@ -5,6 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_enabled = True
+
+
+def enable(on: bool) -> None:
+    """Let the kernels run where they can, or nowhere (`training.kernels`). For the whole process."""
+    global _enabled
+    _enabled = on
+
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """What an operation on `x` computes in: autocast's dtype where that is on, else its own."""
@@ -14,7 +22,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def usable(x: Tensor) -> bool:
     """Whether the kernels take over for an operation on `x`."""
-    if not x.is_cuda or torch.compiler.is_compiling():
+    if not _enabled or not x.is_cuda or torch.compiler.is_compiling():
         return False
     return compute_dtype(x) in (torch.bfloat16, torch.float16)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from neuropbr_dist import kernels
 from neuropbr_dist.cluster import Environment, from_rank_0, is_rank_0
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.config.deepspeed import read as read_ds
@@ -160,6 +161,7 @@ def build_networks(
         memory: the memory plan, resolved (`memory_plan`).
     """
     refuse_uneven_batch_norm(cfg, env.world_size)
+    kernels.enable(cfg.training.kernels)
     torch.manual_seed(cfg.training.seed)  # the same weights on every rank before sharding
     generator = Generator(cfg.model)
     if backbone is not None:
