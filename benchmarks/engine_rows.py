@@ -172,9 +172,9 @@ def memory(device: torch.device, name: str, row: Row) -> dict[str, Any]:
         gan_step(g, d, batch, Objective(load("default")))
     held["between_steps"] = allocated(device) - before
     parameters, gradients, moments = formula(name, row.world)
-    n = sum(
-        torch.Size(shard.shape).numel() for net in (g, d) for shard in net.shards() if "param" in shard.name
-    )
+    with torch.device("meta"):  # a rank's own shards are not all of them
+        whole = [net(load("default").model) for net in (Generator, Discriminator)]
+    n = sum(p.numel() for net in whole for p in net.parameters())
     return {
         **{where: value / 2**20 for where, value in held.items()}, "parameters": n,
         "formula": n * (parameters + gradients + moments) / 2**20,

@@ -122,13 +122,17 @@ class StepBench:
             self.step()
             torch.cuda.synchronize()
         kernels: dict[str, list[float]] = defaultdict(list)
-        syncs = -1  # the one above
+        waits, launched = [], 0.0
         for event in found.events():
             if event.device_type == torch.autograd.DeviceType.CUDA:
-                kernels[event.name].append(event.device_time / 1e3)
+                if not event.is_user_annotation:  # spans that engines mark on the device's line
+                    kernels[event.name].append(event.device_time / 1e3)
+            elif "Launch" in event.name:
+                launched = max(launched, event.time_range.start)
             elif event.name in ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"):
-                syncs += 1
-        row.kernels_ms, row.syncs = sum(map(sum, kernels.values())), syncs
+                waits.append(event.time_range.start)
+        # Those after the last launch are the one above and the profiler's own.
+        row.kernels_ms, row.syncs = sum(map(sum, kernels.values())), sum(at < launched for at in waits)
         return sorted(((n, sum(t), len(t)) for n, t in kernels.items()), key=lambda k: -k[1])
 
 

@@ -62,6 +62,9 @@ def train_parser() -> argparse.ArgumentParser:
         "--stop-after-steps", type=int, metavar="N", help="save and stop after this many steps in all"
     )
     p.add_argument(
+        "--profile", metavar="N-M", help="trace steps N to M on rank 0 into the run's folder, profile/"
+    )
+    p.add_argument(
         "--debug", action="store_true", help="one device, no launcher: look at one batch, overfit it"
     )
     p.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher

@@ -41,6 +41,7 @@ from neuropbr_dist.training.engines import precision_of
 from neuropbr_dist.training.faults import FaultWatch
 from neuropbr_dist.training.flops import matmul_flops, sample_flops
 from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.profile import StepProfiler
 from neuropbr_dist.training.sample_log import SampleLog
 from neuropbr_dist.training.schedule import Schedule
 from neuropbr_dist.training.state import Progress, saved_fragments, snapshot
@@ -74,6 +75,8 @@ class Run:
     """Of the allocation, Unix seconds."""
     stop_after_epochs: int | None = None
     stop_after_steps: int | None = None
+    profiler: StepProfiler | None = None
+    """Of this rank, if it traces steps."""
 
 
 class Trainer:
@@ -156,7 +159,11 @@ class Trainer:
         reason = None
         while p.cursor < self.order.total_samples and (reason := self.wanted_stop()) is None:
             before = self.epochs_done
+            if run.profiler is not None:
+                run.profiler.before(p.step + 1)
             self.step(batches)
+            if run.profiler is not None:
+                run.profiler.after(p.step)
             if run.start_up.open:
                 self.started_up()
             due = p.step % run.cfg.training.log_every_n_steps == 0
@@ -352,6 +359,8 @@ class Trainer:
     def finish(self, reason: str | None) -> None:
         """The last save, waited for."""
         run = self.run
+        if run.profiler is not None:
+            run.profiler.close(run.progress.step)
         if self.steps_since_log:
             self.log_step()
         if self.saved_at != run.progress.step:

@@ -66,6 +66,7 @@ from neuropbr_dist.training.engines import (
 )
 from neuropbr_dist.training.loop import Run, Trainer
 from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.profile import StepProfiler, steps_of
 from neuropbr_dist.training.start import start_facts
 from neuropbr_dist.training.state import Progress, restore, saved_fragments
 from neuropbr_dist.training.timings import TIMINGS, StartUp, note_timing
@@ -253,6 +254,9 @@ def assemble(
     describe(cfg, env, device, parameters, memory, say)
     log.started(progress.step, start_facts(cfg, env, device, samples, parameters, memory))
     log.text(progress.step, {"config": to_yaml(cfg)})
+    profiler = None
+    if args.profile and env.rank == 0:
+        profiler = StepProfiler(steps_of(args.profile), folder / "profile", device, say)
     # Not before: a rank that waits in the set-up for a dead one would wait on, and there is nothing to save yet.
     stop = StopFlag()
     start_up.mark("logs")
@@ -261,7 +265,7 @@ def assemble(
             cfg=cfg, env=env, device=device, source=samples.source, train=samples.train, val=samples.val,
             networks=networks, objective=objective, progress=progress, saver=saver, log=log,
             console=console, stop=stop, ema=ema, start_up=start_up, end=end, stop_after_epochs=args.stop_after_epochs,
-            stop_after_steps=args.stop_after_steps,
+            stop_after_steps=args.stop_after_steps, profiler=profiler,
         )  # fmt: skip
     except UserError as error:
         log.ended(progress.step, f"error: {error}")

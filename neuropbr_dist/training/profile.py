@@ -1,0 +1,78 @@
+"""`--profile`: a trace of some steps of a run, and a snapshot of the GPU's memory over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity
+from torch.utils.checkpoint import set_checkpoint_early_stop
+
+from neuropbr_dist.errors import UserError
+
+
+def steps_of(text: str) -> tuple[int, int]:
+    """`7-9` or `7`: the first and last step to trace, counted from 1 as in the log.
+
+    Raises:
+        UserError: anything else.
+    """
+    first, _, last = text.partition("-")
+    try:
+        steps = int(first), int(last or first)
+    except ValueError:
+        steps = (0, 0)
+    if not 1 <= steps[0] <= steps[1]:
+        raise UserError(f"--profile {text}: give one step or two, N or N-M with 1 <= N <= M")
+    return steps
+
+
+class StepProfiler:
+    """Traces steps `first` to `last` of one rank into `folder`.
+
+    `steps_N-M.trace.json.gz` opens in Perfetto or chrome://tracing; `steps_N-M.memory.pickle`, of CUDA
+    devices, in pytorch.org/memory_viz.
+    """
+
+    def __init__(
+        self, steps: tuple[int, int], folder: Path, device: torch.device, say: Callable[[str], None]
+    ) -> None:
+        self.first, self.last = steps
+        self.folder, self.device, self.say = folder, device, say
+        self.running: ExitStack | None = None
+
+    def before(self, step: int) -> None:
+        """Call before step `step` is taken."""
+        if step != self.first:
+            return
+        stack = self.running = ExitStack()
+        activities = [ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+            # Recomputation ends early by an exception. While one is on its way, the recorder's look at
+            # Python's stack loses it ("returned NULL without setting an exception", measured).
+            stack.enter_context(set_checkpoint_early_stop(False))
+            torch.cuda.memory._record_memory_history(max_entries=200_000, stacks="python")
+            stack.callback(torch.cuda.memory._record_memory_history, enabled=None)
+        self.profile = stack.enter_context(torch.profiler.profile(activities=activities, record_shapes=True))
+
+    def after(self, step: int) -> None:
+        """Call after step `step`."""
+        if step >= self.last:
+            self.close(step)
+
+    def close(self, step: int) -> None:
+        """End the trace at `step` and write it; nothing where none is running."""
+        if self.running is None:
+            return
+        stem = self.folder / f"steps_{self.first}-{step}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.memory._dump_snapshot(f"{stem}.memory.pickle")
+        self.running.close()
+        self.running = None
+        self.profile.export_chrome_trace(f"{stem}.trace.json.gz")
+        self.say(f"Profile of steps {self.first} to {step}: {stem}.trace.json.gz")
