@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from neuropbr_dist.kernels import maps, norm_act_triton, upsample, views
+from neuropbr_dist.kernels import conv_triton, maps, norm_act_triton, upsample, views
 from neuropbr_dist.kernels.norm_act import GroupNormAct, plain_group_norm_act
 from tests.twins import compare, picture
 
@@ -59,10 +59,10 @@ def test_pooling_hands_on_what_is_not_a_number():
 def test_bias_and_activation_and_the_gradient_before_it(shape, slope):
     x, bias = picture(*shape).detach(), picture(1, shape[1], 1, 1, seed=2).detach().flatten()
     wanted = F.leaky_relu(x - 1 + bias[:, None, None], slope)
-    y = norm_act_triton.add_bias_act_(x - 1, bias, slope)
+    y = conv_triton.add_bias_act_(x - 1, bias, slope)
     torch.testing.assert_close(y, wanted)
     dy = picture(*shape, seed=1).detach()
-    dz, total = norm_act_triton.act_gradient(dy, y, slope)
+    dz, total = conv_triton.act_gradient(dy, y, slope)
     torch.testing.assert_close(dz, torch.where(y > 0, dy, dy * slope))
     torch.testing.assert_close(total, dz.double().sum((0, 2, 3)).float())
 

@@ -148,7 +148,7 @@ def bias_act(y: Tensor, bias: Tensor, slope: float) -> Tensor:
     """`activation(y + bias)`, written over `y` (N, C, H, W) on CUDA."""
     if not y.is_cuda:
         return F.leaky_relu(y + bias.to(y.dtype)[:, None, None], slope)
-    from neuropbr_dist.kernels.norm_act_triton import add_bias_act_
+    from neuropbr_dist.kernels.conv_triton import add_bias_act_
 
     return add_bias_act_(y, bias, slope)
 
@@ -158,6 +158,6 @@ def act_gradient(dy: Tensor, y: Tensor, slope: float) -> tuple[Tensor, Tensor]:
     if not y.is_cuda:
         dz = torch.where(y > 0, dy, dy * slope)
         return dz, dz.sum((0, 2, 3))
-    from neuropbr_dist.kernels.norm_act_triton import act_gradient as fused
+    from neuropbr_dist.kernels.conv_triton import act_gradient as fused
 
     return fused(dy, y, slope)

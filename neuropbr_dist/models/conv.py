@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -112,9 +113,12 @@ class Kernels(nn.Module):
 
     def runs_kernels(self, x: Tensor, *_more: Tensor) -> bool:
         """Whether a forward pass of `x` does without the compiler."""
+        return kernels.usable(x) and self._has_kernels
+
+    @cached_property
+    def _has_kernels(self) -> bool:
         norms = [m for m in self.modules() if isinstance(m, nn.GroupNorm | nn.BatchNorm2d)]
-        ours = all(isinstance(m, GroupNorm | FrozenBatchNorm2d) for m in norms)
-        return ours and kernels.usable(x)
+        return all(isinstance(m, GroupNorm | FrozenBatchNorm2d) for m in norms)
 
 
 class ConvChain(nn.Sequential, Kernels):
