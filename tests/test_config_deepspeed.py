@@ -53,6 +53,14 @@ def test_shipped_files_are_filled(path, precision):
     assert tree["fp16"]["enabled"] is (precision == "fp16")
 
 
+def test_stage_3_goes_without_deepspeeds_own_linear_layer(tmp_path):
+    """Compiled, it lost the gradient of its input on a GPU, without a word."""
+    given = {"zero_optimization": {"stage": 3}}
+    assert resolve(written(tmp_path, given), **RUN)["zero_optimization"]["memory_efficient_linear"] is False
+    given["zero_optimization"]["memory_efficient_linear"] = True
+    assert_names(refused(tmp_path, given), ["zero_optimization.memory_efficient_linear", "True", "False"])
+
+
 def test_ranks_that_are_short_count_in_deepspeeds_batch():
     run = RUN | {"global_batch": 7}  # 4 and 3 samples: two micro-batches of 2 on both
     assert resolve(str(SHIPPED[0]), **run)["train_batch_size"] == 8

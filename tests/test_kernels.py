@@ -107,3 +107,20 @@ def test_folded_weights_hold_each_tap_once_an_output_pixel():
 
 def test_kernels_stay_off_where_they_cannot_run():
     assert not dispatch.usable(torch.zeros(1, dtype=torch.bfloat16))
+
+
+def test_a_batch_of_one_keeps_its_layout_through_a_view():
+    """As FSDP2's hooks hand inputs on; torch goes by strides, and took it for channels-first."""
+    x = picture(1, 6, 4, 8).detach()
+    seen = x.view_as(x)
+    assert seen.stride() != x.stride()
+    again = dispatch.channels_last(seen)
+    assert again.stride() == x.stride() and again.data_ptr() == x.data_ptr()
+    out = F.conv2d(again, torch.randn(5, 6, 3, 3), padding=1)
+    assert out.stride(1) == 1
+
+
+def test_kernels_can_be_switched_off(monkeypatch):
+    monkeypatch.setattr(dispatch, "_enabled", True)
+    dispatch.enable(False)
+    assert not dispatch._enabled
