@@ -34,6 +34,7 @@ BEFORE, MEASURED = 2, 4
 
 
 def checkpoint_parser() -> argparse.ArgumentParser:
+    """The words of `launch/benchmark.py checkpoint`."""
     p = argparse.ArgumentParser(
         description="Measure saves and a restart. Other words go to launch/train.py (--config, --engine, --set, ...).",
         allow_abbrev=False,
@@ -83,6 +84,11 @@ def measure(folder: Path, words: Sequence[str], ranks: int = 1) -> dict[str, Any
 
 
 def launch(ranks: int, words: Sequence[str]) -> None:
+    """One run of `launch/train.py` on `ranks` processes.
+
+    Raises:
+        UserError: it failed; with its last lines.
+    """
     launcher = (
         ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     )

@@ -29,6 +29,7 @@ NATIVE_SIZE = 2048  # px, where the configuration names none
 
 
 def parser() -> argparse.ArgumentParser:
+    """The words of `launch/benchmark.py`, a subcommand a measurement."""
     p = argparse.ArgumentParser(
         description="Measure step, scaling, attention, loader or checkpoint.", allow_abbrev=False
     )
@@ -87,6 +88,11 @@ def benchmark(argv: Sequence[str] | None = None) -> None:
 
 
 def need_gpu(what: str) -> torch.device:
+    """The current CUDA device.
+
+    Raises:
+        UserError: there is none.
+    """
     if not torch.cuda.is_available():
         raise UserError(f"launch/benchmark.py {what} needs a CUDA device; there is none")
     return torch.device("cuda", torch.cuda.current_device())

@@ -58,4 +58,5 @@ def overlap(a: list[Interval], b: list[Interval]) -> list[Interval]:
 
 
 def length(spans: Iterable[Interval]) -> float:
+    """Sum of the spans' lengths, in their unit; they must not overlap."""
     return sum(end - begin for begin, end in spans)

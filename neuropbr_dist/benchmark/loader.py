@@ -44,6 +44,7 @@ SAMPLES_PER_MATERIAL = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The words of `launch/benchmark.py loader`."""
     parser.add_argument("--input-dir", metavar="DIR", help="renders; default: built-in materials")
     parser.add_argument("--output-dir", metavar="DIR", help="their maps")
     parser.add_argument("--size", type=int, default=2048, metavar="S", help="of built-in materials, px")
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_sources(input_dir: str, output_dir: str, folder: Path) -> dict[str, Source]:
+    """The same samples as PNG, PNG with cached materials, and packed with each compression; by name."""
     entries = scan(input_dir, output_dir)
     with Image.open(entries[0].views[0]) as picture:
         size = picture.width
@@ -161,6 +163,7 @@ def copier(source: Source) -> Callable[[int], object]:
 
 
 def batches(source: Source, workers: int) -> Iterator[Any]:
+    """Endless batches of one sample in `workers` processes."""
     order = SampleOrder(len(source.entries), global_batch=1, epochs=10**6, seed=0)
     slots = TrainingSlots(order, 0, world=1, rank=0, batch_size=1)
     return make_loader(

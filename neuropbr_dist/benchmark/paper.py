@@ -59,6 +59,7 @@ def ring(n: int) -> float:
 
 
 def everywhere(per_parameter: Callable[[int], float]) -> Callable[[int, int], float]:
+    """A value that does not depend on the ranks of a node."""
     return lambda n, _g: per_parameter(n)
 
 
@@ -68,6 +69,7 @@ def flat(moved: Callable[[int], float]) -> Callable[[int, int], float]:
 
 
 def engine(name: str, held: Callable[[int], float], moved: Callable[[int], float]) -> Engine:
+    """An engine that treats all ranks alike: bytes a parameter held and moved on `n` ranks."""
     return Engine(name, everywhere(held), everywhere(moved), flat(moved))
 
 
@@ -89,15 +91,18 @@ ENGINES = (
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def gigabytes(value: float) -> str:
+    """Bytes as GB with two places."""
     return f"{value / GB:.2f}" if value else "0"
 
 
 def by_engine(parameters: int, value: Callable[[Engine], Callable[[int, int], float]]) -> list[str]:
+    """A row an engine, a column a world size: `value` in GB for so many parameters."""
     rows = [
         [f"`{e.name}`" if e.name.startswith(("ddp", "fsdp")) else e.name]
         + [gigabytes(parameters * value(e)(n, PER_NODE)) for n in WORLDS]
@@ -114,6 +119,7 @@ def step_seconds(e: Engine, parameters: int, n: int) -> float:
 
 
 def wire_table(parameters: int) -> list[str]:
+    """Milliseconds on the wire a step, by engine and world size."""
     rows = [
         [f"`{e.name}`" if e.name.startswith(("ddp", "fsdp")) else e.name]
         + [f"{1000 * step_seconds(e, parameters, n):.0f}" for n in WORLDS]
@@ -163,6 +169,7 @@ def accumulation_table(parameters: int) -> list[str]:
 
 
 def checkpoint_table(parameters: int) -> list[str]:
+    """Bytes a rank, seconds to write and to read, by world size."""
     size = STATE * parameters
     rows = []
     for n in WORLDS:
@@ -176,6 +183,7 @@ def checkpoint_table(parameters: int) -> list[str]:
 
 
 def order_table(cfg: TrainConfig) -> list[str]:
+    """What the order of samples costs a loader process in memory."""
     rows = []
     for n in (1_000, 100_000, 10_000_000):
         order = SampleOrder(n, 1024, cfg.training.epochs, cfg.training.seed)
@@ -218,6 +226,7 @@ def filled(page: str) -> str:
 
 
 def main() -> None:
+    """Check docs/scaling.md, or with `--write` renew it."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--write", action="store_true", help="renew the tables of docs/scaling.md")
     args = p.parse_args()

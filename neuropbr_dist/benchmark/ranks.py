@@ -131,6 +131,7 @@ def error_in(log: Path) -> str:
 
 
 def free_port() -> int:
+    """A TCP port of this machine that was free just now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]

@@ -27,6 +27,7 @@ NODES_OF_HSDP = 2
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
+    """The words of `launch/benchmark.py scaling`."""
     p.add_argument("--worlds", nargs="+", type=int, default=[1, 2, 4], metavar="N", help="default 1 2 4")
     p.add_argument(
         "--engines", nargs="+", choices=ENGINES, default=["fsdp", "zero2"], metavar="NAME",
@@ -81,6 +82,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> list[dict[str, An
 
 
 def say(launch: Launch, what: str) -> None:
+    """Print a launch's outcome."""
     print(f"{launch.name}: {what or 'done'}", flush=True)
 
 
@@ -127,6 +129,7 @@ def cache_launches(args: argparse.Namespace, words: Sequence[str], gpus: int) ->
 def row_words(
     args: argparse.Namespace, engine: str, plan: str, steps: int, out: Path, words: Sequence[str]
 ) -> list[str]:
+    """The command line of one row's ranks, after the interpreter."""
     own = ["--size", str(args.size), "--plan", plan, "--steps", str(steps), "--out", str(out)]
     return ["-m", ROW, *own, *ENGINES[engine], "--set", "model.encoder_pretrained=false", *words]
 

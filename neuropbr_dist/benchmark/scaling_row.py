@@ -36,6 +36,7 @@ WARM_UP = 2
 
 
 def row_parser() -> argparse.ArgumentParser:
+    """The words of one row; others are those of launch/train.py."""
     p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     p.add_argument("--size", type=int, required=True, metavar="PX")
     p.add_argument("--plan", required=True, metavar="NAME", help="memory plan")
@@ -106,6 +107,7 @@ def profile(bench: StepBench) -> tuple[float, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measure this rank's part of a row; rank 0 writes it."""
     args, words = row_parser().parse_known_args(argv)
     began = time.perf_counter()
     cfg = config_from(train_parser().parse_args(words))

@@ -35,6 +35,7 @@ _TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{32}")
 
 
 def step_name(step: int) -> str:
+    """Folder name of the save at `step`."""
     return f"step_{step:08d}"
 
 
@@ -72,6 +73,7 @@ def free_name(folder: Path, name: str) -> Path:
 
 
 def next_serial(folder: Path) -> int:
+    """One more than the highest serial number of a save in `folder`; 1 in an empty one."""
     serials = [_serial(path) for path in _saves(folder)]
     return 1 + max((int(serial) for serial in serials if serial < math.inf), default=0)
 

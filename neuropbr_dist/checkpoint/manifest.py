@@ -97,6 +97,7 @@ class StoredTensor:
 
 
 def write_json(path: Path, content: Any) -> FileRecord:
+    """Write `content`, flushed to the device; returns its size and checksum."""
     return write_bytes(path, json.dumps(content, separators=(",", ":")).encode())
 
 
@@ -119,6 +120,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest with its own checksum in it, last of all files."""
     content = {"format": FORMAT, **asdict(manifest)}
     write_json(folder / MANIFEST, {**content, "sha256": _own_checksum(content)})
 
@@ -140,6 +142,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_tensors(folder: Path, save_id: str, tensors: dict[str, StoredTensor]) -> FileRecord:
+    """Write where each tensor's pieces lie."""
     entries = {
         name: {
             "dtype": str(tensor.dtype).removeprefix("torch."),

@@ -67,6 +67,7 @@ def examine(
 
 
 def versions(device: torch.device) -> dict[str, str]:
+    """Versions of what a run stands on, here; `-` or `none` for what is not there."""
     try:
         deepspeed = version("deepspeed")
     except PackageNotFoundError:
@@ -192,6 +193,7 @@ def diagnose(reports: Sequence[Report]) -> tuple[list[str], bool]:
 
 
 def figures(row: Row) -> list[str]:
+    """Of a group of ranks: largest clock skew in ms, least free space in GiB, slowest all-reduce in ms."""
     furthest = max((r.skew_s for r in row.reports), key=abs)
     return [
         f"{1000 * furthest:+.1f}",

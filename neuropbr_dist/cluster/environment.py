@@ -81,6 +81,11 @@ def integers(env: Mapping[str, str], names: tuple[str, ...], launcher: str) -> d
 
 
 def number(env: Mapping[str, str], name: str, launcher: str) -> int:
+    """`env[name]` as a whole number.
+
+    Raises:
+        UserError: it is none.
+    """
     if not re.fullmatch(r"\d+", env[name]):
         raise UserError(f"environment of {launcher}: {name} = {env[name]!r}; allowed: a whole number")
     return int(env[name])
@@ -93,6 +98,11 @@ def optional_number(env: Mapping[str, str], names: tuple[str, ...], launcher: st
 
 
 def from_torch_style(env: Mapping[str, str]) -> Environment:
+    """From the variables of torchrun or deepspeed.
+
+    Raises:
+        UserError: one is missing, no number, or out of range.
+    """
     name = "torchrun / deepspeed"
     found = integers(env, TORCH_STYLE, name)
     torchrun = "TORCHELASTIC_RUN_ID" in env
@@ -113,6 +123,11 @@ def from_torch_style(env: Mapping[str, str]) -> Environment:
 
 
 def from_slurm(env: Mapping[str, str]) -> Environment:
+    """From the variables of srun's step.
+
+    Raises:
+        UserError: one is missing, no number, or out of range.
+    """
     found = integers(env, SLURM, "srun")
     nodes = expand_nodelist(env["SLURM_STEP_NODELIST"])
     counts = expand_counts(env["SLURM_STEP_TASKS_PER_NODE"])
@@ -133,6 +148,11 @@ def from_slurm(env: Mapping[str, str]) -> Environment:
 
 
 def from_mpi(env: Mapping[str, str], names: tuple[str, ...]) -> Environment:
+    """From the variables `names` of an MPI launcher: rank, size, local rank, local size.
+
+    Raises:
+        UserError: one is missing or out of range, or MASTER_ADDR is, on several nodes.
+    """
     found = integers(env, names, "mpirun")
     rank, size, local_rank, local_size = (found[name] for name in names)
     if size > local_size and not env.get("MASTER_ADDR"):
@@ -152,6 +172,11 @@ def from_mpi(env: Mapping[str, str], names: tuple[str, ...]) -> Environment:
 
 
 def placed(e: Environment) -> Environment:
+    """`e`, checked.
+
+    Raises:
+        UserError: a rank is out of range.
+    """
     if not (0 <= e.rank < e.world_size and 0 <= e.local_rank < max(e.local_world_size, 1)):
         raise UserError(
             f"environment of {e.launcher}: rank {e.rank} of {e.world_size}, "

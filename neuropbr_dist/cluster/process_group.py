@@ -54,6 +54,11 @@ def pick_device(preference: str, env: Environment) -> torch.device:
 
 
 def rank_gpu(env: Environment) -> torch.device:
+    """This rank's GPU.
+
+    Raises:
+        UserError: the node has more ranks than GPUs.
+    """
     visible = torch.cuda.device_count()
     # Slurm may show each task its own GPU only.
     index = 0 if visible == 1 else env.local_rank
@@ -118,6 +123,7 @@ def everyone(value: Any) -> list[Any]:
 
 
 def is_rank_0() -> bool:
+    """Whether this is rank 0, or there is no process group."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 

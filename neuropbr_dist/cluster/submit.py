@@ -191,6 +191,7 @@ def log_path(job: submitit.Job) -> Path:
 
 
 def cancel_command(job: submitit.Job) -> str:
+    """What a person types to cancel `job`."""
     return f"scancel {job.job_id}" if isinstance(job, submitit.SlurmJob) else f"kill -INT {job.job_id}"
 
 
