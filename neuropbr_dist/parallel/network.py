@@ -69,8 +69,7 @@ class Network(ABC):
         """Forward passes of two batches; one pass over both where the norm layers don't mix samples.
 
         One pass gathers sharded weights once. And with two passes before one backward ZeRO-3
-        failed on two GPUs, a parameter twice in its bucket; with one, no parameter is used twice
-        in a backward (whether that is the remedy is to be shown on several).
+        failed on two GPUs, a parameter twice in its bucket; with one it trains on four.
         """
         if has_batch_statistics(self.module):
             return self(a), self(b)
