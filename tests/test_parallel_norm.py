@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from neuropbr_dist.kernels.norm_act import activate
 from neuropbr_dist.models.norm import BatchNorm2d, commit_statistics
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
 from neuropbr_dist.training.step import gan_step
@@ -82,12 +83,20 @@ def test_running_statistics_move_once_an_update(recompute):
 # -- sync_batch is BatchNorm over the global batch --------------------------------------------
 
 
+class TorchsBatchNorm(nn.BatchNorm2d):
+    """torch's own, and what our layers take along behind it."""
+
+    def forward(self, x: Tensor, slope: float | None = None, residual: Tensor | None = None) -> Tensor:
+        out = super().forward(x)
+        return activate(out if residual is None else out + residual, slope)
+
+
 def plain_batch_norms(case: Case) -> tuple[nn.Module, nn.Module]:
     """The networks with torch's own BatchNorm."""
     built = parity.models(case)
     for module in (m for net in built for m in net.modules()):
         if isinstance(module, BatchNorm2d):
-            module.__class__ = nn.BatchNorm2d
+            module.__class__ = TorchsBatchNorm
     return built
 
 
