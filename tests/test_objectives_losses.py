@@ -115,6 +115,13 @@ def test_ssim_in_chunks_equals_ssim_at_once(monkeypatch):
     torch.testing.assert_close(torch.autograd.grad(chunks.sum(), x)[0], gradient)
 
 
+def test_the_blurs_compiled_form_is_the_same(monkeypatch):
+    planes = torch.rand(2, 4, 15, 13, dtype=torch.float64)
+    plain = ssim_module._blur(planes)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(ssim_module._blur(planes), plain, rtol=1e-13, atol=1e-13)
+
+
 def test_ssim_is_float32_under_autocast_and_for_any_memory_format():
     x, y = smooth_pictures(6), smooth_pictures(7)
     with torch.autocast("cpu", dtype=torch.bfloat16):
