@@ -36,6 +36,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        # Attention on Hopper cards, a fifth faster than PyTorch's own (benchmarks/). For CUDA 13: flash-attn-4[cu13].
+        "flash": ["flash-attn-4>=4.0.0b36,<5"],
         "wandb": ["wandb>=0.17"],
         "dev": [
             "mypy>=1.13",

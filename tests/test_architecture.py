@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "models": COMMON | {"config", "kernels"},
     "objectives": COMMON | {"config", "kernels"},
     "data": COMMON | {"config"},
-    "parallel": COMMON | {"config", "cluster", "models"},
+    "parallel": COMMON | {"config", "cluster", "kernels", "models"},
     "checkpoint": COMMON,
     "monitor": COMMON | {"config", "data", "objectives"},
 }

@@ -11,7 +11,15 @@ import torch
 import torch.nn.functional as F
 
 from neuropbr_dist.kernels import dispatch
-from neuropbr_dist.kernels.conv import ConvBiasAct, conv, fold_weight, fold_width, folding, unfold_width
+from neuropbr_dist.kernels.conv import (
+    ConvBiasAct,
+    conv,
+    fits_cudnn,
+    fold_weight,
+    fold_width,
+    folding,
+    unfold_width,
+)
 from tests.distributed import ROOT
 from tests.twins import compare, picture
 
@@ -124,3 +132,9 @@ def test_kernels_can_be_switched_off(monkeypatch):
     monkeypatch.setattr(dispatch, "_enabled", True)
     dispatch.enable(False)
     assert not dispatch._enabled
+
+
+@pytest.mark.parametrize(("views", "side", "fits"), [(3, 2048, True), (1, 4096, True), (3, 4096, False)])
+def test_pictures_too_large_for_the_fused_pass_are_seen(views, side, fits):
+    x, weight = (torch.empty(shape, device="meta") for shape in ((views, 4, side, side), (64, 4, 7, 7)))
+    assert fits_cudnn(x, weight, (1, 1), (3, 3)) == fits

@@ -76,7 +76,9 @@ def test_the_ceiling_is_a_rate_that_a_product_can_reach():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_run_on_a_gpu_logs_it(tmp_path):
-    ended = run(tmp_path, training__device="cuda")
+    ended = run(
+        tmp_path, env={"CUDA_VISIBLE_DEVICES": "0", "DS_ACCELERATOR": "cuda"}, training__device="cuda"
+    )
     assert ended.code == 0, ended.err
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     found = [line["speed/mfu"] for line in lines if "train/G_loss" in line]

@@ -1,4 +1,4 @@
-"""Backends of scaled-dot-product attention at the model's shape."""
+"""Backends of attention at the model's shape."""
 
 from __future__ import annotations
 
@@ -9,28 +9,35 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from neuropbr_dist import kernels
+from neuropbr_dist.kernels.attention import flash_attention
+
 HEADS = ((32, 64), (16, 128))  # heads x width: the default, and the same width in fewer heads
-BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FlashAttention-2": SDPBackend.FLASH_ATTENTION}
 
 
 def measure(tokens: int, device: torch.device) -> list[dict[str, Any]]:
-    """Forward and backward ms and TFLOP/s of each backend, bf16, one sample; prints a table."""
+    """Forward and backward ms and TFLOP/s of each backend, bf16, one sample; prints a table.
+
+    From packed queries, keys and values to their packed gradient, as the model has them.
+    """
     rows = []
-    print("backend  heads x width   forward ms  TFLOP/s   backward ms  TFLOP/s")
+    backends = [*BACKENDS, *(["FlashAttention-4"] if kernels.flash_installed() else [])]
+    print("backend           heads x width   forward ms  TFLOP/s   backward ms  TFLOP/s")
     for heads, width in HEADS:
-        for name, backend in BACKENDS.items():
-            q, k, v = (
-                torch.randn(1, heads, tokens, width, device=device, dtype=torch.bfloat16, requires_grad=True)
-                for _ in range(3)
+        flops = 4 * heads * width * tokens**2
+        for name in backends:
+            qkv = torch.randn(
+                1, tokens, 3, heads, width, device=device, dtype=torch.bfloat16, requires_grad=True
             )
-            with sdpa_kernel(backend):
-                out = F.scaled_dot_product_attention(q, k, v)
-                grad = torch.randn_like(out)
-                forward = median_ms(partial(F.scaled_dot_product_attention, q, k, v))
-                backward = median_ms(partial(torch.autograd.grad, out, (q, k, v), grad, retain_graph=True))
-            flops = 4 * heads * width * tokens**2
+            run = partial(attend, name, qkv)
+            out = run()
+            grad = torch.randn_like(out)
+            forward = median_ms(run)
+            backward = median_ms(partial(torch.autograd.grad, out, qkv, grad, retain_graph=True))
             rows.append(
                 {
                     "backend": name,
@@ -41,11 +48,20 @@ def measure(tokens: int, device: torch.device) -> list[dict[str, Any]]:
                 }
             )
             print(
-                f"{name:8} {heads:5} x {width:<5}  {forward:11.1f}  {flops / forward / 1e9:7.0f}"
+                f"{name:17} {heads:5} x {width:<5}  {forward:11.1f}  {flops / forward / 1e9:7.0f}"
                 f"  {backward:12.1f}  {2.5 * flops / backward / 1e9:7.0f}",
                 flush=True,
             )
     return rows
+
+
+def attend(backend: str, qkv: Tensor) -> Tensor:
+    """(B, N, 3, H, D) -> (B, N, H, D) by this backend."""
+    if backend not in BACKENDS:
+        return flash_attention(qkv)[0]
+    with sdpa_kernel(BACKENDS[backend]):
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def median_ms(run: Callable[[], object], repeats: int = 7) -> float:

@@ -1,9 +1,12 @@
 """Hand-written operations that pay on a GPU, each beside its plain-torch twin.
 
 Channels-last half precision on CUDA runs the kernels, everything else the twins: the same
-functions, which a test holds against each other. Measured gains: `benchmarks/`.
+functions, which a test holds against each other. Attention's kernel is a package's, FlashAttention-4,
+where that is installed. Measured gains: `benchmarks/`.
 """
 
+from neuropbr_dist.kernels.attention import OPERATIONS as ATTENTION_OPERATIONS
+from neuropbr_dist.kernels.attention import attention, flash_gains, flash_installed
 from neuropbr_dist.kernels.conv import conv
 from neuropbr_dist.kernels.dispatch import channels_last, compute_dtype, enable, usable
 from neuropbr_dist.kernels.maps import activate_maps
@@ -12,12 +15,16 @@ from neuropbr_dist.kernels.upsample import upsample_2x
 from neuropbr_dist.kernels.views import VIEWS, max_pool_and_mean, mean_over_views, pass_and_mean
 
 __all__ = [
+    "ATTENTION_OPERATIONS",
     "VIEWS",
     "activate_maps",
+    "attention",
     "channels_last",
     "compute_dtype",
     "conv",
     "enable",
+    "flash_gains",
+    "flash_installed",
     "group_norm_act",
     "max_pool_and_mean",
     "mean_over_views",

@@ -120,7 +120,7 @@ class ConvBiasAct(torch.autograd.Function):
         padding: Pair,
         slope: float,
     ) -> Tensor:
-        if x.is_cuda and slope == 0.0:
+        if x.is_cuda and slope == 0.0 and fits_cudnn(x, weight, stride, padding):
             words = (bias.to(x.dtype), stride, padding, (1, 1), 1)
             if residual is None:
                 y = torch.cudnn_convolution_relu(x, weight, *words)
@@ -142,6 +142,18 @@ class ConvBiasAct(torch.autograd.Function):
             dz, x, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1, wanted
         )
         return dx, dweight, dbias, dz if ctx.has_residual else None, None, None, None
+
+
+def fits_cudnn(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> bool:
+    """Whether cuDNN's fused pass can count the elements: three 4096 px views are too many.
+
+    PyTorch cuts a plain convolution's batch where it is too large; the fused one it hands on whole.
+    """
+    rows, columns = (
+        (length + 2 * pad - taps) // step + 1
+        for length, pad, taps, step in zip(x.shape[2:], padding, weight.shape[2:], stride, strict=True)
+    )
+    return max(x.numel(), x.shape[0] * weight.shape[0] * rows * columns) < 2**31
 
 
 def bias_act(y: Tensor, bias: Tensor, slope: float) -> Tensor:

@@ -14,6 +14,11 @@ def enable(on: bool) -> None:
     _enabled = on
 
 
+def enabled() -> bool:
+    """Whether `training.kernels` lets them run."""
+    return _enabled
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """What an operation on `x` computes in: autocast's dtype where that is on, else its own."""
     device = x.device.type

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neuropbr_dist import kernels
+
 
 class Attention(nn.Module):
-    """Multi-head self-attention through `scaled_dot_product_attention`."""
+    """Multi-head self-attention."""
 
     def __init__(self, dim: int, heads: int, attn_drop: float, proj_drop: float) -> None:
         super().__init__()
@@ -19,9 +21,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
-        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(b, n, c)))
+        qkv = self.qkv(x).view(b, n, 3, self.heads, c // self.heads)
+        out = kernels.attention(qkv, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(out.reshape(b, n, c)))
 
 
 class Mlp(nn.Module):

@@ -14,21 +14,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from neuropbr_dist.kernels import ATTENTION_OPERATIONS
 from neuropbr_dist.models.norm import BatchNorm2d, no_statistics
-
-_ATTENTION = tuple(
-    getattr(torch.ops.aten, name).default
-    for name in (
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
-        "_scaled_dot_product_flash_attention_for_cpu",
-    )
-)
 
 
 def _keep_attention(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in _ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if op in ATTENTION_OPERATIONS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def has_batch_statistics(module: nn.Module) -> bool:

@@ -89,6 +89,16 @@ def compile_of(cfg: TrainConfig, device: torch.device) -> str:
     return cfg.training.compile
 
 
+def attention_name(cfg: TrainConfig, device: torch.device) -> str:
+    """Of the start's line: FlashAttention-4 where it runs or would, nothing elsewhere."""
+    t = cfg.training
+    if device.type != "cuda" or not t.kernels or t.deterministic or precision_of(cfg, device) == "fp32":
+        return ""
+    if not kernels.flash_gains():
+        return ""
+    return ", FlashAttention-4" if kernels.flash_installed() else " (faster: pip install flash-attn-4)"
+
+
 def compiles_losses(cfg: TrainConfig, device: torch.device) -> bool:
     """Where the networks are, on a GPU: a CPU's compiler takes minutes over them."""
     return device.type == "cuda" and compile_of(cfg, device) == "blocks"

@@ -54,6 +54,7 @@ from neuropbr_dist.monitor.writers import HISTORY, METRICS
 from neuropbr_dist.training.data import Samples, open_samples
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.engines import (
+    attention_name,
     backbone_weights,
     build_networks,
     check_memory,
@@ -342,7 +343,7 @@ def describe(
     say(
         f"Engine: {engine_of(cfg, env)} on {env.world_size} x {device.type} ({env.launcher} launcher), "
         f"{precision_of(cfg, device)}, {recompute_name(cfg, memory)}, "
-        f"torch.compile {compile_of(cfg, device)}"
+        f"torch.compile {compile_of(cfg, device)}{attention_name(cfg, device)}"
     )
     say(
         f"Batch: {t.global_batch_size} = up to {micro.per_step} x {micro.size} on {env.world_size} rank(s); "

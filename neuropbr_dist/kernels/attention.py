@@ -1,0 +1,136 @@
+"""Softmax attention over packed queries, keys and values: FlashAttention-4 where it is installed, else PyTorch's.
+
+At the model's shape (49,152 tokens, 32 heads of 64) cuDNN, PyTorch's own choice on a Hopper card, is a
+fifth slower both ways (`benchmarks/`). The package is wrapped as two operations, so that torch.compile,
+selective activation checkpointing and FSDP see one node and need nothing of its inside.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from neuropbr_dist.kernels.dispatch import enabled
+
+PACKAGE = "flash_attn.cute"
+CAPABILITIES = ((9, 0),)
+"""Of the cards on which it was measured to be the faster one."""
+MOST_WIDTH = 128  # of a head
+FEWEST_TOKENS = 2048  # below it attention is nothing beside the rest, and the kernels take seconds to compile
+
+
+def attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
+    """`softmax(q k^T / sqrt(D)) v` a head.
+
+    Args:
+        qkv: (B, N, 3, H, D): queries, keys and values of N tokens, H heads of width D.
+        dropout: of the attention weights, in [0, 1).
+
+    Returns:
+        (B, N, H, D)
+    """
+    if runs_flash(qkv, dropout):
+        return flash_attention(qkv.contiguous())[0]
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2)
+
+
+def runs_flash(qkv: Tensor, dropout: float = 0.0) -> bool:
+    """Whether `attention` takes FlashAttention-4: installed, a card it was measured on, no dropout."""
+    if not qkv.is_cuda or qkv.dtype not in (torch.bfloat16, torch.float16) or dropout:
+        return False
+    fits = qkv.shape[1] >= FEWEST_TOKENS and qkv.shape[-1] <= MOST_WIDTH and qkv.shape[-1] % 8 == 0
+    return fits and enabled() and flash_pays()
+
+
+@torch.compiler.assume_constant_result
+def flash_pays() -> bool:
+    """Whether the package is there, this rank's card among `CAPABILITIES`, and no `training.deterministic`.
+
+    Its backward adds in no fixed order. Compiled code asks once.
+    """
+    return flash_gains() and flash_installed() and not torch.are_deterministic_algorithms_enabled()
+
+
+def flash_gains() -> bool:
+    """Whether it was measured to be the faster one on a card like this rank's."""
+    return torch.cuda.get_device_capability() in CAPABILITIES
+
+
+@cache
+def flash_installed() -> bool:
+    """Whether the package `flash-attn-4` is there."""
+    return find_spec("flash_attn") is not None and find_spec(PACKAGE) is not None
+
+
+@cache
+def interface() -> ModuleType:
+    """The package's functions. Kernels that it compiles are kept beside torch.compile's, for the next start."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(Path(cache_dir()) / "flash_attention"))
+    from flash_attn.cute import interface as found
+
+    return found
+
+
+@torch.library.custom_op("neuropbr_dist::flash_attention", mutates_args=(), device_types="cuda")
+def flash_attention(qkv: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, N, 3, H, D) contiguous -> (B, N, H, D), and each query's log of its sum of exponentials (B, H, N)."""
+    out, lse, *_ = interface()._flash_attn_fwd(*qkv.unbind(2), return_lse=True)
+    return out, lse
+
+
+@torch.library.custom_op("neuropbr_dist::flash_attention_backward", mutates_args=(), device_types="cuda")
+def flash_attention_backward(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
+    """Gradient of `qkv`, packed like it."""
+    dqkv = torch.empty_like(qkv)
+    dq, dk, dv = dqkv.unbind(2)
+    interface()._flash_attn_bwd(*qkv.unbind(2), out, dout.contiguous(), lse, dq=dq, dk=dk, dv=dv)
+    return dqkv
+
+
+@flash_attention.register_fake
+def _(qkv: Tensor) -> tuple[Tensor, Tensor]:
+    b, n, _, h, d = qkv.shape
+    return qkv.new_empty(b, n, h, d), qkv.new_empty(b, h, n, dtype=torch.float32)
+
+
+@flash_attention_backward.register_fake
+def _(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
+    return torch.empty_like(qkv)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradient(ctx: Any, dout: Tensor, _dlse: Tensor) -> Tensor:
+    return flash_attention_backward(dout, *ctx.saved_tensors)
+
+
+flash_attention.register_autograd(_gradient, setup_context=_keep)
+
+# Whatever attention may run as: what selective activation checkpointing keeps.
+OPERATIONS = (
+    torch.ops.neuropbr_dist.flash_attention.default,
+    *(
+        getattr(torch.ops.aten, name).default
+        for name in (
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_cudnn_attention",
+            "_scaled_dot_product_flash_attention_for_cpu",
+        )
+    ),
+)
