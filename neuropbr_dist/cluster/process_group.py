@@ -72,7 +72,7 @@ def rank_gpu(env: Environment) -> torch.device:
             f"{env.local_world_size} ranks on this node, but {visible} GPU(s); start as many ranks as GPUs"
         )
     if not any(name in os.environ for name in ALLOCATOR_SETTINGS):
-        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     return torch.device("cuda", index)
 
 
