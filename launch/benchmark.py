@@ -1,4 +1,4 @@
-"""Measure a step, its scaling, attention, the loader or checkpoints. The first word says which; --help lists them."""
+"""Measure a step, its memory, its scaling, attention, the loader or checkpoints. The first word says which; --help lists them."""
 
 import sys
 from pathlib import Path
