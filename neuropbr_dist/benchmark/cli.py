@@ -11,23 +11,26 @@ from typing import Any
 
 import torch
 
-from neuropbr_dist.benchmark import attention, checkpoint, loader, memory, scaling, step_table
+from neuropbr_dist.benchmark import attention, checkpoint, compiling, loader, memory, scaling, step_table
 from neuropbr_dist.benchmark.setting import need_gpu
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.memory import PLANS
 from neuropbr_dist.training.start import device_name, versions
 
+WORDS_OF_TRAIN = "Other words are those of launch/train.py (--config, --engine, --ds, --set, ...)."
+
 
 def parser() -> argparse.ArgumentParser:
     """The words of `launch/benchmark.py`, a subcommand a measurement."""
     p = argparse.ArgumentParser(
-        description="Measure step, scaling, attention, loader or checkpoint.", allow_abbrev=False
+        description="Measure step, memory, compile, scaling, attention, loader or checkpoint.",
+        allow_abbrev=False,
     )
     what = p.add_subparsers(dest="what", required=True)
     step = what.add_parser(
         "step",
         help="time and memory of GAN steps on random tensors; under torchrun or deepspeed, samples/s a rank",
-        description="Other words are those of launch/train.py (--config, --engine, --ds, --set, ...).",
+        description=WORDS_OF_TRAIN,
         allow_abbrev=False,
     )
     step.add_argument(
@@ -36,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     room = what.add_parser(
         "memory",
         help="peak memory of each memory plan beside its estimate; what fits a smaller card",
-        description="Other words are those of launch/train.py (--config, --engine, --ds, --set, ...).",
+        description=WORDS_OF_TRAIN,
         allow_abbrev=False,
     )
     memory.add_arguments(room)
@@ -44,9 +47,14 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--plans", nargs="+", choices=PLANS, default=list(PLANS), help="memory plans; default all"
         )
-        command.add_argument(
-            "--steps", type=int, default=8, metavar="N", help="timed steps; default %(default)s"
-        )
+        command.add_argument("--steps", type=int, default=8, metavar="N", help="timed; default %(default)s")
+    waiting = what.add_parser(
+        "compile",
+        help="the first step with an empty and a filled compile cache; graphs, breaks, recompilations",
+        description=WORDS_OF_TRAIN,
+        allow_abbrev=False,
+    )
+    compiling.add_arguments(waiting)
     weak = what.add_parser(
         "scaling",
         help="samples/s a GPU on 1, 2, 4, ... GPUs of this machine; starts the ranks itself",
@@ -58,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     heads.add_argument("--tokens", type=int, default=49152, metavar="N", help="default %(default)s")
     loading = what.add_parser("loader", help="samples/s from PNG and packed sets")
     loader.add_arguments(loading)
-    for command in (step, room, heads, loading):
+    for command in (step, room, waiting, heads, loading):
         command.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     what.add_parser("checkpoint", help="stall of a save, bytes, phases of a restart", add_help=False)
     return p
@@ -77,6 +85,8 @@ def benchmark(argv: Sequence[str] | None = None) -> None:
         found: dict[str, Any] = {"rows": step_table.measure(args, words)}
     elif args.what == "memory":
         found = memory.measure(args, words)
+    elif args.what == "compile":
+        found = compiling.measure(args, words)
     elif words:
         raise UserError(f"launch/benchmark.py {args.what}: unknown words {' '.join(words)}")
     elif args.what == "attention":
