@@ -9,6 +9,7 @@ import torch
 
 from neuropbr_dist.benchmark.cli import benchmark
 from neuropbr_dist.benchmark.compiling_row import measure
+from neuropbr_dist.benchmark.ranks import run_alone
 from neuropbr_dist.benchmark.setting import setting
 from neuropbr_dist.errors import UserError
 from tests.code_generation import no_code_generation
@@ -72,10 +73,15 @@ def test_one_step_is_too_few():
         benchmark(["compile", "--steps", "1"])
 
 
+def test_words_that_training_would_refuse_are_refused_here():
+    with pytest.raises(UserError, match=r"^--set: unknown key 'no\.such'"):
+        benchmark(["compile", "--set", "no.such=1"])
+
+
 @pytest.mark.multiprocess
 def test_a_process_that_fails_is_an_error_with_its_last_lines():
-    with pytest.raises(UserError, match=r"(?s)the measured run failed:.*no\.such"):
-        benchmark(["compile", "--set", "no.such=1"])
+    with pytest.raises(UserError, match=r"^the measured run failed:\nonce\nupon a time$"):
+        run_alone(["-c", "import os; raise SystemExit(os.environ['STORY'])"], STORY="once\nupon a time")
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from neuropbr_dist.benchmark.ranks import run_alone
+from neuropbr_dist.config.cli import config_from, train_parser
 from neuropbr_dist.errors import UserError
 
 ROW = "neuropbr_dist.benchmark.compiling_row"
@@ -31,10 +32,11 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
         words: for launch/train.py.
 
     Raises:
-        UserError: fewer than 2 steps, or a process failed; with its last lines.
+        UserError: fewer than 2 steps, words that training would refuse, or a process that failed; with its last lines.
     """
     if args.steps < 2:
         raise UserError(f"--steps {args.steps}: a phase needs a first step and a later one, 2 or more")
+    config_from(train_parser().parse_args(words))  # wrong words are one line here, a traceback there
     with TemporaryDirectory() as scratch:
         caches = {name: str(Path(scratch, folder)) for name, folder in CACHES.items()}
         runs = {}
