@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from neuropbr_dist.benchmark import memory
-from neuropbr_dist.benchmark.cli import benchmark
+from neuropbr_dist.benchmark.cli import benchmark, parser
+from neuropbr_dist.benchmark.setting import setting
+from neuropbr_dist.benchmark.step import StepBench
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training import allocator
 from neuropbr_dist.training.estimate import available_bytes
@@ -32,6 +34,9 @@ def card(monkeypatch):
         "set_per_process_memory_fraction": lambda share, _device: setattr(card, "share", share),
         "get_per_process_memory_fraction": lambda _device: card.share,
         "max_memory_reserved": lambda _device: 15 * GIB,
+        "memory_allocated": lambda _device: 3 * GIB,
+        "memory_stats": lambda _device: {"num_alloc_retries": 7},
+        "memory_snapshot": lambda: [{"is_expandable": True}],
     }.items():
         monkeypatch.setattr(torch.cuda, name, function)
     return card
@@ -114,6 +119,32 @@ def test_cards_are_listed_by_their_size():
     cards = [{"card_gb": gb, **memory.choice(WANTED, int(free * GIB))} for gb, free in memory.CARDS.items()]
     assert [card["plan"] for card in cards] == ["low", "low", "balanced", "fast", "fast"]
     assert "| 16 GB | `low`: about 14.0 of 15.3 GiB free |" in memory.card_table(cards).splitlines()
+
+
+def test_every_plan_is_a_row_and_the_next_goes_on_after_one_that_fails(card, monkeypatch, capsys):
+    """Steps on the CPU, with the counters of the stand-in."""
+
+    class Large(StepBench):
+        def time(self, steps):
+            if self.memory == "fast":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().time(steps)
+
+        def __init__(self, where, memory):
+            super().__init__(where, memory)
+            self.memory = memory
+
+    monkeypatch.setattr(memory, "StepBench", Large)
+    monkeypatch.setattr(memory, "need_gpu", lambda _what: None)
+    monkeypatch.setattr(memory, "setting", lambda words, _device: setting(words))
+    args, words = parser().parse_known_args(["memory", "--steps", "1", "--limit-gib", "16", *TINY])
+    found = memory.measure(args, words)
+    assert card.share == 15 / 80
+    assert [row.get("error") for row in found["rows"]] == ["out of memory", None, None]
+    assert [row.get("retries") for row in found["rows"]] == [None, 0, 0]
+    json.dumps(found)
+    out = capsys.readouterr().out
+    assert "as on a card of 16 GiB" in out and "| `fast` |" in out and "\nHere `auto` takes `fast`" in out
 
 
 # -- on a GPU ------------------------------------------------------------------------------
