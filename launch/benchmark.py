@@ -1,4 +1,4 @@
-"""Measure a step, its scaling, attention, the loader or checkpoints. The first word says which; --help lists them."""
+"""Measure a step, its memory, compiling, scaling, attention, the loader or checkpoints; --help lists the words."""
 
 import sys
 from pathlib import Path

@@ -13,8 +13,13 @@ import pytest
 import torch
 
 from neuropbr_dist.benchmark import scaling
+from neuropbr_dist.benchmark.cli import benchmark
 from neuropbr_dist.benchmark.communication import communication_ms, length, overlap, union
 from neuropbr_dist.benchmark.ranks import Launch, error_in, run_all
+from neuropbr_dist.data.pack import pack
+from tests.material_files import write_set
+from tests.test_benchmark_step import TINY
+from tests.train_runs import SIZE
 
 CUDA = torch.autograd.DeviceType.CUDA
 
@@ -112,12 +117,25 @@ def test_the_error_of_a_log_is_the_first_rank_s(tmp_path: Path):
 def test_rows_are_launched_for_every_engine_and_world(tmp_path: Path):
     p = ArgumentParser()
     scaling.add_arguments(p)
-    words = ["--engines", "fsdp", "hsdp", "--worlds", "1", "4", "--data", "set", "--folder", str(tmp_path)]
+    words = [
+        "--engines",
+        "fsdp",
+        "hsdp",
+        "single",
+        "--worlds",
+        "1",
+        "4",
+        "--data",
+        "set",
+        "--folder",
+        str(tmp_path),
+    ]
     found = scaling.launches(p.parse_args(words), ["--set", "a=1"])
     assert [one.name for one in found] == [
-        "fsdp-1-random", "fsdp-4-random", "hsdp-4-random", "fsdp-1-packed", "fsdp-4-packed", "hsdp-4-packed",
+        "fsdp-1-random", "single-1-random", "fsdp-4-random", "hsdp-4-random",
+        "fsdp-1-packed", "single-1-packed", "fsdp-4-packed", "hsdp-4-packed",
     ]  # fmt: skip
-    assert [one.nodes for one in found] == [1, 1, 2, 1, 1, 2]
+    assert [one.nodes for one in found] == [1, 1, 1, 2, 1, 1, 1, 2]
     assert found[-1].words[-4:] == ["--data", "set", "--set", "a=1"]
 
 
@@ -128,6 +146,7 @@ def test_a_row_is_held_against_one_gpu_and_a_failed_one_shows_its_error():
     row = {
         "data": "random", "spread_ms": 2.0, "allocated_gib": [20.0, 20.04], "reserved_gib": [22.0, 23.0],
         "nccl_ms": [9.0, 12.0], "exposed_ms": [1.0, 1.0], "matmul_tflops": [700.0, 710.0], "first_step_s": 5.0,
+        "data_wait": [0.0, 0.0],
     }  # fmt: skip
     rows = [
         {"name": "fsdp", "world": 4, "ms": 1010.0, "samples_per_s_rank": 0.99, **row},
@@ -135,9 +154,65 @@ def test_a_row_is_held_against_one_gpu_and_a_failed_one_shows_its_error():
         {"name": "zero2", "world": 1, "data": "random", "error": "ended with code 1: a|b"},
     ]
     lines = scaling.as_table(rows).splitlines()
-    assert "| 100.0% |" in lines[2] and "| 99.0% | 20.0 | 22.0–23.0 | 9.0–12.0 | 1.0 |" in lines[3]
+    assert "| 100.0% |" in lines[2] and "| 99.0% | – | – | 20.0 | 22.0–23.0 | 9.0–12.0 | 1.0 |" in lines[3]
     assert "ended with code 1: a/b" in lines[4]
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_row_on_a_packed_set_is_held_against_random_tensors():
+    row = {
+        "name": "single", "world": 1, "spread_ms": 2.0, "allocated_gib": [20.0], "reserved_gib": [22.0],
+        "nccl_ms": [0.0], "exposed_ms": [0.0], "matmul_tflops": [700.0], "first_step_s": 5.0,
+    }  # fmt: skip
+    packed = {"data": "packed", "ms": 1010.0, "samples_per_s_rank": 0.99, "data_wait": [0.0123], **row}
+    random = {"data": "random", "ms": 1000.0, "samples_per_s_rank": 1.0, "data_wait": [0.0], **row}
+    failed = {"name": "fsdp", "world": 1, "data": "packed", "error": "ended with code 1"}
+    rows = [packed, failed]
+    scaling.compare(rows)  # as rows come; nothing to hold it against yet
+    assert "of_random" not in packed
+    rows.append(random)
+    scaling.compare(rows)
+    assert packed["of_random"] == 0.99 and "of_random" not in random
+    lines = scaling.as_table(rows).splitlines()
+    assert "| single | random | 1 | 1000.0 (2.0) | 1.0000 | 100.0% | – | – |" in lines[2]
+    assert "| single | packed | 1 | 1010.0 (2.0) | 0.9900 | 100.0% | 99.0% | 1.2 % |" in lines[4]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.multiprocess
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_one_gpu_runs_on_random_tensors_and_on_a_packed_set(tmp_path: Path):
+    renders, maps = write_set(tmp_path, {f"sample_{i:04d}": f"material_{i}" for i in range(3)}, size=SIZE)
+    pack(renders, maps, tmp_path / "packed")
+    words = [
+        "--worlds",
+        "1",
+        "--engines",
+        "single",
+        "--size",
+        str(SIZE),
+        "--steps",
+        "4",
+        "--data",
+        str(tmp_path / "packed"),
+    ]
+    benchmark(
+        [
+            "scaling",
+            *words,
+            "--folder",
+            str(tmp_path / "found"),
+            *TINY,
+            "--device",
+            "cuda",
+            "--compile",
+            "off",
+        ]
+    )
+    random, packed = json.loads((tmp_path / "found" / "scaling.json").read_text())
+    assert (random["data"], packed["data"]) == ("random", "packed")
+    assert packed["of_random"] > 0 and 0 <= packed["data_wait"][0] < 1 and random["data_wait"] == [0]
 
 
 @pytest.mark.multiprocess

@@ -7,9 +7,10 @@ from functools import cache
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
+from neuropbr_dist.benchmark.compiling_row import Compiled
 from neuropbr_dist.training.step import gan_step
+from tests.code_generation import no_code_generation
 from tests.distributed import run
 from tests.parity import Case, Row, networks, objective, rank_batch
 
@@ -24,16 +25,8 @@ ENGINES = [
 
 
 def frames_after_each_step(case: Case, row: Row) -> list[tuple[int, int, int]]:
-    """Frames seen, frames compiled and graph breaks so far; three steps of each phase.
-
-    Without code generation, which takes 3 s a graph and isn't the matter here.
-    """
-    original = torch.compile
-    # The compiler's options are code generation's.
-    torch.compile = lambda *args, options=None, **words: original(*args, **words, backend="aot_eager")
-    torch._dynamo.reset()
-    counters.clear()
-    try:
+    """Frames seen, frames compiled and graph breaks so far; three steps of each phase."""
+    with no_code_generation():
         g, d = networks(case, row)
         found = []
         for phase in (phase for phase in PHASES for _ in range(3)):
@@ -45,12 +38,9 @@ def frames_after_each_step(case: Case, row: Row) -> list[tuple[int, int, int]]:
                 g.module.train()
             else:
                 gan_step(g, d if phase == "gan on" else None, batch, objective(case), d_steps=2)
-            frames = counters["frames"]
-            found.append((frames["total"], frames["ok"], sum(counters["graph_break"].values())))
+            compiled = Compiled.so_far()
+            found.append((compiled.frames, compiled.graphs, compiled.breaks))
         return found
-    finally:
-        torch.compile = original
-        torch._dynamo.reset()
 
 
 @cache

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +16,10 @@ from typing import Any
 
 import torch
 
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.benchmark.ranks import ROOT, run_alone
 from neuropbr_dist.training.start import device_name
 from neuropbr_dist.training.timings import TIMINGS
 
-ROOT = Path(__file__).resolve().parents[2]
 GB = 1e9
 # The state's size doesn't depend on the pictures' unless asked for; two samples are quickly made.
 ON_GPU = ["--config", "default", "--set", "data.builtin_count=2"]
@@ -92,12 +89,7 @@ def launch(ranks: int, words: Sequence[str]) -> None:
     launcher = (
         ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     )
-    done = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "launch" / "train.py"), *words],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    if done.returncode:
-        raise UserError("the measured run failed:\n" + "\n".join(done.stdout.splitlines()[-15:]))
+    run_alone([*launcher, str(ROOT / "launch" / "train.py"), *words])
 
 
 def as_table(found: dict[str, Any]) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuropbr_dist.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.2
 
@@ -44,15 +46,13 @@ class Running:
         self.ends = time.monotonic() + limit_s
         self.processes: list[subprocess.Popen] = []
         each, port = launch.ranks // launch.nodes, free_port()
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         with log.open("w") as out:
             for node in range(launch.nodes):
                 mine = gpus[node * each : (node + 1) * each]
-                env = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, mine)), "PYTHONPATH": path}
                 self.processes.append(
                     subprocess.Popen(
                         launch.command(node, port),
-                        env=env,
+                        env=environment(CUDA_VISIBLE_DEVICES=",".join(map(str, mine))),
                         stdout=out,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,  # Ctrl-C comes to it by `kill`, once
@@ -119,6 +119,30 @@ def run_all(
     finally:
         for one in running:
             one.kill()
+
+
+def run_alone(words: Sequence[str], **variables: str) -> None:
+    """One Python process to its end.
+
+    Args:
+        words: after the interpreter.
+        variables: of its environment.
+
+    Raises:
+        UserError: it failed; with its last lines.
+    """
+    done = subprocess.run(
+        [sys.executable, *words], env=environment(**variables),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise UserError("the measured run failed:\n" + "\n".join(done.stdout.splitlines()[-15:]))
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's, with `variables`, and this clone of the package wherever it runs."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path} | variables
 
 
 def error_in(log: Path) -> str:

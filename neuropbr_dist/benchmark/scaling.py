@@ -1,4 +1,4 @@
-"""Weak scaling: the same work a GPU on more and more GPUs of this machine, one launch a row."""
+"""Weak scaling: the same work a GPU on more and more GPUs of this machine, one launch a row; on real data too."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from neuropbr_dist.benchmark.ranks import ROOT, Launch, run_all
 from neuropbr_dist.errors import UserError
 
 ENGINES = {
+    "single": ["--engine", "single"],
     "fsdp": ["--engine", "fsdp"],
     "hsdp": ["--engine", "fsdp", "--shard", "node"],
     "zero1": ["--ds", str(ROOT / "ds_configs" / "zero1.json")],
@@ -31,12 +32,12 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--worlds", nargs="+", type=int, default=[1, 2, 4], metavar="N", help="default 1 2 4")
     p.add_argument(
         "--engines", nargs="+", choices=ENGINES, default=["fsdp", "zero2"], metavar="NAME",
-        help=f"{', '.join(ENGINES)}; default fsdp zero2. hsdp is left out below 4 ranks",
+        help=f"{', '.join(ENGINES)}; default fsdp zero2. single is for one rank, hsdp for 4 or more",
     )  # fmt: skip
     p.add_argument("--plan", default="balanced", metavar="NAME", help="memory plan; default balanced")
     p.add_argument("--size", type=int, default=2048, metavar="PX", help="default 2048")
     p.add_argument("--steps", type=int, default=8, metavar="N", help="timed steps; default 8")
-    p.add_argument("--data", metavar="DIR", help="a second set of rows, on this packed set")
+    p.add_argument("--data", metavar="DIR", help="beside each row one on this packed set")
     p.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="of one launch; default 300")
     p.add_argument(
         "--fill-cache", action="store_true",
@@ -72,6 +73,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> list[dict[str, An
         file = args.folder / f"{launch.name}.json"
         row = {"error": fault} if fault else json.loads(file.read_text())
         rows.append({"name": engine, "world": int(world), "data": data, **row})
+        compare(rows)
         (args.folder / "scaling.json").write_text(json.dumps(rows, indent=1) + "\n")
         (args.folder / "scaling.md").write_text(as_table(rows) + "\n")
         say(launch, fault or f"{row['ms']:.0f} ms a step, in {row['launch_s']:.0f} s")
@@ -92,7 +94,7 @@ def launches(args: argparse.Namespace, words: Sequence[str]) -> list[Launch]:
     for data in ("random", "packed") if args.data else ("random",):
         for world in args.worlds:
             for engine in args.engines:
-                if engine == "hsdp" and world < 2 * NODES_OF_HSDP:
+                if not runs_on(engine, world):
                     continue
                 name = f"{engine}-{world}-{data}"
                 more = ["--data", args.data] if data == "packed" else []
@@ -107,6 +109,11 @@ def launches(args: argparse.Namespace, words: Sequence[str]) -> list[Launch]:
                     )
                 )
     return found
+
+
+def runs_on(engine: str, world: int) -> bool:
+    """Whether an engine is anything of its own on `world` ranks."""
+    return {"single": world == 1, "hsdp": world >= 2 * NODES_OF_HSDP}.get(engine, True)
 
 
 def cache_launches(args: argparse.Namespace, words: Sequence[str], gpus: int) -> list[Launch]:
@@ -134,29 +141,62 @@ def row_words(
     return ["-m", ROW, *own, *ENGINES[engine], "--set", "model.encoder_pretrained=false", *words]
 
 
+def compare(rows: Sequence[dict[str, Any]]) -> None:
+    """Into each row on real data, `of_random`: its samples/s over those of the same ranks on random tensors."""
+    random = {
+        (r["name"], r["world"]): r["samples_per_s_rank"] for r in measured(rows) if r["data"] == "random"
+    }
+    for row in measured(rows):
+        if row["data"] != "random" and (row["name"], row["world"]) in random:
+            row["of_random"] = row["samples_per_s_rank"] / random[row["name"], row["world"]]
+
+
+def measured(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that haven't failed."""
+    return [row for row in rows if "error" not in row]
+
+
+COLUMNS = (
+    "engine", "data", "GPUs", "ms a step (range)", "samples/s a GPU", "of one GPU's", "of random tensors'",
+    "data wait", "GiB allocated a rank", "reserved", "NCCL ms a step", "exposed", "matmul TFLOP/s a rank",
+    "first step s",
+)  # fmt: skip
+
+
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown; engines together, fewest GPUs first."""
-    lines = [
-        "| engine | data | GPUs | ms a step (range) | samples/s a GPU | of one GPU's | GiB allocated a rank | reserved "
-        "| NCCL ms a step | exposed | matmul TFLOP/s a rank | first step s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    alone = {(r["name"], r["data"]): r["samples_per_s_rank"] for r in rows if r["world"] == 1 and "ms" in r}
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    alone = {(r["name"], r["data"]): r["samples_per_s_rank"] for r in measured(rows) if r["world"] == 1}
     if ("fsdp", "random") in alone:  # HSDP has no row of one GPU
         alone.setdefault(("hsdp", "random"), alone["fsdp", "random"])
     for r in sorted(rows, key=lambda r: (r["data"] != "random", r["name"], r["world"])):
-        head = f"| {r['name']} | {r['data']} | {r['world']} |"
-        if "error" in r:
-            lines.append(f"{head} {r['error'].replace('|', '/')} |" + " |" * 8)
-            continue
-        one = alone.get((r["name"], r["data"]))
-        share = f"{r['samples_per_s_rank'] / one:.1%}" if one else "–"
-        lines.append(
-            f"{head} {r['ms']:.1f} ({r['spread_ms']:.1f}) | {r['samples_per_s_rank']:.4f} | {share} "
-            f"| {between(r['allocated_gib'], 1)} | {between(r['reserved_gib'], 1)} | {between(r['nccl_ms'], 1)} "
-            f"| {between(r['exposed_ms'], 1)} | {between(r['matmul_tflops'], 0)} | {r['first_step_s']:.1f} |"
-        )
+        head = [r["name"], r["data"], str(r["world"])]
+        cells = [r["error"].replace("|", "/")] if "error" in r else figures(r, alone)
+        empty = [""] * (len(COLUMNS) - len(head) - len(cells))
+        lines.append(f"| {' | '.join([*head, *cells, *empty])} |")
     return "\n".join(lines)
+
+
+def figures(r: dict[str, Any], alone: dict[tuple[str, str], float]) -> list[str]:
+    """A row's cells after its name.
+
+    Args:
+        alone: samples/s on one GPU, by engine and data.
+    """
+    one, real = alone.get((r["name"], r["data"])), r["data"] != "random"
+    return [
+        f"{r['ms']:.1f} ({r['spread_ms']:.1f})",
+        f"{r['samples_per_s_rank']:.4f}",
+        f"{r['samples_per_s_rank'] / one:.1%}" if one else "–",
+        f"{r['of_random']:.1%}" if "of_random" in r else "–",
+        f"{between([100 * share for share in r['data_wait']], 1)} %" if real else "–",
+        between(r["allocated_gib"], 1),
+        between(r["reserved_gib"], 1),
+        between(r["nccl_ms"], 1),
+        between(r["exposed_ms"], 1),
+        between(r["matmul_tflops"], 0),
+        f"{r['first_step_s']:.1f}",
+    ]
 
 
 def between(values: Sequence[float], digits: int) -> str:

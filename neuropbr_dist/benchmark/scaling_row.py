@@ -13,26 +13,24 @@ from typing import Any
 import torch
 
 from neuropbr_dist.benchmark.communication import communication_ms
+from neuropbr_dist.benchmark.setting import Setting
 from neuropbr_dist.benchmark.step import StepBench
 from neuropbr_dist.cluster import (
-    Environment,
     detect,
     everyone,
     ignore_stop_signals,
     pick_device,
     process_group,
 )
-from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.config.cli import config_from, train_parser
-from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.loader import TrainingSlots, make_loader
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.packed import PackedSource
-from neuropbr_dist.training.engines import engine_of
+from neuropbr_dist.training.engines import engine_of, precision_of
+from neuropbr_dist.training.flops import matmul_flops
 from neuropbr_dist.training.start import device_name, versions
-
-WARM_UP = 2
 
 
 def row_parser() -> argparse.ArgumentParser:
@@ -50,47 +48,50 @@ def row_parser() -> argparse.ArgumentParser:
 class PackedBench(StepBench):
     """Steps on a packed set, through the loader of a run: worker processes, copies to the device."""
 
-    def __init__(
-        self, cfg: TrainConfig, env: Environment, device: torch.device, size: int, memory: str
-    ) -> None:
-        super().__init__(cfg, env, device, size, memory)
-        self.batches = packed_batches(cfg, env, device, size)
+    def __init__(self, where: Setting, memory: str) -> None:
+        super().__init__(where, memory)
+        self.cfg, self.samples = where.cfg, where.cfg.training.batch_size * where.env.world_size
+        self.loader = packed_batches(where)
 
-    def step(self) -> None:
-        self.batch = next(self.batches)
-        super().step()
+    def step(self, *, gan: bool = True) -> None:
+        began = time.perf_counter()
+        host = next(self.loader)
+        self.waited += time.perf_counter() - began
+        self.batch = to_device(host, self.samples, self.cfg.transform, self.device)
+        super().step(gan=gan)
+
+    def warm_up(self) -> None:
+        """As for random tensors, then without what the workers have in stock: they have had the compiler's time for it."""
+        super().warm_up()
+        for _ in range(self.cfg.data.num_workers * self.cfg.data.prefetch_factor):
+            next(self.loader)
+        self.step()
 
 
-def packed_batches(
-    cfg: TrainConfig, env: Environment, device: torch.device, size: int
-) -> Iterator[DeviceBatch]:
+def packed_batches(where: Setting) -> Iterator[MicroBatch]:
     """This rank's micro-batches of `cfg.data.packed_dir`, over and over."""
+    cfg, env = where.cfg, where.env
     data, batch = cfg.data, cfg.training.batch_size
     assert data.packed_dir is not None
-    source = PackedSource(data.packed_dir, data.render_curriculum, size)
-    samples = batch * env.world_size
-    order = SampleOrder(len(source.entries), samples, epochs=10_000, seed=cfg.training.seed)
+    source = PackedSource(data.packed_dir, data.render_curriculum, where.size)
+    order = SampleOrder(len(source.entries), batch * env.world_size, epochs=10_000, seed=cfg.training.seed)
     slots = TrainingSlots(order, 0, env.world_size, env.rank, batch)
-    pin = data.pin_memory and device.type == "cuda"
-    for host in make_loader(
-        source, source.entries, slots, workers=data.num_workers, prefetch=data.prefetch_factor, pin=pin,
-        worker_start=ignore_stop_signals,
-    ):  # fmt: skip
-        yield to_device(host, samples, cfg.transform, device)
+    return make_loader(
+        source, source.entries, slots, workers=data.num_workers, prefetch=data.prefetch_factor,
+        pin=data.pin_memory and where.device.type == "cuda", worker_start=ignore_stop_signals,
+    )  # fmt: skip
 
 
-def measure(
-    cfg: TrainConfig, env: Environment, device: torch.device, args: argparse.Namespace
-) -> dict[str, Any]:
+def measure(where: Setting, args: argparse.Namespace) -> dict[str, Any]:
     """Collective. Times in ms, memory in GiB; lists are by rank."""
-    kind = StepBench if cfg.data.packed_dir is None else PackedBench
-    bench = kind(cfg, env, device, args.size, args.plan)
-    found = bench.time(WARM_UP, args.steps)
+    cfg = where.cfg
+    bench = (StepBench if cfg.data.packed_dir is None else PackedBench)(where, args.plan)
+    found = bench.time(args.steps)
     nccl, exposed = profile(bench)
-    peak = bench.peak_tflops()
+    peak = matmul_flops(where.device, precision_of(cfg, where.device)) / 1e12
     return {
         "ms": found.ms, "spread_ms": found.spread_ms, "first_step_s": found.first_step_s, "losses": found.losses,
-        "samples_per_s_rank": cfg.training.batch_size / found.ms * 1e3,
+        "samples_per_s_rank": cfg.training.batch_size / found.ms * 1e3, "data_wait": everyone(found.data_wait),
         "allocated_gib": everyone(found.allocated_gib), "reserved_gib": everyone(found.reserved_gib),
         "nccl_ms": everyone(nccl), "exposed_ms": everyone(exposed), "matmul_tflops": everyone(peak),
     }  # fmt: skip
@@ -115,15 +116,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.steps:  # this rank on its own
         env = replace(env, launcher="none", rank=0, world_size=1)
     device = pick_device("cuda", env)
+    where = Setting(cfg, env, device, args.size)
     with process_group(env, device, cfg.training.timeout_minutes):
         if not args.steps:
-            StepBench(cfg, env, device, args.size, args.plan).step()
+            StepBench(where, args.plan).step()
             torch.cuda.synchronize()
             return
         row = {
             "engine": engine_of(cfg, env), "shard": cfg.training.shard, "world": env.world_size,
             "plan": args.plan, "size": args.size, "device": device_name(device), "versions": versions(),
-            **measure(cfg, env, device, args), "launch_s": time.perf_counter() - began,
+            **measure(where, args), "launch_s": time.perf_counter() - began,
         }  # fmt: skip
         if env.rank == 0:
             args.out.write_text(json.dumps(row, indent=1) + "\n")

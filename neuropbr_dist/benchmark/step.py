@@ -1,4 +1,4 @@
-"""Time and memory of a GAN step on random tensors, and where its time goes."""
+"""A GAN step under measurement: its time and memory, and where the time goes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuropbr_dist.benchmark.attention import median_ms
-from neuropbr_dist.cluster import Environment
+from neuropbr_dist.benchmark.setting import Setting
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.monitor.throughput import peak_memory_gib
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.engines import build_networks, compiles_losses
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.step import gan_step
 
-GIB = 2**30
+WARM_UP = 2
+"""Steps after the first, before those that are timed."""
 
 
 @dataclass(kw_only=True)
@@ -41,6 +42,8 @@ class StepTime:
     """Peak of the allocator's allocated bytes."""
     reserved_gib: float
     """Peak of its reserved bytes."""
+    data_wait: float
+    """Share in [0, 1] of the timed steps spent waiting for their samples; 0 on random tensors."""
     syncs: int
     """Host waits for the device inside one step; -1 where not profiled."""
     losses: dict[str, float]
@@ -59,61 +62,67 @@ def random_batch(cfg: TrainConfig, size: int, device: torch.device, seed: int = 
 
 
 class StepBench:
-    """Networks of a configuration on this rank's device, and their steps.
+    """Networks of a configuration on this rank's device, and their steps on random tensors.
 
     Args:
-        cfg: resolved; `training.batch_size` samples a rank and step.
-        size: side of the pictures in pixels.
         memory: memory plan, resolved.
     """
 
-    def __init__(
-        self, cfg: TrainConfig, env: Environment, device: torch.device, size: int, memory: str
-    ) -> None:
+    def __init__(self, where: Setting, memory: str) -> None:
+        cfg, self.device = where.cfg, where.device
         gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        self.device = device
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.began = time.perf_counter()
-        cfg.training.global_batch_size = cfg.training.batch_size * env.world_size
-        self.networks: dict[str, Network] = build_networks(cfg, env, device, None, memory)
-        self.objective = Objective(cfg, compiles_losses(cfg, device))
-        self.batch = random_batch(cfg, size, device)
+        cfg.training.global_batch_size = cfg.training.batch_size * where.env.world_size
+        self.networks: dict[str, Network] = build_networks(cfg, where.env, self.device, None, memory)
+        self.objective = Objective(cfg, compiles_losses(cfg, self.device))
+        self.batch = random_batch(cfg, where.size, self.device)
+        self.waited = 0.0
+        """Seconds that steps have waited for their samples."""
         self.losses: dict[str, Tensor] = {}
 
-    def step(self) -> None:
-        d = self.networks.get("discriminator")
-        report = gan_step(self.networks["generator"], d, [self.batch], self.objective)
-        self.losses = report.losses
+    def step(self, *, gan: bool = True) -> None:
+        """One step; with `gan` of the discriminator too, if there is one."""
+        d = self.networks.get("discriminator") if gan else None
+        self.losses = gan_step(self.networks["generator"], d, [self.batch], self.objective).losses
 
-    def time(self, warmup: int, steps: int) -> StepTime:
-        self.step()
-        torch.cuda.synchronize()
-        first = time.perf_counter() - self.began
-        for _ in range(warmup):
+    def settle(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def warm_up(self) -> None:
+        """Steps that aren't timed."""
+        for _ in range(WARM_UP):
             self.step()
-        torch.cuda.synchronize()
-        times = []
+
+    def time(self, steps: int) -> StepTime:
+        """The first step, the warm-up, and then `steps` that are timed one by one."""
+        self.step()
+        self.settle()
+        first = time.perf_counter() - self.began
+        self.warm_up()
+        self.settle()
+        self.waited, times = 0.0, []
         for _ in range(steps):
             began = time.perf_counter()
             self.step()
-            torch.cuda.synchronize()
+            self.settle()
             times.append(1e3 * (time.perf_counter() - began))
+        allocated, reserved = peak_memory_gib(self.device)
         return StepTime(
             first_step_s=first,
             ms=statistics.median(times),
             spread_ms=max(times) - min(times),
             kernels_ms=0.0,
-            allocated_gib=torch.cuda.max_memory_allocated() / GIB,
-            reserved_gib=torch.cuda.max_memory_reserved() / GIB,
+            allocated_gib=allocated,
+            reserved_gib=reserved,
+            data_wait=1e3 * self.waited / sum(times),
             syncs=-1,
             losses={name: float(value) for name, value in self.losses.items()},
         )
-
-    def peak_tflops(self) -> float:
-        """This device's measured ceiling: a bf16 product of 8192 x 8192 matrices, random data."""
-        a, b = (torch.randn(8192, 8192, device=self.device, dtype=torch.bfloat16) for _ in range(2))
-        return 2 * 8192**3 / median_ms(lambda: a @ b, 20) / 1e9
 
     def profile(self, row: StepTime) -> list[tuple[str, float, int]]:
         """Kernels of one step: name, ms, calls; fills `row.kernels_ms` and `row.syncs`."""
@@ -138,4 +147,4 @@ class StepBench:
 
 def kernel_table(kernels: list[tuple[str, float, int]]) -> str:
     """A line a kernel: ms in one step, calls, name."""
-    return "".join(f"  {ms:8.2f} ms {calls:4} x {name[:100]}\n" for name, ms, calls in kernels)
+    return "\n".join(f"  {ms:8.2f} ms {calls:4} x {name[:100]}" for name, ms, calls in kernels)

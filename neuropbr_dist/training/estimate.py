@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -121,9 +122,11 @@ def state_bytes(model: ModelConfig, engine: str, stage: int, world: int, dtype: 
 
 
 def available_bytes(device: torch.device, ranks_here: int) -> int:
-    """Memory that one rank may use: what is free of its GPU, or its part of the host's."""
+    """Memory that one rank may use: what is free of its GPU and allowed to it, or its part of the host's."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        free, total = torch.cuda.mem_get_info(device)
+        allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+        return min(free, allowed - torch.cuda.memory_reserved(device))
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // max(ranks_here, 1)
 
 
@@ -139,10 +142,13 @@ class Need:
     """ZeRO stage."""
     world: int
 
+    def state(self) -> int:
+        """Bytes of parameters, gradients and Adam's state on one rank."""
+        return state_bytes(self.cfg.model, self.engine, self.stage, self.world, self.dtype)
+
     def at(self, size: int) -> dict[str, int]:
         """Bytes of a rank by memory plan, for pictures of `size` px."""
-        cfg = self.cfg
-        state = state_bytes(cfg.model, self.engine, self.stage, self.world, self.dtype)
+        cfg, state = self.cfg, self.state()
         activations = Activations.of(cfg, size, self.dtype)
         kind = cfg.training.activation_checkpointing
         patterns = {plan: recompute_patterns(plan, kind, "generator") for plan in PLANS}
@@ -155,10 +161,15 @@ class Need:
         return self.cfg.training.kernels and self.dtype.itemsize == 2 and norms <= {"group", "frozen_batch"}
 
 
+def fastest_plan(wanted: Mapping[str, int], room: int) -> str:
+    """The fastest memory plan whose bytes fit into `room` with something to spare; the slowest if none does."""
+    return next((plan for plan in PLANS if wanted[plan] <= FILL * room), PLANS[-1])
+
+
 def choose_plan(need: Need, size: int, room: int) -> tuple[str, str]:
     """The fastest memory plan that fits into `room` bytes (the slowest if none does), and why."""
     wanted = need.at(size)
-    plan = next((plan for plan in PLANS if wanted[plan] <= FILL * room), PLANS[-1])
+    plan = fastest_plan(wanted, room)
     return plan, f"about {wanted[plan] / GIB:.1f} of {room / GIB:.1f} GiB free"
 
 
