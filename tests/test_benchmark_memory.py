@@ -62,22 +62,6 @@ def test_a_limit_that_the_card_does_not_have_is_refused(card, gib):
     assert card.share == 1
 
 
-@pytest.mark.parametrize(
-    ("given", "settings"),
-    [
-        ("", ["expandable_segments:True"]),
-        ("max_split_size_mb:512", ["max_split_size_mb:512,expandable_segments:True"]),
-        ("expandable_segments:False", []),
-    ],
-)
-def test_what_a_person_has_set_for_the_allocator_stays(monkeypatch, given, settings):
-    found: list[str] = []
-    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", found.append)
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", given)
-    allocator.expand_segments()
-    assert found == settings
-
-
 # -- choices and tables --------------------------------------------------------------------
 
 
@@ -152,14 +136,14 @@ def test_every_plan_is_a_row_and_the_next_goes_on_after_one_that_fails(card, mon
 
 @pytest.mark.gpu
 @ON_GPU
-@pytest.mark.parametrize("segments", [[], ["--expandable-segments"]])
-def test_plans_are_measured_beside_their_estimate(tmp_path, capsys, segments):
+def test_plans_are_measured_beside_their_estimate(tmp_path, capsys):
     out = tmp_path / "memory.json"
-    words = ["memory", "--steps", "2", "--out", str(out), *segments, *QUICK]
+    words = ["memory", "--steps", "2", "--out", str(out), *QUICK]
     benchmark(words)
     found = json.loads(out.read_text())
     assert [row["plan"] for row in found["rows"]] == ["fast", "balanced", "low"]
     for row in found["rows"]:
+        assert row["segments_expand"]
         assert 0 < row["state_gib"] < row["allocated_gib"] <= row["reserved_gib"]
     assert "Here `auto` takes `fast`" in capsys.readouterr().out
 

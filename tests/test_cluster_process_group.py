@@ -17,7 +17,7 @@ from neuropbr_dist.cluster import (
     pick_device,
     refuse_differences,
 )
-from neuropbr_dist.cluster.process_group import record_collectives
+from neuropbr_dist.cluster.process_group import expand_segments, record_collectives
 from neuropbr_dist.errors import UserError
 from tests.distributed import run
 
@@ -152,3 +152,19 @@ def test_a_difference_names_rank_host_and_fact():
     first, second = run(2, f"{__name__}:compare", facts=[same, {**same, "data set": "456"}])
     assert first == second  # every rank stops, with the same message
     assert first == ("rank 1 on host1 has another data set than rank 0 (data set: 456 there, 123 on rank 0)")
+
+
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        ("", ["expandable_segments:True"]),
+        ("max_split_size_mb:512", ["max_split_size_mb:512,expandable_segments:True"]),
+        ("expandable_segments:False", []),
+    ],
+)
+def test_what_a_person_has_set_for_the_allocator_stays(monkeypatch, given, settings):
+    found: list[str] = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", found.append)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", given)
+    expand_segments()
+    assert found == settings

@@ -11,7 +11,7 @@ import torch
 
 from neuropbr_dist.benchmark.setting import Setting, need_gpu, setting
 from neuropbr_dist.benchmark.step import StepBench
-from neuropbr_dist.training.allocator import expand_segments, limit_memory, outside_bytes
+from neuropbr_dist.training.allocator import limit_memory, outside_bytes
 from neuropbr_dist.training.engines import engine_of, need_of, precision_of
 from neuropbr_dist.training.estimate import GIB, available_bytes, fastest_plan
 
@@ -29,16 +29,13 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--limit-gib", type=float, metavar="N", help="as on a card of N GiB; default: all of this one"
     )
-    p.add_argument(
-        "--expandable-segments", action="store_true", help="let the allocator's segments grow (expandable_segments:True)"
-    )  # fmt: skip
 
 
 def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     """A row a memory plan, printed as they come; then what `auto` takes here and elsewhere.
 
     Args:
-        args: `plans`, `steps` to time, `limit_gib`, `expandable_segments`.
+        args: `plans`, `steps` to time, `limit_gib`.
         words: for launch/train.py.
 
     Raises:
@@ -48,14 +45,11 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     with setting(words, "cuda") as where:
         if args.limit_gib is not None:
             limit_memory(where.device, args.limit_gib)
-        if args.expandable_segments:
-            expand_segments()
         room = available_bytes(where.device, where.env.local_world_size)
         need = need_of(where.cfg, where.env, where.device)
         wanted = need.at(where.size)
         limit = "" if args.limit_gib is None else f", as on a card of {args.limit_gib:g} GiB"
-        segments = ", expandable segments" if args.expandable_segments else ""
-        where.say(f"{where}{limit}{segments}\n\n{HEAD}")
+        where.say(f"{where}{limit}\n\n{HEAD}")
         rows = []
         for plan in args.plans:
             rows.append(row(where, plan, Predicted(wanted[plan] / GIB, need.state() / GIB), args.steps))
@@ -66,7 +60,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     return {
         "engine": engine_of(where.cfg, where.env), "world": where.env.world_size, "size": where.size,
         "precision": precision_of(where.cfg, where.device), "limit_gib": args.limit_gib,
-        "expandable_segments": args.expandable_segments, "rows": rows, "here": here, "cards": cards,
+        "rows": rows, "here": here, "cards": cards,
     }  # fmt: skip
 
 

@@ -53,13 +53,8 @@ def pick_device(preference: str, env: Environment) -> torch.device:
     return device
 
 
-ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-
-
 def rank_gpu(env: Environment) -> torch.device:
-    """This rank's GPU. Its allocator's segments grow, unless the environment has settings of its own.
-
-    Fixed ones leave holes: the plan for 16 GB cards took 14.0 GiB and reserved 18 (`benchmarks/`).
+    """This rank's GPU; its allocator's segments grow from now on.
 
     Raises:
         UserError: the node has more ranks than GPUs.
@@ -71,9 +66,22 @@ def rank_gpu(env: Environment) -> torch.device:
         raise UserError(
             f"{env.local_world_size} ranks on this node, but {visible} GPU(s); start as many ranks as GPUs"
         )
-    if not any(name in os.environ for name in ALLOCATOR_SETTINGS):
-        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+    expand_segments()
     return torch.device("cuda", index)
+
+
+def expand_segments() -> None:
+    """Let the GPU allocator's segments grow, where it would take a new one for a size that none has free.
+
+    Fixed ones leave holes: the plan for 16 GB cards took 14.0 GiB and reserved 18 (`benchmarks/`). What a
+    person has set for the allocator stays.
+    """
+    given = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", os.environ.get("PYTORCH_ALLOC_CONF", ""))
+    if "expandable_segments" not in given:
+        # Settings that aren't repeated fall back to torch's defaults.
+        settings = ",".join(filter(None, [given, "expandable_segments:True"]))
+        # Works at any time, as the variables don't; in torch since 2.10.
+        torch._C._accelerator_setAllocatorSettings(settings)
 
 
 RECORDED_COLLECTIVES = 2000

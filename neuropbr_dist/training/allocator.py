@@ -1,8 +1,6 @@
-"""How torch's allocator takes a GPU's memory: how much at most, and in what pieces."""
+"""How much of a GPU's memory torch's allocator may take."""
 
 from __future__ import annotations
-
-import os
 
 import torch
 
@@ -31,17 +29,3 @@ def outside_bytes(device: torch.device) -> int:
     """What is taken of a GPU besides this process's allocator: CUDA's context, loaded kernels, other processes."""
     free, total = torch.cuda.mem_get_info(device)
     return total - free - torch.cuda.memory_reserved(device)
-
-
-def expand_segments() -> None:
-    """From now on segments grow, where the allocator would take a new one for a size that none has free.
-
-    Reserved memory stays closer to allocated: what is free inside a segment serves any size. What a person
-    has set for the allocator stays.
-    """
-    given = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", os.environ.get("PYTORCH_ALLOC_CONF", ""))
-    if "expandable_segments" not in given:
-        # Settings that aren't repeated fall back to torch's defaults.
-        settings = ",".join(filter(None, [given, "expandable_segments:True"]))
-        # Works at any time, as the variables don't; in torch since 2.10.
-        torch._C._accelerator_setAllocatorSettings(settings)
