@@ -40,6 +40,7 @@ VARIANTS: dict[str, list[str]] = {
     "gan_bce": ["loss.gan_loss_type=bce"],
     "gan_bce_smooth": ["loss.gan_loss_type=bce", "loss.gan_label_smoothing=0.1"],
     "gan_4_layers": ["model.discriminator_n_layers=4"],
+    "gan_augmented": ["data.augment_flips=true", "data.augment_rotations=true"],
     "gan_ema": ["training.ema_decay=0.999"],
     "batch_norm": [*NO_GAN, "model.norm=batch", "model.encoder_norm=batch"],
     "frozen_encoder_norm": [*NO_GAN, "model.encoder_norm=frozen_batch"],
@@ -76,7 +77,10 @@ GRACE_S = 45
 
 def main() -> None:
     """Time, train, write the tables and the picture."""
-    args, words = parser().parse_known_args()
+    p = parser()
+    args, words = p.parse_known_args()
+    if args.per_gpu > 1 and not args.epochs:
+        p.error("--per-gpu needs --epochs: a variant's speed depends on its neighbours'")
     if args.builtin:
         words += ["--set", "data.builtin=true", "--set", f"data.builtin_count={args.builtin}"]
         words += ["--set", f"data.image_size={args.size}"]
@@ -104,6 +108,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--minutes", type=float, default=7.0, metavar="N", help="a variant; default %(default)s")
     p.add_argument("--epochs", type=int, metavar="N", help="instead of those that fit into the minutes")
     p.add_argument("--gpus-each", type=int, default=1, metavar="N", help="default %(default)s")
+    p.add_argument("--per-gpu", type=int, default=1, metavar="N",
+                   help="variants that share a GPU (below 1,024 px the host is the limit); needs --epochs")  # fmt: skip
     p.add_argument("--builtin", type=int, default=0, metavar="N", help="train on N built-in materials")
     p.add_argument(
         "--size", type=int, default=512, metavar="S", help="of built-in materials; default %(default)s"
@@ -161,7 +167,7 @@ def run_all(args: argparse.Namespace, words: list[str], epochs: int) -> list[Res
     """Every variant once, as many at a time as there are GPUs for."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     free = [list(range(i, i + args.gpus_each)) for i in range(0, count - args.gpus_each + 1, args.gpus_each)]
-    free = free or [[]]
+    free = free * args.per_gpu or [[]]
     waiting, running, results = list(args.variants), {}, []
     begin = max(1, round(STARTED_AT * epochs))
     schedule = [

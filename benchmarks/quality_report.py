@@ -55,12 +55,13 @@ PER_MAP = (("mae", 4), ("psnr", 2), ("ssim", 3))
 def report(args: argparse.Namespace, results: list[Result]) -> str:
     """Markdown: what ran, all variants, and each map of each variant."""
     facts = json.loads((results[0].folder / "history.jsonl").read_text().splitlines()[0])
+    shared = f", {args.per_gpu} variants on each at a time" if args.per_gpu > 1 else ""
     data = f"{args.builtin} built-in materials" if args.builtin else "the given set"
     mean = mean_maps(results[0])
     return "\n".join(
         [
             f"# Held-out validation after at most {args.minutes:g} minutes, {data}\n",
-            f"- **Hardware**: {args.gpus_each} x {device_name(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))} a variant",
+            f"- **Hardware**: {args.gpus_each} x {device_name(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))} a variant{shared}",
             f"- **Software**: {', '.join(f'{name} {found}' for name, found in versions().items())}",
             f"- **Command**: `python benchmarks/quality.py {' '.join(sys.argv[1:])}`",
             f"- **Data**: {facts['train_samples']} entries to train on, {facts['val_samples']} held out, "
