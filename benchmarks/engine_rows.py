@@ -124,12 +124,14 @@ def formula(engine: str, world: int) -> tuple[float, float, float]:
     """Bytes a parameter in bf16 on one rank: parameters (and masters), gradients, moments.
 
     DDP computes under autocast: no copy in bf16. FSDP2's shards are float32, the bf16 copy of a unit
-    lives while it computes. ZeRO holds bf16 parameters and float32 masters; gradients are bf16.
+    lives while it computes. ZeRO holds bf16 parameters and float32 masters; gradients are bf16. Stage 1 too
+    drops what other ranks own as it is reduced, in a step's last backward (`reduce_ready_partitions_and_remove_grads`
+    of DeepSpeed's `stage_1_and_2.py`); only between micro-batches does it hold all gradients.
     """
     shards = {"single": 1, "ddp": 1, "hsdp": world // 2}.get(engine, world)
     parameters = {"zero1": 2 + 4 / world, "zero2": 2 + 4 / world, "zero3": 6 / world}
-    gradients = {"zero1": 2.0, "zero2": 2 / world, "zero3": 2 / world}
-    return parameters.get(engine, 4 / shards), gradients.get(engine, 4 / shards), 8 / shards
+    gradients = 2 / world if engine.startswith("zero") else 4 / shards
+    return parameters.get(engine, 4 / shards), gradients, 8 / shards
 
 
 def default_networks(device: torch.device, row: Row) -> list[Network]:

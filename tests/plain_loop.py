@@ -53,10 +53,10 @@ def trained(net: nn.Module) -> list[nn.Parameter]:
 
 
 def optimizer(net: nn.Module) -> torch.optim.AdamW:
-    a = ADAM
-    return torch.optim.AdamW(
-        trained(net), lr=a.lr, betas=a.betas, eps=a.eps, weight_decay=a.weight_decay, foreach=False
-    )
+    a, params = ADAM, trained(net)
+    # On CUDA the fused kernel, as every engine has it: it takes 1 - beta_2 in float32, 1.3e-5 below 0.001.
+    how = {"fused": True} if params[0].is_cuda else {"foreach": False}
+    return torch.optim.AdamW(params, lr=a.lr, betas=a.betas, eps=a.eps, weight_decay=a.weight_decay, **how)
 
 
 def update(opt: torch.optim.Optimizer, grads: tuple[Tensor, ...], clip: float) -> float:
