@@ -219,7 +219,7 @@ class TrainingConfig:
     compile: Literal["auto", "off", "blocks"] = "auto"
     """torch.compile of each block. `auto`: on CUDA only."""
     kernels: bool = True
-    """Hand-written kernels on a GPU in half precision; false: plain PyTorch, compiled, as everywhere else."""
+    """Hand-written kernels on a GPU in half precision, and FlashAttention-4 where it is installed; false: plain PyTorch, compiled, as everywhere else."""
     grad_clip_norm: float | None = 1.0
     """Largest gradient norm of each network. None: no clipping."""
     ema_decay: float | None = None
