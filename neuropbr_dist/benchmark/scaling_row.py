@@ -18,16 +18,16 @@ from neuropbr_dist.benchmark.step import StepBench
 from neuropbr_dist.cluster import (
     detect,
     everyone,
-    ignore_stop_signals,
     pick_device,
     process_group,
 )
 from neuropbr_dist.config.cli import config_from, train_parser
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import TrainingSlots, make_loader
+from neuropbr_dist.data.loader import TrainingSlots
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.packed import PackedSource
+from neuropbr_dist.training.data import batches_of
 from neuropbr_dist.training.engines import engine_of, precision_of
 from neuropbr_dist.training.flops import matmul_flops
 from neuropbr_dist.training.start import device_name, versions
@@ -76,10 +76,7 @@ def packed_batches(where: Setting) -> Iterator[MicroBatch]:
     source = PackedSource(data.packed_dir, data.render_curriculum, where.size)
     order = SampleOrder(len(source.entries), batch * env.world_size, epochs=10_000, seed=cfg.training.seed)
     slots = TrainingSlots(order, 0, env.world_size, env.rank, batch)
-    return make_loader(
-        source, source.entries, slots, workers=data.num_workers, prefetch=data.prefetch_factor,
-        pin=data.pin_memory and where.device.type == "cuda", worker_start=ignore_stop_signals,
-    )  # fmt: skip
+    return batches_of(data, source, source.entries, slots, where.device)
 
 
 def measure(where: Setting, args: argparse.Namespace) -> dict[str, Any]:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
-from neuropbr_dist.cluster import Environment, everyone, from_rank_0, is_rank_0
-from neuropbr_dist.config import ModelConfig, TrainConfig, check_size
+from neuropbr_dist.cluster import Environment, everyone, from_rank_0, ignore_stop_signals, is_rank_0
+from neuropbr_dist.config import DataConfig, ModelConfig, TrainConfig, check_size
+from neuropbr_dist.data.augment import Augmentation
+from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.headers import check_headers
 from neuropbr_dist.data.layout import Sample, list_faults, scan
+from neuropbr_dist.data.loader import TrainingSlots, make_loader
+from neuropbr_dist.data.order import Slot
 from neuropbr_dist.data.packed import PackedSource
 from neuropbr_dist.data.sources import (
     BuiltinSource,
@@ -40,6 +45,29 @@ class Samples:
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.train, self.source.size)
+
+
+def batches_of(
+    data: DataConfig,
+    source: Source,
+    entries: Sequence[Entry],
+    slots: TrainingSlots | list[list[Slot]],
+    device: torch.device,
+    workers: int | None = None,
+    augmentation: Augmentation | None = None,
+) -> Iterator[MicroBatch]:
+    """This rank's micro-batches, read ahead by worker processes.
+
+    Args:
+        slots: which of `entries` each micro-batch holds.
+        device: where they go; for a GPU they lie in pinned memory.
+        workers: None: `data.num_workers`.
+    """
+    return make_loader(
+        source, entries, slots, workers=data.num_workers if workers is None else workers,
+        prefetch=data.prefetch_factor, pin=data.pin_memory and device.type == "cuda",
+        worker_start=ignore_stop_signals, augmentation=augmentation,
+    )  # fmt: skip
 
 
 def open_samples(

@@ -14,7 +14,7 @@ from neuropbr_dist.data.layout import scan
 from neuropbr_dist.data.packed import HEAD, INDEX_FILES
 from neuropbr_dist.data.sources import default_folders
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.training.run import code_hash, count_parameters
+from neuropbr_dist.training.start import code_hash, count_parameters
 
 STATE_BYTES = 12  # a parameter and Adam's two moments, float32
 

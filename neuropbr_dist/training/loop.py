@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, epoch_name, step_name
 from neuropbr_dist.cluster import (
@@ -25,17 +21,18 @@ from neuropbr_dist.cluster import (
     StopFlag,
     everyone,
     from_rank_0,
-    ignore_stop_signals,
 )
 from neuropbr_dist.config import TrainConfig, to_yaml
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import TrainingSlots, make_loader, validation_slots
+from neuropbr_dist.data.loader import TrainingSlots, validation_slots
 from neuropbr_dist.data.order import SampleOrder, micro_batches
 from neuropbr_dist.data.sources import Entry, Source
 from neuropbr_dist.monitor import Console, Meter, RunLog
 from neuropbr_dist.parallel import Network
+from neuropbr_dist.training.averages import Averages
+from neuropbr_dist.training.data import batches_of
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.engines import precision_of
 from neuropbr_dist.training.faults import FaultWatch
@@ -105,10 +102,7 @@ class Trainer:
             self.flops = sample_flops(cfg, run.source.size)
             peak = matmul_flops(run.device, precision_of(cfg, run.device))
         self.meter = Meter(run.device, peak)
-        self.totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=run.device))
-        self.epoch_totals: dict[str, float] = defaultdict(float)
-        self.epoch_steps: dict[str, int] = defaultdict(int)
-        self.steps_since_log = 0
+        self.averages = Averages(run.device)
         self.saved_at = -1
         self.step_epoch = 0
         self.lr = self.d_lr = 0.0
@@ -194,22 +188,7 @@ class Trainer:
         slots = TrainingSlots(self.order, run.progress.cursor, run.env.world_size, run.env.rank, t.batch_size)
         data = run.cfg.data
         augmentation = Augmentation(t.seed, data.augment_flips, data.augment_rotations)
-        return self.loader(run.train, slots, data.num_workers, augmentation)
-
-    def loader(
-        self, entries: Sequence[Entry], slots: Any, workers: int, augmentation: Augmentation | None = None
-    ) -> Iterator[MicroBatch]:
-        data = self.run.cfg.data
-        return make_loader(
-            self.run.source,
-            entries,
-            slots,
-            workers=workers,
-            prefetch=data.prefetch_factor,
-            pin=data.pin_memory and self.run.device.type == "cuda",
-            worker_start=ignore_stop_signals,
-            augmentation=augmentation,
-        )
+        return batches_of(data, run.source, run.train, slots, run.device, augmentation=augmentation)
 
     def step(self, batches: Iterator[MicroBatch]) -> None:
         run, p, cfg = self.run, self.run.progress, self.run.cfg
@@ -239,14 +218,14 @@ class Trainer:
 
     def note(self, report: StepReport, keys: list[str], samples: int) -> None:
         for name, value in report.losses.items():
-            self.totals[name] += value
+            self.averages.add(name, value)
         for part, result in (("G", report.generator), ("D", report.discriminator)):
             if result is not None:
                 # Every rank holds the whole norm; a sum over ranks follows.
                 norm = result.grad_norm.to(self.run.device) / self.run.env.world_size
-                self.totals[f"{part}_grad_norm"] += norm
+                self.averages.add(f"{part}_grad_norm", norm)
         self.faults.note(self.run.progress.step, keys, report)
-        self.steps_since_log += 1
+        self.averages.steps += 1
         flops, gan = 0.0, report.discriminator is not None
         if self.flops is not None:
             share = samples / self.run.env.world_size
@@ -259,15 +238,8 @@ class Trainer:
     def log_step(self) -> None:
         """Read the device once: mean losses over all ranks and the steps since the last look."""
         run, p = self.run, self.run.progress
-        names = sorted(self.totals)
-        sums = torch.stack([self.totals[name].float() for name in names])
-        if dist.is_initialized():
-            dist.all_reduce(sums)
-        values = dict(zip(names, sums.tolist(), strict=True))
-        for name, value in values.items():
-            self.epoch_totals[name] += value
-            self.epoch_steps[name] += self.steps_since_log
-        means = {f"train/{name}": value / self.steps_since_log for name, value in values.items()}
+        found = self.averages.look()
+        means = {f"train/{name}": value for name, value in found.items()}
         self.faults.look(p.skipped)
         speed = self.meter.read()
         skipped = {f"train/skipped_{part}": float(n) for part, n in p.skipped.items()}
@@ -278,10 +250,8 @@ class Trainer:
             rates["train/D_lr"] = self.d_lr
         epoch = self.step_epoch + 1  # a step belongs to the epoch of its first sample
         run.log.scalars(p.step, epoch, p.cursor, {**means, **rates, **skipped, **speed.scalars()})
-        shown = {str(name): means[f"train/{name}"] for name in ("G_loss", "D_loss") if name in values}
+        shown = {str(name): found[name] for name in ("G_loss", "D_loss") if name in found}
         run.console.log(p.step, epoch, shown, self.lr, speed)
-        self.totals.clear()
-        self.steps_since_log = 0
 
     def start_epoch(self) -> None:
         p, batch = self.run.progress, self.order.global_batch
@@ -295,10 +265,8 @@ class Trainer:
     def end_epoch(self, before: int) -> None:
         """Epochs `before + 1` to `epochs_done` have ended (several, if a batch is larger than the set)."""
         run, t, done = self.run, self.run.cfg.training, self.epochs_done
-        means = {name: self.epoch_totals[name] / self.epoch_steps[name] for name in self.epoch_totals}
+        means = self.averages.epoch()
         run.console.summary(done, means["G_loss"], means.get("D_loss"))
-        self.epoch_totals.clear()
-        self.epoch_steps.clear()
         last = run.progress.cursor >= self.order.total_samples
         links = [LATEST]
         if crossed(before, done, t.val_every_n_epochs) or last:
@@ -315,7 +283,8 @@ class Trainer:
         run, p, t = self.run, self.run.progress, self.run.cfg.training
         began = time.monotonic()
         slots = validation_slots(len(run.val), run.env.world_size, run.env.rank, t.batch_size)
-        loader = self.loader(run.val, slots, min(run.cfg.data.num_workers, len(slots)))
+        workers = min(run.cfg.data.num_workers, len(slots))
+        loader = batches_of(run.cfg.data, run.source, run.val, slots, run.device, workers)
         looks = LOOKS if run.env.rank == 0 else 0
         with run.ema.swapped_in() if run.ema else nullcontext():
             metrics, kept = validate(
@@ -361,7 +330,7 @@ class Trainer:
         run = self.run
         if run.profiler is not None:
             run.profiler.close(run.progress.step)
-        if self.steps_since_log:
+        if self.averages.steps:
             self.log_step()
         if self.saved_at != run.progress.step:
             self.save([LATEST])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,9 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
-import neuropbr_dist
 from neuropbr_dist.checkpoint import (
     BEST,
     LATEST,
@@ -23,9 +19,6 @@ from neuropbr_dist.checkpoint import (
     Checkpoint,
     RunLock,
     SaveTiming,
-    clear,
-    find,
-    open_newest,
 )
 from neuropbr_dist.cluster import (
     GOES_ON,
@@ -34,46 +27,35 @@ from neuropbr_dist.cluster import (
     StopFlag,
     allocation_end,
     detect,
-    everyone,
     from_rank_0,
-    is_rank_0,
     last_resort,
     pick_device,
     process_group,
     refuse_differences,
 )
-from neuropbr_dist.config import TrainConfig, from_yaml, refuse_other_networks, resolve, to_dict, to_yaml
-from neuropbr_dist.config.cli import apply_flags, config_from
-from neuropbr_dist.config.values import differences
-from neuropbr_dist.data.order import micro_batches
+from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
+from neuropbr_dist.config.cli import config_from
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.monitor import Console, RunLog
-from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
-from neuropbr_dist.monitor.writers import HISTORY, METRICS
-from neuropbr_dist.training.data import Samples, open_samples
+from neuropbr_dist.training.data import open_samples
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.engines import (
-    attention_name,
     backbone_weights,
     build_networks,
     check_memory,
-    compile_of,
     compiles_losses,
     engine_of,
     memory_plan,
-    precision_of,
-    recompute_name,
 )
 from neuropbr_dist.training.loop import Run, Trainer
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.profile import StepProfiler, steps_of
-from neuropbr_dist.training.start import start_facts
+from neuropbr_dist.training.resume import delete_run, fresh_or_resumed, refuse_data_change, run_folder
+from neuropbr_dist.training.start import count_parameters, describe, facts, start_facts
 from neuropbr_dist.training.state import Progress, restore, saved_fragments
-from neuropbr_dist.training.timings import TIMINGS, StartUp, note_timing
+from neuropbr_dist.training.timings import StartUp, note_timing
 
 Say = Callable[[str], None]
-PAGE = "report.html"  # the run page, if `launch/report.py` wrote one
 REQUEUE = "requeue"  # marker in the run's folder: stopped from outside, wants to go on
 TRACES = "flight_recorder"  # what NCCL did last on each rank, dumped in the run's folder when a collective times out
 
@@ -106,91 +88,6 @@ def train(args: argparse.Namespace) -> str | None:
         reason = Trainer(run).train()
         mark_end(run, reason)
     return reason
-
-
-# -- fresh start or resume -----------------------------------------------------------------
-
-
-def run_folder(cfg: TrainConfig, args: argparse.Namespace) -> Path:
-    """The folder that this run writes to: as configured; `--resume PATH` alone means the checkpoint's."""
-    configured = Path(cfg.training.checkpoint_dir)
-    if args.resume in (None, "auto"):
-        return configured
-    path = Path(args.resume)
-    found = find(path)
-    if not found:
-        missing = "no checkpoint there" if path.exists() else "no such checkpoint or folder"
-        raise UserError(f"--resume {path}: {missing}")
-    return configured if args.checkpoint_dir else found[0].parent
-
-
-def fresh_or_resumed(
-    cfg: TrainConfig, args: argparse.Namespace, say: Say
-) -> tuple[TrainConfig, Checkpoint | None]:
-    """The configuration to run, and the checkpoint to go on from. Collective."""
-    folder = run_folder(cfg, args)
-    if args.resume is None:
-        refuse_held(folder, args.overwrite)
-        return cfg, None
-    source = folder if args.resume == "auto" else Path(args.resume)
-    checkpoint = open_newest(source, log=say)
-    if checkpoint is None:
-        say(f"No checkpoint in {folder}: starting fresh")
-        return cfg, None
-    if checkpoint.path.parent != folder.resolve():  # a branch of that run, in a folder of its own
-        refuse_held(folder, args.overwrite)
-    elif args.overwrite:
-        raise UserError(f"--overwrite would delete what --resume {args.resume} goes on from; leave one out")
-    saved = from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml"))
-    saved.training.checkpoint_dir = str(folder)
-    now = from_yaml(to_yaml(saved), "")
-    follow_engine_flags(now, args)
-    apply_flags(now, args)
-    now = resolve(now)
-    if Path(now.training.checkpoint_dir) != folder:
-        raise UserError(
-            f"--set training.checkpoint_dir={now.training.checkpoint_dir} with --resume {args.resume}: "
-            "name the folder by --checkpoint-dir"
-        )
-    refuse_other_networks(saved, now, f"--resume {args.resume}")
-    say(f"Resuming from {checkpoint.path} (step {checkpoint.state['step']})")
-    if args.config:
-        say(f"  --config {args.config}: a resumed run keeps its saved fields; change one by a flag or --set")
-    for name, (old, new) in differences(saved, now).items():
-        say(f"  {name}: {old} -> {new} (command line)")
-    return now, checkpoint
-
-
-def follow_engine_flags(cfg: TrainConfig, args: argparse.Namespace) -> None:
-    """A new engine on resume leaves the old one's settings behind."""
-    if args.engine not in (None, "auto", "deepspeed"):
-        cfg.training.ds_config = cfg.training.ds_config_discriminator = None
-    if args.ds or args.engine not in (None, "auto", "fsdp"):
-        cfg.training.shard, cfg.training.cpu_offload = "world", False
-    if args.ds and not args.engine:
-        cfg.training.engine = "auto"
-
-
-def refuse_held(folder: Path, overwrite: bool) -> None:
-    """Never start over another run's files unasked. Collective."""
-    holds_run = from_rank_0(bool(find(folder)) or (folder / METRICS).exists())
-    if holds_run and not overwrite:
-        raise UserError(
-            f"{folder} holds a run; go on with it by --resume auto, delete it by --overwrite, "
-            "or name another folder by --checkpoint-dir"
-        )
-
-
-def delete_run(folder: Path) -> None:
-    """For `--overwrite`. Collective."""
-    if is_rank_0():
-        clear(folder)
-        logs = (folder / "logs").glob("events.*")
-        names = (METRICS, HISTORY, TIMINGS, "samples.jsonl", "wandb_id", PAGE)
-        for path in (*(folder / name for name in names), *logs):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(folder / LOOKS, ignore_errors=True)
-    everyone(None)
 
 
 # -- putting it together -------------------------------------------------------------------
@@ -277,78 +174,12 @@ def assemble(
     saver.close()
 
 
-def facts(cfg: TrainConfig, samples: Samples) -> dict[str, str]:
-    """What must be the same on every rank."""
-    return {
-        "code": code_hash(),
-        "torch version": torch.__version__,
-        "configuration": hashlib.sha256(to_yaml(cfg).encode()).hexdigest()[:16],
-        "data set": samples.fingerprint,
-    }
-
-
-def code_hash() -> str:
-    """Of the package's sources."""
-    files = sorted(Path(neuropbr_dist.__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
-
-
-def refuse_data_change(checkpoint: Checkpoint, cfg: TrainConfig, samples: Samples, allowed: bool) -> None:
-    """Raises UserError on a resume with another data set or global batch, unless `allowed`."""
-    state, changed = checkpoint.state, []
-    seed = from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml")).training.seed
-    if seed != cfg.training.seed:
-        changed.append(f"another order of samples (training.seed {cfg.training.seed}; saved: {seed})")
-    if state["data"] != samples.fingerprint:
-        changed.append(f"another data set ({samples.fingerprint}; saved: {state['data']})")
-    if state["global_batch"] != cfg.training.global_batch_size:
-        changed.append(f"global batch {cfg.training.global_batch_size} (saved: {state['global_batch']})")
-    if changed and not allowed:
-        raise UserError(
-            f"--resume {checkpoint.path}: {' and '.join(changed)}; exactly-once sample order would be lost. "
-            "Use the saved ones, or --allow-data-change"
-        )
-
-
 def write_config(cfg: TrainConfig, folder: Path, env: Environment) -> None:
     """Rank 0: the resolved configuration into the run's folder; a requeue marker has had its effect."""
     if env.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(to_yaml(cfg))
         (folder / REQUEUE).unlink(missing_ok=True)
-
-
-def count_parameters(cfg: TrainConfig) -> dict[str, int]:
-    """From the model itself: a sharded network's `parameters()` hold this rank's piece only."""
-    with torch.device("meta"):
-        models: dict[str, nn.Module] = {"generator": Generator(cfg.model)}
-        if cfg.model.use_gan:
-            models["discriminator"] = Discriminator(cfg.model)
-    return {part: sum(p.numel() for p in model.parameters()) for part, model in models.items()}
-
-
-def describe(
-    cfg: TrainConfig,
-    env: Environment,
-    device: torch.device,
-    parameter_counts: dict[str, int],
-    memory: str,
-    say: Say,
-) -> None:
-    """What runs, in a few lines."""
-    t = cfg.training
-    micro = micro_batches(t.global_batch_size or 1, env.world_size, t.batch_size)
-    sizes = [f"{part} {count / 1e6:.1f} M" for part, count in parameter_counts.items()]
-    say(f"Networks: {', '.join(sizes)} parameters")
-    say(
-        f"Engine: {engine_of(cfg, env)} on {env.world_size} x {device.type} ({env.launcher} launcher), "
-        f"{precision_of(cfg, device)}, {recompute_name(cfg, memory)}, "
-        f"torch.compile {compile_of(cfg, device)}{attention_name(cfg, device)}"
-    )
-    say(
-        f"Batch: {t.global_batch_size} = up to {micro.per_step} x {micro.size} on {env.world_size} rank(s); "
-        f"run folder {t.checkpoint_dir}"
-    )
 
 
 def saved(console: Console, folder: Path, path: Path, links: Sequence[str], timing: SaveTiming) -> None:

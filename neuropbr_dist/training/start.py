@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import socket
 from collections import Counter
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import neuropbr_dist
 from neuropbr_dist.cluster import Environment, everyone
-from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.config import TrainConfig, to_yaml
 from neuropbr_dist.data.order import micro_batches
+from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.training.data import Samples
-from neuropbr_dist.training.engines import compile_of, engine_of, precision_of, recompute_name
+from neuropbr_dist.training.engines import attention_name, compile_of, engine_of, precision_of, recompute_name
 
 PACKAGES = ("torch", "deepspeed", "timm", "numpy")
 
@@ -90,3 +94,52 @@ def versions() -> dict[str, str]:
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
     return found | {"system": f"{platform.system()} {platform.release()}"}
+
+
+def describe(
+    cfg: TrainConfig,
+    env: Environment,
+    device: torch.device,
+    parameter_counts: dict[str, int],
+    memory: str,
+    say: Callable[[str], None],
+) -> None:
+    """What runs, in a few lines."""
+    t = cfg.training
+    micro = micro_batches(t.global_batch_size or 1, env.world_size, t.batch_size)
+    sizes = [f"{part} {count / 1e6:.1f} M" for part, count in parameter_counts.items()]
+    say(f"Networks: {', '.join(sizes)} parameters")
+    say(
+        f"Engine: {engine_of(cfg, env)} on {env.world_size} x {device.type} ({env.launcher} launcher), "
+        f"{precision_of(cfg, device)}, {recompute_name(cfg, memory)}, "
+        f"torch.compile {compile_of(cfg, device)}{attention_name(cfg, device)}"
+    )
+    say(
+        f"Batch: {t.global_batch_size} = up to {micro.per_step} x {micro.size} on {env.world_size} rank(s); "
+        f"run folder {t.checkpoint_dir}"
+    )
+
+
+def count_parameters(cfg: TrainConfig) -> dict[str, int]:
+    """From the model itself: a sharded network's `parameters()` hold this rank's piece only."""
+    with torch.device("meta"):
+        models: dict[str, nn.Module] = {"generator": Generator(cfg.model)}
+        if cfg.model.use_gan:
+            models["discriminator"] = Discriminator(cfg.model)
+    return {part: sum(p.numel() for p in model.parameters()) for part, model in models.items()}
+
+
+def facts(cfg: TrainConfig, samples: Samples) -> dict[str, str]:
+    """What must be the same on every rank."""
+    return {
+        "code": code_hash(),
+        "torch version": torch.__version__,
+        "configuration": hashlib.sha256(to_yaml(cfg).encode()).hexdigest()[:16],
+        "data set": samples.fingerprint,
+    }
+
+
+def code_hash() -> str:
+    """Of the package's sources."""
+    files = sorted(Path(neuropbr_dist.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]

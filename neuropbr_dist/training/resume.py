@@ -1,0 +1,121 @@
+"""Which folder a run writes to, whether it starts fresh or goes on, and what it must not overwrite or change."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from neuropbr_dist.checkpoint import Checkpoint, clear, find, open_newest
+from neuropbr_dist.cluster import everyone, from_rank_0, is_rank_0
+from neuropbr_dist.config import TrainConfig, from_yaml, refuse_other_networks, resolve, to_yaml
+from neuropbr_dist.config.cli import apply_flags
+from neuropbr_dist.config.values import differences
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
+from neuropbr_dist.monitor.writers import HISTORY, METRICS
+from neuropbr_dist.training.data import Samples
+from neuropbr_dist.training.timings import TIMINGS
+
+Say = Callable[[str], None]
+PAGE = "report.html"  # the run page, if `launch/report.py` wrote one
+
+
+def run_folder(cfg: TrainConfig, args: argparse.Namespace) -> Path:
+    """The folder that this run writes to: as configured; `--resume PATH` alone means the checkpoint's."""
+    configured = Path(cfg.training.checkpoint_dir)
+    if args.resume in (None, "auto"):
+        return configured
+    path = Path(args.resume)
+    found = find(path)
+    if not found:
+        missing = "no checkpoint there" if path.exists() else "no such checkpoint or folder"
+        raise UserError(f"--resume {path}: {missing}")
+    return configured if args.checkpoint_dir else found[0].parent
+
+
+def fresh_or_resumed(
+    cfg: TrainConfig, args: argparse.Namespace, say: Say
+) -> tuple[TrainConfig, Checkpoint | None]:
+    """The configuration to run, and the checkpoint to go on from. Collective."""
+    folder = run_folder(cfg, args)
+    if args.resume is None:
+        refuse_held(folder, args.overwrite)
+        return cfg, None
+    source = folder if args.resume == "auto" else Path(args.resume)
+    checkpoint = open_newest(source, log=say)
+    if checkpoint is None:
+        say(f"No checkpoint in {folder}: starting fresh")
+        return cfg, None
+    if checkpoint.path.parent != folder.resolve():  # a branch of that run, in a folder of its own
+        refuse_held(folder, args.overwrite)
+    elif args.overwrite:
+        raise UserError(f"--overwrite would delete what --resume {args.resume} goes on from; leave one out")
+    saved = from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml"))
+    saved.training.checkpoint_dir = str(folder)
+    now = from_yaml(to_yaml(saved), "")
+    follow_engine_flags(now, args)
+    apply_flags(now, args)
+    now = resolve(now)
+    if Path(now.training.checkpoint_dir) != folder:
+        raise UserError(
+            f"--set training.checkpoint_dir={now.training.checkpoint_dir} with --resume {args.resume}: "
+            "name the folder by --checkpoint-dir"
+        )
+    refuse_other_networks(saved, now, f"--resume {args.resume}")
+    say(f"Resuming from {checkpoint.path} (step {checkpoint.state['step']})")
+    if args.config:
+        say(f"  --config {args.config}: a resumed run keeps its saved fields; change one by a flag or --set")
+    for name, (old, new) in differences(saved, now).items():
+        say(f"  {name}: {old} -> {new} (command line)")
+    return now, checkpoint
+
+
+def follow_engine_flags(cfg: TrainConfig, args: argparse.Namespace) -> None:
+    """A new engine on resume leaves the old one's settings behind."""
+    if args.engine not in (None, "auto", "deepspeed"):
+        cfg.training.ds_config = cfg.training.ds_config_discriminator = None
+    if args.ds or args.engine not in (None, "auto", "fsdp"):
+        cfg.training.shard, cfg.training.cpu_offload = "world", False
+    if args.ds and not args.engine:
+        cfg.training.engine = "auto"
+
+
+def refuse_held(folder: Path, overwrite: bool) -> None:
+    """Never start over another run's files unasked. Collective."""
+    holds_run = from_rank_0(bool(find(folder)) or (folder / METRICS).exists())
+    if holds_run and not overwrite:
+        raise UserError(
+            f"{folder} holds a run; go on with it by --resume auto, delete it by --overwrite, "
+            "or name another folder by --checkpoint-dir"
+        )
+
+
+def delete_run(folder: Path) -> None:
+    """For `--overwrite`. Collective."""
+    if is_rank_0():
+        clear(folder)
+        logs = (folder / "logs").glob("events.*")
+        names = (METRICS, HISTORY, TIMINGS, "samples.jsonl", "wandb_id", PAGE)
+        for path in (*(folder / name for name in names), *logs):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(folder / LOOKS, ignore_errors=True)
+    everyone(None)
+
+
+def refuse_data_change(checkpoint: Checkpoint, cfg: TrainConfig, samples: Samples, allowed: bool) -> None:
+    """Raises UserError on a resume with another data set or global batch, unless `allowed`."""
+    state, changed = checkpoint.state, []
+    seed = from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml")).training.seed
+    if seed != cfg.training.seed:
+        changed.append(f"another order of samples (training.seed {cfg.training.seed}; saved: {seed})")
+    if state["data"] != samples.fingerprint:
+        changed.append(f"another data set ({samples.fingerprint}; saved: {state['data']})")
+    if state["global_batch"] != cfg.training.global_batch_size:
+        changed.append(f"global batch {cfg.training.global_batch_size} (saved: {state['global_batch']})")
+    if changed and not allowed:
+        raise UserError(
+            f"--resume {checkpoint.path}: {' and '.join(changed)}; exactly-once sample order would be lost. "
+            "Use the saved ones, or --allow-data-change"
+        )
