@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 
@@ -40,6 +41,25 @@ def stopped(tmp_path):
 @pytest.fixture(scope="session")
 def summary():
     return SUMMARY
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: no collection need look through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish(session):
+    """One of several workers hands its lines to the process that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["summary"] = SUMMARY
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A worker has ended, or died with nothing to tell."""
+    for title, lines in getattr(node, "workeroutput", {}).get("summary", {}).items():
+        SUMMARY.setdefault(title, []).extend(lines)
 
 
 def pytest_terminal_summary(terminalreporter):
