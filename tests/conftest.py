@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -15,6 +16,8 @@ from tests.distributed import close_pools
 from tests.train_runs import half_run, whole_run
 
 torch.set_num_threads(1)
+# A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SUMMARY: dict[str, list[str]] = {}
 """Title to lines, printed at the end."""
