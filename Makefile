@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 READY := $(VENV)/.ready
 
 .PHONY: install demo test test-slurm test-full check format clean
@@ -18,8 +19,9 @@ $(READY): requirements.lock setup.py
 demo: $(READY)
 	$(BIN)/python launch/demo.py
 
+# Two pytest workers share the files: most tests compute on one core, or wait for processes of their own.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slurm" --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slurm" --durations=15 -n $(WORKERS) --dist loadfile
 
 # On a real Slurm, started by the tests themselves (Debian: slurmctld slurmd slurm-client munge).
 test-slurm: $(READY)
@@ -28,7 +30,7 @@ test-slurm: $(READY)
 # Every engine resumed on every other; ten kills.
 test-full: $(READY)
 	OMP_NUM_THREADS=1 NEUROPBR_FULL=1 $(BIN)/python -m pytest tests/test_checkpoint_engines.py \
-		tests/test_training_elastic.py::test_killed_at_random_moments
+		tests/test_training_elastic.py::test_killed_at_random_moments -n $(WORKERS) --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

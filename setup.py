@@ -42,6 +42,7 @@ setup(
         "dev": [
             "mypy>=1.13",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.8",
             "scikit-image>=0.24",
             "torchmetrics>=1.4",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -14,6 +16,8 @@ from tests.distributed import close_pools
 from tests.train_runs import half_run, whole_run
 
 torch.set_num_threads(1)
+# A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SUMMARY: dict[str, list[str]] = {}
 """Title to lines, printed at the end."""
@@ -40,6 +44,25 @@ def stopped(tmp_path):
 @pytest.fixture(scope="session")
 def summary():
     return SUMMARY
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: no collection need look through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish(session):
+    """One of several workers hands its lines to the process that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["summary"] = SUMMARY
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A worker has ended, or died with nothing to tell."""
+    for title, lines in getattr(node, "workeroutput", {}).get("summary", {}).items():
+        SUMMARY.setdefault(title, []).extend(lines)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -15,9 +15,11 @@ import traceback
 import warnings
 from datetime import timedelta
 from functools import cache
+from itertools import count
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,10 +28,23 @@ TIMEOUT_S = 240
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
+PORTS = range(10_000, 32_000)  # the system gives out others, from 32768
+PORTS_EACH = 250
+_turns = count(SystemRandom().randrange(PORTS_EACH))
+
+
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A TCP port for a server to come: no connection is given it by chance, no pytest worker beside this one takes it."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    mine = PORTS[worker * PORTS_EACH :][:PORTS_EACH]
+    while True:
+        port = mine[next(_turns) % PORTS_EACH]
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 @cache

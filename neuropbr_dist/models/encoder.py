@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 from torch import Tensor, nn
 
 from neuropbr_dist.kernels import max_pool_and_mean, pass_and_mean
@@ -81,6 +80,8 @@ class ResNetEncoder(nn.Module):
 
     def __init__(self, backbone: str, stride: int, norm: str, pretrained: bool = False) -> None:
         super().__init__()
+        import timm  # seconds, which a run without a backbone needn't wait for
+
         name = f"{backbone}.{PRETRAINED_TAGS[backbone]}" if pretrained else backbone
         make = norm_factory(norm)
         # timm hands device and dtype to its norm layers; ours follow the default device.

@@ -6,7 +6,9 @@ they lie; the version is pinned and the tests cover every stage.
 
 from __future__ import annotations
 
+import importlib
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +28,21 @@ def import_deepspeed() -> Any:
 
     logger.setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    import_muon()
     return deepspeed
+
+
+def import_muon() -> None:
+    """Muon, which DeepSpeed imports to ask whether AdamW is it, without compiling it: that alone would load all of
+    torch.compile (2 s and more in each rank), for a run without it as well."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        del os.environ["TORCHDYNAMO_DISABLE"]
+        if before is not None:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 class ZeRONetwork(Network):
