@@ -21,16 +21,16 @@ demo: $(READY)
 
 # Two pytest workers share the files: most tests compute on one core, or wait for processes of their own.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slurm" --durations=15 -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slurm and not drill" --durations=15 -n $(WORKERS) --dist loadfile
 
 # On a real Slurm, started by the tests themselves (Debian: slurmctld slurmd slurm-client munge).
 test-slurm: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm
 
-# Every engine resumed on every other; ten kills.
+# The drills, every engine resumed on every other, ten kills.
 test-full: $(READY)
-	OMP_NUM_THREADS=1 NEUROPBR_FULL=1 $(BIN)/python -m pytest tests/test_checkpoint_engines.py \
-		tests/test_training_elastic.py::test_killed_at_random_moments -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 NEUROPBR_FULL=1 $(BIN)/python -m pytest -m "drill or more" --durations=15 \
+		-n $(WORKERS) --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -46,6 +46,11 @@ def summary():
     return SUMMARY
 
 
+def pytest_collection_modifyitems(items):
+    """Files that start processes first: they are the long ones, and short ones fill up the end of two workers."""
+    items.sort(key=lambda item: item.get_closest_marker("multiprocess") is None)
+
+
 def pytest_collection_finish():
     """What is imported by now stays: no collection need look through it again."""
     gc.collect()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 FULL = os.environ.get("NEUROPBR_FULL") == "1"
-"""The longer proofs: every pair of the resume matrix, ten kills (`make test-full`)."""
+"""Tests marked `more` take all their cases: every pair of the resume matrix, ten kills (`make test-full`)."""
 
 
 def search_path() -> str:

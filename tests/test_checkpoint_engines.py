@@ -1,6 +1,6 @@
 """A run saved on any engine and world size goes on on any other as if it had never stopped.
 
-Each row below is resumed on itself and on one row of another engine; NEUROPBR_FULL=1 takes all pairs.
+Each row below is resumed on itself and on one row of another engine; NEUROPBR_FULL=1 takes all pairs, and the special cases.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from tests.needs import FULL
 from tests.parity import Row, differences, networks
 from tests.plain_loop import train_plain
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.more,
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
+]
 
 BOUND = 1e-5
 
@@ -146,7 +150,7 @@ def table(summary):
     summary[f"saved on (down), resumed on (across): largest relative difference, bound {BOUND:.0e}"] = lines
 
 
-@pytest.mark.parametrize("pair", by_world(matrix() + special()), ids=str)
+@pytest.mark.parametrize("pair", by_world(matrix() + (special() if FULL else [])), ids=str)
 def test_goes_on_as_if_never_stopped(pair, saved, table):
     folder, reference = saved(pair.case, pair.saved_on)
     found = differences(on(pair.resumed_on, resume, case=pair.case, folder=folder), reference)

@@ -13,7 +13,7 @@ import pytest
 from tests import train_runs
 from tests.distributed import ENVIRONMENT, ROOT, free_port
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [pytest.mark.multiprocess, pytest.mark.drill]
 WITHIN_S = 200
 # The user's own code inside a step: rank 1 of two dies in it.
 LOSS = """

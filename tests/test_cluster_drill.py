@@ -85,6 +85,7 @@ def assert_first(text: str, output: str) -> None:
 
 
 @pytest.mark.multiprocess
+@pytest.mark.drill
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_users_error_on_one_rank_ends_the_run(tmp_path, launcher):
     done = launch(tmp_path, launcher, "user error")
@@ -94,6 +95,7 @@ def test_a_users_error_on_one_rank_ends_the_run(tmp_path, launcher):
 
 
 @pytest.mark.multiprocess
+@pytest.mark.drill
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_killed_rank_ends_the_run(tmp_path, launcher):
     done = launch(tmp_path, launcher, "killed")

@@ -11,7 +11,7 @@ import pytest
 from tests import train_runs
 from tests.hosts import ADDRESSES, NETWORK, Hosts, two_hosts
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [pytest.mark.multiprocess, pytest.mark.drill]
 PORT, WITHIN_S = 29400, 200
 ENGINES = {"fsdp": ["--engine", "fsdp"], "zero2": ["--ds", "ds_configs/zero2.json"]}
 SAID = {"fsdp": "Engine: fsdp on 2 x cpu (torchrun launcher)", "zero2": "Engine: deepspeed on 2 x cpu"}

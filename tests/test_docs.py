@@ -78,8 +78,13 @@ def bash(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if not e.python], ids=str)
-def test_command(example, folder):
+def test_words_and_files_of_a_command_exist(example):
     assert faults(example.text, ROOT) == []
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if not e.python], ids=str)
+def test_command(example, folder):
     text = shortened(example.text) if example.mark == "long" else example.text
     if text is None or example.mark in ("gpu", "slurm", "install"):
         return

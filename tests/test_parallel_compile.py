@@ -66,6 +66,7 @@ def test_nothing_is_compiled_after_a_phases_first_step(norm, recompute):
 
 
 @pytest.mark.multiprocess
+@pytest.mark.drill
 @pytest.mark.parametrize("row", ENGINES, ids=str)
 def test_an_engine_changes_nothing_about_it(row):
     for found in run(2, f"{__name__}:frames_after_each_step", case=TINY, row=replace(row, compile=True)):

@@ -100,6 +100,7 @@ def test_no_slurm_is_one_line(tmp_path):
 
 
 @pytest.mark.multiprocess
+@pytest.mark.drill
 def test_local_processes_train_stop_and_go_on(tmp_path):
     gate = Gate(tmp_path)
     process = start(

@@ -40,6 +40,7 @@ def words(folder: Path, **settings: Any) -> list[str]:
     return ["--resume", "auto", "--checkpoint-dir", str(folder), "--device", "cpu", *sets]
 
 
+@pytest.mark.drill
 def test_each_sample_once_an_epoch_whatever_the_world(tmp_path):
     """Killed amid epochs at 4, 2, 3 and 1 ranks; steps after the last save are done again."""
     folder, epochs, lost = tmp_path / "run", 15, []
@@ -61,6 +62,7 @@ def test_each_sample_once_an_epoch_whatever_the_world(tmp_path):
     assert all(counts == seen["1"] for counts in seen.values())
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "engine, kills, seed", [("fsdp", 5 if FULL else 2, 2), ("zero2", 5 if FULL else 1, 0)]
 )
@@ -116,6 +118,7 @@ def progress_at(folder: Path, world: int, step: int) -> dict[str, Any]:
     raise AssertionError(f"no step {step} at world size {world}; the last: {found}")
 
 
+@pytest.mark.drill
 def test_a_node_is_lost_and_comes_back(tmp_path, agent):
     folder = tmp_path / "run"
     arguments = words(folder, epochs=100_000, save_every_n_steps=1, keep_latest=1000)

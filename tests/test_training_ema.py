@@ -121,6 +121,7 @@ def test_a_skipped_step_leaves_it_alone(row):
 
 
 @pytest.mark.multiprocess
+@pytest.mark.drill
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_low_precision_copies_follow_the_swap(stage):
     ranks = on(Row(engine="deepspeed", stage=stage), Case(steps=4, ema_decay=DECAY, bf16=True))

@@ -45,8 +45,8 @@ def attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
 
 
 def runs_flash(qkv: Tensor, dropout: float = 0.0) -> bool:
-    """Whether `attention` takes FlashAttention-4: installed, a card it was measured on, no dropout."""
-    if not qkv.is_cuda or qkv.dtype not in (torch.bfloat16, torch.float16) or dropout:
+    """Whether `attention` takes FlashAttention-4: installed, bf16, a card it was measured on, no dropout."""
+    if not qkv.is_cuda or qkv.dtype != torch.bfloat16 or dropout:
         return False
     fits = qkv.shape[1] >= FEWEST_TOKENS and qkv.shape[-1] <= MOST_WIDTH and qkv.shape[-1] % 8 == 0
     return fits and enabled() and flash_pays()

@@ -92,7 +92,7 @@ def compile_of(cfg: TrainConfig, device: torch.device) -> str:
 def attention_name(cfg: TrainConfig, device: torch.device) -> str:
     """Of the start's line: FlashAttention-4 where it runs or would, nothing elsewhere."""
     t = cfg.training
-    if device.type != "cuda" or not t.kernels or t.deterministic or precision_of(cfg, device) == "fp32":
+    if device.type != "cuda" or not t.kernels or t.deterministic or precision_of(cfg, device) != "bf16":
         return ""
     if not kernels.flash_gains():
         return ""
