@@ -25,6 +25,7 @@ def phases(*words: str) -> list[dict]:
     return found["phases"]
 
 
+@pytest.mark.drill
 def test_each_phase_compiles_in_its_first_step_and_training_again_nothing():
     rows = phases("--compile", "blocks")
     assert [row["phase"] for row in rows] == PHASES
@@ -54,6 +55,7 @@ def test_a_graph_that_a_later_step_asks_for_is_a_recompilation(monkeypatch):
     assert [found[phase]["graphs"] for phase in PHASES] == [2, 0, 0, 1]
 
 
+@pytest.mark.drill
 @pytest.mark.multiprocess
 def test_two_processes_run_and_are_written_down(tmp_path, capsys):
     """Uncompiled: a CPU's compiler takes minutes."""

@@ -93,6 +93,7 @@ def test_a_launch_has_gpus_of_its_own_and_a_failed_one_costs_itself_only(tmp_pat
     assert ended["large"] == "needs 4 GPUs, 3 here"
 
 
+@pytest.mark.drill
 @pytest.mark.multiprocess
 def test_a_launch_over_its_limit_is_ended_with_its_ranks(tmp_path: Path):
     script = tmp_path / "script.py"
@@ -215,6 +216,7 @@ def test_one_gpu_runs_on_random_tensors_and_on_a_packed_set(tmp_path: Path):
     assert packed["of_random"] > 0 and 0 <= packed["data_wait"][0] < 1 and random["data_wait"] == [0]
 
 
+@pytest.mark.drill
 @pytest.mark.multiprocess
 def test_engines_rehearses_on_cpu(tmp_path: Path):
     """The whole proof of one engine on one rank: launch, rows, table."""

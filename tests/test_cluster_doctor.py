@@ -108,6 +108,7 @@ def test_a_missing_data_set_is_one_line(tmp_path):
     assert done.stderr.startswith("error: /no/such: no such folder")
 
 
+@pytest.mark.drill
 @pytest.mark.multiprocess
 def test_torchrun_and_too_little_space(tmp_path):
     """A network of 10^9 parameters and more, whose saves fit nowhere."""

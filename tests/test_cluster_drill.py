@@ -105,6 +105,7 @@ def test_a_killed_rank_ends_the_run(tmp_path, launcher):
     assert_gone(tmp_path)
 
 
+@pytest.mark.drill
 @pytest.mark.multiprocess
 def test_a_bug_on_one_rank_ends_the_run_with_its_traceback(tmp_path):
     done = launch(tmp_path, "torchrun", "bug")

@@ -179,6 +179,7 @@ def same_as_files(dest, pictures):
             np.testing.assert_array_equal(ours, other)
 
 
+@pytest.mark.drill
 @pytest.mark.multiprocess
 def test_killed_again_and_again_it_comes_to_the_same_set(tmp_path):
     metadata = {f"sample_{i:04d}": f"material_{i:02d}" for i in range(16)}

@@ -44,6 +44,7 @@ def test_resnet_and_attention(tmp_path, monkeypatch, stride):
         assert difference(program, model, views) <= BOUND
 
 
+@pytest.mark.drill
 def test_a_trained_run_as_its_user_has_it(tmp_path, capsys):
     """In a process that has torch and the file, and nothing of ours."""
     run, program = trained_run()[0], tmp_path / "model.pt2"

@@ -235,6 +235,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.drill
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_resume_under_a_launcher_is_bit_for_bit(tmp_path, launcher):

@@ -83,6 +83,7 @@ def recurrence(history: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return average
 
 
+@pytest.mark.drill
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_average_is_the_recurrence(row):
