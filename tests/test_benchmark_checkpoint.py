@@ -12,6 +12,7 @@ from neuropbr_dist.errors import UserError
 from tests.train_runs import tiny_words
 
 
+@pytest.mark.drill
 @pytest.mark.multiprocess
 def test_a_table_and_json(tmp_path, capsys):
     out = tmp_path / "figures.json"

@@ -107,6 +107,7 @@ def test_every_so_many_minutes():
     assert not Every(None, now=clock).due()
 
 
+@pytest.mark.drill
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_run_stops_in_time_and_asks_to_be_requeued(tmp_path, world):
@@ -148,6 +149,7 @@ def test_an_end_that_was_moved_moves_the_last_resort():
     assert told == []
 
 
+@pytest.mark.drill
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_run_saves_every_so_many_minutes(tmp_path, world):

@@ -32,6 +32,7 @@ def difference(program, model, views):
     return float((torch.export.load(program).module()(views) - model(views)).abs().max())
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("stride", [1, 2])
 def test_resnet_and_attention(tmp_path, monkeypatch, stride):
     content = upstream.content(stride, config=upstream.settings(monkeypatch, stride))

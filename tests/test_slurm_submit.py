@@ -120,6 +120,7 @@ def test_local_processes_train_stop_and_go_on(tmp_path):
     assert_went_on(tmp_path / "run", out)
 
 
+@pytest.mark.drill
 def test_debug_trains_in_this_process(tmp_path):
     code, out, err = submit(
         tmp_path, "--executor", "debug", "--checkpoint-dir", "run", "--stop-after-steps", "1",

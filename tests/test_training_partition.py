@@ -89,6 +89,7 @@ def test_resumed_at_another_world_size_and_engine(whole_batch, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize(
     "changed",
     [
