@@ -15,7 +15,11 @@ import pytest
 from tests.drills.kill import WAIT_S, newest_step, saves, wait_until
 from tests.train_runs import Launch, command, start
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.drill, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.drill,
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
+]
 
 LONG = {
     "training__epochs": 10_000,
