@@ -165,6 +165,7 @@ def test_a_difference_names_rank_host_and_fact():
 def test_what_a_person_has_set_for_the_allocator_stays(monkeypatch, given, settings):
     found: list[str] = []
     monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", found.append)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", given)
     expand_segments()
     assert found == settings

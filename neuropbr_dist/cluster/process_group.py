@@ -17,11 +17,19 @@ from neuropbr_dist.errors import UserError
 
 
 def pick_device(preference: str, env: Environment) -> torch.device:
-    """`training.device` for this rank. `auto`: CUDA, then MPS, then CPU.
+    """`training.device` for this rank. `auto`: CUDA, then MPS, then CPU. A GPU's segments grow from now on.
 
     Raises:
         UserError: a named device that isn't there.
     """
+    device = chosen_device(preference, env)
+    if device.type == "cuda":
+        expand_segments()
+    return device
+
+
+def chosen_device(preference: str, env: Environment) -> torch.device:
+    """What `pick_device` picks."""
     if preference == "auto":
         if torch.cuda.is_available():
             return rank_gpu(env)
@@ -54,7 +62,7 @@ def pick_device(preference: str, env: Environment) -> torch.device:
 
 
 def rank_gpu(env: Environment) -> torch.device:
-    """This rank's GPU; its allocator's segments grow from now on.
+    """This rank's GPU.
 
     Raises:
         UserError: the node has more ranks than GPUs.
@@ -66,7 +74,6 @@ def rank_gpu(env: Environment) -> torch.device:
         raise UserError(
             f"{env.local_world_size} ranks on this node, but {visible} GPU(s); start as many ranks as GPUs"
         )
-    expand_segments()
     return torch.device("cuda", index)
 
 
