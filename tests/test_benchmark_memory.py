@@ -8,12 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from neuropbr_dist.benchmark import memory
+from neuropbr_dist.benchmark import allocator, memory
 from neuropbr_dist.benchmark.cli import benchmark, parser
 from neuropbr_dist.benchmark.setting import setting
 from neuropbr_dist.benchmark.step import StepBench
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.training import allocator
 from neuropbr_dist.training.estimate import available_bytes
 from tests.test_benchmark_step import TINY
 

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,17 +15,13 @@ from neuropbr_dist.kernels.attention import (
     flash_attention,
     flash_attention_backward,
     flash_installed,
+    plain_attention,
     runs_flash,
 )
 from neuropbr_dist.models.fusion import TransformerBlock
 from neuropbr_dist.parallel.activation import checkpoint_segment
 
 MODULE = sys.modules["neuropbr_dist.kernels.attention"]  # the package's name is the function's
-
-
-def plain(qkv: Tensor) -> Tensor:
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 @flash_attention.register_kernel("cpu")
@@ -74,7 +69,7 @@ def test_the_operations_keep_pytorchs_rules(qkv):
 
 
 def test_gradients_of_queries_keys_and_values_go_where_they_belong(flash, qkv):
-    ours, theirs = attention(qkv), plain(qkv)
+    ours, theirs = attention(qkv), plain_attention(qkv)
     torch.testing.assert_close(ours, theirs)
     g = torch.randn_like(theirs)
     torch.testing.assert_close(
@@ -116,10 +111,10 @@ def test_flash_attention_4_is_as_near_to_float32_as_pytorchs_own(width):
     g = torch.randn(1, FEWEST_TOKENS + 24, 4, width, device="cuda").bfloat16()
 
     def errors(y: Tensor) -> list[float]:
-        truth = plain(exact)
+        truth = plain_attention(exact)
         pairs = [(y, truth)]
         pairs += [(torch.autograd.grad(y, half, g)[0], torch.autograd.grad(truth, exact, g.float())[0])]
         return [float((a.float() - b).norm() / b.norm()) for a, b in pairs]
 
-    for ours, theirs in zip(errors(attention(half)), errors(plain(half)), strict=True):
+    for ours, theirs in zip(errors(attention(half)), errors(plain_attention(half)), strict=True):
         assert ours <= 1.2 * theirs

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from neuropbr_dist.errors import UserError
-
-GIB = 2**30
+from neuropbr_dist.training.estimate import GIB
 
 
 def limit_memory(device: torch.device, gib: float) -> None:

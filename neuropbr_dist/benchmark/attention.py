@@ -8,12 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from neuropbr_dist import kernels
-from neuropbr_dist.kernels.attention import flash_attention
+from neuropbr_dist.kernels.attention import flash_attention, plain_attention
 
 HEADS = ((32, 64), (16, 128))  # heads x width: the default, and the same width in fewer heads
 BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FlashAttention-2": SDPBackend.FLASH_ATTENTION}
@@ -60,8 +59,7 @@ def attend(backend: str, qkv: Tensor) -> Tensor:
     if backend not in BACKENDS:
         return flash_attention(qkv)[0]
     with sdpa_kernel(BACKENDS[backend]):
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return plain_attention(qkv)
 
 
 def median_ms(run: Callable[[], object], repeats: int = 7) -> float:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,16 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     what = p.add_subparsers(dest="what", required=True)
-    step = what.add_parser(
+    with_trains = partial(what.add_parser, description=WORDS_OF_TRAIN, allow_abbrev=False)
+    step = with_trains(
         "step",
         help="time and memory of GAN steps on random tensors; under torchrun or deepspeed, samples/s a rank",
-        description=WORDS_OF_TRAIN,
-        allow_abbrev=False,
     )
     step.add_argument(
         "--kernels", type=int, default=0, metavar="N", help="list the N longest kernels of a step"
     )
-    room = what.add_parser(
-        "memory",
-        help="peak memory of each memory plan beside its estimate; what fits a smaller card",
-        description=WORDS_OF_TRAIN,
-        allow_abbrev=False,
+    room = with_trains(
+        "memory", help="peak memory of each memory plan beside its estimate; what fits a smaller card"
     )
     memory.add_arguments(room)
     for command in (step, room):
@@ -48,11 +45,9 @@ def parser() -> argparse.ArgumentParser:
             "--plans", nargs="+", choices=PLANS, default=list(PLANS), help="memory plans; default all"
         )
         command.add_argument("--steps", type=int, default=8, metavar="N", help="timed; default %(default)s")
-    waiting = what.add_parser(
+    waiting = with_trains(
         "compile",
         help="the first step with an empty and a filled compile cache; graphs, breaks, recompilations",
-        description=WORDS_OF_TRAIN,
-        allow_abbrev=False,
     )
     compiling.add_arguments(waiting)
     weak = what.add_parser(

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from neuropbr_dist.benchmark.allocator import limit_memory, outside_bytes
 from neuropbr_dist.benchmark.setting import Setting, need_gpu, setting
 from neuropbr_dist.benchmark.step import StepBench
-from neuropbr_dist.training.allocator import limit_memory, outside_bytes
 from neuropbr_dist.training.engines import engine_of, need_of, precision_of
 from neuropbr_dist.training.estimate import GIB, available_bytes, fastest_plan
 

@@ -40,6 +40,11 @@ def attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
     """
     if runs_flash(qkv, dropout):
         return flash_attention(qkv.contiguous())[0]
+    return plain_attention(qkv, dropout)
+
+
+def plain_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
+    """`attention` by whichever backend PyTorch chooses."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2)
 
