@@ -122,13 +122,13 @@ def loaded(workers, world, seed=4):
     seen = []
     for rank in range(world):
         slots = TrainingSlots(order, 0, world, rank, batch_size=2)
-        loader = make_loader(
+        with make_loader(
             source, source.entries, slots, workers=workers, prefetch=2, pin=False,
             worker_start=lambda: None, augmentation=Augmentation(seed, True, True),
-        )  # fmt: skip
-        for batch in loader:
-            rows = zip(batch.keys, batch.orientations, batch.weight.tolist(), strict=True)
-            seen += [(key, turn) for key, turn, weight in rows if weight]
+        ) as loader:  # fmt: skip
+            for batch in loader:
+                rows = zip(batch.keys, batch.orientations, batch.weight.tolist(), strict=True)
+                seen += [(key, turn) for key, turn, weight in rows if weight]
     return sorted(seen)
 
 

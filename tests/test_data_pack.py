@@ -85,11 +85,10 @@ def test_every_sample_has_the_same_name_place_and_bits(pictures, packed, curricu
 def batches(source, workers=0):
     order = SampleOrder(len(source.entries), global_batch=3, epochs=2, seed=4)
     slots = TrainingSlots(order, 0, world=1, rank=0, batch_size=3)
-    return list(
-        make_loader(
-            source, source.entries, slots, workers=workers, prefetch=2, pin=False, worker_start=lambda: None
-        )
-    )
+    with make_loader(
+        source, source.entries, slots, workers=workers, prefetch=2, pin=False, worker_start=lambda: None
+    ) as loader:
+        return list(loader)
 
 
 @pytest.mark.multiprocess

@@ -165,6 +165,31 @@ def test_dirty_and_mixed_curricula(tmp_path):
         assert f"Samples: {count} for training" in ended.out
 
 
+# -- an error nobody foresaw ------------------------------------------------------------------
+
+BUG = """
+from neuropbr_dist.main import train
+from neuropbr_dist.training.loop import Trainer
+
+def step(self, batches):
+    next(batches)
+    raise ZeroDivisionError("a bug")
+
+Trainer.step = step
+train()
+"""
+
+
+def test_a_bug_in_a_step_ends_the_process_with_its_traceback(tmp_path):
+    """Loaders ignore the signal by which Python ends what is left of its children, then waits for them:
+    a launcher would never hear of it."""
+    words = ["--checkpoint-dir", str(tmp_path / "run"), *tiny_words(data__num_workers=2)]
+    ended = subprocess.run(
+        [sys.executable, "-c", BUG, *words], capture_output=True, text=True, timeout=120, cwd=ROOT,
+    )  # fmt: skip
+    assert ended.returncode == 1 and "ZeroDivisionError: a bug" in ended.stderr
+
+
 # -- custom losses, W&B ----------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -162,7 +163,7 @@ def copier(source: Source) -> Callable[[int], object]:
 # -- processes -----------------------------------------------------------------------------
 
 
-def batches(source: Source, workers: int) -> Iterator[Any]:
+def batches(source: Source, workers: int) -> AbstractContextManager[Iterator[Any]]:
     """Endless batches of one sample in `workers` processes."""
     order = SampleOrder(len(source.entries), global_batch=1, epochs=10**6, seed=0)
     slots = TrainingSlots(order, 0, world=1, rank=0, batch_size=1)
@@ -173,24 +174,25 @@ def batches(source: Source, workers: int) -> Iterator[Any]:
 
 def with_workers(source: Source, seconds: float) -> float:
     """Samples a second out of `WORKERS` processes, once they run."""
-    loader = batches(source, WORKERS)
-    for _ in range(2 * WORKERS):
-        next(loader)
-    began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        next(loader)
-        count += 1
-    return count / (time.perf_counter() - began)
+    with batches(source, WORKERS) as loader:
+        for _ in range(2 * WORKERS):
+            next(loader)
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            next(loader)
+            count += 1
+        return count / (time.perf_counter() - began)
 
 
 def memory_by_epoch(source: Source) -> list[float]:
     """Resident MiB of one loader process (its own and the maps it shares) after each epoch."""
-    loader, found = batches(source, 1), []
-    for _ in range(MEMORY_EPOCHS):
-        for _ in range(len(source.entries)):
-            next(loader)
-        (worker,) = multiprocessing.active_children()
-        found.append(status(worker.pid, "VmRSS"))
+    found = []
+    with batches(source, 1) as loader:
+        for _ in range(MEMORY_EPOCHS):
+            for _ in range(len(source.entries)):
+                next(loader)
+            (worker,) = multiprocessing.active_children()
+            found.append(status(worker.pid, "VmRSS"))
     return found
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 from neuropbr_dist.benchmark.communication import communication_ms
 from neuropbr_dist.benchmark.setting import Setting
-from neuropbr_dist.benchmark.step import StepBench
+from neuropbr_dist.benchmark.step import StepBench, StepTime
 from neuropbr_dist.cluster import (
     detect,
     everyone,
@@ -48,10 +49,10 @@ def row_parser() -> argparse.ArgumentParser:
 class PackedBench(StepBench):
     """Steps on a packed set, through the loader of a run: worker processes, copies to the device."""
 
-    def __init__(self, where: Setting, memory: str) -> None:
+    def __init__(self, where: Setting, memory: str, loader: Iterator[MicroBatch]) -> None:
         super().__init__(where, memory)
         self.cfg, self.samples = where.cfg, where.cfg.training.batch_size * where.env.world_size
-        self.loader = packed_batches(where)
+        self.loader = loader
 
     def step(self, *, gan: bool = True) -> None:
         began = time.perf_counter()
@@ -68,7 +69,7 @@ class PackedBench(StepBench):
         self.step()
 
 
-def packed_batches(where: Setting) -> Iterator[MicroBatch]:
+def packed_batches(where: Setting) -> AbstractContextManager[Iterator[MicroBatch]]:
     """This rank's micro-batches of `cfg.data.packed_dir`, over and over."""
     cfg, env = where.cfg, where.env
     data, batch = cfg.data, cfg.training.batch_size
@@ -82,9 +83,11 @@ def packed_batches(where: Setting) -> Iterator[MicroBatch]:
 def measure(where: Setting, args: argparse.Namespace) -> dict[str, Any]:
     """Collective. Times in ms, memory in GiB; lists are by rank."""
     cfg = where.cfg
-    bench = (StepBench if cfg.data.packed_dir is None else PackedBench)(where, args.plan)
-    found = bench.time(args.steps)
-    nccl, exposed = profile(bench)
+    if cfg.data.packed_dir is None:
+        found, (nccl, exposed) = timed(StepBench(where, args.plan), args.steps)
+    else:
+        with packed_batches(where) as batches:
+            found, (nccl, exposed) = timed(PackedBench(where, args.plan, batches), args.steps)
     peak = matmul_flops(where.device, precision_of(cfg, where.device)) / 1e12
     return {
         "ms": found.ms, "spread_ms": found.spread_ms, "first_step_s": found.first_step_s, "losses": found.losses,
@@ -92,6 +95,11 @@ def measure(where: Setting, args: argparse.Namespace) -> dict[str, Any]:
         "allocated_gib": everyone(found.allocated_gib), "reserved_gib": everyone(found.reserved_gib),
         "nccl_ms": everyone(nccl), "exposed_ms": everyone(exposed), "matmul_tflops": everyone(peak),
     }  # fmt: skip
+
+
+def timed(bench: StepBench, steps: int) -> tuple[StepTime, tuple[float, float]]:
+    """`steps` under the clock, then a look at their NCCL kernels."""
+    return bench.time(steps), profile(bench)
 
 
 def profile(bench: StepBench) -> tuple[float, float]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 
 import numpy as np
@@ -101,6 +102,7 @@ def validation_slots(n: int, world: int, rank: int, batch_size: int) -> list[lis
     return [slots[i : i + size] for i in range(0, len(slots), size)]
 
 
+@contextmanager
 def make_loader(
     source: Source,
     entries: Sequence[Entry],
@@ -111,8 +113,11 @@ def make_loader(
     pin: bool,
     worker_start: Callable[[], None],
     augmentation: Augmentation | None = None,
-) -> Iterator[MicroBatch]:
-    """Batches in the order of `slots`.
+) -> Iterator[Iterator[MicroBatch]]:
+    """Batches in the order of `slots`, until the `with` ends.
+
+    The worker processes end there and nowhere else: left to the interpreter's exit, which a traceback's
+    frames do, they would be sent SIGTERM, which they may ignore, and be waited for without end.
 
     Args:
         worker_start: called in each worker process first (stop signals are the
@@ -130,7 +135,13 @@ def make_loader(
         pin_memory=pin,
         worker_init_fn=partial(start_worker, worker_start),
     )
-    for batch in loader:
+    with closing(good(loader)) as batches:
+        yield batches
+
+
+def good(batches: Iterable[MicroBatch | UserError]) -> Generator[MicroBatch, None, None]:
+    """Raises an error where one stands in a batch's place."""
+    for batch in batches:
         if isinstance(batch, UserError):
             raise batch
         yield batch

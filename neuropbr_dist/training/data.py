@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +56,8 @@ def batches_of(
     device: torch.device,
     workers: int | None = None,
     augmentation: Augmentation | None = None,
-) -> Iterator[MicroBatch]:
-    """This rank's micro-batches, read ahead by worker processes.
+) -> AbstractContextManager[Iterator[MicroBatch]]:
+    """This rank's micro-batches, read ahead by worker processes that end with the `with`.
 
     Args:
         slots: which of `entries` each micro-batch holds.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -147,10 +147,16 @@ class Trainer:
         if p.step == 0:
             self.validation(figures=False)
             run.start_up.mark("first validation")
-        batches = self.batches()
+        with self.batches() as batches:
+            reason = self.steps(batches)
+            self.finish(reason)  # the loader's end can wait, a save can't
+        return reason
+
+    def steps(self, batches: Iterator[MicroBatch]) -> str | None:
+        """All that is between the first step and the last save; returns why it stopped early, if it did."""
+        run, p, reason = self.run, self.run.progress, None
         self.start_epoch()
         self.meter.restart()
-        reason = None
         while p.cursor < self.order.total_samples and (reason := self.wanted_stop()) is None:
             before = self.epochs_done
             if run.profiler is not None:
@@ -169,7 +175,6 @@ class Trainer:
                 self.start_epoch()
             elif self.save_due():
                 self.save([LATEST])
-        self.finish(reason)
         return reason
 
     def started_up(self) -> None:
@@ -183,7 +188,7 @@ class Trainer:
         if run.env.rank == 0:
             note_timing(run.saver.folder, {"step": run.progress.step, "start": run.start_up.phases})
 
-    def batches(self) -> Iterator[MicroBatch]:
+    def batches(self) -> AbstractContextManager[Iterator[MicroBatch]]:
         run, t = self.run, self.run.cfg.training
         slots = TrainingSlots(self.order, run.progress.cursor, run.env.world_size, run.env.rank, t.batch_size)
         data = run.cfg.data
@@ -286,9 +291,9 @@ class Trainer:
         workers = min(run.cfg.data.num_workers, len(slots))
         loader = batches_of(run.cfg.data, run.source, run.val, slots, run.device, workers)
         looks = LOOKS if run.env.rank == 0 else 0
-        with run.ema.swapped_in() if run.ema else nullcontext():
+        with loader as batches, run.ema.swapped_in() if run.ema else nullcontext():
             metrics, kept = validate(
-                run.networks["generator"], loader, run.cfg.transform,
+                run.networks["generator"], batches, run.cfg.transform,
                 run.objective.reconstruction_loss, run.device, looks,
             )  # fmt: skip
         run.log.scalars(
