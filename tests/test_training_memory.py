@@ -97,6 +97,35 @@ def test_the_fastest_plan_that_fits_is_chosen(room, plan):
     refuse_too_small(need(), 2048, int(room * GIB), "cuda")
 
 
+MEASURED = [
+    ("group", "single", 0, 1, 2048, {"fast": 63.7, "balanced": 34.3, "low": 14.0}),
+    ("frozen_batch", "single", 0, 1, 2048, {"fast": 44.5, "balanced": 29.1, "low": 14.0}),
+    ("frozen_batch", "single", 0, 1, 4096, {"low": 46.4}),
+    ("frozen_batch", "fsdp", 0, 2, 2048, {"balanced": 27.0}),
+    ("frozen_batch", "fsdp", 0, 4, 2048, {"balanced": 26.2}),
+    ("frozen_batch", "deepspeed", 2, 2, 2048, {"balanced": 28.2}),
+    ("frozen_batch", "deepspeed", 2, 4, 2048, {"balanced": 27.5}),
+]
+"""GiB a rank; benchmarks/2026-11-26-step-h100.md and -scaling-4xh200.md."""
+
+
+@pytest.mark.parametrize(("norm", "engine", "stage", "world", "size", "measured"), MEASURED)
+def test_the_estimate_is_what_was_measured(norm, engine, stage, world, size, measured):
+    cfg = load("default")
+    cfg.model.encoder_norm = norm
+    found = Need(cfg, torch.bfloat16, engine, stage, world).at(size)
+    for plan, gib in measured.items():
+        assert 0.995 * gib <= found[plan] / GIB <= 1.045 * gib, plan
+
+
+def test_gradients_of_an_earlier_micro_batch_lie_beside_the_activations():
+    one, two = need(), need()
+    two.cfg.training.global_batch_size = 2
+    state = one.state()
+    assert {plan: bytes + state.gradients for plan, bytes in one.at(2048).items()} == two.at(2048)
+    assert one.at(192)["low"] == state.bytes  # nothing but state
+
+
 def test_where_nothing_fits_the_error_names_a_size_that_does():
     with pytest.raises(
         UserError, match=r"2048 px on this cuda device: about 14 GiB needed.*data.image_size=1024"

@@ -52,7 +52,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
         where.say(f"{where}{limit}\n\n{HEAD}")
         rows = []
         for plan in args.plans:
-            rows.append(row(where, plan, Predicted(wanted[plan] / GIB, need.state() / GIB), args.steps))
+            rows.append(row(where, plan, Predicted(wanted[plan] / GIB, need.state().held / GIB), args.steps))
             where.say(line(rows[-1]))
         here = choice(wanted, room)
         cards = [{"card_gb": gb, **choice(wanted, int(free * GIB))} for gb, free in CARDS.items()]
@@ -73,7 +73,7 @@ class Predicted:
 
     peak: float
     state: float
-    """Of it parameters, gradients and Adam's state; activations are the rest."""
+    """Of it parameters and Adam's state; activations are the rest."""
 
 
 def row(where: Setting, plan: str, predicted: Predicted, steps: int) -> dict[str, Any]:

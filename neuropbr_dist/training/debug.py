@@ -21,7 +21,7 @@ from neuropbr_dist.monitor import comparison, save_png, take_look
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.data import Samples, open_samples
 from neuropbr_dist.training.engines import build_networks
-from neuropbr_dist.training.estimate import Activations, available_bytes, state_bytes
+from neuropbr_dist.training.estimate import Activations, State, available_bytes
 from neuropbr_dist.training.memory import GENERATOR_PLANS
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.step import gan_step
@@ -69,7 +69,7 @@ def plain_settings(cfg: TrainConfig, device: torch.device) -> None:
 
 def fitting_size(cfg: TrainConfig, device: torch.device) -> int | None:
     """The largest power of two up to 2048 px that fits the device; None: the set's own size fits."""
-    room = available_bytes(device, 1) - state_bytes(cfg.model, "single", 0, 1, torch.float32)
+    room = available_bytes(device, 1) - State.of(cfg.model, "single", 0, 1, torch.float32).bytes
     smallest = smallest_side(cfg.model.discriminator_n_layers) if cfg.model.use_gan else 0
     size = 2048 if device.type == "cuda" else max(LARGEST_ON_CPU, smallest)
     while size // 2 >= max(smallest, size_multiple(cfg.model)) and needed(cfg, size) > room:

@@ -25,10 +25,10 @@ GIB = 2**30
 FILL = 0.92  # of the free memory: the allocator's cuts and the libraries' workspaces need the rest
 # What is kept in truth, of what the bare trace says, rounded up. With the kernels, by the encoder's norm, from
 # benchmarks/2026-11-26-step-h100.md: 63.7, 34.3 and 14.0 GiB with group norm, 44.5, 29.1 and 14.0 with a
-# frozen batch norm, of which 4.6 are state. Compiled, from benchmarks/2026-11-24-step-h100.md.
+# frozen batch norm (46.4 at 4096 px), of which 3.1 are state. Compiled, from benchmarks/2026-11-24-step-h100.md.
 KEPT_BY_KERNELS = {
-    "group": {"fast": 0.75, "balanced": 0.55, "low": 0.49},
-    "frozen_batch": {"fast": 0.68, "balanced": 0.6, "low": 0.52},
+    "group": {"fast": 0.76, "balanced": 0.57, "low": 0.55},
+    "frozen_batch": {"fast": 0.7, "balanced": 0.63, "low": 0.6},
 }
 KEPT_COMPILED = {"fast": 0.9, "balanced": 0.7, "low": 0.8}
 LOSS_COPIES = 12  # float32 copies of the eight channels that losses and their gradients hold at once
@@ -110,18 +110,41 @@ class Activations:
         return total + max(transient)
 
 
-def state_bytes(model: ModelConfig, engine: str, stage: int, world: int, dtype: torch.dtype) -> int:
-    """Bytes of parameters, gradients and Adam's state on one rank."""
-    with torch.device("meta"):
-        count = sum(p.numel() for p in Generator(model).parameters())
-        if model.use_gan:
-            count += sum(p.numel() for p in Discriminator(model).parameters())
-    if engine == "fsdp" or stage == 3:
-        return count * 16 // world + count * dtype.itemsize // 4
-    if engine == "deepspeed":
+@dataclass(frozen=True)
+class State:
+    """Bytes on one rank that don't depend on the pictures."""
+
+    held: int
+    """Parameters, with a gathered block's, and Adam's state."""
+    gradients: int
+    """They grow while activations go."""
+
+    @classmethod
+    def of(cls, model: ModelConfig, engine: str, stage: int, world: int, dtype: torch.dtype) -> State:
+        """Of both networks under one engine.
+
+        Args:
+            stage: of ZeRO.
+            dtype: compute dtype; DeepSpeed's parameters have it, others' are float32.
+        """
+        with torch.device("meta"):
+            count = sum(p.numel() for p in Generator(model).parameters())
+            if model.use_gan:
+                count += sum(p.numel() for p in Discriminator(model).parameters())
         low = dtype.itemsize
-        return count * (2 * low + (12 if low < 4 else 8) // world)
-    return count * (16 + (dtype.itemsize if dtype.itemsize < 4 else 0))
+        adam = 12 if low < 4 else 8  # bytes a parameter; a float32 master beside a short parameter
+        if engine == "fsdp":
+            return cls(count * 12 // world + count * low // 4, count * 4 // world)
+        if stage == 3:
+            return cls(count * (low + adam) // world + count * low // 4, count * low // world)
+        if engine == "deepspeed":
+            return cls(count * low + count * adam // world, count * low)
+        return cls(count * 12, count * 4)
+
+    @property
+    def bytes(self) -> int:
+        """At most, when no activation is left."""
+        return self.held + self.gradients
 
 
 def available_bytes(device: torch.device, ranks_here: int) -> int:
@@ -145,18 +168,31 @@ class Need:
     """ZeRO stage."""
     world: int
 
-    def state(self) -> int:
-        """Bytes of parameters, gradients and Adam's state on one rank."""
-        return state_bytes(self.cfg.model, self.engine, self.stage, self.world, self.dtype)
+    def state(self) -> State:
+        """What the rank holds whatever the pictures."""
+        return State.of(self.cfg.model, self.engine, self.stage, self.world, self.dtype)
 
     def at(self, size: int) -> dict[str, int]:
-        """Bytes of a rank by memory plan, for pictures of `size` px."""
+        """Bytes of a rank by memory plan, for pictures of `size` px.
+
+        Activations are most when the backward pass begins: no gradient is there then, but an earlier
+        micro-batch's.
+        """
         cfg, state = self.cfg, self.state()
+        before = state.bytes if self.accumulates() else state.held
         activations = Activations.of(cfg, size, self.dtype)
         kind = cfg.training.activation_checkpointing
         patterns = {plan: recompute_patterns(plan, kind, "generator") for plan in PLANS}
         kept = KEPT_BY_KERNELS[encoder_norm(cfg.model)] if self.runs_kernels() else KEPT_COMPILED
-        return {plan: state + int(kept[plan] * activations.bytes(patterns[plan])) for plan in PLANS}
+        return {
+            plan: max(state.bytes, before + int(kept[plan] * activations.bytes(patterns[plan])))
+            for plan in PLANS
+        }
+
+    def accumulates(self) -> bool:
+        """Whether a step has several micro-batches."""
+        t = self.cfg.training
+        return (t.global_batch_size or 0) > t.batch_size * self.world
 
     def runs_kernels(self) -> bool:
         """Whether the hand-written kernels take the convolutional parts over."""
