@@ -231,6 +231,13 @@ def test_cache_makes_once_and_agrees(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == files
 
 
+def test_cache_misses_what_is_asked_for_alone(tmp_path):
+    cache = BuiltinCache(tmp_path, seed=1, size=16)
+    cache.fill([0], sources=["clean"])
+    assert cache.missing([0, 1], ["clean"]) == [1]
+    assert cache.missing([0, 1]) == [0, 1]
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "shape"])
 def test_cache_remakes_a_damaged_file(tmp_path, damage):
     cache = BuiltinCache(tmp_path, seed=1, size=16)

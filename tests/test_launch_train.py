@@ -151,6 +151,8 @@ def test_builtin_materials_when_no_data_is_named(tmp_path):
     assert ended.code == 0, ended.err
     assert len(re.findall("No data named and none at ./data: training on 3 built-in", ended.out)) == 1
     assert "Samples: 2 for training, 1 for validation, 32 px" in ended.out
+    made = [path.stem.split("_")[1] for path in (tmp_path / "cache").rglob("*.npy")]
+    assert sorted(made) == ["clean"] * 3 + ["maps"] * 3, "what the curriculum doesn't read isn't made"
 
 
 def test_dirty_and_mixed_curricula(tmp_path):

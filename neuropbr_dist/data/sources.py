@@ -97,11 +97,11 @@ class BuiltinSource(Source):
     def __init__(self, data: DataConfig, seed: int) -> None:
         self.size = data.image_size or BUILTIN_SIZE
         self.cache = BuiltinCache(data.builtin_cache, seed, self.size)
-        folders = SOURCES[data.render_curriculum]
+        self.folders = SOURCES[data.render_curriculum]
         self.entries = [
             BuiltinEntry(i, folder, f"{family_name(seed, i)}_{i:04d}")
             for i in range(data.builtin_count)
-            for folder in folders
+            for folder in self.folders
         ]
 
     def load(self, entry: BuiltinEntry) -> tuple[np.ndarray, np.ndarray]:

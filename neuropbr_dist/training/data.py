@@ -177,12 +177,12 @@ def scan_on_rank_0(cfg: TrainConfig, folders: tuple[Path, Path], say: Callable[[
 
 
 def fill_cache(source: BuiltinSource, env: Environment) -> None:
-    """Make this rank's share of the built-in samples, on its share of the cores; loaders then only read."""
+    """Make this rank's share of the built-in samples that the run reads, on its share of the cores."""
     indices = sorted({entry.index for entry in source.entries})[env.rank :: env.world_size]
-    missing = source.cache.missing(indices)
+    missing = source.cache.missing(indices, source.folders)
     if missing:
         workers = max(1, min(len(missing), (os.cpu_count() or 1) // env.local_world_size))
         hidden = env.rank != 0 or not sys.stderr.isatty()
         with tqdm(total=len(missing), desc="Making built-in materials", disable=hidden) as bar:
-            source.cache.fill(missing, bar.update, workers=workers)
+            source.cache.fill(missing, bar.update, source.folders, workers)
     everyone(None)  # a barrier on the host

@@ -80,9 +80,9 @@ class BuiltinCache:
                 if progress:
                     progress(1)
 
-    def missing(self, indices: Iterable[int]) -> list[int]:
+    def missing(self, indices: Iterable[int], sources: Iterable[Source] = ("clean", "dirty")) -> list[int]:
         """Those of `indices` that `fill` would have to make; looks at file names only."""
-        names = ("maps", "clean", "dirty")
+        names = ("maps", *sources)
         return [i for i in indices if not all((self.folder / f"{i:06d}_{n}.npy").exists() for n in names)]
 
     def _make(self, index: int, sources: tuple[Source, ...]) -> None:
