@@ -63,7 +63,9 @@ def update(opt: torch.optim.Optimizer, grads: tuple[Tensor, ...], clip: float) -
     """Clip and step; the norm before clipping."""
     params = opt.param_groups[0]["params"]
     for p, grad in zip(params, grads, strict=True):
-        p.grad = torch.empty_like(p).copy_(grad)  # in the parameter's strides: the fused kernel takes no others
+        p.grad = torch.empty_like(p).copy_(
+            grad
+        )  # in the parameter's strides: the fused kernel takes no others
     norm = torch.nn.utils.clip_grad_norm_(params, clip)
     opt.step()
     return norm.item()

@@ -1,0 +1,139 @@
+"""Elastic resume on real GPUs: a run whose number of ranks changes, beside the same run left alone.
+
+    python benchmarks/elastic.py --worlds 2 1 2 --engines fsdp zero2 --folder elastic
+
+Two runs an engine on the same samples, the default preset with its GAN on: `whole` makes all steps on the first
+number of ranks, `elastic` stops after `--steps`, and goes on from its save on the next number. In float32 without
+TF32 and with deterministic algorithms, so that nothing differs but the order of sums over samples; a GAN doubles
+such a difference every step or two. Judged are the losses of the first step on another number of ranks.
+All engines run at a time. Other words go to every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from neuropbr_dist.benchmark.ranks import ROOT, Launch, run_all
+from neuropbr_dist.benchmark.scaling import ENGINES
+from neuropbr_dist.errors import UserError
+
+BOUND = 1e-4
+"""Of a loss, relative, or absolute where it is below 1."""
+LOSSES = ("G_loss", "D_loss")
+SETTINGS = {
+    "data.builtin": True, "data.builtin_count": 8, "model.encoder_pretrained": False,
+    "optimizer.scheduler_warmup_epochs": 0, "training.batch_size": 1, "training.gan_start_epoch": 0,
+    "training.log_every_n_steps": 1, "training.val_every_n_epochs": 1000, "training.save_latest_every_n_epochs": 1000,
+    "training.precision": "fp32", "training.deterministic": True, "training.compile": "off",
+}  # fmt: skip
+
+
+def rounds(args: argparse.Namespace, words: Sequence[str]) -> list[list[Launch]]:
+    """Launches that may run at a time; each round resumes what the one before has saved."""
+    found: list[list[Launch]] = []
+    size, most = args.size, max(args.worlds)
+    settings = SETTINGS | {"data.image_size": size, "training.global_batch_size": most}
+    sets = [word for name, value in settings.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    last = args.steps * len(args.worlds)
+    for leg, world in enumerate(args.worlds):
+        found.append([])
+        for engine in args.engines:
+            new = [*ENGINES[engine], "--device", args.device, *sets, *words]
+            if leg == 0:
+                found[0].append(launch(args, engine, "whole", world, last, new))
+            goes_on = ["--resume", "auto"] if leg else new
+            found[leg].append(launch(args, engine, "elastic", world, args.steps * (leg + 1), goes_on))
+    return found
+
+
+def launch(
+    args: argparse.Namespace, engine: str, run: str, world: int, last: int, words: Sequence[str]
+) -> Launch:
+    """`launch/train.py` in one of the two runs' folders, up to step `last`."""
+    folder = args.folder / f"{engine}-{run}"
+    own = ["--checkpoint-dir", str(folder), "--stop-after-steps", str(last)]
+    return Launch(
+        name=f"{engine}-{run}-{last}-on-{world}", ranks=world,
+        words=[str(ROOT / "launch" / "train.py"), *own, *words],
+    )  # fmt: skip
+
+
+def losses(folder: Path) -> dict[int, dict[str, float]]:
+    """By step."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {
+        line["step"]: {name: line[f"train/{name}"] for name in LOSSES}
+        for line in lines
+        if f"train/{LOSSES[0]}" in line
+    }
+
+
+def off(found: float, wanted: float) -> float:
+    """Relative difference, absolute below 1: a discriminator that wins has a loss of 0."""
+    return abs(found - wanted) / max(1.0, abs(wanted))
+
+
+def as_table(args: argparse.Namespace) -> tuple[str, bool]:
+    """Markdown, a line a step; and whether every change of ranks is within the bound."""
+    lines = [
+        "| engine | step | ranks | G_loss whole | elastic | off | D_loss whole | elastic | off | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    good = True
+    for engine in args.engines:
+        whole, elastic = (losses(args.folder / f"{engine}-{run}") for run in ("whole", "elastic"))
+        for step, wanted in sorted(whole.items()):
+            leg = (step - 1) // args.steps
+            judged = leg > 0 and step == args.steps * leg + 1
+            cells, worst = [], 0.0
+            for name in LOSSES:
+                apart = off(elastic[step][name], wanted[name])
+                worst = max(worst, apart)
+                cells.append(f"{wanted[name]:.6f} | {elastic[step][name]:.6f} | {apart:.1e}")
+            good &= not judged or worst <= BOUND
+            verdict = ("ok" if worst <= BOUND else "OUT") if judged else ""
+            lines.append(f"| {engine} | {step} | {args.worlds[leg]} | {' | '.join(cells)} | {verdict} |")
+    return "\n".join(lines), good
+
+
+def main() -> None:
+    """Run every round, then compare; exit code 1 if a change of ranks shows."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--worlds", nargs="+", type=int, default=[2, 1, 2], metavar="N", help="default 2 1 2")
+    p.add_argument("--engines", nargs="+", choices=ENGINES, default=["fsdp", "zero2"], metavar="NAME")
+    p.add_argument("--steps", type=int, default=6, metavar="N", help="on each number of ranks; default 6")
+    p.add_argument("--size", type=int, default=256, metavar="PX", help="default 256")
+    p.add_argument("--limit", type=float, default=240, metavar="SECONDS", help="of one launch; default 240")
+    p.add_argument("--device", default="cuda", help="cpu: a rehearsal")
+    p.add_argument("--folder", type=Path, default=Path("elastic"), metavar="DIR", help="default ./elastic")
+    args, words = p.parse_known_args()
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+    args.folder.mkdir(parents=True, exist_ok=True)
+    faults: list[str] = []
+
+    def note(launch: Launch, fault: str) -> None:
+        faults.extend([f"{launch.name}: {fault}"] if fault else [])
+        print(f"{launch.name}: {fault or 'done'}", flush=True)
+
+    gpus = range(torch.cuda.device_count() if args.device == "cuda" else max(args.worlds))
+    for launches in rounds(args, words):
+        run_all(launches, [*gpus] * len(launches), args.folder, note, args.limit)
+        if faults:
+            raise UserError("; ".join(faults))
+    table, good = as_table(args)
+    (args.folder / "elastic.md").write_text(table + "\n")
+    print(table)
+    sys.exit(not good)
+
+
+if __name__ == "__main__":
+    main()
