@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from neuropbr_dist.benchmark.cli import benchmark, parser
-from neuropbr_dist.benchmark.scaling_row import PackedBench
+from neuropbr_dist.benchmark.scaling_row import PackedBench, packed_batches
 from neuropbr_dist.benchmark.setting import setting
 from neuropbr_dist.benchmark.step import StepBench, kernel_table
 from neuropbr_dist.data.pack import pack
@@ -44,6 +44,15 @@ def test_words_that_nobody_knows_are_refused():
         benchmark(["loader", "--no-such"])
 
 
+@pytest.mark.parametrize("what", ["step", "memory", "compile"])
+@pytest.mark.parametrize("words", [["--data", "packed"], ["--input-dir=in", "--output-dir=out"]])
+def test_data_that_would_not_be_read_is_refused(what, words):
+    with pytest.raises(
+        UserError, match=rf"{words[0].split('=')[0]}: launch/benchmark.py {what} takes random tensors"
+    ):
+        benchmark([what, *words])
+
+
 def test_steps_are_timed_and_trained_wherever_they_run():
     with setting(TINY) as where:
         bench = StepBench(where, "fast")
@@ -58,8 +67,8 @@ def test_steps_are_timed_and_trained_wherever_they_run():
 def test_steps_on_a_packed_set_say_how_long_they_waited(tmp_path):
     renders, maps = write_set(tmp_path, {f"sample_{i:04d}": f"material_{i}" for i in range(3)}, size=SIZE)
     pack(renders, maps, tmp_path / "packed", workers=1)
-    with setting([*TINY, "--data", str(tmp_path / "packed")]) as where:
-        bench = PackedBench(where, "fast")
+    with setting([*TINY, "--data", str(tmp_path / "packed")]) as where, packed_batches(where) as batches:
+        bench = PackedBench(where, "fast", batches)
         noise = bench.batch
         found = bench.time(steps=2)
     assert 0 < found.data_wait < 1

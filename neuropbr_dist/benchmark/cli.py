@@ -67,9 +67,21 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def refuse_data(what: str, words: Sequence[str]) -> None:
+    """Raises UserError for a set that nothing would be read from."""
+    for word in words:
+        if (name := word.partition("=")[0]) in ("--data", "--input-dir", "--output-dir"):
+            raise UserError(
+                f"{name}: launch/benchmark.py {what} takes random tensors; on a packed set: "
+                "launch/benchmark.py scaling --worlds 1 --engines single --data DIR"
+            )
+
+
 def benchmark(argv: Sequence[str] | None = None) -> None:
     """Raises UserError for words that nobody knows and for figures that need a GPU without one."""
     args, words = parser().parse_known_args(argv)
+    if args.what in ("step", "memory", "compile"):
+        refuse_data(args.what, words)
     if args.what == "checkpoint":
         checkpoint.main(words)
         return
