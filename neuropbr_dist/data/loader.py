@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -135,11 +135,25 @@ def make_loader(
         pin_memory=pin,
         worker_init_fn=partial(start_worker, worker_start),
     )
-    with closing(good(loader)) as batches:
-        yield batches
+    batches = iter(loader)
+    try:
+        yield good(batches)
+    finally:
+        end_workers(batches)
 
 
-def good(batches: Iterable[MicroBatch | UserError]) -> Generator[MicroBatch, None, None]:
+def end_workers(batches: object) -> None:
+    """At once, also those that are stuck or stopped."""
+    workers = getattr(batches, "_workers", [])  # none where this process loads
+    try:
+        if workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]  # what its `__del__` does, too late here
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def good(batches: Iterable[MicroBatch | UserError]) -> Iterator[MicroBatch]:
     """Raises an error where one stands in a batch's place."""
     for batch in batches:
         if isinstance(batch, UserError):
