@@ -231,6 +231,15 @@ def test_cache_makes_once_and_agrees(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == files
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cache_that_cannot_be_written_is_named(tmp_path, workers):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=r"file/.*: can't keep built-in materials there: .*data.builtin_cache"
+    ):
+        BuiltinCache(tmp_path / "file", seed=1, size=16).fill([0, 1], workers=workers)
+
+
 def test_cache_misses_what_is_asked_for_alone(tmp_path):
     cache = BuiltinCache(tmp_path, seed=1, size=16)
     cache.fill([0], sources=["clean"])

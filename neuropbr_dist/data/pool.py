@@ -18,7 +18,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 CHUNK = 4
-"""Items handed to a process at a time; as many are redone a process after an interruption."""
+"""Items handed to a process at a time, unless told; as many are redone a process after an interruption."""
 
 
 def usable_cores() -> int:
@@ -32,6 +32,7 @@ def in_parallel(
     workers: int,
     start: Callable[..., None] | None = None,
     arguments: tuple = (),
+    chunk: int = CHUNK,
 ) -> Iterator[tuple[T, R]]:
     """Each item with its result, as they are done; up to one worker stays in this process.
 
@@ -53,20 +54,20 @@ def in_parallel(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(start, arguments))
     try:
-        yield from _chunk_by_chunk(pool, function, items, workers)
+        yield from _chunk_by_chunk(pool, function, items, workers, chunk)
     except BrokenProcessPool as error:
         raise UserError(
             "a working process was killed (out of memory?); start the same command again, "
-            "with fewer --workers if need be"
+            "with fewer --workers where it takes them"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _chunk_by_chunk(
-    pool: ProcessPoolExecutor, function: Callable[[T], R], items: Sequence[T], workers: int
+    pool: ProcessPoolExecutor, function: Callable[[T], R], items: Sequence[T], workers: int, size: int
 ) -> Iterator[tuple[T, R]]:
-    chunks = deque(items[i : i + CHUNK] for i in range(0, len(items), CHUNK))
+    chunks = deque(items[i : i + size] for i in range(0, len(items), size))
     under_way: dict[Future[tuple[list[R], UserError | None]], Sequence[T]] = {}
     failure: UserError | None = None
     while under_way or (chunks and failure is None):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import uuid
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from ...errors import UserError
+from ..pool import in_parallel
 from .families import material_maps
 from .noise import Array
 from .render import render_views
@@ -66,19 +66,14 @@ class BuiltinCache:
         """Make what is missing of these materials in `workers` processes.
 
         `progress(1)` is called after each material (`tqdm.update` fits).
+
+        Raises:
+            UserError: a file can't be written, or a process was killed. What is done stays.
         """
         make = partial(self._make, sources=tuple(sources))
-        if workers == 1:
-            for index in indices:
-                make(index)
-                if progress:
-                    progress(1)
-            return
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            for job in as_completed([pool.submit(make, index) for index in indices]):
-                job.result()
-                if progress:
-                    progress(1)
+        for _ in in_parallel(make, list(indices), workers, chunk=1):
+            if progress:
+                progress(1)
 
     def missing(self, indices: Iterable[int], sources: Iterable[Source] = ("clean", "dirty")) -> list[int]:
         """Those of `indices` that `fill` would have to make; looks at file names only."""
@@ -86,9 +81,14 @@ class BuiltinCache:
         return [i for i in indices if not all((self.folder / f"{i:06d}_{n}.npy").exists() for n in names)]
 
     def _make(self, index: int, sources: tuple[Source, ...]) -> None:
-        self.maps(index)
-        for source in sources:
-            self.views(index, source)
+        try:
+            self.maps(index)
+            for source in sources:
+                self.views(index, source)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: can't keep built-in materials there: {error}; data.builtin_cache names another folder"
+            ) from error
 
     def _load_or_make(self, name: str, shape: tuple[int, ...], make: Callable[[], Array]) -> Array:
         path = self.folder / f"{name}.npy"
