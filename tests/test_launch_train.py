@@ -169,8 +169,8 @@ def test_dirty_and_mixed_curricula(tmp_path):
 
 # -- an error nobody foresaw ------------------------------------------------------------------
 
-BUG = """
-from neuropbr_dist.main import train
+BUGS = {
+    "step": """
 from neuropbr_dist.training.loop import Trainer
 
 def step(self, batches):
@@ -178,18 +178,58 @@ def step(self, batches):
     raise ZeroDivisionError("a bug")
 
 Trainer.step = step
-train()
+""",
+    "loader": """
+from neuropbr_dist.data.loader import SlotDataset
+
+def load(self, slots):
+    raise ZeroDivisionError("a bug")
+
+SlotDataset.__getitems__ = load
+""",
+}
+TRAIN = "from neuropbr_dist.main import train\ntrain()\n"
+
+
+def changed(folder: Path, code: str, **settings) -> subprocess.CompletedProcess[str]:
+    """A run in which `code` has replaced something."""
+    words = ["--checkpoint-dir", str(folder), *tiny_words(**settings)]
+    return subprocess.run(
+        [sys.executable, "-c", code + TRAIN, *words], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+
+
+@pytest.mark.parametrize("where", BUGS)
+def test_a_bug_ends_the_process_with_its_traceback(tmp_path, where):
+    """Loaders ignore the signal by which Python ends what is left of its children, then waits for them:
+    a launcher would never hear of it."""
+    ended = changed(tmp_path / "run", BUGS[where], data__num_workers=2)
+    assert ended.returncode == 1 and "ZeroDivisionError: a bug" in ended.stderr
+
+
+SLOW_SAVE = """
+import time
+from neuropbr_dist.checkpoint import saver
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.training.loop import Trainer
+
+def write(*args, plain=saver.write, **kwargs):
+    time.sleep(2)
+    return plain(*args, **kwargs)
+
+def step(self, batches, plain=Trainer.step):
+    if self.run.progress.step == 2:
+        raise UserError("a fault")
+    plain(self, batches)
+
+saver.write, Trainer.step = write, step
 """
 
 
-def test_a_bug_in_a_step_ends_the_process_with_its_traceback(tmp_path):
-    """Loaders ignore the signal by which Python ends what is left of its children, then waits for them:
-    a launcher would never hear of it."""
-    words = ["--checkpoint-dir", str(tmp_path / "run"), *tiny_words(data__num_workers=2)]
-    ended = subprocess.run(
-        [sys.executable, "-c", BUG, *words], capture_output=True, text=True, timeout=120, cwd=ROOT,
-    )  # fmt: skip
-    assert ended.returncode == 1 and "ZeroDivisionError: a bug" in ended.stderr
+def test_an_error_lets_the_save_in_flight_come_to_its_end(tmp_path):
+    ended = changed(tmp_path / "run", SLOW_SAVE, training__save_every_n_steps=2)
+    assert ended.returncode == 2 and ended.stderr == "error: a fault\n"
+    assert state(tmp_path / "run")["step"] == 2
 
 
 # -- custom losses, W&B ----------------------------------------------------------------------

@@ -227,6 +227,8 @@ def test_a_finished_run_has_nothing_to_do(uninterrupted, tmp_path):
     ended = resume(folder)
     assert ended.code == 0 and "Done: 10 steps" in ended.out
     assert_same_run(uninterrupted, folder)
+    saves = [sorted(path.name for path in one.glob("step_*")) for one in (uninterrupted, folder)]
+    assert saves[0] == saves[1], "a copy of the newest save would push an older one out"
 
 
 def test_settings_on_resume_are_said(stopped):

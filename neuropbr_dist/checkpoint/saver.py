@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,14 @@ class AsyncSaver:
         """
         if self.failed:
             self.wait()
+
+    def leave(self, seconds: float) -> None:
+        """Give the save in flight so long: another error ends the run, and this one's would hide it.
+
+        Not collective; nor need all ranks come here for it: their threads write.
+        """
+        if self._job is not None:
+            wait_for([self._job], seconds)
 
     def close(self) -> None:
         """Wait for the save in flight, then end the thread."""

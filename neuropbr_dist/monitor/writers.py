@@ -190,7 +190,10 @@ class TensorBoard:
             ) from error
         self.folder = folder
         self._open = SummaryWriter
-        self._writer = SummaryWriter(str(folder))
+        try:
+            self._writer = SummaryWriter(str(folder))
+        except OSError as error:
+            raise UserError(f"{folder}: can't write TensorBoard's files: {error}") from error
 
     def scalars(self, step: int, epoch: int, samples: int, values: dict[str, float]) -> None:
         for name, value in values.items():

@@ -74,6 +74,8 @@ class Run:
     stop_after_steps: int | None = None
     profiler: StepProfiler | None = None
     """Of this rank, if it traces steps."""
+    saved_at: int = -1
+    """Step of the newest save; -1: none, or another folder's."""
 
 
 class Trainer:
@@ -103,7 +105,7 @@ class Trainer:
             peak = matmul_flops(run.device, precision_of(cfg, run.device))
         self.meter = Meter(run.device, peak)
         self.averages = Averages(run.device)
-        self.saved_at = -1
+        self.saved_at = run.saved_at
         self.step_epoch = 0
         self.lr = self.d_lr = 0.0
 
@@ -334,7 +336,7 @@ class Trainer:
         """The last save, waited for."""
         run = self.run
         if run.profiler is not None:
-            run.profiler.close(run.progress.step)
+            run.profiler.finish(run.progress.step)
         if self.averages.steps:
             self.log_step()
         if self.saved_at != run.progress.step:

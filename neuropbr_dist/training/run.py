@@ -56,6 +56,8 @@ from neuropbr_dist.training.state import Progress, restore, saved_fragments
 from neuropbr_dist.training.timings import StartUp, note_timing
 
 Say = Callable[[str], None]
+LAST_SAVE_S = 120.0
+"""For a save in flight when an error ends the run; without end if another rank is gone."""
 REQUEUE = "requeue"  # marker in the run's folder: stopped from outside, wants to go on
 TRACES = "flight_recorder"  # what NCCL did last on each rank, dumped in the run's folder when a collective times out
 
@@ -164,9 +166,11 @@ def assemble(
             networks=networks, objective=objective, progress=progress, saver=saver, log=log,
             console=console, stop=stop, ema=ema, start_up=start_up, end=end, stop_after_epochs=args.stop_after_epochs,
             stop_after_steps=args.stop_after_steps, profiler=profiler,
+            saved_at=progress.step if checkpoint is not None and is_newest(checkpoint, folder) else -1,
         )  # fmt: skip
     except UserError as error:
         log.ended(progress.step, f"error: {error}")
+        saver.leave(LAST_SAVE_S)
         raise
     finally:
         console.close()
@@ -174,11 +178,19 @@ def assemble(
     saver.close()
 
 
+def is_newest(checkpoint: Checkpoint, folder: Path) -> bool:
+    """Whether it is what the run's folder calls `latest`."""
+    return (folder / LATEST).resolve() == checkpoint.path.resolve()
+
+
 def write_config(cfg: TrainConfig, folder: Path, env: Environment) -> None:
     """Rank 0: the resolved configuration into the run's folder; a requeue marker has had its effect."""
     if env.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(to_yaml(cfg))
+        try:
+            (folder / "config.yaml").write_text(to_yaml(cfg))
+        except OSError as error:
+            raise UserError(f"{folder}: can't write there: {error}") from error
         (folder / REQUEUE).unlink(missing_ok=True)
 
 
