@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from neuropbr_dist.cluster import Deadline, Every, allocation_end, last_resort
 from neuropbr_dist.cluster.deadline import ENDING_S, LAST_RESORT_S, UNMEASURED_SAVE_S
 from tests import train_runs
+from tests.distributed import ROOT
 
 pytestmark = train_runs.SINGLE_PROCESS_SAVES
 
@@ -147,6 +150,17 @@ def test_an_end_that_was_moved_moves_the_last_resort():
     ):
         time.sleep(0.5)
     assert told == []
+
+
+def test_the_last_resort_leaves_even_if_its_marker_cannot_be_written():
+    """The folder may be gone."""
+    code = (
+        "import time; from neuropbr_dist.cluster import last_resort\n"
+        "def leaving(): raise FileNotFoundError('requeue')\n"
+        "with last_resort(time.time(), leaving, ask=lambda: None): time.sleep(60)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert ended.returncode == 0 and "the run hangs: leaving now" in ended.stderr
 
 
 @pytest.mark.drill

@@ -35,6 +35,25 @@ def on_a_terminal(action):
     return printed.decode().replace("\r\n", "\n")
 
 
+def test_a_stdout_that_is_gone_is_said_once_and_training_goes_on(monkeypatch, capsys):
+    """As behind `| head`, or with a full disk under the log."""
+
+    class Gone:
+        def write(self, _text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        def isatty(self):
+            return False
+
+    monkeypatch.setattr("sys.stdout", Gone())
+    console = Console()
+    console.line("one")
+    console.line("two")
+    assert (
+        capsys.readouterr().err == "stdout: [Errno 32] Broken pipe; the run goes on and says no more here\n"
+    )
+
+
 def one_epoch(console):
     console.start_epoch(10, 4, done=1)
     for step in range(38, 41):

@@ -6,9 +6,10 @@ import gzip
 import json
 
 import pytest
+import torch
 
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.training.profile import steps_of
+from neuropbr_dist.training.profile import StepProfiler, steps_of
 from tests.train_runs import run
 
 
@@ -44,3 +45,14 @@ def test_a_run_that_ends_before_writes_what_it_has(tmp_path):
     )
     (trace,) = (tmp_path / "profile").iterdir()
     assert trace.name == "steps_2-3.trace.json.gz" and calls(trace) == 2
+
+
+def test_steps_that_were_never_taken_are_said(tmp_path):
+    said = []
+    profiler = StepProfiler((2, 3), tmp_path, torch.device("cpu"), said.append)
+    for step in (7, 8):  # a resumed run
+        profiler.before(step)
+        profiler.after(step)
+    assert said == []
+    profiler.finish(8)
+    assert said == ["--profile 2-3: no trace, step 2 wasn't taken; the last was 8"]

@@ -129,9 +129,11 @@ def last_resort(
             if moved is None or moved <= moment:
                 break
             moment = moved
-        leaving()
-        os.write(2, b"the allocation ends and the run hangs: leaving now, the last checkpoint stands\n")
-        os._exit(0)  # with any other code torchrun would start its ranks again
+        try:
+            leaving()
+        finally:
+            os.write(2, b"the allocation ends and the run hangs: leaving now, the last checkpoint stands\n")
+            os._exit(0)  # with any other code torchrun would start its ranks again
 
     if end is not None:
         threading.Thread(target=watch, args=(end,), name="last-resort", daemon=True).start()

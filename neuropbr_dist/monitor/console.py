@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -33,10 +34,15 @@ class Console:
         """Print one line, above the bar if there is one."""
         if not self.enabled:
             return
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stdout)
-        else:
-            print(text, flush=True)
+        try:
+            if self._bar is not None:
+                self._bar.write(text, file=sys.stdout)
+            else:
+                print(text, flush=True)
+        except OSError as error:  # `| head` has gone, or the log's disk is full: training goes on without
+            self.enabled, self._bar = False, None
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is in the old one's buffer can't be flushed at the exit
+            print(f"stdout: {error}; the run goes on and says no more here", file=sys.stderr, flush=True)
 
     def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None:
         """Begin an epoch of `steps` steps, of which a resumed run has `done` behind it."""

@@ -42,12 +42,14 @@ class StepProfiler:
         self.first, self.last = steps
         self.folder, self.device, self.say = folder, device, say
         self.running: ExitStack | None = None
+        self.began = False
 
     def before(self, step: int) -> None:
         """Call before step `step` is taken."""
         if step != self.first:
             return
         stack = self.running = ExitStack()
+        self.began = True
         activities = [ProfilerActivity.CPU]
         if self.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
@@ -62,6 +64,14 @@ class StepProfiler:
         """Call after step `step`."""
         if step >= self.last:
             self.close(step)
+
+    def finish(self, step: int) -> None:
+        """Call after the run's last step, `step`."""
+        self.close(step)
+        if not self.began:
+            self.say(
+                f"--profile {self.first}-{self.last}: no trace, step {self.first} wasn't taken; the last was {step}"
+            )
 
     def close(self, step: int) -> None:
         """End the trace at `step` and write it; nothing where none is running."""
