@@ -158,6 +158,18 @@ def test_check_prints_each_fault_and_exits_with_1(run, tmp_path, capsys):
     assert any("state.json: " in line for line in lines)
 
 
+def test_an_exported_file_among_checkpoints_hides_none_of_them(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", symlinks=True)
+    with pytest.raises(UserError, match="holds a run; name another folder"):
+        export_inference(run, copy)
+    export_inference(run, copy / "model.safetensors")
+    assert load_generator(copy).origin == (copy / "latest").resolve()
+    said = []
+    assert check(copy, log=said.append) and len(said) == 3
+    flip_a_byte((copy / "latest").resolve() / "shard_00000_000.bin")
+    assert not check(copy, log=said.append)
+
+
 def test_check_reads_exported_files_too(run, tmp_path):
     path = export_inference(run, tmp_path / "exported")
     said = []

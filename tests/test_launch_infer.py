@@ -154,6 +154,13 @@ def test_folder_of_folders_skips_its_own_results(run, tmp_path):
         assert_maps_in(tmp_path / "out" / name, predict(load_generator(run), views))
 
 
+def test_results_among_renders_are_refused(run, tmp_path):
+    for name in ("brass", "oak"):
+        write_views(tmp_path / name, SIZE, np.random.default_rng(len(name)))
+    with pytest.raises(UserError, match=r"--out-dir .*oak: holds three PNG renders itself"):
+        infer_to(tmp_path / "oak", "--checkpoint", run, "--input-dir", tmp_path)
+
+
 def test_16_bit_maps_hold_the_prediction_to_half_a_level(run, tmp_path):
     write_views(tmp_path / "in", SIZE, np.random.default_rng(0))
     infer_to(tmp_path / "out", "--checkpoint", run, "--input-dir", tmp_path / "in", "--bits", 16)

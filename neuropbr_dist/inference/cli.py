@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from neuropbr_dist.config.cli import named
+
 
 def infer_parser() -> argparse.ArgumentParser:
     """Every flag of `launch/infer.py`."""
@@ -11,7 +13,7 @@ def infer_parser() -> argparse.ArgumentParser:
         description="Three rendered views of a material in, its four PBR maps out.", allow_abbrev=False
     )
     p.add_argument(
-        "--checkpoint", required=True, metavar="PATH",
+        "--checkpoint", type=named, required=True, metavar="PATH",
         help="a run's folder (newest good checkpoint), a checkpoint, or a file of launch/export.py",
     )  # fmt: skip
     what = p.add_mutually_exclusive_group()

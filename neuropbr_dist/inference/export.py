@@ -25,11 +25,13 @@ def export_inference(checkpoint: Path | str, out: Path | str, *, log: Say = prin
         The weights' file.
 
     Raises:
-        UserError: see `load_generator`; or `out` can't be written.
+        UserError: see `load_generator`; or `out` can't be written, or is a run's folder.
     """
+    out = Path(out)
+    if out.suffix != SUFFIX and find(out):
+        raise UserError(f"{out}: holds a run; name another folder, or a file ending in {SUFFIX}")
     weights, origin = read_weights(Path(checkpoint), log)
     build(weights, origin)  # what is written must load
-    out = Path(out)
     path = out if out.suffix == SUFFIX else out / WEIGHTS_FILE
     write_tensor_file(path, weights)
     if path != out:
@@ -65,10 +67,9 @@ def check(path: Path | str, *, log: Say = print) -> bool:
     """
     path = Path(path)
     weights = path / WEIGHTS_FILE if path.is_dir() else path
+    faults = {found: verify(found, alone=True) for found in find(path)}
     if weights.is_file():
-        faults = {weights: _file_faults(weights)}
-    else:
-        faults = {found: verify(found, alone=True) for found in find(path)}
+        faults[weights] = _file_faults(weights)
     if not faults:
         raise UserError(f"{path}: no checkpoint and no exported file there")
     for found, wrong in faults.items():

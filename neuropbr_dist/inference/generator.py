@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from neuropbr_dist.checkpoint import Checkpoint, open_newest
+from neuropbr_dist.checkpoint import Checkpoint, find, open_newest
 from neuropbr_dist.config import TrainConfig, from_yaml
 from neuropbr_dist.data.device import normalise_views
 from neuropbr_dist.errors import UserError
@@ -68,7 +68,7 @@ def load_generator(path: str | os.PathLike, *, log: Callable[[str], None] = prin
 
 def read_weights(path: Path, log: Callable[[str], None]) -> tuple[TensorFile, Path]:
     """The generator's weights as an `inference` file holds them, and where they are from."""
-    if (path / WEIGHTS_FILE).is_file():
+    if (path / WEIGHTS_FILE).is_file() and not find(path):  # beside checkpoints it is an old copy of one
         path = path / WEIGHTS_FILE
     if path.is_file():
         stored = read_tensor_file(path)

@@ -114,11 +114,13 @@ def find_triples(folder: Path, skip: Path) -> list[Path]:
         skip: not looked into: results of an earlier call.
 
     Raises:
-        UserError: `folder` is missing, or any folder has not exactly three PNG files.
+        UserError: `folder` is missing, any folder has not exactly three PNG files, or `skip` has.
     """
     if not folder.is_dir():
         raise UserError(f"--input-dir {folder}: {'not a folder' if folder.exists() else 'no such folder'}")
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if skip.is_dir() and len(_pngs(skip)) == 3:
+        raise UserError(f"--out-dir {skip}: holds three PNG renders itself; name another folder")
     inside = [path for path in inside if path.resolve() != skip.resolve()]
     triples = [folder] if _pngs(folder) or not inside else inside
     faults = []
