@@ -458,3 +458,16 @@ def test_a_finished_set_is_not_changed_by_changed_pictures(pictures, tmp_path):
     with pytest.raises(UserError, match="holds a packed set of other pictures"):
         pack(*folders, dest, progress=False)
     same_as_files(dest, pictures)
+
+
+def test_a_finished_set_that_has_lost_a_file_says_so(pictures, packed, tmp_path):
+    compression = json.loads((packed / "packed.json").read_text())["compression"]
+    for lost, message in (
+        ("shards", r"missing; .*delete it and pack it again"),
+        ("journal.jsonl", "without its journal"),
+    ):
+        (tmp_path / lost).mkdir()
+        dest = copied(packed, tmp_path / lost)
+        (next((dest / "shards").iterdir()) if lost == "shards" else dest / lost).unlink()
+        with pytest.raises(UserError, match=message):
+            pack(*pictures, dest, compression=compression, progress=False)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from neuropbr_dist.data.journal import Journal
 from neuropbr_dist.data.judge import Finding, is_finding, judge
 from neuropbr_dist.data.layout import Index, Sample, index_set
-from neuropbr_dist.data.packed import HEAD, JOURNAL, SHARDS, VERSION, read_head, write_index
+from neuropbr_dist.data.packed import HEAD, JOURNAL, SHARDS, VERSION, PackedSource, read_head, write_index
 from neuropbr_dist.data.pool import in_parallel
 from neuropbr_dist.data.shards import Compression, Place, ShardWriter, used_bytes
 from neuropbr_dist.data.verify import Picture, Report, Stamp, picture_at, pictures_of, stamp, summarise
@@ -92,6 +92,7 @@ def pack(
             _drop_unused(dest / SHARDS, done.values())
             _work(tasks, done, journal, dest / SHARDS, compression, workers, progress, shard_bytes)
         elif len(done) < len(tasks):
+            PackedSource(dest, curriculum=1).check_shards()  # a lost one is no other picture
             raise UserError(_HOLDS_ANOTHER.format(dest))
         findings = {
             picture: finding
@@ -141,6 +142,11 @@ def _read_journal(journal: Journal, tasks: list[Task], begun: dict[str, Any], de
     """What earlier calls have done to pictures that are still the same."""
     lines = journal.read(_is_line)
     if not lines:
+        if (dest / HEAD).exists():
+            raise UserError(
+                f"{dest}: holds a packed set without its {JOURNAL}, so nobody knows from which pictures; "
+                "it can be trained on; to pack, delete that folder or name another"
+            )
         journal.append(begun)
         return {}
     if lines[0] != begun:

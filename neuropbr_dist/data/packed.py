@@ -112,7 +112,7 @@ class PackedSource(Source):
             found = path.stat().st_size if path.exists() else None
             if found is None or found < nbytes:
                 problem = "missing" if found is None else f"truncated: {found} bytes of {nbytes}"
-                raise UserError(f"{path}: {problem}; copy the set again, or pack it again")
+                raise UserError(f"{path}: {problem}; copy the set again, or delete it and pack it again")
 
     def load(self, entry: PackedEntry) -> tuple[np.ndarray, np.ndarray]:
         views = np.empty((3, 3, self.size, self.size), np.uint8)
@@ -140,7 +140,7 @@ class PackedSource(Source):
 def read_head(folder: Path) -> dict[str, Any]:
     """`packed.json`, of this format version."""
     path = folder / HEAD
-    repack = "pack it again: python launch/data.py pack IN OUT DEST"
+    repack = "delete it and pack it again: python launch/data.py pack IN OUT DEST"
     if not path.is_file():
         if (folder / JOURNAL).exists():
             raise UserError(
@@ -239,9 +239,11 @@ def _write_durably(path: Path, write: Any) -> None:
 def _open_index(folder: Path, name: str, checksum: str) -> np.ndarray:
     path = folder / name
     if not path.is_file():
-        raise UserError(f"{path}: missing; copy the set again, or pack it again")
+        raise UserError(f"{path}: missing; copy the set again, or delete it and pack it again")
     if _sha256(path) != checksum:
-        raise UserError(f"{path}: altered (its checksum is wrong); copy the set again, or pack it again")
+        raise UserError(
+            f"{path}: altered (its checksum is wrong); copy the set again, or delete it and pack it again"
+        )
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

@@ -121,7 +121,7 @@ class ShardReader:
         if crc != place.crc:
             raise UserError(
                 f"{self.folder / place.shard}: the record of {what} (byte {place.offset}) was altered: "
-                f"CRC-32 {crc:08x}, {place.crc:08x} when it was packed; pack it again"
+                f"CRC-32 {crc:08x}, {place.crc:08x} when it was packed; delete it and pack it again"
             )
         if self.compression != "none":
             decode(stored, out)
@@ -138,7 +138,7 @@ class ShardReader:
         if size < place.offset + place.nbytes:
             raise UserError(
                 f"{path}: truncated: {size} bytes, but the record of {what} "
-                f"ends at byte {place.offset + place.nbytes}; pack it again"
+                f"ends at byte {place.offset + place.nbytes}; delete it and pack it again"
             )
         self._maps[key] = mapped
         while len(self._maps) > MAPPED_RECORDS or sum(map(len, self._maps.values())) > MAPPED_BYTES:
