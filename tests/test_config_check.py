@@ -5,10 +5,13 @@ import re
 import pytest
 
 from neuropbr_dist.config import TrainConfig, check_size, resolve, set_text
+from neuropbr_dist.config.cli import train_parser
 from neuropbr_dist.errors import UserError
 from tests.test_config_presets import assert_names
 
 IMPOSSIBLE = [
+    ("training.checkpoint_dir=''", "empty text"),
+    ("data.builtin_cache=''", "empty text"),
     ("data.val_ratio=0", "above 0"),
     ("data.val_ratio=1", "below 1"),
     ("data.num_workers=-1", "0 or more"),
@@ -120,3 +123,10 @@ def test_size_against_the_stride_names_the_nearest(size, multiple, nearest):
         found.value, ["data.image_size", f"{size} px", f"multiple of {multiple}", f"nearest: {nearest}"]
     )
     check_size(nearest, multiple)
+
+
+@pytest.mark.parametrize("flag", ["--config", "--resume"])
+def test_a_shell_variable_that_is_not_set_is_refused(flag, capsys):
+    with pytest.raises(SystemExit):
+        train_parser().parse_args([flag, ""])
+    assert f"argument {flag}: empty text" in capsys.readouterr().err

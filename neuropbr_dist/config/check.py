@@ -57,6 +57,9 @@ def fold_legacy(cfg: TrainConfig) -> None:
 
 def check(cfg: TrainConfig) -> None:
     """Raises UserError on the first impossible value."""
+    for part, fields in dataclasses.asdict(cfg).items():
+        for name, value in fields.items():
+            refuse_unless(value != "", f"{part}.{name} is empty text; name something or leave it out")
     check_data(cfg.data)
     check_model(cfg.model)
     check_losses(cfg)

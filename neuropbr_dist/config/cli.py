@@ -32,13 +32,22 @@ INTEGER_FLAGS = {
 }
 
 
+def named(text: str) -> str:
+    """A flag's value that may not be empty: a shell variable that isn't set would mean this folder, or the default."""
+    if not text:
+        raise argparse.ArgumentTypeError("empty text")
+    return text
+
+
 def train_parser() -> argparse.ArgumentParser:
     """Every flag of `launch/train.py`."""
     p = argparse.ArgumentParser(
         description="Train the NeuroPBR GAN: three rendered views in, four PBR maps out.", allow_abbrev=False
     )
     p.add_argument(
-        "--config", help=f"preset ({', '.join(PRESETS)}), .yaml file or .py file with get_config()"
+        "--config",
+        type=named,
+        help=f"preset ({', '.join(PRESETS)}), .yaml file or .py file with get_config()",
     )
     for flag, name in FIELD_FLAGS.items():
         p.add_argument(flag, metavar="VALUE", help=name)
@@ -49,7 +58,10 @@ def train_parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="PART.FIELD=VALUE", help="any field; repeatable"
     )
     p.add_argument(
-        "--resume", metavar="auto|PATH", help="newest good checkpoint of --checkpoint-dir, or PATH"
+        "--resume",
+        type=named,
+        metavar="auto|PATH",
+        help="newest good checkpoint of --checkpoint-dir, or PATH",
     )
     p.add_argument(
         "--overwrite", action="store_true", help="start anew in a folder that holds a run (deletes it)"
