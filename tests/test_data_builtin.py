@@ -296,6 +296,21 @@ def test_generate_writes_the_guides_layout(tmp_path, capfd):
         np.testing.assert_array_equal(picture, views[k].transpose(1, 2, 0))
 
 
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"size": 0}, {"size": -8}, {"seed": -1}])
+def test_generate_refuses_before_it_writes(tmp_path, wrong):
+    ((name, value),) = wrong.items()
+    order = dict(count=1, size=16, seed=5, workers=0, progress=False)
+    with pytest.raises(UserError, match=f"{name}.* {value}$"):
+        generate(tmp_path / "set", **{**order, **wrong})
+    assert not list(tmp_path.iterdir())
+
+
+def test_generate_names_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/set: can't be written: Not a directory$"):
+        generate(tmp_path / "file/set", count=1, size=16, seed=5, workers=0, progress=False)
+
+
 def test_generate_resumes_and_refuses(tmp_path):
     out = tmp_path / "set"
     order = dict(size=16, seed=5, workers=0, progress=False)

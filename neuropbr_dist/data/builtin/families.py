@@ -53,6 +53,12 @@ def family_name(seed: int, index: int) -> str:
     return names[(index + seed) % len(names)]
 
 
+def refuse_size(size: int) -> None:
+    """Raises UserError below 4 pixels."""
+    if size < 4:
+        raise UserError(f"built-in materials need a size of at least 4 pixels, got {size}")
+
+
 def material_maps(seed: int, index: int, size: int) -> Array:
     """The maps of material (seed, index), the same material at any size.
 
@@ -68,8 +74,7 @@ def material_maps(seed: int, index: int, size: int) -> Array:
     Raises:
         UserError: if seed or index is negative, or size below 4.
     """
-    if size < 4:
-        raise UserError(f"built-in materials need a size of at least 4 pixels, got {size}")
+    refuse_size(size)
     factor = -(-_FINEST_WORK // size)
     tile = Tile(size * factor, random_stream(seed, index, 0))
     return encode(FAMILIES[family_name(seed, index)](tile).channels(), factor)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ...errors import UserError
 from .cache import VERSION
-from .families import family_name, material_maps
+from .families import family_name, material_maps, refuse_size
 from .noise import Array
 from .render import render_views
 
@@ -42,20 +42,33 @@ def generate(
     Args:
         out: folder; missing, empty, or begun by an earlier call with the same seed and size.
         count: number of samples, 1 or more.
-        size: side in pixels.
-        seed: key of the set.
+        size: side in pixels, at least 4.
+        seed: key of the set, 0 or more.
         workers: processes; 0 or 1 works in this one.
         curriculum_dirty: write dirty views as well.
         progress: show a progress bar.
 
     Raises:
-        UserError: if `count` is below 1, or `out` holds anything else, another seed or size, or more samples.
+        UserError: if `count`, `size` or `seed` can't be; if `out` holds anything else, another seed or size,
+            or more samples, or can't be written.
     """
     out = Path(out)
     if count < 1:
         raise UserError(f"count must be 1 or more, got {count}")
-    _claim(out, {"version": VERSION, "seed": seed, "size": size}, count)
-    make = partial(_write_sample, out, seed, size, curriculum_dirty)
+    if seed < 0:
+        raise UserError(f"seed must be 0 or more, got {seed}")
+    refuse_size(size)
+    try:
+        _claim(out, {"version": VERSION, "seed": seed, "size": size}, count)
+        _write_samples(out, count, size, seed, workers, curriculum_dirty, progress)
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: can't be written: {error.strerror or error}") from error
+
+
+def _write_samples(
+    out: Path, count: int, size: int, seed: int, workers: int, with_dirty: bool, progress: bool
+) -> None:
+    make = partial(_write_sample, out, seed, size, with_dirty)
     with tqdm(total=count, unit="sample", desc=f"built-in materials in {out}", disable=not progress) as bar:
         if workers <= 1:
             for index in range(count):
