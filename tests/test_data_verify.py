@@ -36,6 +36,14 @@ def test_a_good_set_is_clean(folders, tmp_path):
     assert (tmp_path / "fix.txt").read_text() == ""
 
 
+@pytest.mark.parametrize("option", ["fix_list", "resume"])
+@pytest.mark.parametrize("path", [".", "none/file"])
+def test_a_file_that_cannot_be_written_is_named_before_the_work(folders, tmp_path, monkeypatch, option, path):
+    monkeypatch.setattr("neuropbr_dist.data.verify.in_parallel", None)
+    with pytest.raises(UserError, match=f"^{tmp_path / path}: (is a folder|can't be written)"):
+        check(folders, **{option: tmp_path / path})
+
+
 def overwrite_view(inputs, outputs):
     save(np.zeros((8, 8, 3)), inputs / "dirty/b/1.png")
 

@@ -27,7 +27,10 @@ class Journal:
 
     def __enter__(self) -> Journal:
         if self.path is not None:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            except OSError as error:
+                raise UserError(f"{self.path}: can't be written: {error.strerror}") from error
         return self
 
     def __exit__(

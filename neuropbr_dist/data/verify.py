@@ -6,6 +6,7 @@ hold no unit normals or look like another map, materials and views that are copi
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from neuropbr_dist.data.journal import Journal
 from neuropbr_dist.data.judge import Finding, is_finding, judge
 from neuropbr_dist.data.layout import MAP_NAMES, Fault, Index, Sample, index_set
 from neuropbr_dist.data.pool import in_parallel
+from neuropbr_dist.errors import UserError
 
 Picture = tuple[Path, Role]
 
@@ -73,13 +75,29 @@ def verify(
             interrupted verification goes on where it was.
 
     Raises:
-        UserError: A folder or the metadata is missing or malformed, or there are no samples.
+        UserError: A folder or the metadata is missing or malformed, there are no samples, or
+            `fix_list` or `resume` can't be written.
     """
+    if fix_list:
+        refuse_unwritable(fix_list)
     index = index_set(input_dir, output_dir, metadata_path, curriculum=1)
     report = summarise(index, _judge_all(list(pictures_of(index)), workers, progress, resume))
     if fix_list:
-        fix_list.write_text("".join(f"{name}\n" for name in report.faulty_samples))
+        try:
+            fix_list.write_text("".join(f"{name}\n" for name in report.faulty_samples))
+        except OSError as error:
+            raise UserError(f"{fix_list}: can't be written: {error.strerror}") from error
     return report
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raises UserError, before hours of work, for a file that can't be written after them; makes none."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: can't be written: no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{path}: can't be written: no right to")
 
 
 def summarise(index: Index, findings: dict[Picture, Finding]) -> Report:
