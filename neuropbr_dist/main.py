@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import select
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from neuropbr_dist.errors import UserError
 
@@ -20,23 +23,32 @@ if TYPE_CHECKING:
 
 # Other ranks hold their message back so long: if rank 0 met the same fault, its launcher ends them first.
 RANK_0_FIRST_S = 3.0
+READER_GONE = 128 + signal.SIGPIPE
 
 
 def entry(function: Callable[[Sequence[str] | None], None]) -> Callable[..., None]:
     """A `UserError` becomes one line on stderr and exit code 2, Ctrl-C one word and 130; a traceback only
-    under `--debug`."""
+    under `--debug`. Where nobody reads the output any more (`| head`), the exit code is 141, without a word."""
 
     @wraps(function)
     def run(argv: Sequence[str] | None = None) -> None:
         quiet_libraries()
+        for stream in text_streams():
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding hasn't
         try:
             function(argv)
+            flush()
+        except SystemExit:
+            flush()
+            raise
+        except BrokenPipeError:
+            if not reader_gone():
+                raise
+            os._exit(READER_GONE)
         except KeyboardInterrupt:
             if "--debug" in (sys.argv if argv is None else argv):
                 raise
-            print("interrupted", file=sys.stderr, flush=True)
-            sys.stdout.flush()
-            os._exit(128 + signal.SIGINT)
+            end("interrupted", 128 + signal.SIGINT)
         except UserError as error:
             if "--debug" in (sys.argv if argv is None else argv):
                 raise
@@ -44,13 +56,41 @@ def entry(function: Callable[[Sequence[str] | None], None]) -> Callable[..., Non
             if rank != "0":
                 signal.signal(signal.SIGTERM, lambda *_: os._exit(2))  # so srun's own exit code is 2 as well
                 time.sleep(RANK_0_FIRST_S)
-                print(f"rank {rank}: error: {error}", file=sys.stderr, flush=True)
-            else:
-                print(f"error: {error}", file=sys.stderr, flush=True)
-            sys.stdout.flush()
-            os._exit(2)  # other threads and ranks may wait in a collective for ever
+                end(f"rank {rank}: error: {error}", 2)
+            end(f"error: {error}", 2)
 
     return run
+
+
+def text_streams() -> list[io.TextIOWrapper]:
+    """stdout and stderr, where they are files: a closed one is None, a notebook's is something else."""
+    return [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+
+
+def flush() -> None:
+    """What is left to write is written here: at the interpreter's end a closed pipe would be a traceback."""
+    try:
+        for stream in text_streams():
+            stream.flush()
+    except BrokenPipeError:
+        os._exit(READER_GONE)
+
+
+def reader_gone() -> bool:
+    """Whether stdout or stderr is a pipe that nobody reads; a worker's broken pipe is another matter."""
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def end(message: str, code: int) -> NoReturn:
+    """Say why and end at once: other threads and ranks may wait in a collective for ever."""
+    with suppress(BrokenPipeError):
+        print(message, file=sys.stderr, flush=True)
+        for stream in text_streams():
+            stream.flush()
+    os._exit(code)
 
 
 def quiet_libraries() -> None:
@@ -137,6 +177,8 @@ def data(argv: Sequence[str] | None = None) -> None:
         return
     from neuropbr_dist.data.pool import usable_cores
 
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers {args.workers}: must be 1 or more")
     args.workers = args.workers or usable_cores()
     report = pack_set(args) if args.command == "pack" else verify_set(args)
     if not report.clean:
@@ -203,6 +245,10 @@ def report(argv: Sequence[str] | None = None) -> None:
 @entry
 def demo(argv: Sequence[str] | None = None) -> None:
     """`launch/demo.py`: train, infer and report on built-in materials."""
+    argparse.ArgumentParser(
+        description="Train, infer and report on built-in materials, into demo_run/. A former demo_run is overwritten.",
+        allow_abbrev=False,
+    ).parse_args(argv)
     from neuropbr_dist.demo import demo as run
 
     run()

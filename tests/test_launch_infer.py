@@ -1,5 +1,6 @@
 """launch/infer.py and launch/data.py: what they write, print and refuse."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
 from neuropbr_dist.inference.pictures import maps_to_16_bit, save_png_16
-from neuropbr_dist.main import data, infer
+from neuropbr_dist.main import data, demo, infer
 from neuropbr_dist.monitor import maps_to_images
 from tests.material_files import save, write_set, write_views
 from tests.trained_run import METADATA, SIZE, trained_run
@@ -255,6 +256,34 @@ def test_script_prints_one_line_and_exits_with_2(tmp_path):
     )
 
 
+def test_an_ascii_terminal_shows_any_name(tmp_path):
+    script = [sys.executable, str(ROOT / "launch/report.py"), str(tmp_path / "größe")]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(script, capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and r"gr\xf6\xdfe" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # the pipe breaks at the end, or at the first word
+def test_output_that_nobody_reads_ends_it_quietly(tmp_path, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = [sys.executable, str(ROOT / "launch/data.py"), "generate", str(tmp_path / "set")]
+    done = subprocess.run(
+        [*script, "--count", "1", "--size", "8"], stdout=writer, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == 141 and "Error" not in done.stderr
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["--steps", "3"], 2)])
+def test_demo_takes_no_words(monkeypatch, words, code):
+    monkeypatch.setattr("neuropbr_dist.demo.demo", lambda: pytest.fail("it trains"))
+    with pytest.raises(SystemExit) as stopped:
+        demo(words)
+    assert stopped.value.code == code
+
+
 def test_run_on_built_in_materials(run, tmp_path, monkeypatch, capsys):
     from neuropbr_dist.inference.inputs import open_subjects
 
@@ -277,6 +306,14 @@ def test_data_generate_and_verify(tmp_path, capsys):
     assert "6 sample entries" in (said := capsys.readouterr().out) and "clean" in said
     data(["generate", str(tmp_path / "clean"), "--count", "2", "--size", "32", "--clean-only"])
     assert not (tmp_path / "clean" / "input" / "dirty").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "-1"])
+@pytest.mark.parametrize("command", [["verify"], ["pack", "dest"]])
+def test_data_refuses_workers_below_1(tmp_path, capsys, command, workers):
+    words = [command[0], *map(str, write_set(tmp_path)), *command[1:], "--workers", workers, "--debug"]
+    with pytest.raises(UserError, match=f"--workers {workers}: must be 1 or more"):
+        data(words)
 
 
 def test_data_verify_exits_with_1_and_lists_what_to_mend(tmp_path, capsys):
