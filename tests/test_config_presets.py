@@ -142,6 +142,16 @@ PYTHON_FAULTS = {
         ["c.py", "optimizer.scheduler", "'cosin'", "cosine, step, plateau, none"],
     ),
     "syntax": ("def get_config(:\n", ["c.py", "line 1"]),
+    "raises": (
+        "def half(n):\n    return 1 / n\n\n\ndef get_config():\n    half(0)\n",
+        ["c.py, line 2: ZeroDivisionError: division by zero"],
+    ),
+    "raises in its body": ("import os\nos.environ['NO_SUCH']\n", ["c.py, line 2: KeyError: 'NO_SUCH'"]),
+    "raises two lines": ("raise ValueError('one\\ntwo')\n", ["c.py, line 1: ValueError: one two"]),
+    "raises without a word": ("assert False\n", ["c.py, line 1: AssertionError"]),
+    "exits": ("import sys\n\nsys.exit(3)\n", ["c.py, line 3: SystemExit: 3"]),
+    "takes an argument": ("def get_config(size):\n    pass\n", ["c.py", "TypeError: get_config()", "'size'"]),
+    "not a function": ("get_config = 1\n", ["c.py", "no function get_config()"]),
     "no get_config": ("cfg = 1\n", ["c.py", "get_config()"]),
     "returns something else": ("def get_config():\n    return {}\n", ["c.py", "dict", "TrainConfig"]),
     "the guide's module": (

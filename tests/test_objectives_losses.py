@@ -280,6 +280,19 @@ def test_a_custom_loss_from_a_users_file_joins_the_total(tmp_path):
     ReconstructionLoss(config)  # the file is run once, so the name isn't registered twice
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("\ndef f(:\n", "line 2: SyntaxError: "),
+        ("\n\n1 / 0\n", "line 3: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_custom_module_that_raises_is_named(tmp_path, text, named):
+    (tmp_path / "losses.py").write_text(text)
+    with pytest.raises(UserError, match=f"losses.py, {named}"):
+        load_custom_module(tmp_path / "losses.py")
+
+
 def test_mistakes_with_custom_losses_say_what_to_do(tmp_path):
     @register_loss("test_scalar")
     def scalar(pred, target):

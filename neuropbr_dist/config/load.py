@@ -12,7 +12,7 @@ from neuropbr_dist.config.presets import PRESETS
 from neuropbr_dist.config.schema import TrainConfig
 from neuropbr_dist.config.text import read_text
 from neuropbr_dist.config.values import describe, field_types, fit, to_dict, update
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.errors import UserError, running
 
 
 def load(source: str) -> TrainConfig:
@@ -50,15 +50,14 @@ def from_python(path: Path) -> TrainConfig:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
+    with running(path):
         spec.loader.exec_module(module)
-        cfg = module.get_config() if hasattr(module, "get_config") else None
-    except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
-    except (AttributeError, ImportError) as error:  # slots: an unknown field is an AttributeError
-        raise UserError(f"{path}: {error}") from error
+        get_config = getattr(module, "get_config", None)
+        cfg = get_config() if callable(get_config) else None
     if cfg is None:
-        raise UserError(f"{path}: has no get_config(), or it returns nothing; it must return a TrainConfig")
+        raise UserError(
+            f"{path}: has no function get_config(), or it returns nothing; it must return a TrainConfig"
+        )
     if not isinstance(cfg, TrainConfig):
         raise UserError(f"{path}: get_config() returned {type(cfg).__name__}; expected TrainConfig")
     return checked_types(cfg, str(path))

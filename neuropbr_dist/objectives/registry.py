@@ -20,7 +20,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.errors import UserError, running
 
 CustomLoss = Callable[[Tensor, Tensor], Tensor]
 """`(pred, target)`, both `(B, 8, H, W)` float32 -> `(B,)`, one value per sample."""
@@ -82,7 +82,7 @@ def load_custom_module(path: str | Path) -> ModuleType:
     """Import the Python file that registers custom losses; a file is run once.
 
     Raises:
-        UserError: there is no such `.py` file.
+        UserError: there is no such `.py` file, or it raises.
     """
     file = Path(path).expanduser().resolve()
     if not file.is_file() or file.suffix != ".py":
@@ -91,6 +91,7 @@ def load_custom_module(path: str | Path) -> ModuleType:
         spec = importlib.util.spec_from_file_location(f"neuropbr_custom_{file.stem}", file)
         assert spec is not None and spec.loader is not None  # as the suffix is .py
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with running(file):
+            spec.loader.exec_module(module)
         _modules[file] = module
     return _modules[file]
