@@ -423,6 +423,13 @@ def test_another_format_version_says_what_to_do(packed, tmp_path, version, messa
         PackedSource(dest, 0)
 
 
+@pytest.mark.parametrize("text", ["[]", "1", "{}", '{"version": "x"}', '{"version": null}', "no JSON"])
+def test_a_foreign_head_is_named(tmp_path, text):
+    (tmp_path / "packed.json").write_text(text)
+    with pytest.raises(UserError, match=r"packed\.json: not the head of a packed set; pack it again"):
+        PackedSource(tmp_path, 0)
+
+
 def test_what_is_no_packed_set(pictures, packed, tmp_path):
     with pytest.raises(UserError, match="not a packed set \\(no such folder\\)"):
         PackedSource(tmp_path / "none", 0)

@@ -152,6 +152,8 @@ def read_head(folder: Path) -> dict[str, Any]:
     try:
         head = json.loads(path.read_text())
         version = head["version"]
+        if not isinstance(version, int):
+            raise TypeError(version)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: not the head of a packed set; {repack}") from error
     if version != VERSION:
