@@ -74,4 +74,7 @@ def test_impossible_names_and_sizes(tmp_path):
         export_program(trained_run()[0], tmp_path / "model.onnx")
     with pytest.raises(UserError, match=r"--size: 30 px a side.* nearest: 28 or 32"):
         export_program(trained_run()[0], tmp_path / "model.pt2", 30)
+    for size in (0, -4):
+        with pytest.raises(UserError, match=f"--size {size}: must be 1 or more"):
+            export_program(trained_run()[0], tmp_path / "model.pt2", size)
     assert not list(tmp_path.iterdir())

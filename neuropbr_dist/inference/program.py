@@ -41,8 +41,10 @@ def export_program(
     out = Path(out)
     if out.suffix != SUFFIX:
         raise UserError(f"{out}: a program's name must end in {SUFFIX}")
+    if size is not None and size < 1:
+        raise UserError(f"--size {size}: must be 1 or more")
     model = load_generator(checkpoint, log=log)
-    size = size or model.config.data.image_size
+    size = model.config.data.image_size if size is None else size
     if size is None:
         raise UserError("--size: the run has no data.image_size; name the side in pixels")
     refuse_size(size, size_multiple(model.config.model), "--size")
