@@ -172,6 +172,22 @@ def test_what_is_no_checkpoint_of_upstream_is_named(tmp_path, monkeypatch):
         from_upstream(path, out)
 
 
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"generator_state_dict": 3}, "generator_state_dict is int; expected tensors by name"),
+        ({"generator_state_dict": {"a": 1.5}}, "generator_state_dict: 'a' is float; expected"),
+        ({"generator_state_dict": {7: torch.zeros(1)}}, "generator_state_dict: 7 is Tensor; expected"),
+        ({"discriminator_state_dict": 3}, "discriminator_state_dict is int; expected tensors by name"),
+        ({"neuropbr_dist_config": 3}, "neuropbr_dist_config is int; expected YAML text"),
+    ],
+)
+def test_what_holds_no_tensors_is_named(tmp_path, changed, named):
+    torch.save({**upstream.content(), **changed}, tmp_path / "upstream.pth")
+    with pytest.raises(UserError, match=named):
+        from_upstream(tmp_path / "upstream.pth", tmp_path / "model.safetensors")
+
+
 def test_other_architectures_are_named(tmp_path, monkeypatch):
     path, out = tmp_path / "upstream.pth", tmp_path / "model.safetensors"
     content = upstream.content()

@@ -71,12 +71,17 @@ def read_pth(path: Path, *, trust_pickle: bool = False) -> UpstreamFile:
     found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
     if not isinstance(content, Mapping) or "generator_state_dict" not in content:
         raise UserError(f"{path}: no generator_state_dict in it; found: {found}")
-    settings, discriminator = content.get("config"), content.get("discriminator_state_dict")
+    settings, config_yaml = content.get("config"), content.get(OUR_CONFIG)
+    if not isinstance(config_yaml, str | None):
+        raise UserError(f"{path}: {OUR_CONFIG} is {type(config_yaml).__name__}; expected YAML text")
+    discriminator = content.get("discriminator_state_dict")
     return UpstreamFile(
-        generator=plain_names(content["generator_state_dict"]),
-        discriminator=None if discriminator is None else plain_names(discriminator),
+        generator=tensors_of(content["generator_state_dict"], f"{path}: generator_state_dict"),
+        discriminator=None
+        if discriminator is None
+        else tensors_of(discriminator, f"{path}: discriminator_state_dict"),
         settings=settings.tree() if isinstance(settings, Settings) else {},
-        config_yaml=content.get(OUR_CONFIG),
+        config_yaml=config_yaml,
         epoch=content.get("epoch"),
     )
 
@@ -123,8 +128,17 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: can't be read: {' '.join(str(error).split())[:300]}") from error
 
 
-def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes that torch.compile and DataParallel leave."""
+def tensors_of(state: Any, where: str) -> dict[str, Tensor]:
+    """A `state_dict()`, without the prefixes that torch.compile and DataParallel leave.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(state, Mapping):
+        raise UserError(f"{where} is {type(state).__name__}; expected tensors by name")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{where}: {name!r} is {type(value).__name__}; expected tensors by name")
     return {
         name.replace("_orig_mod.", "").removeprefix("module."): value.detach()
         for name, value in state.items()
