@@ -425,4 +425,12 @@ def test_a_save_tells_its_timing(tmp_path):
     ((where, links, timing),) = told
     assert where == path and links == ["latest"]
     assert timing.bytes == sum(file.stat().st_size for file in path.iterdir())
-    assert saver.longest == timing.held_s + timing.behind_s > 0
+    assert saver.longest == saver.expected == timing.held_s + timing.behind_s > 0
+
+
+def test_until_a_save_is_measured_it_is_reckoned_by_its_size(tmp_path):
+    saver = AsyncSaver(tmp_path)
+    fragments = whole(tensors(1))
+    saver.prepare(fragments)
+    assert saver.expected == 10 + sum(f.data.nbytes for f in fragments) / 1e8
+    saver.close()

@@ -255,6 +255,7 @@ def test_a_run_stops_before_its_time_limit_and_is_requeued(cluster, tmp_path):
     cluster.until(lambda: len(lives_of(job)) == 2, "goes on")
     assert job.restarts() == 1
     stopped = int(re.search(r"Stopped \(time limit\) after step (\d+)", job.log)[1])
+    assert stopped > 0, "a minute is enough to train"
     assert [life["step"] for life in lives_of(job)] == [0, stopped]
     cluster.call("scancel", job.id)
     cluster.until(lambda: cluster.call("squeue", "-h", "-j", job.id) == "", "gone")

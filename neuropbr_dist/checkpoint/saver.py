@@ -22,6 +22,10 @@ from neuropbr_dist.checkpoint.lock import RunLock
 from neuropbr_dist.checkpoint.ranks import Ranks
 from neuropbr_dist.checkpoint.store import write
 
+FIRST_SAVE_S = 10.0
+SLOW_DISK = 1e8
+"""Bytes a second and rank. The first save is reckoned with, as long as none is measured."""
+
 
 @dataclass
 class SaveTiming:
@@ -79,10 +83,18 @@ class AsyncSaver:
         self._reserved: Future[StagedState] | None = None
         self.longest: float | None = None
         """Seconds of the longest save so far, from the call until it was on disk; None: none yet."""
+        self._first = FIRST_SAVE_S
 
     def prepare(self, fragments: Iterable[Fragment]) -> None:
         """Allocate the host memory that saves of such fragments need, in the background."""
-        self._reserved = self._pool.submit(reserve, list(fragments))
+        fragments = list(fragments)
+        self._first = FIRST_SAVE_S + sum(f.data.nbytes for f in fragments) / SLOW_DISK
+        self._reserved = self._pool.submit(reserve, fragments)
+
+    @property
+    def expected(self) -> float:
+        """Seconds that the next save takes at most, by those before; a guess from its size until there is one."""
+        return self._first if self.longest is None else self.longest
 
     def save(
         self,

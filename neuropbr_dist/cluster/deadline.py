@@ -14,8 +14,6 @@ from datetime import datetime
 STEPS = 2
 """The one that begins now, and one that a GPU has yet to do: the host runs ahead of it."""
 RECENT_STEPS = 20
-UNMEASURED_SAVE_S = 60.0
-"""Taken for a save until one has been measured."""
 SAVES = 2
 """A save may be in flight that the last one waits for."""
 ENDING_S = 20.0
@@ -84,16 +82,15 @@ class Deadline:
         self._paused += seconds
         self._longest_pause = max(self._longest_pause, seconds)
 
-    def margin(self, save_seconds: float | None) -> float:
+    def margin(self, save_seconds: float) -> float:
         """Seconds before the end at which to stop.
 
         Args:
-            save_seconds: longest save so far, from the call until it was on disk; None: none yet.
+            save_seconds: a save, from the call until it is on disk.
         """
-        save = UNMEASURED_SAVE_S if save_seconds is None else save_seconds
-        return STEPS * self.longest_step + self._longest_pause + SAVES * save + ENDING_S
+        return STEPS * self.longest_step + self._longest_pause + SAVES * save_seconds + ENDING_S
 
-    def reached(self, save_seconds: float | None) -> bool:
+    def reached(self, save_seconds: float) -> bool:
         """Called at every step boundary: whether to stop."""
         now = self._now()
         if self._boundary is not None:

@@ -129,7 +129,7 @@ class Trainer:
         run = self.run
         if run.saver.failed or run.log.failure:  # not on all ranks at a time; `finish` raises on all
             run.stop.request(FAILED_WRITE)
-        if self.deadline.reached(run.saver.longest):
+        if self.deadline.reached(run.saver.expected):
             run.stop.request(TIME_LIMIT)
         if self.save_clock.due():
             run.stop.request_save()
