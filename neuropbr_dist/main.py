@@ -200,9 +200,10 @@ def verify_set(args: argparse.Namespace) -> Report:
 def pack_set(args: argparse.Namespace) -> Report:
     """Pack under a lock on DEST, and print what came of it. Faults that were skipped as asked are taken out of the report."""
     from neuropbr_dist.checkpoint import RunLock
-    from neuropbr_dist.data.pack import pack
+    from neuropbr_dist.data.pack import claim, pack
     from neuropbr_dist.data.packed import read_head
 
+    claim(Path(args.dest))  # before the lock's file is in it
     with RunLock(args.dest, who="packer", remedy="wait for it, or name another DEST"):
         report = pack(
             args.input_dir, args.output_dir, args.dest, args.metadata, workers=args.workers,

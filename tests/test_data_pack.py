@@ -27,6 +27,7 @@ from neuropbr_dist.data.sources import FileSource, fingerprint
 from neuropbr_dist.data.split import split
 from neuropbr_dist.data.verify import verify
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.main import data_parser, pack_set
 from tests.distributed import ROOT
 from tests.material_files import save, write_set
 
@@ -478,3 +479,11 @@ def test_a_finished_set_that_has_lost_a_file_says_so(pictures, packed, tmp_path)
         (next((dest / "shards").iterdir()) if lost == "shards" else dest / lost).unlink()
         with pytest.raises(UserError, match=message):
             pack(*pictures, dest, compression=compression, progress=False)
+
+
+def test_a_refused_command_leaves_nothing_in_the_folder(pictures, tmp_path):
+    (tmp_path / "mine.txt").touch()
+    args = data_parser().parse_args(["pack", *map(str, pictures), str(tmp_path)])
+    with pytest.raises(UserError, match="not empty, and no packed set was begun in it"):
+        pack_set(args)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

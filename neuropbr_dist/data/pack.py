@@ -85,7 +85,7 @@ def pack(
     tasks = _tasks(index)
     origin = {"input_dir": str(Path(input_dir).resolve()), "output_dir": str(Path(output_dir).resolve())}
     begun = {"version": VERSION, "compression": compression, **origin}
-    _claim(dest)
+    claim(dest)
     with Journal(dest / JOURNAL, "the journal of a packed set") as journal:
         done = _read_journal(journal, tasks, begun, dest)
         if not (dest / HEAD).exists():
@@ -126,8 +126,12 @@ def _maps_of(material: str) -> str:
     return f"maps:{material}"
 
 
-def _claim(dest: Path) -> None:
-    """Never write among somebody's files."""
+def claim(dest: Path) -> None:
+    """Make `dest`, unless it holds somebody's files: nothing is written among them.
+
+    Raises:
+        UserError: it does, or can't be made.
+    """
     others = {path.name for path in dest.iterdir()} - OWN_FILES if dest.is_dir() else set()
     begun = (dest / JOURNAL).exists() or (dest / HEAD).exists()
     if (others and not begun) or (dest.exists() and not dest.is_dir()):
