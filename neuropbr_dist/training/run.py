@@ -166,7 +166,7 @@ def assemble(
             networks=networks, objective=objective, progress=progress, saver=saver, log=log,
             console=console, stop=stop, ema=ema, start_up=start_up, end=end, stop_after_epochs=args.stop_after_epochs,
             stop_after_steps=args.stop_after_steps, profiler=profiler,
-            saved_at=progress.step if checkpoint is not None and is_newest(checkpoint, folder) else -1,
+            saved_at=progress.step if is_newest(checkpoint, folder) else -1,
         )  # fmt: skip
     except UserError as error:
         log.ended(progress.step, f"error: {error}")
@@ -178,9 +178,10 @@ def assemble(
     saver.close()
 
 
-def is_newest(checkpoint: Checkpoint, folder: Path) -> bool:
-    """Whether it is what the run's folder calls `latest`."""
-    return (folder / LATEST).resolve() == checkpoint.path.resolve()
+def is_newest(checkpoint: Checkpoint | None, folder: Path) -> bool:
+    """Whether it is what the run's folder calls `latest`. Collective: a rank that saves alone waits for ever,
+    and on a shared file system each may see an old name for a while."""
+    return from_rank_0(checkpoint is not None and (folder / LATEST).resolve() == checkpoint.path.resolve())
 
 
 def write_config(cfg: TrainConfig, folder: Path, env: Environment) -> None:
