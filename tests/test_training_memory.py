@@ -11,7 +11,7 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import Generator
 from neuropbr_dist.parallel.activation import checkpoint_segment
 from neuropbr_dist.parallel.blocks import kind_of, prepare_segments
-from neuropbr_dist.training.estimate import Need, choose_plan, refuse_too_small
+from neuropbr_dist.training.estimate import Need, State, choose_plan, refuse_too_small
 from neuropbr_dist.training.memory import GENERATOR_PLANS, PLANS, recompute_patterns
 
 GIB = 2**30
@@ -116,6 +116,21 @@ def test_the_estimate_is_what_was_measured(norm, engine, stage, world, size, mea
     found = Need(cfg, torch.bfloat16, engine, stage, world).at(size)
     for plan, gib in measured.items():
         assert 0.995 * gib <= found[plan] / GIB <= 1.045 * gib, plan
+
+
+BETWEEN_STEPS = [
+    ("single", 0, 1, 3166), ("ddp", 0, 2, 4221), ("fsdp", 0, 2, 1585), ("fsdp", 0, 4, 794),
+    ("deepspeed", 1, 2, 2112), ("deepspeed", 2, 4, 1321), ("deepspeed", 3, 1, 4259), ("deepspeed", 3, 4, 1098),
+]  # fmt: skip
+"""MiB a rank; benchmarks/2026-11-26-engines-4xh200.md."""
+
+
+@pytest.mark.parametrize(("engine", "stage", "world", "mib"), BETWEEN_STEPS)
+def test_the_state_between_steps_is_what_was_measured(engine, stage, world, mib):
+    """Less the copy of a gathered block, which lives inside a step."""
+    found = State.of(load("default").model, engine, stage, world, torch.bfloat16)
+    gathered = 276_375_561 * 2 // 4 if engine == "fsdp" or stage == 3 else 0
+    assert (found.held - gathered) / 2**20 == pytest.approx(mib, rel=0.05)
 
 
 def test_gradients_of_an_earlier_micro_batch_lie_beside_the_activations():

@@ -117,7 +117,7 @@ class State:
     held: int
     """Parameters, with a gathered block's, and Adam's state."""
     gradients: int
-    """They grow while activations go."""
+    """They grow while activations go; 0 where the engine holds them all along."""
 
     @classmethod
     def of(cls, model: ModelConfig, engine: str, stage: int, world: int, dtype: torch.dtype) -> State:
@@ -136,10 +136,10 @@ class State:
         if engine == "fsdp":
             return cls(count * 12 // world + count * low // 4, count * 4 // world)
         if stage == 3:
-            return cls(count * (low + adam) // world + count * low // 4, count * low // world)
+            return cls(count * (2 * low + adam) // world + count * low // 4, 0)
         if engine == "deepspeed":
             return cls(count * low + count * adam // world, count * low)
-        return cls(count * 12, count * 4)
+        return cls(count * 16, 0) if engine == "ddp" else cls(count * 12, count * 4)
 
     @property
     def bytes(self) -> int:
