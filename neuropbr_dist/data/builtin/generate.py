@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...errors import UserError
+from ..pool import in_parallel
 from .cache import VERSION
 from .families import family_name, material_maps, refuse_size
 from .noise import Array
@@ -70,16 +69,8 @@ def _write_samples(
 ) -> None:
     make = partial(_write_sample, out, seed, size, with_dirty)
     with tqdm(total=count, unit="sample", desc=f"built-in materials in {out}", disable=not progress) as bar:
-        if workers <= 1:
-            for index in range(count):
-                make(index)
-                bar.update(1)
-        else:
-            # Spawned, not forked: the caller may hold threads or a GPU.
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                for done in as_completed([pool.submit(make, index) for index in range(count)]):
-                    done.result()
-                    bar.update(1)
+        for _ in in_parallel(make, range(count), workers, chunk=1):
+            bar.update(1)
     names = {_sample(index): _material(seed, index) for index in range(count)}
     _write_json(out / "input" / "render_metadata.json", names)
 
