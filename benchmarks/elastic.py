@@ -24,7 +24,8 @@ import torch
 
 from neuropbr_dist.benchmark.ranks import ROOT, Launch, run_all
 from neuropbr_dist.benchmark.scaling import ENGINES
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.monitor.writers import METRICS
+from neuropbr_dist.report.folder import read_lines
 
 BOUND = 1e-4
 """Of a loss, relative, or absolute where it is below 1."""
@@ -69,10 +70,9 @@ def launch(
 
 def losses(folder: Path) -> dict[int, dict[str, float]]:
     """By step."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         line["step"]: {name: line[f"train/{name}"] for name in LOSSES}
-        for line in lines
+        for line in read_lines(folder / METRICS)
         if f"train/{LOSSES[0]}" in line
     }
 
@@ -128,7 +128,7 @@ def main() -> None:
     for launches in rounds(args, words):
         run_all(launches, [*gpus] * len(launches), args.folder, note, args.limit)
         if faults:
-            raise UserError("; ".join(faults))
+            sys.exit("; ".join(faults))
     table, good = as_table(args)
     (args.folder / "elastic.md").write_text(table + "\n")
     print(table)
