@@ -143,7 +143,7 @@ def make_loader(
 
 
 def end_workers(batches: object) -> None:
-    """At once, also those that are stuck or stopped."""
+    """Also those that are stuck or stopped."""
     workers = getattr(batches, "_workers", [])  # none where this process loads
     try:
         if workers:
