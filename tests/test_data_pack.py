@@ -427,7 +427,9 @@ def test_another_format_version_says_what_to_do(packed, tmp_path, version, messa
 @pytest.mark.parametrize("text", ["[]", "1", "{}", '{"version": "x"}', '{"version": null}', "no JSON"])
 def test_a_foreign_head_is_named(tmp_path, text):
     (tmp_path / "packed.json").write_text(text)
-    with pytest.raises(UserError, match=r"packed\.json: not the head of a packed set; delete it and pack it again"):
+    with pytest.raises(
+        UserError, match=r"packed\.json: not the head of a packed set; delete it and pack it again"
+    ):
         PackedSource(tmp_path, 0)
 
 
