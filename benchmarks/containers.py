@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from neuropbr_dist.data.shards import Place, ShardReader, ShardWriter
+from neuropbr_dist.data.packed.shards import Place, ShardReader, ShardWriter
 
 SIDE, SAMPLES, ROUNDS = 2048, 12, 5
 SHAPE = (17, SIDE, SIDE)

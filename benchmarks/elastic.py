@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from neuropbr_dist.benchmark.ranks import ROOT, Launch, run_all
-from neuropbr_dist.benchmark.scaling import ENGINES
+from benchmarks.ranks import ROOT, Launch, run_all
+from benchmarks.scaling import ENGINES
 from neuropbr_dist.monitor.writers import METRICS
 from neuropbr_dist.report.folder import read_lines
 

@@ -24,8 +24,8 @@ from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.parallel import Network, Plan, build_network
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.step import gan_step
-from tests.parity import ADAM, Case, Row, differences, train_row, update_error
-from tests.plain_loop import train_plain
+from tests.support.parity import ADAM, Case, Row, differences, train_row, update_error
+from tests.support.plain_loop import train_plain
 
 SMOOTH = Case(batch=8)
 DOUBLE = Case(batch=8, double=True)

@@ -5,7 +5,7 @@
 One launch an engine and world size (`engine_rows.py`), several at a time: neither question is one of
 time. Tables and rows are written after each launch; one that fails leaves its error.
 
-Agreement: the suite of `tests/parity.py` on GPUs, six steps with the GAN and clipping on. In float64
+Agreement: the suite of `tests/support/parity.py` on GPUs, six steps with the GAN and clipping on. In float64
 and float32 against the plain loop on one GPU, in bf16 against the engine `single` in bf16; how far
 that is from the plain loop in float32 is the yardstick of bf16's own noise, and the bound is twice it.
 Memory: the default preset, bf16, what is allocated when all gradients are there, against the formula.
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from neuropbr_dist.benchmark.ranks import Launch, run_all
+from benchmarks.ranks import Launch, run_all
 
 WORKER = Path(__file__).with_name("engine_rows.py")
 EVERYWHERE = ["ddp", "fsdp", "zero1", "zero2", "zero3"]

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.attention import median_ms
 from neuropbr_dist import kernels
-from neuropbr_dist.benchmark.attention import median_ms
 from neuropbr_dist.kernels.conv import conv
 from neuropbr_dist.kernels.norm_act import plain_group_norm_act
 from neuropbr_dist.kernels.upsample import plain_upsample_2x

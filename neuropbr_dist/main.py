@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from neuropbr_dist.errors import UserError
 
 if TYPE_CHECKING:
-    from neuropbr_dist.data.verify import Report
+    from neuropbr_dist.data.files.verify import Report
 
 # Other ranks hold their message back so long: if rank 0 met the same fault, its launcher ends them first.
 RANK_0_FIRST_S = 3.0
@@ -175,7 +175,7 @@ def data(argv: Sequence[str] | None = None) -> None:
         )  # fmt: skip
         print(f"Wrote {args.count} samples of {args.size} px to {args.out}/input and {args.out}/output")
         return
-    from neuropbr_dist.data.pool import usable_cores
+    from neuropbr_dist.processes import usable_cores
 
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be 1 or more")
@@ -187,7 +187,7 @@ def data(argv: Sequence[str] | None = None) -> None:
 
 def verify_set(args: argparse.Namespace) -> Report:
     """Verify, and print the report."""
-    from neuropbr_dist.data.verify import verify
+    from neuropbr_dist.data.files.verify import verify
 
     report = verify(
         args.input_dir, args.output_dir, args.metadata,
@@ -200,8 +200,8 @@ def verify_set(args: argparse.Namespace) -> Report:
 def pack_set(args: argparse.Namespace) -> Report:
     """Pack under a lock on DEST, and print what came of it. Faults that were skipped as asked are taken out of the report."""
     from neuropbr_dist.checkpoint import RunLock
-    from neuropbr_dist.data.pack import claim, pack
-    from neuropbr_dist.data.packed import read_head
+    from neuropbr_dist.data.packed.pack import claim, pack
+    from neuropbr_dist.data.packed.source import read_head
 
     claim(Path(args.dest))  # before the lock's file is in it
     with RunLock(args.dest, who="packer", remedy="wait for it, or name another DEST"):
@@ -258,7 +258,7 @@ def demo(argv: Sequence[str] | None = None) -> None:
 @entry
 def benchmark(argv: Sequence[str] | None = None) -> None:
     """`launch/benchmark.py`: measure, and write figures."""
-    from neuropbr_dist.benchmark.cli import benchmark as run
+    from benchmarks.cli import benchmark as run
 
     run(argv)
 

@@ -12,8 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from tests.distributed import close_pools
-from tests.train_runs import half_run, whole_run
+from tests.support.distributed import close_pools
+from tests.support.train_runs import half_run, whole_run
 
 torch.set_num_threads(1)
 # A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
@@ -31,7 +31,7 @@ def pools():
 
 @pytest.fixture
 def uninterrupted():
-    """A whole tiny run (`tests.train_runs.whole_run`). Not to be written to."""
+    """A whole tiny run (`tests.support.train_runs.whole_run`). Not to be written to."""
     return whole_run()
 
 

@@ -11,21 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed import ROOT
+from tests.support.distributed import ROOT
 
 PACKAGE = ROOT / "neuropbr_dist"
-COMMON = {"errors"}
+GROUND = {"errors", "files", "ranks", "processes"}
 MAY_IMPORT = {
     "errors": set(),
-    "config": COMMON,
-    "cluster": COMMON,
-    "kernels": set(),
-    "models": COMMON | {"config", "kernels"},
-    "objectives": COMMON | {"config", "kernels"},
-    "data": COMMON | {"config"},
-    "parallel": COMMON | {"config", "cluster", "kernels", "models"},
-    "checkpoint": COMMON,
-    "monitor": COMMON | {"config", "data", "objectives"},
+    "files": {"errors"},
+    "ranks": {"errors"},
+    "processes": {"errors"},
+    "config": GROUND,
+    "cluster": GROUND,
+    "kernels": GROUND,
+    "checkpoint": GROUND,
+    "materials": GROUND | {"kernels"},
+    "models": GROUND | {"config", "materials", "kernels"},
+    "objectives": GROUND | {"config", "materials", "kernels"},
+    "data": GROUND | {"config", "materials", "kernels"},
+    "parallel": GROUND | {"config", "cluster", "kernels", "models"},
+    "monitor": GROUND | {"config", "materials", "data", "objectives"},
 }
 """Folders of the lower floors, with what they may know; those above (training, inference, …) compose them."""
 ENGINES = ("deepspeed", "torch.distributed.fsdp", "torch.nn.parallel")

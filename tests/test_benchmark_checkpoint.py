@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from neuropbr_dist.benchmark import checkpoint
+from benchmarks import checkpoint
 from neuropbr_dist.errors import UserError
-from tests.train_runs import tiny_words
+from tests.support.train_runs import tiny_words
 
 
 @pytest.mark.drill

@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from neuropbr_dist.benchmark.cli import benchmark
-from neuropbr_dist.benchmark.compiling_row import measure
-from neuropbr_dist.benchmark.ranks import run_alone
-from neuropbr_dist.benchmark.setting import setting
+from benchmarks.cli import benchmark
+from benchmarks.compiling_row import measure
+from benchmarks.ranks import run_alone
+from benchmarks.setting import setting
 from neuropbr_dist.errors import UserError
-from tests.code_generation import no_code_generation
+from tests.support.code_generation import no_code_generation
 from tests.test_benchmark_step import TINY
 
 PHASES = ["GAN off", "GAN on", "validation", "training again"]
@@ -46,7 +46,7 @@ def test_a_graph_that_a_later_step_asks_for_is_a_recompilation(monkeypatch):
     def other_sizes(bench, *, gan: bool) -> None:
         double(torch.zeros(next(sizes)))
 
-    monkeypatch.setattr("neuropbr_dist.benchmark.compiling_row.StepBench.step", other_sizes)
+    monkeypatch.setattr("benchmarks.compiling_row.StepBench.step", other_sizes)
     with no_code_generation():
         double = torch.compile(lambda x: x * 2, dynamic=False)
         with setting([*TINY, "--compile", "off"]) as where:

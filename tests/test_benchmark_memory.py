@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from neuropbr_dist.benchmark import allocator, memory
-from neuropbr_dist.benchmark.cli import benchmark, parser
-from neuropbr_dist.benchmark.setting import setting
-from neuropbr_dist.benchmark.step import StepBench
+from benchmarks import allocator, memory
+from benchmarks.cli import benchmark, parser
+from benchmarks.setting import setting
+from benchmarks.step import StepBench
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.estimate import available_bytes
 from tests.test_benchmark_step import TINY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from neuropbr_dist.benchmark import paper
+from benchmarks import paper
 from neuropbr_dist.data.order import SampleOrder, micro_batches, plan_step
 from neuropbr_dist.errors import UserError
 
@@ -13,7 +13,7 @@ BY_NAME = {engine.name: engine for engine in paper.ENGINES}
 
 def test_the_page_is_up_to_date():
     page = paper.PAGE.read_text()
-    assert paper.filled(page) == page, "run: python -m neuropbr_dist.benchmark.paper --write"
+    assert paper.filled(page) == page, "run: python -m benchmarks.paper --write"
 
 
 def test_a_page_without_a_table_is_refused():

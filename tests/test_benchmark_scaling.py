@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from neuropbr_dist.benchmark import scaling
-from neuropbr_dist.benchmark.cli import benchmark
-from neuropbr_dist.benchmark.communication import communication_ms, length, overlap, union
-from neuropbr_dist.benchmark.ranks import Launch, error_in, run_all
-from neuropbr_dist.data.pack import pack
-from tests.material_files import write_set
+from benchmarks import scaling
+from benchmarks.cli import benchmark
+from benchmarks.communication import communication_ms, length, overlap, union
+from benchmarks.ranks import Launch, error_in, run_all
+from neuropbr_dist.data.packed.pack import pack
+from tests.support.material_files import write_set
+from tests.support.train_runs import SIZE
 from tests.test_benchmark_step import TINY
-from tests.train_runs import SIZE
 
 CUDA = torch.autograd.DeviceType.CUDA
 

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from neuropbr_dist.benchmark.cli import benchmark, parser
-from neuropbr_dist.benchmark.scaling_row import PackedBench, packed_batches
-from neuropbr_dist.benchmark.setting import setting
-from neuropbr_dist.benchmark.step import StepBench, kernel_table
-from neuropbr_dist.data.pack import pack
+from benchmarks.cli import benchmark, parser
+from benchmarks.scaling_row import PackedBench, packed_batches
+from benchmarks.setting import setting
+from benchmarks.step import StepBench, kernel_table
+from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.errors import UserError
-from tests.material_files import write_set
-from tests.train_runs import SETTINGS, SIZE
+from tests.support.material_files import write_set
+from tests.support.train_runs import SETTINGS, SIZE
 
 TINY = [
     "--config", "demo", "--device", "cpu", "--set", f"data.image_size={SIZE}",

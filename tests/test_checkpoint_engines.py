@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.checkpoint_matrix import Case, resume, train_and_save
-from tests.distributed import run
-from tests.needs import FULL
-from tests.parity import Row, differences, networks
-from tests.plain_loop import train_plain
+from tests.support.checkpoint_matrix import Case, resume, train_and_save
+from tests.support.distributed import run
+from tests.support.needs import FULL
+from tests.support.parity import Row, differences, networks
+from tests.support.plain_loop import train_plain
 
 pytestmark = [
     pytest.mark.multiprocess,

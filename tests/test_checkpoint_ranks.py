@@ -11,7 +11,7 @@ import torch.distributed as dist
 from neuropbr_dist.checkpoint import AsyncSaver, Fragment, RunLock, open_newest, save, step_name, verify
 from neuropbr_dist.checkpoint.manifest import read_manifest
 from neuropbr_dist.errors import UserError
-from tests.distributed import run
+from tests.support.distributed import run
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 

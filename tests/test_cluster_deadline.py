@@ -12,8 +12,8 @@ import pytest
 
 from neuropbr_dist.cluster import Deadline, Every, allocation_end, last_resort
 from neuropbr_dist.cluster.deadline import ENDING_S, LAST_RESORT_S
-from tests import train_runs
-from tests.distributed import ROOT
+from tests.support import train_runs
+from tests.support.distributed import ROOT
 
 pytestmark = train_runs.SINGLE_PROCESS_SAVES
 

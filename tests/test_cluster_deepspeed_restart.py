@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import train_runs
-from tests.distributed import ENVIRONMENT, ROOT, free_port
+from tests.support import train_runs
+from tests.support.distributed import ENVIRONMENT, ROOT, free_port
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.drill]
 WITHIN_S = 200

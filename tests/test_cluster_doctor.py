@@ -12,9 +12,9 @@ import torch.distributed as dist
 
 from neuropbr_dist.cluster import doctor
 from neuropbr_dist.cluster.doctor import ALIKE, Report, diagnose, spans
-from tests import train_runs
-from tests.distributed import ENVIRONMENT, ROOT, run
-from tests.slurm import running_cluster
+from tests.support import train_runs
+from tests.support.distributed import ENVIRONMENT, ROOT, run
+from tests.support.slurm import running_cluster
 
 WITHIN_S = 120
 WELL = {name: "1" for name in ALIKE}

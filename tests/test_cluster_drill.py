@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed import ENVIRONMENT, ROOT, free_port
-from tests.material_files import write_set
+from tests.support.distributed import ENVIRONMENT, ROOT, free_port
+from tests.support.material_files import write_set
 
 WITHIN_S = 90
 

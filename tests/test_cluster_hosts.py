@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import train_runs
-from tests.hosts import ADDRESSES, NETWORK, Hosts, two_hosts
+from tests.support import train_runs
+from tests.support.hosts import ADDRESSES, NETWORK, Hosts, two_hosts
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.drill]
 PORT, WITHIN_S = 29400, 200

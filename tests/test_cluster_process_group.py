@@ -9,17 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuropbr_dist.cluster import (
-    Environment,
-    everyone,
-    from_rank_0,
-    is_rank_0,
-    pick_device,
-    refuse_differences,
-)
+from neuropbr_dist.cluster import Environment, pick_device, refuse_differences
 from neuropbr_dist.cluster.process_group import expand_segments, record_collectives
 from neuropbr_dist.errors import UserError
-from tests.distributed import run
+from neuropbr_dist.ranks import all_gather_object, broadcast_object, is_rank_0
+from tests.support.distributed import run
 
 ALONE = Environment(launcher="none")
 SECOND_OF_TWO = Environment(launcher="torchrun", rank=1, world_size=2, local_rank=1, local_world_size=2)
@@ -102,8 +96,8 @@ def test_the_flight_recorder_dumps_into_the_runs_folder(tmp_path):
 
 
 def test_one_process_is_everyone():
-    assert everyone("mine") == ["mine"]
-    assert from_rank_0("mine") == "mine"
+    assert all_gather_object("mine") == ["mine"]
+    assert broadcast_object("mine") == "mine"
     assert is_rank_0()
     refuse_differences({"code": "a"}, "here")
 
@@ -128,7 +122,7 @@ def test_one_process_needs_no_rendezvous():
 
 def exchange() -> tuple[list[int], str, bool]:
     rank = torch.distributed.get_rank()
-    return everyone(rank * 10), from_rank_0(f"from {rank}"), is_rank_0()
+    return all_gather_object(rank * 10), broadcast_object(f"from {rank}"), is_rank_0()
 
 
 @pytest.mark.multiprocess

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from neuropbr_dist.cluster import StopFlag
 from neuropbr_dist.cluster.stop import FORCED_EXIT, SIGNALS
-from tests.distributed import run
+from tests.support.distributed import run
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ import dataclasses
 from neuropbr_dist.config import PRESETS, TrainConfig, set_text
 from neuropbr_dist.config.cli import FIELD_FLAGS, INTEGER_FLAGS
 from neuropbr_dist.config.reference import COMMAND, docstrings, reference, text
-from tests.distributed import ROOT
+from tests.support.distributed import ROOT
 
 PAGE = ROOT / "docs" / "configuration.md"
 

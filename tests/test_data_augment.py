@@ -11,12 +11,12 @@ import torch
 from neuropbr_dist.config import DataConfig, TransformConfig
 from neuropbr_dist.data.augment import Augmentation, turn_maps, turn_views
 from neuropbr_dist.data.batch import MicroBatch
-from neuropbr_dist.data.builtin.render import render, texels_from_maps
-from neuropbr_dist.data.builtin.scene import Camera, Lamp, Lighting, Sky
 from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.loader import TrainingSlots, make_loader
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.sources import BuiltinSource
+from neuropbr_dist.materials.render import render, texels_from_maps
+from neuropbr_dist.materials.scene import Camera, Lamp, Lighting, Sky
 
 SIDE = 32
 ORIENTATIONS = range(8)

@@ -9,17 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neuropbr_dist.data.builtin import (
-    FAMILIES,
-    BuiltinCache,
-    family_name,
-    generate,
-    material_maps,
-    render_views,
-)
-from neuropbr_dist.data.builtin.render import render, texels_from_maps
-from neuropbr_dist.data.builtin.scene import FIELD_OF_VIEW, Camera, Lamp, Lighting, Sky, Window
+from neuropbr_dist.data.builtin import BuiltinCache, generate
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials import FAMILIES, family_name, material_maps, render_views
+from neuropbr_dist.materials.render import render, texels_from_maps
+from neuropbr_dist.materials.scene import FIELD_OF_VIEW, Camera, Lamp, Lighting, Sky, Window
 
 DARK = Sky(zenith=np.zeros(3), horizon=np.zeros(3), lean=np.zeros(3))
 FROM_ABOVE = Camera(position=np.array([0.0, 0.0, 1.0]), target=np.zeros(3))
@@ -84,7 +78,7 @@ def test_same_bytes_again_and_in_another_process():
         return hashlib.sha256(b"".join(a.tobytes() for a in (maps, *views))).hexdigest()
 
     code = (
-        "import hashlib; from neuropbr_dist.data.builtin import material_maps, render_views\n"
+        "import hashlib; from neuropbr_dist.materials import material_maps, render_views\n"
         "m = material_maps(7, 4, 32); v = [render_views(m, 7, 4, dirty=d) for d in (False, True)]\n"
         "print(hashlib.sha256(b''.join(a.tobytes() for a in (m, *v))).hexdigest())"
     )
@@ -127,7 +121,7 @@ def test_views_follow_the_maps():
 @pytest.mark.parametrize(("towards", "channel"), [((1.0, 0.0), 0), ((0.0, 1.0), 1)])
 def test_normals_are_opengl(towards, channel):
     """A bump: its right side has +X and its upper side +Y, and a lamp over there brightens that side."""
-    from neuropbr_dist.data.builtin.surface import Surface, Tile, encode
+    from neuropbr_dist.materials.surface import Surface, Tile, encode
 
     tile = Tile(64, np.random.default_rng(0))
     bump = 0.15 * np.exp(-((tile.x - 0.5) ** 2 + (tile.y - 0.5) ** 2) / 0.02)

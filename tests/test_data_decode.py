@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neuropbr_dist.data.decode import read_maps, read_picture, read_views
-from neuropbr_dist.data.layout import scan
+from neuropbr_dist.data.files.decode import read_maps, read_picture, read_views
+from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.errors import UserError
-from tests.material_files import png, write_set
+from tests.support.material_files import png, write_set
 
 SIDE = 19
 """Odd, so that rows of 1-, 2- and 4-bit values end inside a byte."""

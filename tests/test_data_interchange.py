@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neuropbr_dist.data.pack import pack
+from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.main import infer
-from tests.train_runs import (
+from tests.support.train_runs import (
     assert_same_run,
     command,
     half_run,
@@ -21,7 +21,7 @@ from tests.train_runs import (
     tiny_words,
     whole_run,
 )
-from tests.trained_run import trained_run
+from tests.support.trained_run import trained_run
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 
@@ -62,7 +62,7 @@ def test_another_set_is_refused(tmp_path):
     run = shutil.copytree(half_run(), tmp_path / "run", symlinks=True)
     other = tmp_path / "packed"
     names, folders = {"sample_0000": "wood", "sample_0001": "steel"}, tmp_path / "pictures"
-    from tests.material_files import write_set
+    from tests.support.material_files import write_set
 
     pack(*write_set(folders, names, size=32), other, progress=False)
     ended = resume(run, "--data", other)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neuropbr_dist.data.headers import check_headers
-from neuropbr_dist.data.layout import Sample, scan
+from neuropbr_dist.data.files.headers import check_headers
+from neuropbr_dist.data.files.layout import Sample, scan
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
-from tests.material_files import png, write_set, write_views
+from tests.support.material_files import png, write_set, write_views
 
 
 def drop(path):

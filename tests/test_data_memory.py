@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neuropbr_dist.benchmark.loader import large_set
-from neuropbr_dist.data import shards
-from neuropbr_dist.data.decode import read_maps
-from neuropbr_dist.data.layout import scan
-from neuropbr_dist.data.shards import ShardReader, ShardWriter
+from benchmarks.loader import large_set
+from neuropbr_dist.data.files.decode import read_maps
+from neuropbr_dist.data.files.layout import scan
+from neuropbr_dist.data.packed import shards
+from neuropbr_dist.data.packed.shards import ShardReader, ShardWriter
 from neuropbr_dist.data.sources import FileSource
-from tests.material_files import write_material, write_set
+from tests.support.material_files import write_material, write_set
 
 SIZE = 256  # 8 maps of it are half a MiB
 METADATA = {f"sample_{i}": f"material_{i % 3}" for i in range(6)}

@@ -17,19 +17,19 @@ import psutil
 import pytest
 import torch
 
-from neuropbr_dist.data.decode import read_maps, read_views
-from neuropbr_dist.data.layout import scan
+from neuropbr_dist.data.files.decode import read_maps, read_views
+from neuropbr_dist.data.files.layout import scan
+from neuropbr_dist.data.files.verify import verify
 from neuropbr_dist.data.loader import TrainingSlots, make_loader
 from neuropbr_dist.data.order import SampleOrder
-from neuropbr_dist.data.pack import pack
-from neuropbr_dist.data.packed import PackedSource, head_checksum
+from neuropbr_dist.data.packed.pack import pack
+from neuropbr_dist.data.packed.source import PackedSource, head_checksum
 from neuropbr_dist.data.sources import FileSource, fingerprint
 from neuropbr_dist.data.split import split
-from neuropbr_dist.data.verify import verify
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.main import data_parser, pack_set
-from tests.distributed import ROOT
-from tests.material_files import save, write_set
+from tests.support.distributed import ROOT
+from tests.support.material_files import save, write_set
 
 SIZE = 32
 METADATA = {f"sample_{i:04d}": f"material_{i % 4}" for i in range(6)}

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from neuropbr_dist.data.pool import CHUNK, in_parallel
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.processes import CHUNK, in_parallel
 
 pytestmark = pytest.mark.multiprocess
 ITEMS = list(range(6 * CHUNK))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neuropbr_dist.data.judge import judge
-from neuropbr_dist.data.verify import verify
+from neuropbr_dist.data.files.judge import judge
+from neuropbr_dist.data.files.verify import verify
 from neuropbr_dist.errors import UserError
-from tests.material_files import random_normals, save, write_material, write_set, write_views
+from tests.support.material_files import random_normals, save, write_material, write_set, write_views
 
 SIZE = 16
 METADATA = {"a": "wood", "b": "steel", "c": "wood"}
@@ -39,7 +39,7 @@ def test_a_good_set_is_clean(folders, tmp_path):
 @pytest.mark.parametrize("option", ["fix_list", "resume"])
 @pytest.mark.parametrize("path", [".", "none/file"])
 def test_a_file_that_cannot_be_written_is_named_before_the_work(folders, tmp_path, monkeypatch, option, path):
-    monkeypatch.setattr("neuropbr_dist.data.verify.in_parallel", None)
+    monkeypatch.setattr("neuropbr_dist.data.files.verify.in_parallel", None)
     with pytest.raises(UserError, match=f"^{tmp_path / path}: (is a folder|can't be written)"):
         check(folders, **{option: tmp_path / path})
 

@@ -9,8 +9,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from neuropbr_dist.monitor import Console, Throughput
-from tests.material_files import write_set
-from tests.train_runs import command, tiny_words
+from tests.support.material_files import write_set
+from tests.support.train_runs import command, tiny_words
 
 SPEED = Throughput(ms_per_step=1000, samples_per_s=1, data_wait=0.01, memory_gib=1, reserved_gib=1)
 

@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/*.md runs, or is marked and checked (see tests/doc_commands.py)."""
+"""Every command of README.md and docs/*.md runs, or is marked and checked (see tests/support/doc_commands.py)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import upstream_stand_in as upstream
-from tests.distributed import ENVIRONMENT, ROOT
-from tests.doc_commands import Example, examples, faults, shortened
-from tests.material_files import write_set
-from tests.train_runs import SETTINGS, command
+from tests.support import upstream_stand_in as upstream
+from tests.support.distributed import ENVIRONMENT, ROOT
+from tests.support.doc_commands import Example, examples, faults, shortened
+from tests.support.material_files import write_set
+from tests.support.train_runs import SETTINGS, command
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = [example for page in PAGES for example in examples(page)]

@@ -15,9 +15,9 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import check, consolidate, export_inference, load_generator, read_tensor_file
 from neuropbr_dist.main import export
 from neuropbr_dist.models import Generator
-from tests.distributed import run as run_ranks
+from tests.support.distributed import run as run_ranks
+from tests.support.trained_run import trained_run
 from tests.test_inference_generator import flip_a_byte, some_views
-from tests.trained_run import trained_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process saves and loads
 

@@ -7,7 +7,7 @@ import torch
 
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
-from tests.trained_run import SIZE, normalised, reference, trained_run
+from tests.support.trained_run import SIZE, normalised, reference, trained_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process saves and loads
 

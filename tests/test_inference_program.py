@@ -13,10 +13,10 @@ from neuropbr_dist.inference import load_generator
 from neuropbr_dist.inference.program import export_program
 from neuropbr_dist.inference.upstream import from_upstream
 from neuropbr_dist.main import export
-from tests import upstream_stand_in as upstream
+from tests.support import upstream_stand_in as upstream
+from tests.support.train_runs import SINGLE_PROCESS_SAVES
+from tests.support.trained_run import SIZE, trained_run
 from tests.test_inference_generator import some_views
-from tests.train_runs import SINGLE_PROCESS_SAVES
-from tests.trained_run import SIZE, trained_run
 
 pytestmark = SINGLE_PROCESS_SAVES
 BOUND = 1e-3

@@ -5,17 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
-from neuropbr_dist.data.builtin import material_maps
-from neuropbr_dist.data.builtin.render import render, texels_from_maps
-from neuropbr_dist.data.builtin.scene import Camera, Lamp, Lighting
-from neuropbr_dist.data.builtin.surface import linear_to_srgb
 from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.inference.relight import FRAME_MS, FRAMES, NAME, SMALLEST_SIDE, to_bytes, write_animation
 from neuropbr_dist.main import infer
+from neuropbr_dist.materials import material_maps
+from neuropbr_dist.materials.render import render, texels_from_maps
+from neuropbr_dist.materials.scene import Camera, Lamp, Lighting
+from neuropbr_dist.materials.surface import linear_to_srgb
 from neuropbr_dist.monitor import relight
 from neuropbr_dist.monitor.relight import CAMERA_HEIGHT, EXPOSURE, INTENSITY, LAMP_RADIUS, SKY, orbit, relit
-from tests.train_runs import SINGLE_PROCESS_SAVES
-from tests.trained_run import trained_run
+from tests.support.train_runs import SINGLE_PROCESS_SAVES
+from tests.support.trained_run import trained_run
 
 pytestmark = SINGLE_PROCESS_SAVES
 SIZE = 520  # above 512 px the renderer takes one ray a pixel, as the bench does

@@ -12,9 +12,9 @@ from neuropbr_dist.inference import load_generator
 from neuropbr_dist.inference.upstream import from_upstream, to_upstream
 from neuropbr_dist.main import export
 from neuropbr_dist.models import Discriminator
-from tests import upstream_stand_in as upstream
+from tests.support import upstream_stand_in as upstream
+from tests.support.train_runs import SINGLE_PROCESS_SAVES, command, half_run, tensors, tiny_set
 from tests.test_inference_generator import Payload
-from tests.train_runs import SINGLE_PROCESS_SAVES, command, half_run, tensors, tiny_set
 
 pytestmark = SINGLE_PROCESS_SAVES
 VIEWS = torch.randn(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(1))

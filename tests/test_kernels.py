@@ -20,8 +20,8 @@ from neuropbr_dist.kernels.conv import (
     folding,
     unfold_width,
 )
-from tests.distributed import ROOT
-from tests.twins import compare, picture
+from tests.support.distributed import ROOT
+from tests.support.twins import compare, picture
 
 
 def test_tritons_kernels_are_their_twins():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train_runs import command, run, tiny_set
+from tests.support.train_runs import command, run, tiny_set
 
 SMALL = {"data__image_size": 32}
 

@@ -12,16 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from neuropbr_dist.data.decode import read_picture
-from neuropbr_dist.data.pack import pack
+from neuropbr_dist.data.files.decode import read_picture
+from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
 from neuropbr_dist.inference.pictures import maps_to_16_bit, save_png_16
 from neuropbr_dist.main import data, demo, infer
 from neuropbr_dist.monitor import maps_to_images
-from tests.material_files import save, write_set, write_views
-from tests.trained_run import METADATA, SIZE, trained_run
+from tests.support.material_files import save, write_set, write_views
+from tests.support.trained_run import METADATA, SIZE, trained_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process saves and loads
 

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.distributed import ENVIRONMENT, ROOT, free_port
-from tests.material_files import write_set
-from tests.train_runs import (
+from tests.support.distributed import ENVIRONMENT, ROOT, free_port
+from tests.support.material_files import write_set
+from tests.support.train_runs import (
     SINGLE_PROCESS_SAVES,
     assert_same_run,
     command,

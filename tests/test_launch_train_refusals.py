@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.train_runs import run, tiny_set
+from tests.support.train_runs import run, tiny_set
 
 # Words after the tiny run's own -> what the message names.
 REFUSED = {

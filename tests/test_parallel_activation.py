@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from neuropbr_dist.models.norm import BatchNorm2d, commit_statistics
 from neuropbr_dist.parallel.activation import checkpoint_segment
 from neuropbr_dist.training.step import gan_step
-from tests.parity import Case, Row, config, networks, objective, rank_batch
+from tests.support.parity import Case, Row, config, networks, objective, rank_batch
 
 CASE = Case(steps=1)
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default

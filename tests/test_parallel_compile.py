@@ -8,11 +8,11 @@ from functools import cache
 import pytest
 import torch
 
-from neuropbr_dist.benchmark.compiling_row import Compiled
+from benchmarks.compiling_row import Compiled
 from neuropbr_dist.training.step import gan_step
-from tests.code_generation import no_code_generation
-from tests.distributed import run
-from tests.parity import Case, Row, networks, objective, rank_batch
+from tests.support.code_generation import no_code_generation
+from tests.support.distributed import run
+from tests.support.parity import Case, Row, networks, objective, rank_batch
 
 PHASES = ("gan off", "validation", "gan off", "validation", "gan on", "validation", "gan on", "gan off")
 SINGLE = Row(engine="single", world=1, compile=True, accumulation=2)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.training.step import StepReport, gan_step
-from tests.distributed import run
-from tests.parity import Case, Row, SmoothObjective, differences, networks, rank_batch, whole_state
-from tests.plain_loop import train_plain
+from tests.support.distributed import run
+from tests.support.parity import Case, Row, SmoothObjective, differences, networks, rank_batch, whole_state
+from tests.support.plain_loop import train_plain
 
 CASE = Case(steps=2)
 ROWS = [

@@ -13,8 +13,8 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.parallel import Plan
 from neuropbr_dist.parallel.build import fsdp_mesh
 from neuropbr_dist.training.step import gan_step
-from tests.distributed import run
-from tests.parity import ADAM, Case, Row, models, networks, objective, rank_batch
+from tests.support.distributed import run
+from tests.support.parity import ADAM, Case, Row, models, networks, objective, rank_batch
 
 CASE = Case(steps=1, batch=8)
 

@@ -12,8 +12,8 @@ import pytest
 from torch import Tensor
 
 from neuropbr_dist.training.step import gan_step
-from tests.distributed import run
-from tests.parity import Case, Row, networks, objective, rank_batch, whole_state
+from tests.support.distributed import run
+from tests.support.parity import Case, Row, networks, objective, rank_batch, whole_state
 
 NO_D_LOSS = Case(w_d=0.0)
 NO_G_LOSS = Case(w_maps=0.0, w_gan=0.0)

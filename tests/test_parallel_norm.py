@@ -15,10 +15,10 @@ from neuropbr_dist.kernels.norm_act import activate
 from neuropbr_dist.models.norm import BatchNorm2d, commit_statistics
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
 from neuropbr_dist.training.step import gan_step
-from tests import parity
-from tests.distributed import run
-from tests.parity import Case, Row, differences, networks, objective, rank_batch, relative, train_row
-from tests.plain_loop import train_plain
+from tests.support import parity
+from tests.support.distributed import run
+from tests.support.parity import Case, Row, differences, networks, objective, rank_batch, relative, train_row
+from tests.support.plain_loop import train_plain
 
 STEPS = 3
 SYNC = Case(norm="sync_batch", steps=STEPS)

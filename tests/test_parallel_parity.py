@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from neuropbr_dist.parallel import Network
-from tests import parity
-from tests.distributed import run
-from tests.parity import Case, Row, differences, train_row, update_error
-from tests.plain_loop import train_plain
+from tests.support import parity
+from tests.support.distributed import run
+from tests.support.parity import Case, Row, differences, train_row, update_error
+from tests.support.plain_loop import train_plain
 
 TITLE = "engines against the plain loop: largest relative difference"
 

@@ -8,8 +8,8 @@ import pytest
 
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.parallel.zero_section import refuse_unknown
-from tests.distributed import ROOT
-from tests.train_runs import run
+from tests.support.distributed import ROOT
+from tests.support.train_runs import run
 
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 

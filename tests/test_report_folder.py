@@ -14,7 +14,7 @@ from neuropbr_dist.report.curves import MOST_POINTS, charts, marks, thin
 from neuropbr_dist.report.folder import read_run
 from neuropbr_dist.report.samples import choose
 from neuropbr_dist.report.text import duration, history_table, state, tiles
-from tests.train_runs import SINGLE_PROCESS_SAVES, half_run, resume, run, whole_run
+from tests.support.train_runs import SINGLE_PROCESS_SAVES, half_run, resume, run, whole_run
 
 pytestmark = SINGLE_PROCESS_SAVES
 MAPS = {"albedo": "RGB", "roughness": "L", "metallic": "L", "normal": "RGB"}

@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from neuropbr_dist.data.builtin import material_maps
 from neuropbr_dist.main import report
+from neuropbr_dist.materials import material_maps
 from neuropbr_dist.monitor.relight import orbit, relit
-from tests.chromium import NO_WEBGL, WEBGL, browser
-from tests.distributed import ROOT
-from tests.material_files import write_set
-from tests.train_runs import SINGLE_PROCESS_SAVES, resume, run
+from tests.support.chromium import NO_WEBGL, WEBGL, browser
+from tests.support.distributed import ROOT
+from tests.support.material_files import write_set
+from tests.support.train_runs import SINGLE_PROCESS_SAVES, resume, run
 
 pytestmark = [SINGLE_PROCESS_SAVES, pytest.mark.multiprocess]
 DRIVER_NOISE = "GL Driver Message"  # the processor's WebGL remarks that reading pixels back is slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from tests.slurm import Cluster, running_cluster
+from tests.support.slurm import Cluster, running_cluster
 
 pytestmark = pytest.mark.slurm
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from tests.distributed import ROOT
-from tests.slurm import running_cluster
-from tests.trained_run import trained_run
+from tests.support.distributed import ROOT
+from tests.support.slurm import running_cluster
+from tests.support.trained_run import trained_run
 
 
 @pytest.mark.slurm

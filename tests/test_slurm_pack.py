@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from neuropbr_dist.data.packed import PackedSource
-from tests.distributed import ROOT
-from tests.material_files import write_set
-from tests.slurm import running_cluster
+from neuropbr_dist.data.packed.source import PackedSource
+from tests.support.distributed import ROOT
+from tests.support.material_files import write_set
+from tests.support.slurm import running_cluster
 
 
 @pytest.mark.slurm

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import submitit
 
-from tests import train_runs
-from tests.distributed import ROOT
-from tests.slurm import Gate, running_cluster
+from tests.support import train_runs
+from tests.support.distributed import ROOT
+from tests.support.slurm import Gate, running_cluster
 
 SCRIPT = str(ROOT / "launch" / "submit.py")
 GOLDEN = Path(__file__).parent / "golden" / "submit.sbatch"

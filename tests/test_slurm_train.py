@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import train_runs
-from tests.distributed import ROOT
-from tests.slurm import Cluster, Gate, running_cluster
+from tests.support import train_runs
+from tests.support.distributed import ROOT
+from tests.support.slurm import Cluster, Gate, running_cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.multiprocess]
 SCRIPT = "slurm/train.sbatch"

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.drills.kill import WAIT_S, newest_step, saves, wait_until
-from tests.train_runs import Launch, command, start
+from tests.support.train_runs import Launch, command, start
 
 pytestmark = [
     pytest.mark.multiprocess,

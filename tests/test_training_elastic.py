@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.distributed import ENVIRONMENT, ROOT, free_port
 from tests.drills.kill import WAIT_S, drill, newest_step, wait_until
-from tests.needs import FULL
-from tests.train_runs import SETTINGS, Launch, logged_samples, state, times_seen
+from tests.support.distributed import ENVIRONMENT, ROOT, free_port
+from tests.support.needs import FULL
+from tests.support.train_runs import SETTINGS, Launch, logged_samples, state, times_seen
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 

@@ -14,11 +14,11 @@ from neuropbr_dist.inference import load_generator
 from neuropbr_dist.main import export
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.step import gan_step
-from tests.checkpoint_matrix import Case, forward, networks
-from tests.distributed import run as run_ranks
-from tests.parity import Row, put_together, rank_batch, whole_state
+from tests.support.checkpoint_matrix import Case, forward, networks
+from tests.support.distributed import run as run_ranks
+from tests.support.parity import Row, put_together, rank_batch, whole_state
+from tests.support.train_runs import SINGLE_PROCESS_SAVES, assert_same_run, half_run, resume, run, tensors
 from tests.test_parallel_faults import Poisoned
-from tests.train_runs import SINGLE_PROCESS_SAVES, assert_same_run, half_run, resume, run, tensors
 
 pytestmark = SINGLE_PROCESS_SAVES
 DECAY = 0.7

@@ -14,7 +14,7 @@ from neuropbr_dist.config import load
 from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.monitor import Meter, RunLog
 from neuropbr_dist.training.flops import SampleFlops, matmul_flops, sample_flops
-from tests.train_runs import run
+from tests.support.train_runs import run
 
 FLOPS = SampleFlops(generator=100.0, discriminator=1.0)
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.test_checkpoint_store import rewrite_manifest
-from tests.train_runs import (
+from tests.support.train_runs import (
     SINGLE_PROCESS_SAVES,
     assert_same_run,
     command,
@@ -12,6 +11,7 @@ from tests.train_runs import (
     state,
     tensors,
 )
+from tests.test_checkpoint_store import rewrite_manifest
 
 pytestmark = SINGLE_PROCESS_SAVES
 

@@ -106,7 +106,7 @@ MEASURED = [
     ("frozen_batch", "deepspeed", 2, 2, 2048, {"balanced": 28.2}),
     ("frozen_batch", "deepspeed", 2, 4, 2048, {"balanced": 27.5}),
 ]
-"""GiB a rank; benchmarks/2026-11-26-step-h100.md and -scaling-4xh200.md."""
+"""GiB a rank; benchmarks/results/2026-11-26-step-h100.md and -scaling-4xh200.md."""
 
 
 @pytest.mark.parametrize(("norm", "engine", "stage", "world", "size", "measured"), MEASURED)
@@ -122,7 +122,7 @@ BETWEEN_STEPS = [
     ("single", 0, 1, 3166), ("ddp", 0, 2, 4221), ("fsdp", 0, 2, 1585), ("fsdp", 0, 4, 794),
     ("deepspeed", 1, 2, 2112), ("deepspeed", 2, 4, 1321), ("deepspeed", 3, 1, 4259), ("deepspeed", 3, 4, 1098),
 ]  # fmt: skip
-"""MiB a rank; benchmarks/2026-11-26-engines-4xh200.md."""
+"""MiB a rank; benchmarks/results/2026-11-26-engines-4xh200.md."""
 
 
 @pytest.mark.parametrize(("engine", "stage", "world", "mib"), BETWEEN_STEPS)

@@ -6,8 +6,8 @@ from neuropbr_dist.cluster import Environment
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.engines import build_networks, engine_of
+from tests.support.train_runs import SINGLE_PROCESS_SAVES, command, metrics, run, state, tensors
 from tests.test_config_presets import assert_names
-from tests.train_runs import SINGLE_PROCESS_SAVES, command, metrics, run, state, tensors
 
 pytestmark = SINGLE_PROCESS_SAVES
 

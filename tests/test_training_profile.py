@@ -10,7 +10,7 @@ import torch
 
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.profile import StepProfiler, steps_of
-from tests.train_runs import run
+from tests.support.train_runs import run
 
 
 @pytest.mark.parametrize(("text", "steps"), [("3", (3, 3)), ("2-4", (2, 4))])

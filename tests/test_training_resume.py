@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from tests.drills.kill import wait_until
-from tests.slurm import Gate
-from tests.train_runs import (
+from tests.support.slurm import Gate
+from tests.support.train_runs import (
     SINGLE_PROCESS_SAVES,
     assert_same_run,
     command,

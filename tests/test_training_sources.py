@@ -8,7 +8,7 @@ from neuropbr_dist.cluster import Environment
 from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
 from neuropbr_dist.data.sources import BuiltinSource, default_folders
 from neuropbr_dist.training.data import open_source
-from tests.material_files import write_set
+from tests.support.material_files import write_set
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.training.step import gan_step, with_last
-from tests.parity import Case, Row, global_batch, networks, objective, relative, whole_state
+from tests.support.parity import Case, Row, global_batch, networks, objective, relative, whole_state
 
 CASE = Case(steps=1, double=True, smooth=False)
 ROW = Row(engine="single", world=1)

@@ -2,14 +2,7 @@
 
 from neuropbr_dist.cluster.deadline import Deadline, Every, allocation_end, last_resort
 from neuropbr_dist.cluster.environment import Environment, detect
-from neuropbr_dist.cluster.process_group import (
-    everyone,
-    from_rank_0,
-    is_rank_0,
-    pick_device,
-    process_group,
-    refuse_differences,
-)
+from neuropbr_dist.cluster.process_group import pick_device, process_group, refuse_differences
 from neuropbr_dist.cluster.stop import (
     FAILED_WRITE,
     GOES_ON,
@@ -30,10 +23,7 @@ __all__ = [
     "StopFlag",
     "allocation_end",
     "detect",
-    "everyone",
-    "from_rank_0",
     "ignore_stop_signals",
-    "is_rank_0",
     "last_resort",
     "pick_device",
     "process_group",

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from neuropbr_dist.cluster.process_group import everyone
+from neuropbr_dist.ranks import all_gather_object
 
 GIB = 2**30
 MOST_SKEW_S = 1.0
@@ -63,7 +63,7 @@ def examine(
     if abs(report.skew_s) > MOST_SKEW_S:
         report.faults.append(f"its clock is {report.skew_s:+.1f} s off rank 0's")
     report.all_reduce_s = all_reduce_seconds(device)
-    return everyone(report)
+    return all_gather_object(report)
 
 
 def versions(device: torch.device) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Start and end of torch.distributed, and how ranks agree."""
+"""Start and end of torch.distributed, and the check that ranks agree."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from neuropbr_dist.cluster.environment import Environment
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.ranks import all_gather_object
 
 
 def pick_device(preference: str, env: Environment) -> torch.device:
@@ -135,32 +136,9 @@ def record_collectives(env: MutableMapping[str, str], folder: Path) -> None:
         env.setdefault(name, value)
 
 
-def everyone(value: Any) -> list[Any]:
-    """`value` of every rank, in rank order (host side; our own processes only)."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
-
-
-def is_rank_0() -> bool:
-    """Whether this is rank 0, or there is no process group."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def from_rank_0(value: Any) -> Any:
-    """Rank 0's `value` on every rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
 def refuse_differences(facts: dict[str, str], host: str) -> None:
     """Stop the run if a rank's `facts` (hashes of code, config, data set) differ from rank 0's."""
-    reports = everyone((host, facts))
+    reports = all_gather_object((host, facts))
     reference = reports[0][1]
     for rank, (where, found) in enumerate(reports):
         differing = [key for key in reference if found.get(key) != reference[key]]

@@ -14,10 +14,10 @@ import numpy as np
 
 from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.builtin.cache import BuiltinCache
-from neuropbr_dist.data.builtin.families import family_name
-from neuropbr_dist.data.decode import read_maps, read_views
-from neuropbr_dist.data.layout import SOURCES, Entry, Sample
+from neuropbr_dist.data.files.decode import read_maps, read_views
+from neuropbr_dist.data.files.layout import SOURCES, Entry, Sample
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.families import family_name
 
 BUILTIN_SIZE = 2048
 

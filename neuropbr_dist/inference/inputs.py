@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.config import DataConfig, TrainConfig
-from neuropbr_dist.data.decode import read_picture
-from neuropbr_dist.data.layout import scan
-from neuropbr_dist.data.packed import PackedSource
+from neuropbr_dist.data.files.decode import read_picture
+from neuropbr_dist.data.files.layout import scan
+from neuropbr_dist.data.packed.source import PackedSource
 from neuropbr_dist.data.sources import BuiltinSource, FileSource, Source, default_folders
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError

@@ -1,6 +1,6 @@
 """A material on a bench: seen from above, lit by one lamp that moves and by a dim grey sky.
 
-Shading and camera are those of the built-in materials (`data.builtin.render`). The run page shades
+Shading and camera are those of the built-in materials (`materials.render`). The run page shades
 the same bench in the browser; its constants are `bench()`.
 """
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from neuropbr_dist.data.builtin.noise import Array
-from neuropbr_dist.data.builtin.render import shade, texels_from_maps
-from neuropbr_dist.data.builtin.scene import FIELD_OF_VIEW, Lamp, Lighting, Sky, unit
-from neuropbr_dist.data.builtin.surface import linear_to_srgb
+from neuropbr_dist.materials.noise import Array
+from neuropbr_dist.materials.render import shade, texels_from_maps
+from neuropbr_dist.materials.scene import FIELD_OF_VIEW, Lamp, Lighting, Sky, unit
+from neuropbr_dist.materials.surface import linear_to_srgb
 
 CAMERA_HEIGHT = float(0.5 / np.tan(FIELD_OF_VIEW / 2))
 """Above the middle of the material: its side, 1, just fills the picture."""

@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from neuropbr_dist.cluster import Environment, everyone, from_rank_0, ignore_stop_signals, is_rank_0
+from neuropbr_dist.cluster import Environment, ignore_stop_signals
 from neuropbr_dist.config import DataConfig, ModelConfig, TrainConfig, check_size
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
-from neuropbr_dist.data.headers import check_headers
-from neuropbr_dist.data.layout import Sample, list_faults, scan
+from neuropbr_dist.data.files.headers import check_headers
+from neuropbr_dist.data.files.layout import Sample, list_faults, scan
 from neuropbr_dist.data.loader import TrainingSlots, make_loader
 from neuropbr_dist.data.order import Slot
-from neuropbr_dist.data.packed import PackedSource
+from neuropbr_dist.data.packed.source import PackedSource
 from neuropbr_dist.data.sources import (
     BuiltinSource,
     Entry,
@@ -33,6 +33,7 @@ from neuropbr_dist.data.sources import (
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import size_multiple, smallest_side
+from neuropbr_dist.ranks import all_gather_object, broadcast_object, is_rank_0
 
 
 @dataclass
@@ -112,7 +113,7 @@ def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) 
     """The source that `cfg.data` means; what it left open is filled in, to be saved with the run. Collective."""
     if cfg.data.packed_dir is not None:
         return open_packed(cfg)
-    folders = from_rank_0(default_folders(cfg.data))
+    folders = broadcast_object(default_folders(cfg.data))
     if folders is None:
         source = BuiltinSource(cfg.data, cfg.training.seed)
         why = "data.builtin" if cfg.data.builtin else "No data named and none at ./data"
@@ -129,7 +130,7 @@ def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) 
     report = check_headers(
         entries, cfg.data.image_size, rank=env.rank, world_size=env.world_size, cache=cache
     )
-    faults = by_host(everyone((socket.gethostname(), report.faults)))
+    faults = by_host(all_gather_object((socket.gethostname(), report.faults)))
     if faults:
         raise UserError(f"{folders[0]}: the data set has faults, nothing was trained: {list_faults(faults)}")
     size = cfg.data.image_size or report.native_size
@@ -155,7 +156,7 @@ def open_packed(cfg: TrainConfig) -> PackedSource:
             source.check_shards()
         except UserError as error:
             failure = error
-    failure = from_rank_0(failure)
+    failure = broadcast_object(failure)
     if failure is not None:
         raise failure
     return source
@@ -169,7 +170,7 @@ def scan_on_rank_0(cfg: TrainConfig, folders: tuple[Path, Path], say: Callable[[
             found = scan(*folders, cfg.data.metadata_path, cfg.data.render_curriculum, on_note=say)
         except UserError as error:
             found = error
-    found = from_rank_0(found)
+    found = broadcast_object(found)
     if isinstance(found, UserError):
         raise found
     assert found is not None
@@ -185,4 +186,4 @@ def fill_cache(source: BuiltinSource, env: Environment) -> None:
         hidden = env.rank != 0 or not sys.stderr.isatty()
         with tqdm(total=len(missing), desc="Making built-in materials", disable=hidden) as bar:
             source.cache.fill(missing, bar.update, source.folders, workers)
-    everyone(None)  # a barrier on the host
+    all_gather_object(None)  # a barrier on the host

@@ -6,14 +6,15 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
-from neuropbr_dist.cluster import detect, from_rank_0, pick_device, process_group
+from neuropbr_dist.cluster import detect, pick_device, process_group
 from neuropbr_dist.cluster.doctor import bandwidth_line, diagnose, examine
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.config.cli import config_from
-from neuropbr_dist.data.layout import scan
-from neuropbr_dist.data.packed import HEAD, INDEX_FILES
+from neuropbr_dist.data.files.layout import scan
+from neuropbr_dist.data.packed.source import HEAD, INDEX_FILES
 from neuropbr_dist.data.sources import default_folders
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.ranks import broadcast_object
 from neuropbr_dist.training.start import code_hash, count_parameters
 
 STATE_BYTES = 12  # a parameter and Adam's two moments, float32
@@ -27,7 +28,7 @@ def doctor(args: argparse.Namespace) -> bool:
     with ExitStack() as stack:
         if env.distributed:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes))
-        sample = from_rank_0(one_sample(cfg) if env.rank == 0 else None)
+        sample = broadcast_object(one_sample(cfg) if env.rank == 0 else None)
         if isinstance(sample, UserError):
             raise sample
         saves = (cfg.training.keep_latest + 1) * STATE_BYTES * sum(count_parameters(cfg).values())

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from neuropbr_dist import kernels
-from neuropbr_dist.cluster import Environment, from_rank_0, is_rank_0
+from neuropbr_dist.cluster import Environment
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.config.deepspeed import read as read_ds
 from neuropbr_dist.config.deepspeed import resolve as resolve_ds
@@ -24,6 +24,7 @@ from neuropbr_dist.models import (
 )
 from neuropbr_dist.parallel import Adam, Network, Plan, build_network
 from neuropbr_dist.parallel.zero_section import refuse_unknown
+from neuropbr_dist.ranks import broadcast_object, is_rank_0
 from neuropbr_dist.training.estimate import Need, available_bytes, choose_plan, refuse_too_small
 from neuropbr_dist.training.memory import Recompute, recompute_patterns
 
@@ -128,7 +129,7 @@ def memory_plan(
     t = cfg.training
     if t.memory != "auto" or t.activation_checkpointing != "plan":
         return "low" if t.memory == "auto" else t.memory
-    room = from_rank_0(available_bytes(device, env.local_world_size))
+    room = broadcast_object(available_bytes(device, env.local_world_size))
     name, why = choose_plan(need_of(cfg, env, device), size, room)
     say(f"Memory plan: {name} ({why}; training.memory names another)")
     return name
@@ -146,7 +147,7 @@ def backbone_weights(cfg: TrainConfig, say: Callable[[str], None]) -> dict[str, 
             weights = pretrained_backbone(m.encoder_backbone)
         except PretrainedUnavailable as error:
             weights = str(error)
-    weights = from_rank_0(weights)
+    weights = broadcast_object(weights)
     if isinstance(weights, dict):
         return weights
     m.encoder_pretrained = False

@@ -24,8 +24,8 @@ from neuropbr_dist.training.memory import PLANS, Recompute, recompute_patterns
 GIB = 2**30
 FILL = 0.92  # of the free memory: the allocator's cuts and the libraries' workspaces need the rest
 # What is kept in truth, of what the bare trace says, rounded up. With the kernels, by the encoder's norm, from
-# benchmarks/2026-11-26-step-h100.md: 63.7, 34.3 and 14.0 GiB with group norm, 44.5, 29.1 and 14.0 with a
-# frozen batch norm (46.4 at 4096 px), of which 3.1 are state. Compiled, from benchmarks/2026-11-24-step-h100.md.
+# benchmarks/results/2026-11-26-step-h100.md: 63.7, 34.3 and 14.0 GiB with group norm, 44.5, 29.1 and 14.0 with a
+# frozen batch norm (46.4 at 4096 px), of which 3.1 are state. Compiled, from benchmarks/results/2026-11-24-step-h100.md.
 KEPT_BY_KERNELS = {
     "group": {"fast": 0.76, "balanced": 0.57, "low": 0.55},
     "frozen_batch": {"fast": 0.7, "balanced": 0.63, "low": 0.6},

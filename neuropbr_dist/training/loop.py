@@ -11,17 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, epoch_name, step_name
-from neuropbr_dist.cluster import (
-    FAILED_WRITE,
-    SIGNAL,
-    TIME_LIMIT,
-    Deadline,
-    Environment,
-    Every,
-    StopFlag,
-    everyone,
-    from_rank_0,
-)
+from neuropbr_dist.cluster import FAILED_WRITE, SIGNAL, TIME_LIMIT, Deadline, Environment, Every, StopFlag
 from neuropbr_dist.config import TrainConfig, to_yaml
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
@@ -31,6 +21,7 @@ from neuropbr_dist.data.order import SampleOrder, micro_batches
 from neuropbr_dist.data.sources import Entry, Source
 from neuropbr_dist.monitor import Console, Meter, RunLog
 from neuropbr_dist.parallel import Network
+from neuropbr_dist.ranks import all_gather_object, broadcast_object
 from neuropbr_dist.training.averages import Averages
 from neuropbr_dist.training.data import batches_of
 from neuropbr_dist.training.ema import WeightAverage
@@ -344,14 +335,14 @@ class Trainer:
         run.saver.wait()
         if reason == SIGNAL:
             self.note_stop()
-        if failure := from_rank_0(run.log.failure):
+        if failure := broadcast_object(run.log.failure):
             raise failure
         run.console.close()
 
     def note_stop(self) -> None:
         """How long the signal took to become a save, beside what bounds it."""
         run = self.run
-        waits = [w for w in everyone(time.monotonic() - run.stop.signalled_at) if not math.isnan(w)]
+        waits = [w for w in all_gather_object(time.monotonic() - run.stop.signalled_at) if not math.isnan(w)]
         if run.env.rank == 0:
             stop = {
                 "signal_to_saved_s": max(waits),

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from neuropbr_dist.checkpoint import Checkpoint, clear, find, open_newest
-from neuropbr_dist.cluster import everyone, from_rank_0, is_rank_0
 from neuropbr_dist.config import TrainConfig, from_yaml, refuse_other_networks, resolve, to_yaml
 from neuropbr_dist.config.cli import apply_flags
 from neuropbr_dist.config.values import differences
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
 from neuropbr_dist.monitor.writers import HISTORY, METRICS
+from neuropbr_dist.ranks import all_gather_object, broadcast_object, is_rank_0
 from neuropbr_dist.training.data import Samples
 from neuropbr_dist.training.timings import TIMINGS
 
@@ -84,7 +84,7 @@ def follow_engine_flags(cfg: TrainConfig, args: argparse.Namespace) -> None:
 
 def refuse_held(folder: Path, overwrite: bool) -> None:
     """Never start over another run's files unasked. Collective."""
-    holds_run = from_rank_0(bool(find(folder)) or (folder / METRICS).exists())
+    holds_run = broadcast_object(bool(find(folder)) or (folder / METRICS).exists())
     if holds_run and not overwrite:
         raise UserError(
             f"{folder} holds a run; go on with it by --resume auto, delete it by --overwrite, "
@@ -101,7 +101,7 @@ def delete_run(folder: Path) -> None:
         for path in (*(folder / name for name in names), *logs):
             path.unlink(missing_ok=True)
         shutil.rmtree(folder / LOOKS, ignore_errors=True)
-    everyone(None)
+    all_gather_object(None)
 
 
 def refuse_data_change(checkpoint: Checkpoint, cfg: TrainConfig, samples: Samples, allowed: bool) -> None:

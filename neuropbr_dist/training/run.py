@@ -27,7 +27,6 @@ from neuropbr_dist.cluster import (
     StopFlag,
     allocation_end,
     detect,
-    from_rank_0,
     last_resort,
     pick_device,
     process_group,
@@ -37,6 +36,7 @@ from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
 from neuropbr_dist.config.cli import config_from
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor import Console, RunLog
+from neuropbr_dist.ranks import broadcast_object
 from neuropbr_dist.training.data import open_samples
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.engines import (
@@ -84,7 +84,7 @@ def train(args: argparse.Namespace) -> str | None:
         if not env.distributed and engines != {"single"}:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes, traces))
         start_up.mark("checkpoint found and verified" if checkpoint else "run folder")
-        end = from_rank_0(allocation_end() if env.rank == 0 else None)
+        end = broadcast_object(allocation_end() if env.rank == 0 else None)
         stack.enter_context(last_resort(end, partial(mark_requeue, cfg, env, TIME_LIMIT)))
         run = stack.enter_context(assemble(cfg, args, env, device, console, checkpoint, lock, start_up, end))
         reason = Trainer(run).train()
@@ -181,7 +181,9 @@ def assemble(
 def is_newest(checkpoint: Checkpoint | None, folder: Path) -> bool:
     """Whether it is what the run's folder calls `latest`. Collective: a rank that saves alone waits for ever,
     and on a shared file system each may see an old name for a while."""
-    return from_rank_0(checkpoint is not None and (folder / LATEST).resolve() == checkpoint.path.resolve())
+    return broadcast_object(
+        checkpoint is not None and (folder / LATEST).resolve() == checkpoint.path.resolve()
+    )
 
 
 def write_config(cfg: TrainConfig, folder: Path, env: Environment) -> None:

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 import neuropbr_dist
-from neuropbr_dist.cluster import Environment, everyone
+from neuropbr_dist.cluster import Environment
 from neuropbr_dist.config import TrainConfig, to_yaml
 from neuropbr_dist.data.order import micro_batches
 from neuropbr_dist.models import Discriminator, Generator
+from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.data import Samples
 from neuropbr_dist.training.engines import attention_name, compile_of, engine_of, precision_of, recompute_name
 
@@ -41,7 +42,7 @@ def start_facts(
         memory: the memory plan, resolved.
     """
     t = cfg.training
-    ranks = everyone((socket.gethostname(), device_name(device)))
+    ranks = all_gather_object((socket.gethostname(), device_name(device)))
     micro = micro_batches(t.global_batch_size or 1, env.world_size, t.batch_size)
     return {
         "world_size": env.world_size,

@@ -9,9 +9,9 @@ from typing import Any
 import torch.distributed as dist
 
 from neuropbr_dist.checkpoint import Checkpoint, Fragment, share
-from neuropbr_dist.cluster import everyone
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
+from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.ema import PREFIX, WeightAverage
 
 AVERAGE = f"generator/{PREFIX}"
@@ -68,7 +68,7 @@ def snapshot(progress: Progress, networks: dict[str, Network]) -> dict[str, Any]
     """
     for part, network in networks.items():
         average_running_statistics(network.module)
-        reports = everyone(network.counters())
+        reports = all_gather_object(network.counters())
         progress.counters[part] = {key: max(r[key] for r in reports) for key in reports[0]}
     return asdict(progress)
 

@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from neuropbr_dist.checkpoint import open_newest
-from tests.distributed import ROOT
-from tests.train_runs import Launch, assert_same_run, start
+from tests.support.distributed import ROOT
+from tests.support.train_runs import Launch, assert_same_run, start
 
 ENGINES = {
     "ddp": ["--engine", "ddp"],

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from neuropbr_dist.cluster.stop import SIGNALS
 from tests.drills.kill import ENGINES, STEPS_AFTER, newest_step, wait_until
-from tests.train_runs import assert_same_run, metrics, start, timings
+from tests.support.train_runs import assert_same_run, metrics, start, timings
 
 SETTINGS = {
     "training__epochs": 10_000,

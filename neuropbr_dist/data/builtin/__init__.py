@@ -1,13 +1,6 @@
-"""Built-in procedural materials: maps, renders, an on-disk cache, and export to the guide's layout.
+"""The built-in materials as a data set: an on-disk cache, and export to the guide's layout."""
 
-A finite set for any machine without data: material (seed, index) has
-correlated maps at any size, three clean and three dirty views, and always
-the same bytes.
-"""
+from neuropbr_dist.data.builtin.cache import BuiltinCache
+from neuropbr_dist.data.builtin.generate import generate
 
-from .cache import BuiltinCache
-from .families import FAMILIES, family_name, material_maps
-from .generate import generate
-from .render import render_views
-
-__all__ = ["FAMILIES", "BuiltinCache", "family_name", "generate", "material_maps", "render_views"]
+__all__ = ["BuiltinCache", "generate"]

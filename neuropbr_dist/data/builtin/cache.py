@@ -11,11 +11,11 @@ from typing import Literal
 
 import numpy as np
 
-from ...errors import UserError
-from ..pool import in_parallel
-from .families import material_maps
-from .noise import Array
-from .render import render_views
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.families import material_maps
+from neuropbr_dist.materials.noise import Array
+from neuropbr_dist.materials.render import render_views
+from neuropbr_dist.processes import in_parallel
 
 VERSION = 1
 """Raise it when a material or picture changes: old cache folders are then left alone."""

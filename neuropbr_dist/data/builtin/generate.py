@@ -11,12 +11,12 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ...errors import UserError
-from ..pool import in_parallel
-from .cache import VERSION
-from .families import family_name, material_maps, refuse_size
-from .noise import Array
-from .render import render_views
+from neuropbr_dist.data.builtin.cache import VERSION
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.families import family_name, material_maps, refuse_size
+from neuropbr_dist.materials.noise import Array
+from neuropbr_dist.materials.render import render_views
+from neuropbr_dist.processes import in_parallel
 
 _MARKER = "builtin_materials.json"
 _MAPS = {"albedo": slice(0, 3), "roughness": slice(3, 4), "metallic": slice(4, 5), "normal": slice(5, 8)}

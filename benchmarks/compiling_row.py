@@ -1,0 +1,131 @@
+"""The phases of a run in this process, and what is compiled in each: `python -m` this module, in a fresh process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch._dynamo.utils import counters
+
+from benchmarks.setting import Setting, setting
+from benchmarks.step import StepBench
+from neuropbr_dist.data.batch import MicroBatch
+from neuropbr_dist.training.engines import check_memory, memory_plan, recompute_name
+from neuropbr_dist.training.validation import validate
+
+AGAIN = "training again"
+"""The phase for which everything is compiled when it begins."""
+
+
+class Compiled(NamedTuple):
+    """What torch.compile has done in this process."""
+
+    frames: int
+    """Functions that it was given, each for inputs of one kind."""
+    graphs: int
+    """Those that it has compiled; the others run uncompiled."""
+    breaks: int
+    """Places where a graph ends inside a function."""
+    found: int
+    """Pieces of generated code taken from the cache."""
+    made: int
+    """Pieces that weren't there, or can't be kept there."""
+
+    @classmethod
+    def so_far(cls) -> Compiled:
+        frames, inductor = counters["frames"], counters["inductor"]
+        return cls(
+            frames["total"],
+            frames["ok"],
+            sum(counters["graph_break"].values()),
+            inductor["fxgraph_cache_hit"],
+            inductor["fxgraph_cache_miss"] + inductor["fxgraph_cache_bypass"],
+        )
+
+    def since(self, before: Compiled) -> Compiled:
+        """What came after `before`."""
+        return Compiled(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+def measure(where: Setting, memory: str, steps: int) -> dict[str, Any]:
+    """GAN off, GAN on, validation, and training again: `steps` of each phase.
+
+    Args:
+        memory: memory plan, resolved.
+    """
+    bench = StepBench(where, memory)
+    with_gan, without = partial(bench.step, gan=True), partial(bench.step, gan=False)
+    phases: dict[str, Callable[[], object]] = {"GAN off": without, "GAN on": with_gan}
+    if "discriminator" not in bench.networks:
+        del phases["GAN on"]
+    phases |= {"validation": validation(where, bench), AGAIN: with_gan}
+    rows = [measured(name, run, bench, steps, known=name == AGAIN) for name, run in phases.items()]
+    built_s = rows[0]["began_s"]
+    return {
+        "setting": f"{where}, {recompute_name(where.cfg, memory)}",
+        "first_step_s": built_s + rows[0]["first_s"],
+        "settled_s": built_s + sum(row["first_s"] for row in rows),
+        "phases": rows,
+    }
+
+
+def measured(
+    phase: str, run: Callable[[], object], bench: StepBench, steps: int, *, known: bool
+) -> dict[str, Any]:
+    """One phase. Whatever is compiled after its first step is a recompilation; in a phase that is `known`, all is."""
+    seconds, done, before = [], [], Compiled.so_far()
+    began_s = time.perf_counter() - bench.began
+    for _ in range(steps):
+        began = time.perf_counter()
+        run()
+        bench.settle()
+        seconds.append(time.perf_counter() - began)
+        done.append(Compiled.so_far())
+    first, whole = done[0].since(before), done[-1].since(before)
+    return {
+        "phase": phase, "began_s": began_s, "first_s": seconds[0], "later_ms": 1e3 * statistics.median(seconds[1:]),
+        "graphs": whole.graphs, "uncompiled": whole.frames - whole.graphs, "graph_breaks": whole.breaks,
+        "recompilations": whole.frames - (0 if known else first.frames), "found": whole.found, "made": whole.made,
+    }  # fmt: skip
+
+
+def validation(where: Setting, bench: StepBench) -> Callable[[], object]:
+    """A run's own validation, of one micro-batch of noise."""
+    n, size = where.cfg.training.batch_size, where.size
+    views, maps = (
+        torch.randint(256, (n, *channels, size, size), dtype=torch.uint8) for channels in ((3, 3), (8,))
+    )
+    batch = MicroBatch(views, maps, torch.ones(n), [f"noise {i}" for i in range(n)])
+    return lambda: validate(
+        bench.networks["generator"],
+        [batch],
+        where.cfg.transform,
+        bench.objective.reconstruction_loss,
+        where.device,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, and write the figures; words other than its own are those of launch/train.py."""
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
+    p.add_argument("--steps", type=int, required=True, metavar="N", help="of each phase")
+    args, words = p.parse_known_args(argv)
+    with setting(words) as where:
+        cfg = where.cfg
+        if cfg.training.compile == "auto":
+            cfg.training.compile = "blocks"  # what is measured here, on a CPU as well
+        check_memory(cfg, where.size, where.env, where.device)
+        plan = memory_plan(cfg, where.size, where.env, where.device, print)
+        args.out.write_text(json.dumps(measure(where, plan, args.steps), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

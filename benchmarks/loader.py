@@ -1,0 +1,303 @@
+"""How fast samples come from PNG files and from a packed set, and in how much memory.
+
+Figures are medians of one run, taken in turns, from the disk cache. A sample is three views
+and four maps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import default_collate
+
+from neuropbr_dist.cluster import ignore_stop_signals
+from neuropbr_dist.data.builtin import generate
+from neuropbr_dist.data.files.layout import Sample, scan
+from neuropbr_dist.data.files.verify import verify
+from neuropbr_dist.data.loader import TrainingSlots, empty, load_batch, make_loader
+from neuropbr_dist.data.order import SampleOrder, Slot
+from neuropbr_dist.data.packed.pack import pack
+from neuropbr_dist.data.packed.shards import Place
+from neuropbr_dist.data.packed.source import SHARDS, PackedSource, write_index
+from neuropbr_dist.data.sources import FileSource, Source, fingerprint
+from neuropbr_dist.data.split import split
+from neuropbr_dist.processes import usable_cores
+
+MIB = 2**20
+WORKERS = 4
+MEMORY_EPOCHS = 10
+LARGE_SET = 100_000
+SAMPLES_PER_MATERIAL = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The words of `launch/benchmark.py loader`."""
+    parser.add_argument("--input-dir", metavar="DIR", help="renders; default: built-in materials")
+    parser.add_argument("--output-dir", metavar="DIR", help="their maps")
+    parser.add_argument("--size", type=int, default=2048, metavar="S", help="of built-in materials, px")
+    parser.add_argument("--count", type=int, default=8, metavar="N", help="built-in samples")
+    parser.add_argument("--rounds", type=int, default=4, metavar="N", help="over all samples, one core")
+    parser.add_argument("--seconds", type=float, default=20, metavar="S", help="with worker processes")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where sets are made; default: temporary")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print a table, return its figures."""
+    torch.set_num_threads(1)
+    with TemporaryDirectory(dir=args.folder) as scratch:
+        folder = Path(scratch)
+        if args.input_dir is None:
+            cores = usable_cores()
+            generate(
+                folder / "png",
+                count=args.count,
+                size=args.size,
+                seed=0,
+                workers=cores,
+                curriculum_dirty=False,
+            )
+            args.input_dir, args.output_dir = folder / "png/input", folder / "png/output"
+        figures: dict[str, Any] = {"verify": verification(args.input_dir, args.output_dir)}
+        sources = open_sources(args.input_dir, args.output_dir, folder)
+        figures["one core"] = one_core(sources, args.rounds)
+        figures["workers"] = {
+            name: with_workers(sources[name], args.seconds) for name in ("png", "packed", "packed, deflate")
+        }
+        figures["memory"] = {name: memory_by_epoch(sources[name]) for name in ("png", "packed")}
+        figures["large set"] = large_set(folder / "large")
+    print(table(figures))
+    return figures
+
+
+def open_sources(input_dir: str, output_dir: str, folder: Path) -> dict[str, Source]:
+    """The same samples as PNG, PNG with cached materials, and packed with each compression; by name."""
+    entries = scan(input_dir, output_dir)
+    with Image.open(entries[0].views[0]) as picture:
+        size = picture.width
+    sources: dict[str, Source] = {
+        "png": FileSource(entries, size, resize=False),
+        "png, materials cached": FileSource(entries, size, resize=False, cache_mib=1 << 16),
+    }
+    for compression in ("none", "deflate"):
+        dest = folder / f"packed-{compression}"
+        cores = usable_cores()
+        pack(input_dir, output_dir, dest, workers=cores, compression=compression, skip_faulty=True)
+        name = "packed" if compression == "none" else "packed, deflate"
+        sources[name] = PackedSource(dest, 0)
+    return sources
+
+
+# -- one core ------------------------------------------------------------------------------
+
+
+def one_core(sources: dict[str, Source], rounds: int) -> dict[str, float]:
+    """Way -> median seconds a sample, as a batch of one in this process."""
+    count = len(sources["packed"].entries)
+    ways: dict[str, Callable[[int], object]] = {
+        "PIL, ToTensor, Normalize": partial(plain, sources["png"].entries),
+    }
+    for name, source in sources.items():
+        ways[name] = partial(_load, source)
+    ways["copy of the same bytes"] = copier(sources["packed"])
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for round_ in range(rounds + 1):
+        for i in range(count):
+            for way, load in ways.items():
+                began = time.perf_counter()
+                load(i)
+                if round_:  # the first fills caches
+                    times[way].append(time.perf_counter() - began)
+    return {way: statistics.median(taken) for way, taken in times.items()}
+
+
+def plain(entries: Sequence[Sample], index: int) -> object:
+    """The usual dataset: every picture as RGB floats, normalised on the host, collated."""
+    from torchvision.transforms.functional import normalize, to_tensor
+
+    def read(path: Path) -> torch.Tensor:
+        return normalize(to_tensor(Image.open(path).convert("RGB")), [0.5] * 3, [0.5] * 3)
+
+    sample = entries[index]
+    views = torch.stack([read(path) for path in sample.views])
+    maps = torch.cat(
+        [read(path)[:channels] for path, channels in zip(sample.maps, (3, 1, 1, 3), strict=True)]
+    )
+    return default_collate([(views, maps)])
+
+
+def _load(source: Source, index: int) -> object:
+    return load_batch(source, source.entries, [Slot(0, index, 1.0)])
+
+
+def copier(source: Source) -> Callable[[int], object]:
+    """Fresh copies of as many bytes as the samples have, from a memory-mapped file."""
+    assert isinstance(source, PackedSource)
+    shards = sorted((source.folder / SHARDS).iterdir())
+    mapped = [np.memmap(shard, np.uint8, "r") for shard in shards]
+    nbytes = 17 * source.size**2
+
+    def copy(index: int) -> object:
+        whole = mapped[index % len(mapped)]
+        start = index * nbytes % max(1, len(whole) - nbytes)
+        batch = empty(nbytes)
+        np.copyto(batch.numpy()[: len(whole) - start], whole[start : start + nbytes])
+        return batch
+
+    return copy
+
+
+# -- processes -----------------------------------------------------------------------------
+
+
+def batches(source: Source, workers: int) -> AbstractContextManager[Iterator[Any]]:
+    """Endless batches of one sample in `workers` processes."""
+    order = SampleOrder(len(source.entries), global_batch=1, epochs=10**6, seed=0)
+    slots = TrainingSlots(order, 0, world=1, rank=0, batch_size=1)
+    return make_loader(
+        source, source.entries, slots, workers=workers, prefetch=2, pin=False, worker_start=ignore_stop_signals
+    )  # fmt: skip
+
+
+def with_workers(source: Source, seconds: float) -> float:
+    """Samples a second out of `WORKERS` processes, once they run."""
+    with batches(source, WORKERS) as loader:
+        for _ in range(2 * WORKERS):
+            next(loader)
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            next(loader)
+            count += 1
+        return count / (time.perf_counter() - began)
+
+
+def memory_by_epoch(source: Source) -> list[float]:
+    """Resident MiB of one loader process (its own and the maps it shares) after each epoch."""
+    found = []
+    with batches(source, 1) as loader:
+        for _ in range(MEMORY_EPOCHS):
+            for _ in range(len(source.entries)):
+                next(loader)
+            (worker,) = multiprocessing.active_children()
+            found.append(status(worker.pid, "VmRSS"))
+    return found
+
+
+def status(pid: int | None, name: str) -> float:
+    """A line of /proc/PID/status in MiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def verification(input_dir: str, output_dir: str) -> dict[str, float]:
+    """Share of all cores' time that `verify` uses, and its pace."""
+    cores = usable_cores()
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    report = verify(input_dir, output_dir, workers=cores)
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"cores": cores, "seconds": seconds, "busy": busy / seconds / cores, "files": report.files}
+
+
+# -- a large set ---------------------------------------------------------------------------
+
+
+def large_set(folder: Path) -> dict[str, float]:
+    """Opening, splitting and fingerprinting `LARGE_SET` samples, in a fresh process."""
+    (folder / SHARDS).mkdir(parents=True)
+    size, per_shard = 2048, 28
+    entries = [
+        (f"sample_{i:07d}", "clean", f"material_{i // SAMPLES_PER_MATERIAL:06d}") for i in range(LARGE_SET)
+    ]
+    views = [
+        Place(f"0000-{i // per_shard:05d}.bin", i % per_shard * 9 * size**2, 9 * size**2, i)
+        for i in range(LARGE_SET)
+    ]
+    names = sorted({material for _, _, material in entries})
+    maps = {
+        name: Place(f"0001-{i // per_shard:05d}.bin", i % per_shard * 8 * size**2, 8 * size**2, i)
+        for i, name in enumerate(names)
+    }
+    write_index(folder, entries, views, maps, size=size, compression="none", origin="synthetic")
+    for place in [*views, *maps.values()]:  # as long as real ones, and empty
+        with open(folder / SHARDS / place.shard, "ab") as shard:
+            shard.truncate(place.offset + place.nbytes)
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_open_large, args=(folder, theirs))
+    process.start()
+    figures = ours.recv()
+    process.join()
+    return figures
+
+
+def _open_large(folder: Path, pipe: Any) -> None:
+    before, began = status(os.getpid(), "VmRSS"), time.perf_counter()
+    source = PackedSource(folder, 0)
+    source.check_shards()
+    train, val = split(source.entries, 0.1, "material", 0)
+    fingerprint(train, source.size)
+    seconds = time.perf_counter() - began
+    figures = {
+        "seconds": seconds,
+        "MiB": status(os.getpid(), "VmHWM") - before,
+        "samples": len(train) + len(val),
+    }
+    ours, theirs = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=_touch, args=(train, theirs))
+    worker.start()
+    figures["own MiB"] = ours.recv()
+    worker.join()
+    pipe.send(figures)
+
+
+def _touch(entries: Sequence[Any], pipe: Any) -> None:
+    """How much of its own memory a forked worker takes to look at every entry."""
+    before = _private()
+    for entry in entries:
+        entry.key  # noqa: B018
+    pipe.send(_private() - before)
+
+
+def _private() -> float:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(float(line.split()[1]) / 1024 for line in lines if line.startswith("Private_Dirty"))
+
+
+# -- table ---------------------------------------------------------------------------------
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as lines for people."""
+    seconds = figures["one core"]
+    base, copy = seconds["PIL, ToTensor, Normalize"], seconds["copy of the same bytes"]
+    lines = [f"{'one core, a sample':32}{'ms':>9}{'x plain':>9}{'of a copy':>11}"]
+    for way, taken in seconds.items():
+        lines.append(f"{way:32}{1e3 * taken:9.1f}{base / taken:9.1f}{copy / taken:11.0%}")
+    for name, rate in figures["workers"].items():
+        lines.append(f"{WORKERS} processes, {name}: {rate:.1f} samples/s")
+    for name, epochs in figures["memory"].items():
+        shown = ", ".join(f"{mib:.0f}" for mib in epochs)
+        lines.append(f"resident MiB of a loader process after each epoch, {name}: {shown}")
+    large, check = figures["large set"], figures["verify"]
+    lines.append(
+        f"opening {large['samples']} samples: {large['seconds']:.2f} s, {large['MiB']:.0f} MiB; "
+        f"a worker that looks at every one takes {large['own MiB']:.1f} MiB of its own"
+    )
+    lines.append(
+        f"verify: {check['files']} files in {check['seconds']:.1f} s, {check['busy']:.0%} of {check['cores']} cores busy"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,136 @@
+"""One row of the scaling table, on every rank of its launch: `python -m` this module under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.communication import communication_ms
+from benchmarks.setting import Setting
+from benchmarks.step import StepBench, StepTime
+from neuropbr_dist.cluster import detect, pick_device, process_group
+from neuropbr_dist.config.cli import config_from, train_parser
+from neuropbr_dist.data.batch import MicroBatch
+from neuropbr_dist.data.device import to_device
+from neuropbr_dist.data.loader import TrainingSlots
+from neuropbr_dist.data.order import SampleOrder
+from neuropbr_dist.data.packed.source import PackedSource
+from neuropbr_dist.ranks import all_gather_object
+from neuropbr_dist.training.data import batches_of
+from neuropbr_dist.training.engines import engine_of, precision_of
+from neuropbr_dist.training.flops import matmul_flops
+from neuropbr_dist.training.start import device_name, versions
+
+
+def row_parser() -> argparse.ArgumentParser:
+    """The words of one row; others are those of launch/train.py."""
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    p.add_argument("--size", type=int, required=True, metavar="PX")
+    p.add_argument("--plan", required=True, metavar="NAME", help="memory plan")
+    p.add_argument(
+        "--steps", type=int, required=True, metavar="N", help="timed; 0: fill the compile cache only"
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
+    return p
+
+
+class PackedBench(StepBench):
+    """Steps on a packed set, through the loader of a run: worker processes, copies to the device."""
+
+    def __init__(self, where: Setting, memory: str, loader: Iterator[MicroBatch]) -> None:
+        super().__init__(where, memory)
+        self.cfg, self.samples = where.cfg, where.cfg.training.batch_size * where.env.world_size
+        self.loader = loader
+
+    def step(self, *, gan: bool = True) -> None:
+        began = time.perf_counter()
+        host = next(self.loader)
+        self.waited += time.perf_counter() - began
+        self.batch = to_device(host, self.samples, self.cfg.transform, self.device)
+        super().step(gan=gan)
+
+    def warm_up(self) -> None:
+        """As for random tensors, then without what the workers have in stock: they have had the compiler's time for it."""
+        super().warm_up()
+        for _ in range(self.cfg.data.num_workers * self.cfg.data.prefetch_factor):
+            next(self.loader)
+        self.step()
+
+
+def packed_batches(where: Setting) -> AbstractContextManager[Iterator[MicroBatch]]:
+    """This rank's micro-batches of `cfg.data.packed_dir`, over and over."""
+    cfg, env = where.cfg, where.env
+    data, batch = cfg.data, cfg.training.batch_size
+    assert data.packed_dir is not None
+    source = PackedSource(data.packed_dir, data.render_curriculum, where.size)
+    order = SampleOrder(len(source.entries), batch * env.world_size, epochs=10_000, seed=cfg.training.seed)
+    slots = TrainingSlots(order, 0, env.world_size, env.rank, batch)
+    return batches_of(data, source, source.entries, slots, where.device)
+
+
+def measure(where: Setting, args: argparse.Namespace) -> dict[str, Any]:
+    """Collective. Times in ms, memory in GiB; lists are by rank."""
+    cfg = where.cfg
+    if cfg.data.packed_dir is None:
+        found, (nccl, exposed) = timed(StepBench(where, args.plan), args.steps)
+    else:
+        with packed_batches(where) as batches:
+            found, (nccl, exposed) = timed(PackedBench(where, args.plan, batches), args.steps)
+    peak = matmul_flops(where.device, precision_of(cfg, where.device)) / 1e12
+    return {
+        "ms": found.ms, "spread_ms": found.spread_ms, "first_step_s": found.first_step_s, "losses": found.losses,
+        "samples_per_s_rank": cfg.training.batch_size / found.ms * 1e3, "data_wait": all_gather_object(found.data_wait),
+        "allocated_gib": all_gather_object(found.allocated_gib), "reserved_gib": all_gather_object(found.reserved_gib),
+        "nccl_ms": all_gather_object(nccl), "exposed_ms": all_gather_object(exposed), "matmul_tflops": all_gather_object(peak),
+    }  # fmt: skip
+
+
+def timed(bench: StepBench, steps: int) -> tuple[StepTime, tuple[float, float]]:
+    """`steps` under the clock, then a look at their NCCL kernels."""
+    return bench.time(steps), profile(bench)
+
+
+def profile(bench: StepBench) -> tuple[float, float]:
+    """NCCL kernels of one step, ms: in all, and exposed."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    for _ in range(2):  # the first starts the profiler, in the midst of the step
+        with torch.profiler.profile(activities=activities) as found:
+            bench.step()
+            torch.cuda.synchronize()
+    return communication_ms(found.events())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure this rank's part of a row; rank 0 writes it."""
+    args, words = row_parser().parse_known_args(argv)
+    began = time.perf_counter()
+    cfg = config_from(train_parser().parse_args(words))
+    env = detect()
+    if not args.steps:  # this rank on its own
+        env = replace(env, launcher="none", rank=0, world_size=1)
+    device = pick_device("cuda", env)
+    where = Setting(cfg, env, device, args.size)
+    with process_group(env, device, cfg.training.timeout_minutes):
+        if not args.steps:
+            StepBench(where, args.plan).step()
+            torch.cuda.synchronize()
+            return
+        row = {
+            "engine": engine_of(cfg, env), "shard": cfg.training.shard, "world": env.world_size,
+            "plan": args.plan, "size": args.size, "device": device_name(device), "versions": versions(),
+            **measure(where, args), "launch_s": time.perf_counter() - began,
+        }  # fmt: skip
+        if env.rank == 0:
+            args.out.write_text(json.dumps(row, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Sets of PNG files in the guide's layout: listed, checked, decoded."""

@@ -1,0 +1,217 @@
+"""A full check of a data set: every file is decoded, every fault is listed.
+
+What it finds beyond `scan` and `check_headers`: damage inside a file, normal maps that
+hold no unit normals or look like another map, materials and views that are copies.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from neuropbr_dist.data.files.decode import Role
+from neuropbr_dist.data.files.judge import Finding, is_finding, judge
+from neuropbr_dist.data.files.layout import MAP_NAMES, Fault, Index, Sample, index_set
+from neuropbr_dist.data.packed.journal import Journal
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.processes import in_parallel
+
+Picture = tuple[Path, Role]
+
+
+@dataclass
+class Report:
+    """All that a verification found. `str(report)` is the table that a person reads."""
+
+    samples: int
+    """Complete sample entries, clean and dirty counted apart."""
+    files: int
+    """Picture files decoded, or taken from the state file."""
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """No faults (notes are allowed)."""
+        return not self.faults
+
+    @property
+    def faulty_samples(self) -> list[str]:
+        """Names of the samples touched by a fault, sorted."""
+        return sorted({name for fault in self.faults for name in fault.samples})
+
+    def __str__(self) -> str:
+        lines = [f"fault  {fault.message}" for fault in self.faults] + [
+            f"note   {note}" for note in self.notes
+        ]
+        verdict = (
+            "clean" if self.clean else f"{len(self.faults)} faults in {len(self.faulty_samples)} samples"
+        )
+        return "\n".join([*lines, f"{self.samples} sample entries, {self.files} pictures: {verdict}"])
+
+
+def verify(
+    input_dir: Path | str,
+    output_dir: Path | str,
+    metadata_path: Path | str | None = None,
+    *,
+    workers: int = 1,
+    progress: bool = True,
+    fix_list: Path | None = None,
+    resume: Path | None = None,
+) -> Report:
+    """Decode and judge every picture of every sample, clean and dirty.
+
+    Args:
+        workers: Processes that decode; up to 1 stays in this one.
+        fix_list: File to write the faulty samples' names to, one a line.
+        resume: JSON-lines state file of pictures already judged, by path, role, size and
+            modification time. It is read, and grows as pictures are judged, so that an
+            interrupted verification goes on where it was.
+
+    Raises:
+        UserError: A folder or the metadata is missing or malformed, there are no samples, or
+            `fix_list` or `resume` can't be written.
+    """
+    if fix_list:
+        refuse_unwritable(fix_list)
+    index = index_set(input_dir, output_dir, metadata_path, curriculum=1)
+    report = summarise(index, _judge_all(list(pictures_of(index)), workers, progress, resume))
+    if fix_list:
+        try:
+            fix_list.write_text("".join(f"{name}\n" for name in report.faulty_samples))
+        except OSError as error:
+            raise UserError(f"{fix_list}: can't be written: {error.strerror}") from error
+    return report
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raises UserError, before hours of work, for a file that can't be written after them; makes none."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: can't be written: no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{path}: can't be written: no right to")
+
+
+def summarise(index: Index, findings: dict[Picture, Finding]) -> Report:
+    """Faults of single pictures, and those seen only across pictures, in one report."""
+    users = pictures_of(index)
+    report = Report(len(index.samples), len(findings), list(index.faults), list(index.notes))
+    for (path, role), finding in findings.items():
+        if finding.fault:
+            report.faults.append(Fault(finding.fault, users[path, role]))
+        if finding.note:
+            report.notes.append(finding.note)
+    report.faults += _odd_sizes(findings, users)
+    report.faults += _repeated_views(index.samples, findings)
+    report.faults += _repeated_materials(index.samples, findings)
+    return report
+
+
+def pictures_of(index: Index) -> dict[Picture, tuple[str, ...]]:
+    """Each picture, also those of incomplete samples, and the names of the samples that use it."""
+    users: dict[Picture, dict[str, None]] = {}
+    for sample in index.samples:
+        for path in (*sample.views, *sample.maps):
+            users.setdefault(picture_at(path), {})[sample.name] = None
+    for name, paths in index.partial.items():
+        for path in paths:
+            users.setdefault(picture_at(path), {})[name] = None
+    return {picture: tuple(names) for picture, names in users.items()}
+
+
+def picture_at(path: Path) -> Picture:
+    """A map is called by its role; a view by its number."""
+    return path, next((name for name in MAP_NAMES if name == path.stem), "view")
+
+
+def _judge_all(
+    pictures: Sequence[Picture], workers: int, progress: bool, resume: Path | None
+) -> dict[Picture, Finding]:
+    stamps = {picture: stamp(*picture) for picture in pictures}
+    with Journal(resume, "a state file of verify") as state:
+        known = {tuple(line[0]): Finding(**line[1]) for line in state.read(_is_judgement)}
+        findings = {picture: known[stamps[picture]] for picture in pictures if stamps[picture] in known}
+        rest = [picture for picture in pictures if picture not in findings]
+        with tqdm(total=len(pictures), initial=len(findings), unit="file", disable=not progress) as bar:
+            for picture, finding in in_parallel(_judge, rest, workers):
+                findings[picture] = finding
+                state.append([stamps[picture], vars(finding)])
+                bar.update()
+    return {picture: findings[picture] for picture in pictures}
+
+
+def _judge(picture: Picture) -> Finding:
+    return judge(*picture)[0]
+
+
+def _is_judgement(line: object) -> bool:
+    return isinstance(line, list) and len(line) == 2 and isinstance(line[0], list) and is_finding(line[1])
+
+
+Stamp = tuple[str, str, int, int]
+
+
+def stamp(path: Path, role: Role) -> Stamp:
+    """What a finding holds for; a changed file gets another."""
+    try:
+        status = path.stat()
+    except OSError:
+        return str(path), role, -1, -1
+    return str(path), role, status.st_size, status.st_mtime_ns
+
+
+def _odd_sizes(findings: dict[Picture, Finding], users: dict[Picture, tuple[str, ...]]) -> list[Fault]:
+    """Pictures of another size than most."""
+    sides = Counter(finding.side for finding in findings.values() if finding.side)
+    if len(sides) < 2:
+        return []
+    usual, count = sides.most_common(1)[0]
+    return [
+        Fault(
+            f"{path}: {finding.side} px, but {count} of {sides.total()} pictures are {usual} px",
+            users[path, role],
+        )
+        for (path, role), finding in findings.items()
+        if finding.side not in (0, usual)
+    ]
+
+
+def _repeated_views(samples: Iterable[Sample], findings: dict[Picture, Finding]) -> list[Fault]:
+    faults = []
+    for sample in samples:
+        contents = [findings[path, "view"].content for path in sample.views]
+        if all(contents) and len(set(contents)) < 3:
+            faults.append(
+                Fault(f"{sample.views[0].parent}: two of its views are the same picture", (sample.name,))
+            )
+    return faults
+
+
+def _repeated_materials(samples: Iterable[Sample], findings: dict[Picture, Finding]) -> list[Fault]:
+    """Materials with the albedo and the normals of another, which a split would tear apart."""
+    users: dict[str, dict[str, None]] = {}
+    maps: dict[str, list[Picture]] = {}
+    for sample in samples:
+        users.setdefault(sample.material, {})[sample.name] = None
+        maps[sample.material] = [picture_at(path) for path in sample.maps]
+    faults = []
+    first: dict[tuple[str, str], tuple[str, list[str]]] = {}
+    for material in sorted(maps):
+        contents = [findings[picture].content for picture in maps[material]]
+        key = contents[0], contents[3]
+        if not all(key):
+            continue
+        original, original_contents = first.setdefault(key, (material, contents))
+        if original != material:
+            what = "all four maps" if contents == original_contents else "albedo and normal"
+            message = f"{maps[material][0][0].parent}: the same {what} as material {original!r}"
+            faults.append(Fault(message, tuple(users[material])))
+    return faults

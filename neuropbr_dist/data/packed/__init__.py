@@ -1,0 +1,1 @@
+"""Packed sets: samples decoded once, read at memory speed."""

@@ -1,0 +1,150 @@
+"""Save on one engine, resume on another. All functions run on every rank of their row's world.
+
+A run of six steps is saved after the third and goes on without interruption: that is the
+reference. A resumed run starts from other weights, so all it knows is what was loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuropbr_dist.checkpoint import open_newest, save, step_name
+from neuropbr_dist.parallel import Network, Plan, build_network
+from neuropbr_dist.parallel.sync_batch import average_running_statistics
+from neuropbr_dist.training.ema import WeightAverage
+from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
+from neuropbr_dist.training.step import gan_step
+from tests.support import parity
+from tests.support.parity import (
+    Row,
+    norm_of,
+    objective,
+    over_ranks,
+    put_together,
+    rank_batch,
+    samples,
+    whole_state,
+)
+
+SAVED_AFTER = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(parity.Case):
+    """What is trained; see `tests.support.parity`."""
+
+    gan_from: int = 0
+    """Step, counted from 0, at which the adversarial losses begin."""
+    frozen_encoder: bool = False
+    """As `model.freeze_backbone` does, on a small network."""
+    bf16: bool = False
+    """ZeRO computes in bfloat16 copies of its float32 masters."""
+    ema_decay: float | None = None
+    """As `training.ema_decay`."""
+
+
+def networks(case: Case, row: Row) -> dict[str, Network]:
+    generator, discriminator = parity.models(case)
+    if case.frozen_encoder:
+        generator.encoder.requires_grad_(False)
+    ds_config = parity.ds_config(case, row) | ({"bf16": {"enabled": True}} if case.bf16 else {})
+    plan = Plan(
+        engine=row.engine,
+        adam=parity.ADAM,
+        clip=case.clip,
+        dtype=None,
+        recompute="none",
+        compile_blocks=False,
+        sync_batch=case.norm == "sync_batch",
+        shard=row.shard,
+        ranks_per_node=2,
+        cpu_offload=row.offload and row.engine == "fsdp",
+        ds_config=ds_config if row.engine == "deepspeed" else None,
+    )
+    built = {"generator": generator, "discriminator": discriminator}
+    return {part: build_network(module, torch.device("cpu"), plan) for part, module in built.items()}
+
+
+def train_and_save(case: Case, row: Row, folder: Path) -> dict[str, Any]:
+    """The whole run; what follows the save is reported (rank 0 has the state)."""
+    nets = networks(case, row)
+    ema = average_of(case, nets)
+    train(case, row, nets, range(SAVED_AFTER), ema)
+    state = snapshot(Progress(step=SAVED_AFTER), nets)
+    save(folder, step_name(SAVED_AFTER), saved_fragments(nets, ema), state, "")
+    return go_on(case, row, nets, ema)
+
+
+def average_of(case: Case, nets: dict[str, Network]) -> WeightAverage | None:
+    return None if case.ema_decay is None else WeightAverage(nets["generator"], case.ema_decay)
+
+
+def resume(case: Case, row: Row, folder: Path, drop: str = "") -> dict[str, Any]:
+    """A new run from the newest checkpoint in `folder` to the end.
+
+    Args:
+        drop: lose this on the way: `step`, `exp_avg` or `exp_avg_sq`.
+    """
+    nets = networks(replace(case, seed=case.seed + 1), row)
+    ema = average_of(case, nets)
+    checkpoint = open_newest(folder)
+    assert checkpoint is not None
+    with checkpoint:
+        progress = restore(checkpoint, nets, ema)
+    assert progress.step == SAVED_AFTER
+    for part, network in nets.items() if drop else ():
+        for shard in network.shards():
+            if shard.name.startswith(f"{drop}/"):
+                shard.data.zero_()
+        lost = {"step": 0.0} if drop == "step" else {}
+        network.loaded(progress.counters[part] | lost)
+    return go_on(case, row, nets, ema)
+
+
+def go_on(case: Case, row: Row, nets: dict[str, Network], ema: WeightAverage | None) -> dict[str, Any]:
+    """From the save to the end: records of the steps, and on rank 0 outputs before and state after them."""
+    outputs = {f"output/{part}": value for part, value in forward(case, nets).items()}
+    if ema is not None:
+        with ema.swapped_in():
+            outputs["output/average"] = forward(case, nets)["generator"]
+    records = train(case, row, nets, range(SAVED_AFTER, case.steps), ema)
+    for network in nets.values():
+        average_running_statistics(network.module)
+    state = whole_state(nets["generator"], nets["discriminator"], buffers=True)
+    if ema is not None:
+        state |= put_together((p.name, p.data, p.start, p.shape) for p in ema.fragments())
+    return {"state": state | outputs, "records": records}
+
+
+@torch.no_grad()
+def forward(case: Case, nets: dict[str, Network]) -> dict[str, Tensor]:
+    """What the networks give in eval mode, buffers and low-precision copies included."""
+    inputs = dict(zip(("generator", "discriminator"), samples(case), strict=True))
+    outputs = {}
+    for part, network in nets.items():
+        network.module.eval()
+        outputs[part] = network(inputs[part][: case.batch]).double()
+        network.module.train()
+    return outputs
+
+
+def train(
+    case: Case, row: Row, nets: dict[str, Network], steps: Iterable[int], ema: WeightAverage | None = None
+) -> list[dict[str, float]]:
+    goal, records = objective(case), []
+    for step in steps:
+        d = nets["discriminator"] if step >= case.gan_from else None
+        report = gan_step(nets["generator"], d, rank_batch(case, row, step), goal, d_steps=case.d_steps)
+        if ema is not None:
+            ema.update(report.generator)
+        record = {"G_loss": over_ranks(report.losses["G_loss"]), "G_norm": norm_of(report.generator)}
+        if report.discriminator is not None:
+            record |= {"D_loss": over_ranks(report.losses["D_loss"]), "D_norm": norm_of(report.discriminator)}
+        records.append({"D_loss": 0.0, "D_norm": 0.0} | record)
+    return records

@@ -1,0 +1,168 @@
+"""The commands of README.md and docs/*.md, and which of them can run here.
+
+A command is a line of a ```bash block (continuations joined; a block with loops or branches is one command), or
+inline code that begins with a program's name and an argument. A comment in the Markdown marks what isn't run as it
+stands; it holds for the block that follows it, or for its own line:
+
+    <!-- gpu -->      needs GPUs           checked, not run
+    <!-- slurm -->    needs a cluster      checked, not run
+    <!-- install -->  changes the machine  checked, not run
+    <!-- long -->     takes minutes        launch/train.py and submit.py: run shortened; others checked
+
+Checked: the scripts, files and make targets that it names are there, and our scripts' own parsers take its words.
+Python blocks run as well; one that begins with `# NAME.py` is written to that file instead.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.cli import parser as benchmark_parser
+from neuropbr_dist import main
+from neuropbr_dist.config.cli import config_from, train_parser
+from neuropbr_dist.inference.cli import infer_parser
+from neuropbr_dist.inference.export_cli import export_parser
+
+MARKS = ("gpu", "slurm", "install", "long")
+PROGRAMS = ("python", "torchrun", "deepspeed", "sbatch", "scancel", "make", "pip", "tensorboard")
+SHORT = [
+    "--set", "data.builtin_count=4", "--set", "data.image_size=32",
+    "--set", "training.global_batch_size=2", "--set", "training.checkpoint_dir=shortened",
+]  # fmt: skip
+"""Appended to a long training run, with the demo preset where none is named."""
+
+
+class Example(NamedTuple):
+    """One command, or one Python block."""
+
+    place: str
+    """File and line."""
+    text: str
+    mark: str | None
+    python: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.place} {self.text.splitlines()[0][:60]}"
+
+
+def examples(page: Path) -> list[Example]:
+    """Everything on a page that a reader would run, in order."""
+    return list(_examples(page))
+
+
+def _examples(page: Path) -> Iterator[Example]:
+    lines = enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+    mark = None
+    for number, line in lines:
+        place = f"{page.name}:{number}"
+        if line.startswith("```"):
+            yield from _of_block(place, line.removeprefix("```").strip(), _block(lines), mark)
+            mark = None
+            continue
+        found = re.findall(rf"<!-- ({'|'.join(MARKS)}) -->", line)
+        if line.startswith("<!--"):
+            mark = found[0] if found else mark
+        for code in re.findall(r"`([^`]+)`", line):
+            if code.split()[0] in PROGRAMS and len(code.split()) > 1:
+                yield Example(place, code, found[0] if found else None)
+
+
+def _block(lines: Iterator[tuple[int, str]]) -> list[str]:
+    block = []
+    for _, line in lines:
+        if line.startswith("```"):
+            break
+        block.append(line)
+    return block
+
+
+def _of_block(place: str, language: str, block: list[str], mark: str | None) -> Iterator[Example]:
+    if language == "python":
+        yield Example(place, "\n".join(block), mark, python=True)
+    if language in ("bash", "sh", "console"):
+        text = re.sub(r"\\\n\s*", "", "\n".join(block))
+        compound = re.search(r"(?m)^\s*(for|while|until|if|case)\b", text)
+        for command in [text] if compound else text.splitlines():
+            if shlex.split(command, comments=True):
+                yield Example(place, command, mark)
+
+
+# -- what is checked of those that don't run -------------------------------------------------
+
+
+def faults(command: str, root: Path) -> list[str]:
+    """What a reader would stumble over: absent scripts, files and make targets, words that no parser takes."""
+    return [fault for words in simple_commands(command) for fault in _faults(words, root)]
+
+
+def simple_commands(text: str) -> Iterator[list[str]]:
+    """The words of each command between a shell's operators, its variables replaced by a word."""
+    text = re.sub(r"(?m)(^|\s)#.*$", "", text)
+    text = re.sub(r"\$\(\(.*?\)\)", "0", text).replace("$(", " ; ")
+    lexer = shlex.shlex(text.replace("\n", " ; "), posix=True, punctuation_chars=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    words: list[str] = []
+    for word in [*lexer, ";"]:
+        if re.fullmatch(r"[();<>|&]+", word):
+            yield words
+            words = []
+        elif word not in ("$@", "…"):
+            words.append(re.sub(r"\$(\w+|\{.*?\})", "X", word))
+
+
+def _faults(words: list[str], root: Path) -> list[str]:
+    while words and re.fullmatch(r"\w+=.*", words[0]):
+        words.pop(0)
+    if words and words[0] == "make":
+        targets = re.findall(r"(?m)^([\w-]+):", (root / "Makefile").read_text())
+        return [f"make {word}: no such target" for word in words[1:] if word not in targets]
+    found = []
+    for i, word in enumerate(words):
+        if re.match(r"(launch|slurm|ds_configs|tests|docs)/", word) and not (root / word).exists():
+            found.append(f"{word}: no such file")
+        elif (name := OURS.get(word)) is not None:
+            found += refused(name, words[i + 1 :])
+    return found
+
+
+OURS = {
+    "launch/train.py": "train", "slurm/train.sbatch": "train", "slurm/elastic.sbatch": "train",
+    "launch/infer.py": "infer", "slurm/infer.sbatch": "infer", "launch/export.py": "export",
+    "launch/data.py": "data", "launch/submit.py": "submit", "launch/report.py": "report",
+    "launch/benchmark.py": "benchmark",
+}  # fmt: skip
+
+
+def refused(script: str, words: list[str]) -> list[str]:
+    """Why a script's own parser doesn't take the words; [] if it does."""
+    parsers: dict[str, ArgumentParser] = {
+        "train": train_parser(), "infer": infer_parser(), "export": export_parser(),
+        "data": main.data_parser(), "submit": main.submit_parser(), "report": main.report_parser(),
+        "benchmark": benchmark_parser(),
+    }  # fmt: skip
+    try:
+        if script in ("submit", "benchmark"):
+            _, rest = parsers[script].parse_known_args(words)
+            config_from(parsers["train"].parse_args(rest))
+            return []
+        args = parsers[script].parse_args(words)
+        if script == "train":
+            config_from(args)
+    except SystemExit:  # argparse has printed why
+        return [f"{script}: its parser refuses {shlex.join(words)}"]
+    return []
+
+
+def shortened(command: str) -> str | None:
+    """A long training run as one step on four tiny materials; None for what can't be cut."""
+    words = shlex.split(command, comments=True)
+    if not {"launch/train.py", "launch/submit.py"} & set(words):
+        return None
+    preset = [] if "--config" in words else ["--config", "demo"]
+    end = [] if "--debug" in words else ["--stop-after-steps", "1"]
+    return shlex.join([*words, *preset, *end, *SHORT])

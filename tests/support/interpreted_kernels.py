@@ -1,0 +1,77 @@
+"""Triton's kernels against their plain twins, in its interpreter on a CPU: `test_kernels` runs this file."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from neuropbr_dist.kernels import conv_triton, maps, norm_act_triton, upsample, views
+from neuropbr_dist.kernels.norm_act import GroupNormAct, plain_group_norm_act
+from tests.support.twins import compare, picture
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("slope", [None, 0.0, 0.2])
+@pytest.mark.parametrize("shape", [(2, 32, 5, 7), (1, 24, 33, 65), (3, 130, 2, 3)])
+def test_group_norm_residual_and_activation(shape, slope, residual, monkeypatch):
+    monkeypatch.setattr(norm_act_triton, "TILE", 1024)  # so that small pictures take several tiles
+    groups = 2
+    inputs = [picture(*shape), picture(1, shape[1], 1, 1, seed=1), picture(1, shape[1], 1, 1, seed=2)]
+    inputs = [inputs[0], *(p.detach().flatten().requires_grad_() for p in inputs[1:])]
+    inputs += [picture(*shape, seed=3)] if residual else []
+
+    def ours(x, weight, bias, r=None):
+        return GroupNormAct.apply(x, weight, bias, r, groups, 1e-5, slope)
+
+    def twin(x, weight, bias, r=None):
+        return plain_group_norm_act(x, weight, bias, groups, 1e-5, slope, r)
+
+    compare(ours, twin, inputs)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 5, 3, 2), (1, 8, 9, 17)])
+def test_upsampling(shape):
+    compare(upsample.Upsample2x.apply, upsample.plain_upsample_2x, [picture(*shape)])
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6, 8), (6, 5, 7, 5)])
+def test_pooling_and_mean(shape):
+    x = picture(*shape)
+    compare(views.PassAndMean.apply, lambda x: (x, views.mean_over_views(x)), [x])
+    compare(views.MaxPoolAndMean.apply, views.max_pool_and_mean, [x])
+
+
+def test_the_first_of_equal_pixels_gets_the_poolings_gradient():
+    x = torch.randint(0, 3, (3, 2, 8, 8), generator=torch.Generator().manual_seed(0)).float()
+    compare(views.MaxPoolAndMean.apply, views.max_pool_and_mean, [x.requires_grad_()])
+
+
+def test_pooling_hands_on_what_is_not_a_number():
+    x = picture(3, 2, 6, 6).detach()
+    x[1, 0, 2, 3] = float("nan")
+    found, _ = views.MaxPoolAndMean.apply(x)
+    assert torch.equal(found.isnan(), F.max_pool2d(x, 3, 2, 1).isnan())
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+@pytest.mark.parametrize("shape", [(2, 7, 5, 6), (3, 64, 8, 8)])
+def test_bias_and_activation_and_the_gradient_before_it(shape, slope):
+    x, bias = picture(*shape).detach(), picture(1, shape[1], 1, 1, seed=2).detach().flatten()
+    wanted = F.leaky_relu(x - 1 + bias[:, None, None], slope)
+    y = conv_triton.add_bias_act_(x - 1, bias, slope)
+    torch.testing.assert_close(y, wanted)
+    dy = picture(*shape, seed=1).detach()
+    dz, total = conv_triton.act_gradient(dy, y, slope)
+    torch.testing.assert_close(dz, torch.where(y > 0, dy, dy * slope))
+    torch.testing.assert_close(total, dz.double().sum((0, 2, 3)).float())
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 3, 5), (2, 8, 24, 25)])
+def test_maps_in_their_ranges(shape):
+    compare(maps.ActivateMaps.apply, maps.plain_activate_maps, [picture(*shape)])
+
+
+def test_a_normal_without_length_gets_a_bounded_gradient():
+    raw = torch.zeros(1, 8, 2, 2, requires_grad=True)
+    compare(maps.ActivateMaps.apply, maps.plain_activate_maps, [raw])

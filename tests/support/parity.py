@@ -1,0 +1,345 @@
+"""A small GAN trained by `gan_step` on any engine, to be held against `tests.support.plain_loop`.
+
+`Case` says what is trained, `Row` how. All functions that take a `Row` run on
+every rank of its world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuropbr_dist.config import LossConfig, ModelConfig, TrainConfig
+from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.data.order import SampleOrder, micro_batches, plan_step
+from neuropbr_dist.models import Discriminator, Generator
+from neuropbr_dist.parallel import Adam, Network, Plan, build_network
+from neuropbr_dist.parallel.network import StepResult
+from neuropbr_dist.ranks import all_gather_object
+from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.step import gan_step
+
+# eps as large as the moments' roots: a tiny one makes Adam blind to the gradients' scale.
+ADAM = Adam(lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-2, eps=1e-3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is trained."""
+
+    steps: int = 6
+    batch: int = 4
+    """Samples of the global batch."""
+    side: int = 16
+    depth: int = 2
+    """Transformer blocks."""
+    d_layers: int = 2
+    seed: int = 3
+    """Of the first weights."""
+    smooth: bool = True
+    """Smooth losses and activations: one ulp flips a kink of L1 or LeakyReLU (measured)."""
+    double: bool = False
+    d_steps: int = 1
+    freeze_backbone: bool = False
+    norm: str = "group"
+    clip: float = 0.5
+    w_maps: float = 1.0
+    """Weight of the generator's reconstruction loss."""
+    w_gan: float = 0.3
+    w_d: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """How: one engine at one world size."""
+
+    engine: str
+    world: int = 2
+    accumulation: int = 1
+    recompute: str = "none"
+    stage: int = 0
+    shard: str = "world"
+    offload: bool = False
+    compile: bool = False
+    engine_d: str = ""
+    """The discriminator's engine, if it is another."""
+    persist: int = 0
+    """ZeRO-3 keeps parameters of fewer elements whole on every rank."""
+    bf16: bool = False
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        name = f"ZeRO-{self.stage}" if self.engine == "deepspeed" else self.engine
+        name = "HSDP" if self.shard == "node" else name
+        notes = [f"{name} x{self.world}", f"accumulation {self.accumulation}", f"recompute {self.recompute}"]
+        notes += ["offload"] * self.offload + ["compile"] * self.compile
+        notes += [f"D on {self.engine_d}"] * bool(self.engine_d)
+        notes += ["small parameters kept"] * bool(self.persist) + ["bf16"] * self.bf16
+        return ", ".join(notes)
+
+
+# -- what is trained -----------------------------------------------------------------------
+
+
+def config(case: Case) -> TrainConfig:
+    cfg = TrainConfig()
+    cfg.model = ModelConfig(
+        encoder_type="resnet" if case.freeze_backbone else "unet",
+        encoder_backbone="resnet18",
+        encoder_channels=[8, 16],
+        encoder_pretrained=False,
+        freeze_backbone=case.freeze_backbone,
+        norm=case.norm,  # type: ignore[arg-type]
+        encoder_norm=case.norm,  # type: ignore[arg-type]
+        transformer_dim=16,
+        transformer_num_heads=2,
+        transformer_depth=case.depth,
+        transformer_mlp_ratio=2,
+        discriminator_n_layers=case.d_layers,
+        discriminator_ndf=8,
+    )
+    cfg.loss = LossConfig(w_gan=case.w_gan, w_discriminator=case.w_d)
+    return cfg
+
+
+def models(case: Case) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator, the same at every call."""
+    torch.manual_seed(case.seed)
+    cfg = config(case)
+    built = [Generator(cfg.model), Discriminator(cfg.model)]
+    for net in built:
+        if case.smooth:
+            smooth_activations(net)
+        net.to(torch.float64 if case.double else torch.float32)
+    return built[0], built[1]
+
+
+def smooth_activations(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.ReLU | nn.LeakyReLU):
+            setattr(module, name, nn.SiLU())
+        elif isinstance(child, nn.MaxPool2d) and child.kernel_size == 2:
+            setattr(module, name, nn.AvgPool2d(2))
+        else:
+            smooth_activations(child)
+
+
+class WeighedObjective(Objective):
+    """The generator's reconstruction loss with a weight."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(config(case))
+        self.case = case
+
+    def reconstruction(self, fake: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        total, terms = super().reconstruction(fake, maps, weight)
+        return self.case.w_maps * total, terms
+
+
+class SmoothObjective(WeighedObjective):
+    """Squared error and cross-entropy in place of L1, SSIM and hinge."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.kind = "bce"
+
+    def reconstruction(self, fake: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.case.w_maps * ((fake - maps).square().mean((1, 2, 3)) * weight).sum(), {}
+
+
+def objective(case: Case) -> Objective:
+    return SmoothObjective(case) if case.smooth else WeighedObjective(case)
+
+
+@cache
+def samples(case: Case) -> tuple[Tensor, Tensor]:
+    """Views and maps of every sample of the run. Dark, leaning maps: gradients that don't cancel."""
+    generator = torch.Generator().manual_seed(3)
+    n = case.steps * case.batch
+    dtype = torch.float64 if case.double else torch.float32
+    views = torch.randn(n, 3, 3, case.side, case.side, generator=generator, dtype=torch.float64)
+    maps = torch.rand(n, 8, case.side, case.side, generator=generator, dtype=torch.float64)
+    maps[:, :5] *= 0.2
+    maps[:, 5:] = F.normalize(maps[:, 5:] * 0.5 + torch.tensor([0.6, 0.0, 0.8])[:, None, None], dim=1)
+    return views.to(dtype), maps.to(dtype)
+
+
+def sample_order(case: Case) -> SampleOrder:
+    return SampleOrder(n=case.steps * case.batch, global_batch=case.batch, epochs=1, seed=0)
+
+
+def global_batch(case: Case, step: int) -> tuple[Tensor, Tensor]:
+    """Views and maps of a step."""
+    chosen = [index for _, index in sample_order(case).indices(step * case.batch, case.batch)]
+    views, maps = samples(case)
+    return views[chosen], maps[chosen]
+
+
+# -- how it is trained ---------------------------------------------------------------------
+
+
+def largest_micro_batch(case: Case, row: Row) -> int:
+    """`training.batch_size` that makes the row's accumulation."""
+    return -(-case.batch // row.world) // row.accumulation
+
+
+def rank_batch(case: Case, row: Row, step: int) -> list[DeviceBatch]:
+    """This rank's micro-batches of a step."""
+    rank = dist.get_rank() if row.world > 1 else 0
+    views, maps = samples(case)
+    views, maps = views.to(row.device), maps.to(row.device)
+    limit = largest_micro_batch(case, row)
+    micros = []
+    for slots in plan_step(sample_order(case), step * case.batch, row.world, rank, limit):
+        chosen = [slot.index for slot in slots]
+        weight = torch.tensor([slot.weight for slot in slots], dtype=views.dtype, device=row.device)
+        weight = weight / case.batch
+        micros.append(DeviceBatch(views[chosen], maps[chosen], weight))
+    assert len(micros) == row.accumulation
+    return micros
+
+
+def ds_config(case: Case, row: Row) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": row.stage, "stage3_param_persistence_threshold": row.persist}
+    zero |= {"memory_efficient_linear": False} if row.stage == 3 else {}
+    if row.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if row.stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    micro = micro_batches(case.batch, row.world, largest_micro_batch(case, row))
+    return {
+        "train_batch_size": micro.size * micro.per_step * row.world,
+        "train_micro_batch_size_per_gpu": micro.size,
+        "gradient_accumulation_steps": micro.per_step,
+        "gradient_clipping": case.clip,
+        "zero_optimization": zero,
+        "bf16": {"enabled": row.bf16},
+        "communication_data_type": "fp32",
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def networks(case: Case, row: Row) -> tuple[Network, Network]:
+    built = []
+    for net, engine in zip(models(case), (row.engine, row.engine_d or row.engine), strict=True):
+        plan = Plan(
+            engine=engine,
+            adam=ADAM,
+            clip=case.clip,
+            dtype=torch.bfloat16 if row.bf16 else None,
+            recompute=row.recompute,
+            compile_blocks=row.compile,
+            sync_batch=case.norm == "sync_batch",
+            shard=row.shard,
+            ranks_per_node=2,
+            cpu_offload=row.offload and engine == "fsdp",
+            ds_config=ds_config(case, row) if engine == "deepspeed" else None,
+        )
+        built.append(build_network(net, torch.device(row.device), plan))
+    return built[0], built[1]
+
+
+def train_row(case: Case, row: Row) -> dict[str, Any]:
+    """Train; every step's losses and gradient norms, and on rank 0 the whole state."""
+    g, d = networks(case, row)
+    records = []
+    for step in range(case.steps):
+        report = gan_step(g, d, rank_batch(case, row, step), objective(case), d_steps=case.d_steps)
+        assert report.discriminator is not None
+        records.append(
+            {
+                "G_loss": over_ranks(report.losses["G_loss"]),
+                "D_loss": over_ranks(report.losses["D_loss"]),
+                "G_norm": norm_of(report.generator),
+                "D_norm": norm_of(report.discriminator),
+            }
+        )
+    return {"state": whole_state(g, d), "records": records}
+
+
+def over_ranks(part: Tensor) -> float:
+    """Sum of the ranks' parts."""
+    return sum(all_gather_object(float(part)))
+
+
+def norm_of(result: StepResult) -> float:
+    assert bool(result.finite)
+    return float(result.grad_norm)
+
+
+def whole_state(g: Network, d: Network, *, buffers: bool = False) -> dict[str, Tensor]:
+    """All ranks' shards put together on rank 0; {} elsewhere."""
+    return put_together(
+        (f"{part}/{shard.name}", shard.data, shard.start, shard.shape)
+        for part, net in (("generator", g), ("discriminator", d))
+        for shard in net.shards()
+        if buffers or not shard.name.startswith("buffer/")
+    )
+
+
+def put_together(pieces: Iterable[tuple[str, Tensor, int, torch.Size]]) -> dict[str, Tensor]:
+    """Whole tensors of all ranks' (name, data, start, shape) on rank 0, which overlap with the same bits."""
+    mine = [(name, data.cpu(), start, shape) for name, data, start, shape in pieces]
+    flat: dict[str, Tensor] = {}
+    shapes = {}
+    for name, data, start, shape in on_rank_0(mine):
+        shapes[name] = shape
+        whole = flat.setdefault(name, torch.full((shape.numel(),), float("nan"), dtype=torch.float64))
+        place = whole[start : start + data.numel()]
+        known = ~place.isnan()
+        assert torch.equal(place[known], data[known].double()), f"{name}: ranks differ"
+        place.copy_(data)
+    return {name: flat[name].view(shapes[name]) for name in flat}
+
+
+def on_rank_0(mine: list[Any]) -> list[Any]:
+    """All ranks' lists, one after another, on rank 0; [] elsewhere."""
+    if not dist.is_initialized():
+        return mine
+    found: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(mine, found)
+    return [piece for pieces in found or [] for piece in pieces]
+
+
+# -- how far apart -------------------------------------------------------------------------
+
+
+def differences(found: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
+    """max|Δ| / max|reference| of every tensor and of every column of the records."""
+    assert found["state"].keys() == reference["state"].keys()
+    pairs = {name: (found["state"][name], ref) for name, ref in reference["state"].items()}
+    for column in reference["records"][0]:
+        pairs[column] = tuple(
+            torch.tensor([record[column] for record in run["records"]], dtype=torch.float64)
+            for run in (found, reference)
+        )
+    return {name: relative(a, b) for name, (a, b) in pairs.items()}
+
+
+def relative(found: Tensor, reference: Tensor) -> float:
+    """max|Δ| / max|reference|; inf if anything is not a number."""
+    difference, scale = (found - reference).abs().max(), reference.abs().max()
+    ratio = float(difference / scale) if scale > 0 else float(difference)
+    return ratio if ratio == ratio else float("inf")
+
+
+def worst(found: dict[str, Any], reference: dict[str, Any]) -> float:
+    return max(differences(found, reference).values())
+
+
+def update_error(found: dict[str, Tensor], reference: dict[str, Tensor], case: Case) -> float:
+    """|found - reference| / |reference - start|, Euclidean, over all parameters of both networks."""
+    off, moved = 0.0, 0.0
+    for part, net in zip(("generator", "discriminator"), models(case), strict=True):
+        for name, start in net.named_parameters():
+            ours, theirs = found[f"{part}/param/{name}"], reference[f"{part}/param/{name}"]
+            off += float((ours - theirs).square().sum())
+            moved += float((theirs - start.detach().double()).square().sum())
+    return (off / moved) ** 0.5

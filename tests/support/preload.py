@@ -1,0 +1,19 @@
+"""What the fork server of `tests.support.distributed` imports before it forks."""
+
+import gc
+
+import timm  # noqa: F401
+import torch
+import torch._dynamo  # FSDP2 does at its first use
+import torch.distributed.fsdp
+import torch.testing
+
+import tests.support.parity  # noqa: F401
+from neuropbr_dist.parallel.zero import import_deepspeed
+
+import_deepspeed()
+torch.set_num_threads(1)
+
+# Imports stay. Each collection in a rank would look through them for 0.3 s, and ZeRO-3 asks for several a run.
+gc.collect()
+gc.freeze()

@@ -1,0 +1,216 @@
+"""`launch/train.py` on a tiny set, in processes that are forked with everything imported."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections import Counter
+from functools import cache
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from neuropbr_dist.checkpoint import open_newest
+from tests.support.distributed import ROOT, fork_server, free_port
+from tests.support.material_files import write_set
+
+TIMEOUT_S = 240
+SINGLE_PROCESS_SAVES = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+SIZE = 32
+SETTINGS = {
+    "data.num_workers": 0,
+    "model.encoder_type": "unet",
+    "model.encoder_channels": [8, 16],
+    "model.transformer_dim": 16,
+    "model.transformer_num_heads": 2,
+    "model.transformer_depth": 1,
+    "model.discriminator_n_layers": 2,
+    "model.discriminator_ndf": 4,
+    "optimizer.g_lr": 1e-3,
+    "optimizer.scheduler_warmup_epochs": 1,
+    "training.batch_size": 2,
+    "training.global_batch_size": 2,
+    "training.epochs": 4,
+    "training.gan_start_epoch": 3,
+    "training.log_every_n_steps": 1,
+    "training.use_tensorboard": False,
+}
+"""Five training samples in batches of two: epochs end inside batches."""
+
+
+class Ended(NamedTuple):
+    """A launch that is over: exit code of the last rank to fail (or 0), what all ranks printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Launch:
+    """A run under way, as `world` processes with a launcher's environment (one: none)."""
+
+    def __init__(self, words: list[str], world: int, env: dict[str, str]) -> None:
+        self.folder, self.processes = Path(mkdtemp(prefix="neuropbr-test-")), []
+        port = str(free_port())
+        for rank in range(world):
+            ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+            place = {key: str(value) for key, value in ranks.items()} if world > 1 else {}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if world > 1 else {}
+            process = fork_server().Process(target=_main, args=(words, place | env, str(self.folder)))
+            process.start()
+            self.processes.append(process)
+
+    @property
+    def process(self) -> BaseProcess:
+        return self.processes[0]
+
+    def said(self, stream: str = "out") -> str:
+        path = self.folder / stream
+        return path.read_text() if path.exists() else ""
+
+    def wait(self) -> Ended:
+        for process in self.processes:
+            process.join(TIMEOUT_S)
+            if process.is_alive():
+                process.kill()
+        ended = Ended(max(abs(p.exitcode or 0) for p in self.processes), self.said("out"), self.said("err"))
+        shutil.rmtree(self.folder)
+        return ended
+
+
+def start(
+    folder: Path | None, *words: str, world: int = 1, env: dict[str, str] | None = None, **settings: Any
+) -> Launch:
+    """Begin a tiny run on the tiny set; `settings` are fields, with `__` for the dot."""
+    own = [] if folder is None else ["--checkpoint-dir", str(folder)]
+    return Launch([*own, *tiny_words(**settings), *words], world, env or {})
+
+
+def run(
+    folder: Path | None, *words: str, world: int = 1, env: dict[str, str] | None = None, **settings: Any
+) -> Ended:
+    return start(folder, *words, world=world, env=env, **settings).wait()
+
+
+def command(*words: str | Path, world: int = 1, env: dict[str, str] | None = None) -> Ended:
+    """Exactly these words."""
+    return Launch([str(word) for word in words], world, env or {}).wait()
+
+
+def resume(folder: Path, *words: str, world: int = 1) -> Ended:
+    return command("--resume", "auto", "--checkpoint-dir", folder, *words, world=world)
+
+
+def tiny_words(**settings: Any) -> list[str]:
+    renders, maps = tiny_set()
+    chosen = SETTINGS | {name.replace("__", "."): value for name, value in settings.items()}
+    sets = [word for name, value in chosen.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    return ["--input-dir", str(renders), "--output-dir", str(maps), "--device", "cpu", *sets]
+
+
+@cache
+def tiny_set() -> tuple[Path, Path]:
+    """(input, output) of six samples of 32 px; of six, one is held out. Not to be written to."""
+    return write_set(temporary_folder(), {f"sample_{i:04d}": f"material_{i}" for i in range(6)}, size=SIZE)
+
+
+@cache
+def whole_run() -> Path:
+    """Four epochs in one go; the GAN starts in the third. Not to be written to."""
+    folder = temporary_folder() / "run"
+    ended = run(folder, training__save_every_n_epochs=2)
+    assert ended.code == 0, ended.err
+    return folder
+
+
+@cache
+def half_run() -> Path:
+    """The same, stopped after epoch 2. Copy it, don't resume it."""
+    folder = temporary_folder() / "run"
+    ended = run(folder, "--stop-after-epochs", "2", training__save_every_n_epochs=2)
+    assert ended.code == 0 and "Stopped (--stop-after-epochs) after step 5" in ended.out, ended
+    assert not (folder / "requeue").exists()
+    return folder
+
+
+def temporary_folder() -> Path:
+    """Lasts as long as this process."""
+    root = Path(mkdtemp(prefix="neuropbr-test-"))
+    atexit.register(shutil.rmtree, root)
+    return root
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Everything in the newest checkpoint of a run."""
+    checkpoint = open_newest(folder)
+    assert checkpoint is not None
+    with checkpoint:
+        return checkpoint.read()
+
+
+def state(folder: Path) -> dict[str, Any]:
+    checkpoint = open_newest(folder)
+    assert checkpoint is not None
+    with checkpoint:
+        return checkpoint.state
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` without the figures that depend on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("speed/")} for line in lines]
+
+
+def logged_samples(folder: Path) -> list[dict[str, Any]]:
+    """Whole lines of `samples.jsonl`."""
+    path = folder / "samples.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def times_seen(folder: Path, steps: int | None = None) -> dict[str, Counter[str]]:
+    """Epoch -> how often it had each sample, of the first `steps`. The steps follow one another."""
+    lines = logged_samples(folder)[:steps]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    seen: dict[str, Counter[str]] = {}
+    for line in lines:
+        for epoch, names in line["samples"].items():
+            seen.setdefault(epoch, Counter()).update(names)
+    return seen
+
+
+def timings(folder: Path) -> list[dict[str, Any]]:
+    """Start-up and saves, as the run itself timed them."""
+    return [json.loads(line) for line in (folder / "timings.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bit for bit: tensors, progress and metrics."""
+    a, b = tensors(one), tensors(other)
+    assert a.keys() == b.keys() and len(a) > 20
+    differing = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not differing
+    x, y = state(one), state(other)
+    x.pop("lives"), y.pop("lives")
+    assert x == y
+    assert metrics(one) == metrics(other)
+
+
+def _main(words: list[str], env: dict[str, str], folder: str) -> None:
+    os.environ.update(env)
+    for descriptor, name in ((1, "out"), (2, "err")):
+        file = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, descriptor)
+    multiprocessing.set_start_method("fork", force=True)  # as outside a fork server
+    sys.path.insert(0, str(ROOT))
+    from neuropbr_dist.main import train
+
+    train(words)
