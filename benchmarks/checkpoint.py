@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.ranks import ROOT, run_alone
-from neuropbr_dist.training.start import device_name
+from neuropbr_dist.training.facts import device_name
 from neuropbr_dist.training.timings import TIMINGS
 
 GB = 1e9

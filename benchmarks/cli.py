@@ -15,8 +15,8 @@ import torch
 from benchmarks import attention, checkpoint, compiling, loader, memory, scaling, step_table
 from benchmarks.setting import need_gpu
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.training.facts import device_name, versions
 from neuropbr_dist.training.memory import PLANS
-from neuropbr_dist.training.start import device_name, versions
 
 WORDS_OF_TRAIN = "Other words are those of launch/train.py (--config, --engine, --ds, --set, ...)."
 

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.ranks import run_alone
-from neuropbr_dist.config.cli import config_from, train_parser
+from neuropbr_dist.commands.train import config_of
 from neuropbr_dist.errors import UserError
 
 ROW = "benchmarks.compiling_row"
@@ -36,7 +36,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     """
     if args.steps < 2:
         raise UserError(f"--steps {args.steps}: a phase needs a first step and a later one, 2 or more")
-    config_from(train_parser().parse_args(words))  # wrong words are one line here, a traceback there
+    config_of(words)  # wrong words are one line here, a traceback there
     with TemporaryDirectory() as scratch:
         caches = {name: str(Path(scratch, folder)) for name, folder in CACHES.items()}
         runs = {}

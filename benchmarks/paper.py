@@ -22,7 +22,7 @@ from neuropbr_dist.config import TrainConfig, load
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import Generator
-from neuropbr_dist.training.start import count_parameters
+from neuropbr_dist.training.facts import count_parameters
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
 WORLDS = (1, 8, 64, 512, 1024)

@@ -19,7 +19,7 @@ from neuropbr_dist.monitor.look_files import TRUE, look_keys, look_steps
 from neuropbr_dist.objectives import MAP_SLICES
 from neuropbr_dist.training.baseline import mean_maps_metrics
 from neuropbr_dist.training.data import open_samples
-from neuropbr_dist.training.start import device_name, versions
+from neuropbr_dist.training.facts import device_name, versions
 
 CELL = 192
 """Side in pixels of one map in the picture."""

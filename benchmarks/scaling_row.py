@@ -17,7 +17,7 @@ from benchmarks.communication import communication_ms
 from benchmarks.setting import Setting
 from benchmarks.step import StepBench, StepTime
 from neuropbr_dist.cluster import detect, pick_device, process_group
-from neuropbr_dist.config.cli import config_from, train_parser
+from neuropbr_dist.commands.train import config_of
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.loader import TrainingSlots
@@ -26,8 +26,8 @@ from neuropbr_dist.data.packed.source import PackedSource
 from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.data import batches_of
 from neuropbr_dist.training.engines import engine_of, precision_of
+from neuropbr_dist.training.facts import device_name, versions
 from neuropbr_dist.training.flops import matmul_flops
-from neuropbr_dist.training.start import device_name, versions
 
 
 def row_parser() -> argparse.ArgumentParser:
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure this rank's part of a row; rank 0 writes it."""
     args, words = row_parser().parse_known_args(argv)
     began = time.perf_counter()
-    cfg = config_from(train_parser().parse_args(words))
+    cfg = config_of(words)
     env = detect()
     if not args.steps:  # this rank on its own
         env = replace(env, launcher="none", rank=0, world_size=1)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from neuropbr_dist.cluster import Environment, detect, pick_device, process_group
+from neuropbr_dist.commands.train import config_of
 from neuropbr_dist.config import TrainConfig
-from neuropbr_dist.config.cli import config_from, train_parser
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.engines import engine_of
-from neuropbr_dist.training.start import device_name
+from neuropbr_dist.training.facts import device_name
 
 NATIVE_SIZE = 2048  # px, where the configuration names none
 
@@ -49,7 +49,7 @@ def setting(words: Sequence[str], device: str | None = None) -> Iterator[Setting
     Raises:
         UserError: words or a configuration that training would refuse.
     """
-    cfg, env = config_from(train_parser().parse_args(words)), detect()
+    cfg, env = config_of(words), detect()
     place = pick_device(device or cfg.training.device, env)
     engines = {engine_of(cfg, env, part) for part in ("generator", "discriminator")}
     needs_group = env.distributed or engines != {"single"}

@@ -102,17 +102,19 @@ def quiet_libraries() -> None:
 @entry
 def train(argv: Sequence[str] | None = None) -> None:
     """`launch/train.py`: train, or with `--debug` look at one batch."""
-    from neuropbr_dist.config.cli import train_parser
+    from neuropbr_dist.commands.train import start_of, train_parser
 
     args = train_parser().parse_args(argv)
     if args.debug:
         from neuropbr_dist.training.debug import debug
 
-        debug(args)
+        start = start_of(args)
+        debug(start.overrides.configuration(), start)
     else:
         from neuropbr_dist.training.run import train as run
 
-        run(args)
+        start = start_of(args)
+        run(start.overrides.configuration(), start)
 
 
 @entry
@@ -305,29 +307,28 @@ def submit_parser() -> argparse.ArgumentParser:
 
 def train_words(words: Sequence[str]) -> str | None:
     """One rank's training inside a submitted job. A `UserError` is left to submitit, which hands it back."""
-    from neuropbr_dist.config.cli import train_parser
+    from neuropbr_dist.commands.train import start_of, train_parser
     from neuropbr_dist.training.run import train as run
 
     quiet_libraries()
-    return run(train_parser().parse_args(words))
+    start = start_of(train_parser().parse_args(words))
+    return run(start.overrides.configuration(), start)
 
 
 @entry
 def submit(argv: Sequence[str] | None = None) -> None:
     """`launch/submit.py`: submit a run, show its batch file, or compare nodes (`--doctor`, exit code 1 if they differ)."""
     from neuropbr_dist.cluster import submit as submission
+    from neuropbr_dist.commands.train import config_of
     from neuropbr_dist.config import TrainConfig
-    from neuropbr_dist.config.cli import config_from, train_parser
 
     args, words = submit_parser().parse_known_args(argv)
-    train_args = train_parser().parse_args(words)
+    cfg = config_of(words)  # a wrong word or field fails here, not in the queue
     if args.doctor:
         from neuropbr_dist.training.doctor import doctor
 
-        sys.exit(0 if doctor(train_args) else 1)
-    folder = config_from(
-        train_args
-    ).training.checkpoint_dir  # a wrong word or field fails here, not in the queue
+        sys.exit(0 if doctor(cfg) else 1)
+    folder = cfg.training.checkpoint_dir
     if folder == TrainConfig().training.checkpoint_dir:  # each submission is a run of its own
         folder = f"{folder}/{args.name}-{submission.JOB_ID}"
     options = vars(args) | {"sbatch": dict(word.split("=", 1) for word in args.sbatch)}

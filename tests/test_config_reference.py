@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from neuropbr_dist.config import PRESETS, TrainConfig, set_text
-from neuropbr_dist.config.cli import FIELD_FLAGS, INTEGER_FLAGS
+from neuropbr_dist.config.overrides import FIELD_FLAGS, INTEGER_FLAGS
 from neuropbr_dist.config.reference import COMMAND, docstrings, reference, text
 from tests.support.distributed import ROOT
 

@@ -2,15 +2,15 @@
 
 import pytest
 
+from neuropbr_dist.commands.train import config_of
 from neuropbr_dist.config import TrainConfig, differences, set_text
-from neuropbr_dist.config.cli import config_from, train_parser
 from neuropbr_dist.config.values import fit
 from neuropbr_dist.errors import UserError
 from tests.test_config_presets import assert_names, field
 
 
 def configured(*words):
-    return config_from(train_parser().parse_args([str(word) for word in words]))
+    return config_of([str(word) for word in words])
 
 
 @pytest.mark.parametrize(

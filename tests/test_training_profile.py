@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.training.profile import StepProfiler, steps_of
+from neuropbr_dist.training.profile import StepProfiler
+from neuropbr_dist.training.start import steps_of
 from tests.support.train_runs import run
 
 

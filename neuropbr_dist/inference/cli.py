@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from neuropbr_dist.config.cli import named
+from neuropbr_dist.commands.train import named
 
 
 def infer_parser() -> argparse.ArgumentParser:

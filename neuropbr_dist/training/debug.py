@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 
 from neuropbr_dist.cluster import detect, pick_device
 from neuropbr_dist.config import TrainConfig, differences, from_yaml, to_yaml
-from neuropbr_dist.config.cli import config_from
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.loader import load_batch
@@ -24,15 +22,16 @@ from neuropbr_dist.training.engines import build_networks
 from neuropbr_dist.training.estimate import Activations, State, available_bytes
 from neuropbr_dist.training.memory import GENERATOR_PLANS
 from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.step import gan_step
 
 STEPS = {"cpu": 5, "cuda": 20, "mps": 20}
 LARGEST_ON_CPU = 128  # px: a step of the default preset takes seconds there
 
 
-def debug(args: argparse.Namespace) -> None:
+def debug(cfg: TrainConfig, start: Start) -> None:
     """Table of modules, first batch as a picture, and whether one batch can be overfitted."""
-    cfg, env = config_from(args), detect()
+    env = detect()
     if env.world_size > 1:
         raise UserError("--debug is for one process; start it with python launch/train.py --debug")
     asked = from_yaml(to_yaml(cfg), "")
@@ -52,7 +51,7 @@ def debug(args: argparse.Namespace) -> None:
         print(f"\n{part}\n{module_table(network.module, x)}")
     folder = Path(cfg.training.checkpoint_dir) / "debug"
     with torch.autograd.set_detect_anomaly(True):
-        overfit(cfg, networks, batch, views, folder, args.stop_after_steps or STEPS[device.type])
+        overfit(cfg, networks, batch, views, folder, start.stop_after_steps or STEPS[device.type])
 
 
 def plain_settings(cfg: TrainConfig, device: torch.device) -> None:

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
 from neuropbr_dist.cluster import detect, pick_device, process_group
 from neuropbr_dist.cluster.doctor import bandwidth_line, diagnose, examine
 from neuropbr_dist.config import TrainConfig
-from neuropbr_dist.config.cli import config_from
 from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.data.packed.source import HEAD, INDEX_FILES
 from neuropbr_dist.data.sources import default_folders
-from neuropbr_dist.errors import UserError
-from neuropbr_dist.ranks import broadcast_object
-from neuropbr_dist.training.start import code_hash, count_parameters
+from neuropbr_dist.ranks import on_rank_0
+from neuropbr_dist.training.facts import code_hash, count_parameters
 
 STATE_BYTES = 12  # a parameter and Adam's two moments, float32
 
 
-def doctor(args: argparse.Namespace) -> bool:
+def doctor(cfg: TrainConfig) -> bool:
     """Print the table of all ranks (rank 0); whether all is well, on every rank."""
-    cfg = config_from(args)
     env = detect()
     device = pick_device(cfg.training.device, env)
     with ExitStack() as stack:
         if env.distributed:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes))
-        sample = broadcast_object(one_sample(cfg) if env.rank == 0 else None)
-        if isinstance(sample, UserError):
-            raise sample
+        sample = on_rank_0(lambda: one_sample(cfg))
         saves = (cfg.training.keep_latest + 1) * STATE_BYTES * sum(count_parameters(cfg).values())
         reports = examine(device, code_hash(), sample, Path(cfg.training.checkpoint_dir), saves)
     lines, well = diagnose(reports)
@@ -44,15 +38,12 @@ def doctor(args: argparse.Namespace) -> bool:
     return well
 
 
-def one_sample(cfg: TrainConfig) -> list[Path] | UserError:
-    """Files of the set's first sample, or of a packed set's index; what is wrong with the set goes to all ranks."""
+def one_sample(cfg: TrainConfig) -> list[Path]:
+    """Return the files of the set's first sample, or of a packed set's index; none of built-in materials."""
     if cfg.data.packed_dir is not None:
         return [Path(cfg.data.packed_dir) / name for name in (HEAD, *INDEX_FILES)]
-    try:
-        folders = default_folders(cfg.data)
-        if folders is None:
-            return []
-        samples = scan(*folders, cfg.data.metadata_path, cfg.data.render_curriculum)
-    except UserError as error:
-        return error
+    folders = default_folders(cfg.data)
+    if folders is None:
+        return []
+    samples = scan(*folders, cfg.data.metadata_path, cfg.data.render_curriculum)
     return [Path(path) for path in (*samples[0].views, *samples[0].maps)]

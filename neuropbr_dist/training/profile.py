@@ -10,24 +10,6 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
-from neuropbr_dist.errors import UserError
-
-
-def steps_of(text: str) -> tuple[int, int]:
-    """`7-9` or `7`: the first and last step to trace, counted from 1 as in the log.
-
-    Raises:
-        UserError: anything else.
-    """
-    first, _, last = text.partition("-")
-    try:
-        steps = int(first), int(last or first)
-    except ValueError:
-        steps = (0, 0)
-    if not 1 <= steps[0] <= steps[1]:
-        raise UserError(f"--profile {text}: give one step or two, N or N-M with 1 <= N <= M")
-    return steps
-
 
 class StepProfiler:
     """Traces steps `first` to `last` of one rank into `folder`.

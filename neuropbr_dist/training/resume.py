@@ -2,83 +2,84 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from neuropbr_dist.checkpoint import Checkpoint, clear, find, open_newest
 from neuropbr_dist.config import TrainConfig, from_yaml, refuse_other_networks, resolve, to_yaml
-from neuropbr_dist.config.cli import apply_flags
 from neuropbr_dist.config.values import differences
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
 from neuropbr_dist.monitor.writers import HISTORY, METRICS
 from neuropbr_dist.ranks import all_gather_object, broadcast_object, is_rank_0
 from neuropbr_dist.training.data import Samples
+from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.timings import TIMINGS
 
 Say = Callable[[str], None]
 PAGE = "report.html"  # the run page, if `launch/report.py` wrote one
 
 
-def run_folder(cfg: TrainConfig, args: argparse.Namespace) -> Path:
+def run_folder(cfg: TrainConfig, start: Start) -> Path:
     """The folder that this run writes to: as configured; `--resume PATH` alone means the checkpoint's."""
     configured = Path(cfg.training.checkpoint_dir)
-    if args.resume in (None, "auto"):
+    if start.resume in (None, "auto"):
         return configured
-    path = Path(args.resume)
+    path = Path(start.resume)
     found = find(path)
     if not found:
         missing = "no checkpoint there" if path.exists() else "no such checkpoint or folder"
         raise UserError(f"--resume {path}: {missing}")
-    return configured if args.checkpoint_dir else found[0].parent
+    return configured if "--checkpoint-dir" in start.overrides.flags else found[0].parent
 
 
-def fresh_or_resumed(
-    cfg: TrainConfig, args: argparse.Namespace, say: Say
-) -> tuple[TrainConfig, Checkpoint | None]:
+def fresh_or_resumed(cfg: TrainConfig, start: Start, say: Say) -> tuple[TrainConfig, Checkpoint | None]:
     """The configuration to run, and the checkpoint to go on from. Collective."""
-    folder = run_folder(cfg, args)
-    if args.resume is None:
-        refuse_held(folder, args.overwrite)
+    folder = run_folder(cfg, start)
+    if start.resume is None:
+        refuse_held(folder, start.overwrite)
         return cfg, None
-    source = folder if args.resume == "auto" else Path(args.resume)
+    source = folder if start.resume == "auto" else Path(start.resume)
     checkpoint = open_newest(source, log=say)
     if checkpoint is None:
         say(f"No checkpoint in {folder}: starting fresh")
         return cfg, None
     if checkpoint.path.parent != folder.resolve():  # a branch of that run, in a folder of its own
-        refuse_held(folder, args.overwrite)
-    elif args.overwrite:
-        raise UserError(f"--overwrite would delete what --resume {args.resume} goes on from; leave one out")
+        refuse_held(folder, start.overwrite)
+    elif start.overwrite:
+        raise UserError(f"--overwrite would delete what --resume {start.resume} goes on from; leave one out")
     saved = from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml"))
     saved.training.checkpoint_dir = str(folder)
     now = from_yaml(to_yaml(saved), "")
-    follow_engine_flags(now, args)
-    apply_flags(now, args)
+    follow_engine_flags(now, start)
+    start.overrides.apply(now)
     now = resolve(now)
     if Path(now.training.checkpoint_dir) != folder:
         raise UserError(
-            f"--set training.checkpoint_dir={now.training.checkpoint_dir} with --resume {args.resume}: "
+            f"--set training.checkpoint_dir={now.training.checkpoint_dir} with --resume {start.resume}: "
             "name the folder by --checkpoint-dir"
         )
-    refuse_other_networks(saved, now, f"--resume {args.resume}")
+    refuse_other_networks(saved, now, f"--resume {start.resume}")
     say(f"Resuming from {checkpoint.path} (step {checkpoint.state['step']})")
-    if args.config:
-        say(f"  --config {args.config}: a resumed run keeps its saved fields; change one by a flag or --set")
+    if start.overrides.config:
+        say(
+            f"  --config {start.overrides.config}: a resumed run keeps its saved fields; change one by a flag or --set"
+        )
     for name, (old, new) in differences(saved, now).items():
         say(f"  {name}: {old} -> {new} (command line)")
     return now, checkpoint
 
 
-def follow_engine_flags(cfg: TrainConfig, args: argparse.Namespace) -> None:
+def follow_engine_flags(cfg: TrainConfig, start: Start) -> None:
     """A new engine on resume leaves the old one's settings behind."""
-    if args.engine not in (None, "auto", "deepspeed"):
+    flags = start.overrides.flags
+    engine, ds = flags.get("--engine"), flags.get("--ds")
+    if engine not in (None, "auto", "deepspeed"):
         cfg.training.ds_config = cfg.training.ds_config_discriminator = None
-    if args.ds or args.engine not in (None, "auto", "fsdp"):
+    if ds or engine not in (None, "auto", "fsdp"):
         cfg.training.shard, cfg.training.cpu_offload = "world", False
-    if args.ds and not args.engine:
+    if ds and not engine:
         cfg.training.engine = "auto"
 
 

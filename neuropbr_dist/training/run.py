@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,7 +32,6 @@ from neuropbr_dist.cluster import (
     refuse_differences,
 )
 from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
-from neuropbr_dist.config.cli import config_from
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.ranks import broadcast_object
@@ -47,11 +45,12 @@ from neuropbr_dist.training.engines import (
     engine_of,
     memory_plan,
 )
+from neuropbr_dist.training.facts import count_parameters, describe, facts, start_facts
 from neuropbr_dist.training.loop import Run, Trainer
 from neuropbr_dist.training.objective import Objective
-from neuropbr_dist.training.profile import StepProfiler, steps_of
+from neuropbr_dist.training.profile import StepProfiler
 from neuropbr_dist.training.resume import delete_run, fresh_or_resumed, refuse_data_change, run_folder
-from neuropbr_dist.training.start import count_parameters, describe, facts, start_facts
+from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.state import Progress, restore, saved_fragments
 from neuropbr_dist.training.timings import StartUp, note_timing
 
@@ -62,11 +61,10 @@ REQUEUE = "requeue"  # marker in the run's folder: stopped from outside, wants t
 TRACES = "flight_recorder"  # what NCCL did last on each rank, dumped in the run's folder when a collective times out
 
 
-def train(args: argparse.Namespace) -> str | None:
-    """`launch/train.py`: from parsed arguments to a finished or stopped run; returns why it stopped, if it did."""
+def train(cfg: TrainConfig, start: Start) -> str | None:
+    """Train `cfg` to its end, or to a stop; return why it stopped, if it did."""
     start_up = StartUp()
     start_up.mark("imports")
-    cfg = config_from(args)
     env = detect()
     device = pick_device(cfg.training.device, env)
     console = Console(env.rank == 0)
@@ -75,8 +73,8 @@ def train(args: argparse.Namespace) -> str | None:
         if env.distributed:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes, traces))
             start_up.mark("process group")
-        lock = stack.enter_context(RunLock(run_folder(cfg, args)))
-        cfg, checkpoint = fresh_or_resumed(cfg, args, console.line)
+        lock = stack.enter_context(RunLock(run_folder(cfg, start)))
+        cfg, checkpoint = fresh_or_resumed(cfg, start, console.line)
         if checkpoint is not None:
             stack.enter_context(checkpoint)
             device = pick_device(cfg.training.device, env)
@@ -86,7 +84,7 @@ def train(args: argparse.Namespace) -> str | None:
         start_up.mark("checkpoint found and verified" if checkpoint else "run folder")
         end = broadcast_object(allocation_end() if env.rank == 0 else None)
         stack.enter_context(last_resort(end, partial(mark_requeue, cfg, env, TIME_LIMIT)))
-        run = stack.enter_context(assemble(cfg, args, env, device, console, checkpoint, lock, start_up, end))
+        run = stack.enter_context(assemble(cfg, start, env, device, console, checkpoint, lock, start_up, end))
         reason = Trainer(run).train()
         mark_end(run, reason)
     return reason
@@ -98,7 +96,7 @@ def train(args: argparse.Namespace) -> str | None:
 @contextmanager
 def assemble(
     cfg: TrainConfig,
-    args: argparse.Namespace,
+    start: Start,
     env: Environment,
     device: torch.device,
     console: Console,
@@ -118,7 +116,7 @@ def assemble(
     backbone = backbone_weights(cfg, say) if checkpoint is None else None
     refuse_differences(facts(cfg, samples), socket.gethostname())
     if checkpoint is not None:
-        refuse_data_change(checkpoint, cfg, samples, args.allow_data_change)
+        refuse_data_change(checkpoint, cfg, samples, start.allow_data_change)
     start_up.mark("data set")
     memory = memory_plan(cfg, samples.source.size, env, device, say)
     networks = build_networks(cfg, env, device, backbone, memory)
@@ -133,7 +131,7 @@ def assemble(
         {"step": progress.step, "world_size": env.world_size, "engine": engine_of(cfg, env)}
     )
     folder = Path(t.checkpoint_dir)
-    if args.overwrite:  # not before all else is known to be good
+    if start.overwrite:  # not before all else is known to be good
         delete_run(folder)
     write_config(cfg, folder, env)
     wandb = {"project": t.wandb_project, "name": t.wandb_run_name, "config": to_dict(cfg)}
@@ -155,8 +153,8 @@ def assemble(
     log.started(progress.step, start_facts(cfg, env, device, samples, parameters, memory))
     log.text(progress.step, {"config": to_yaml(cfg)})
     profiler = None
-    if args.profile and env.rank == 0:
-        profiler = StepProfiler(steps_of(args.profile), folder / "profile", device, say)
+    if start.profile and env.rank == 0:
+        profiler = StepProfiler(start.profile, folder / "profile", device, say)
     # Not before: a rank that waits in the set-up for a dead one would wait on, and there is nothing to save yet.
     stop = StopFlag()
     start_up.mark("logs")
@@ -164,8 +162,8 @@ def assemble(
         yield Run(
             cfg=cfg, env=env, device=device, source=samples.source, train=samples.train, val=samples.val,
             networks=networks, objective=objective, progress=progress, saver=saver, log=log,
-            console=console, stop=stop, ema=ema, start_up=start_up, end=end, stop_after_epochs=args.stop_after_epochs,
-            stop_after_steps=args.stop_after_steps, profiler=profiler,
+            console=console, stop=stop, ema=ema, start_up=start_up, end=end, stop_after_epochs=start.stop_after_epochs,
+            stop_after_steps=start.stop_after_steps, profiler=profiler,
             saved_at=progress.step if is_newest(checkpoint, folder) else -1,
         )  # fmt: skip
     except UserError as error:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from benchmarks.cli import parser as benchmark_parser
 from neuropbr_dist import main
-from neuropbr_dist.config.cli import config_from, train_parser
+from neuropbr_dist.commands.train import config_of, overrides_of, train_parser
 from neuropbr_dist.inference.cli import infer_parser
 from neuropbr_dist.inference.export_cli import export_parser
 
@@ -148,11 +148,11 @@ def refused(script: str, words: list[str]) -> list[str]:
     try:
         if script in ("submit", "benchmark"):
             _, rest = parsers[script].parse_known_args(words)
-            config_from(parsers["train"].parse_args(rest))
+            config_of(rest)
             return []
         args = parsers[script].parse_args(words)
         if script == "train":
-            config_from(args)
+            overrides_of(args).configuration()
     except SystemExit:  # argparse has printed why
         return [f"{script}: its parser refuses {shlex.join(words)}"]
     return []

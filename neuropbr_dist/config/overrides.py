@@ -1,0 +1,84 @@
+"""What a command line says of a run's fields: the same words mean the same at a fresh start and at a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from neuropbr_dist.config.check import fold_legacy, resolve
+from neuropbr_dist.config.load import load
+from neuropbr_dist.config.schema import TrainConfig
+from neuropbr_dist.config.values import set_field, set_text
+from neuropbr_dist.errors import UserError
+
+FIELD_FLAGS = {
+    "--input-dir": "data.input_dir",
+    "--output-dir": "data.output_dir",
+    "--data": "data.packed_dir",
+    "--device": "training.device",
+    "--checkpoint-dir": "training.checkpoint_dir",
+    "--engine": "training.engine",
+    "--engine-discriminator": "training.engine_discriminator",
+    "--ds": "training.ds_config",
+    "--ds-discriminator": "training.ds_config_discriminator",
+    "--shard": "training.shard",
+    "--compile": "training.compile",
+}
+"""Flag to field; the value's type is the field's."""
+INTEGER_FLAGS = {
+    "--render-curriculum": "data.render_curriculum",
+    "--batch-size": "training.batch_size",
+    "--epochs": "training.epochs",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """Fields named on a command line.
+
+    Args:
+        config: a preset's name, a `.yaml` file or a `.py` file with `get_config()`; None: the default preset.
+        flags: the flags of `FIELD_FLAGS` and `INTEGER_FLAGS` that were given, with their values.
+        use_dirty: the guide's legacy flag for `--render-curriculum 2`.
+        assignments: `PART.FIELD=VALUE` of each `--set`, in order; they win over the flags.
+    """
+
+    config: str | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    use_dirty: bool = False
+    assignments: tuple[str, ...] = ()
+
+    def configuration(self) -> TrainConfig:
+        """Return the preset or file, then flags, resolved and checked.
+
+        Raises:
+            UserError: a value or a combination that can't be.
+        """
+        cfg = load(self.config or "default")
+        fold_legacy(cfg)  # before the flags, which win
+        self.apply(cfg)
+        return resolve(cfg)
+
+    def apply(self, cfg: TrainConfig) -> None:
+        """Put the values into `cfg`: flags first, then assignments in order."""
+        self._forget_other_data(cfg)
+        for flag, value in self.flags.items():
+            set_field(cfg, (FIELD_FLAGS | INTEGER_FLAGS)[flag], value, flag)
+        if self.use_dirty:
+            curriculum = self.flags.get("--render-curriculum", 2)
+            if curriculum != 2:
+                raise UserError(
+                    f"--use-dirty means --render-curriculum 2, but --render-curriculum {curriculum} "
+                    "is given too; leave one out"
+                )
+            cfg.data.render_curriculum = 2
+        for assignment in self.assignments:
+            set_text(cfg, assignment)
+
+    def _forget_other_data(self, cfg: TrainConfig) -> None:
+        """Data named here take the place of what a file, or a saved run, names in the other way."""
+        if "--data" in self.flags:
+            cfg.data.input_dir = cfg.data.output_dir = cfg.data.metadata_path = None
+        elif "--input-dir" in self.flags:
+            cfg.data.packed_dir = None
