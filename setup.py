@@ -53,13 +53,12 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "neuropbr-train = neuropbr_dist.main:train",
-            "neuropbr-infer = neuropbr_dist.main:infer",
-            "neuropbr-data = neuropbr_dist.main:data",
-            "neuropbr-export = neuropbr_dist.main:export",
-            "neuropbr-benchmark = neuropbr_dist.main:benchmark",
-            "neuropbr-report = neuropbr_dist.main:report",
-            "neuropbr-submit = neuropbr_dist.main:submit",
+            "neuropbr = neuropbr_dist.commands:main",
+            # Earlier names of the same.
+            *(
+                f"neuropbr-{name} = neuropbr_dist.commands.{name}:run"
+                for name in ("train", "infer", "data", "export", "report", "submit")
+            ),
         ]
     },
 )
