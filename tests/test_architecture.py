@@ -14,12 +14,13 @@ import pytest
 from tests.support.distributed import ROOT
 
 PACKAGE = ROOT / "neuropbr_dist"
-GROUND = {"errors", "files", "ranks", "processes"}
+GROUND = {"errors", "files", "ranks", "processes", "fragment"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "ranks": {"errors"},
     "processes": {"errors"},
+    "fragment": set(),
     "config": GROUND,
     "cluster": GROUND,
     "kernels": GROUND,

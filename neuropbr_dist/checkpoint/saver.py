@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 
 from neuropbr_dist.checkpoint.folders import LATEST, retain
-from neuropbr_dist.checkpoint.fragments import Fragment, StagedState, reserve, stage
+from neuropbr_dist.checkpoint.fragments import StagedState, reserve, stage
 from neuropbr_dist.checkpoint.lock import RunLock
 from neuropbr_dist.checkpoint.ranks import Ranks
 from neuropbr_dist.checkpoint.store import write
+from neuropbr_dist.fragment import Fragment
 
 FIRST_SAVE_S = 10.0
 SLOW_DISK = 1e8

@@ -22,7 +22,7 @@ from neuropbr_dist.checkpoint.folders import (
     temporary_name,
     update_links,
 )
-from neuropbr_dist.checkpoint.fragments import Fragment, Layouts, StagedState, layouts, merge_layouts, stage
+from neuropbr_dist.checkpoint.fragments import Layouts, StagedState, layouts, merge_layouts, stage
 from neuropbr_dist.checkpoint.lock import FileLock
 from neuropbr_dist.checkpoint.manifest import (
     CONFIG,
@@ -48,6 +48,7 @@ from neuropbr_dist.checkpoint.ranks import Ranks, joint_error
 from neuropbr_dist.checkpoint.storage import ShardReader, ShardWriter
 from neuropbr_dist.checkpoint.verify import verify
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.fragment import Fragment
 
 # DCP says this on every save and load of a single process, which is an ordinary case here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")

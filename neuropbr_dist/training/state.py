@@ -8,7 +8,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from neuropbr_dist.checkpoint import Checkpoint, Fragment, share
+from neuropbr_dist.checkpoint import Checkpoint, share
+from neuropbr_dist.fragment import Fragment
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
 from neuropbr_dist.ranks import all_gather_object
@@ -42,9 +43,9 @@ class Progress:
 def fragments(networks: dict[str, Network], ema: WeightAverage | None = None) -> list[Fragment]:
     """This rank's pieces of all state, under canonical names: `generator/param/NAME`, `generator/ema/NAME`, …"""
     found = [
-        Fragment(f"{part}/{shard.name}", shard.data, shard.start, shard.shape)
+        replace(piece, name=f"{part}/{piece.name}")
         for part, network in networks.items()
-        for shard in network.shards()
+        for piece in network.fragments()
     ]
     averages = ema.fragments() if ema else []
     return found + [replace(piece, name=f"generator/{piece.name}") for piece in averages]
