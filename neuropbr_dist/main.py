@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from neuropbr_dist.errors import UserError
 
 if TYPE_CHECKING:
+    from neuropbr_dist.cluster import StopReason
     from neuropbr_dist.data.files.verify import Report
 
 # Other ranks hold their message back so long: if rank 0 met the same fault, its launcher ends them first.
@@ -305,7 +306,7 @@ def submit_parser() -> argparse.ArgumentParser:
     return p
 
 
-def train_words(words: Sequence[str]) -> str | None:
+def train_words(words: Sequence[str]) -> StopReason | None:
     """One rank's training inside a submitted job. A `UserError` is left to submitit, which hands it back."""
     from neuropbr_dist.commands.train import start_of, train_parser
     from neuropbr_dist.training.run import train as run

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import submitit
 
-from neuropbr_dist.cluster.stop import GOES_ON
+from neuropbr_dist.cluster.stop import StopReason
 from neuropbr_dist.errors import UserError
 
 NEWEST = "latest"
@@ -39,7 +39,9 @@ class Job:
         folder: the run's folder; `%j` in it stands for the job's number.
     """
 
-    def __init__(self, train: Callable[[list[str]], str | None], words: list[str], folder: str) -> None:
+    def __init__(
+        self, train: Callable[[list[str]], StopReason | None], words: list[str], folder: str
+    ) -> None:
         self.train, self.words, self.folder = train, words, folder
         self.restarted = False
 
@@ -55,7 +57,7 @@ class Job:
             result = env.paths.result_pickle
             result.with_suffix(result.suffix + ".save_tmp").unlink(missing_ok=True)
         reason = self.train(self.words_for(folder))
-        if env.global_rank == 0 and reason in GOES_ON and still_wanted(env):
+        if env.global_rank == 0 and reason is not None and reason.requeues and still_wanted(env):
             signal.signal(number, submitits)
             signal.raise_signal(number)
         return str((folder / NEWEST).resolve())

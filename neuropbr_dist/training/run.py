@@ -20,10 +20,9 @@ from neuropbr_dist.checkpoint import (
     SaveTiming,
 )
 from neuropbr_dist.cluster import (
-    GOES_ON,
-    TIME_LIMIT,
     Environment,
     StopFlag,
+    StopReason,
     allocation_end,
     detect,
     last_resort,
@@ -61,7 +60,7 @@ REQUEUE = "requeue"  # marker in the run's folder: stopped from outside, wants t
 TRACES = "flight_recorder"  # what NCCL did last on each rank, dumped in the run's folder when a collective times out
 
 
-def train(cfg: TrainConfig, start: Start) -> str | None:
+def train(cfg: TrainConfig, start: Start) -> StopReason | None:
     """Train `cfg` to its end, or to a stop; return why it stopped, if it did."""
     start_up = StartUp()
     start_up.mark("imports")
@@ -83,7 +82,7 @@ def train(cfg: TrainConfig, start: Start) -> str | None:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes, traces))
         start_up.mark("checkpoint found and verified" if checkpoint else "run folder")
         end = broadcast_object(allocation_end() if env.rank == 0 else None)
-        stack.enter_context(last_resort(end, partial(mark_requeue, cfg, env, TIME_LIMIT)))
+        stack.enter_context(last_resort(end, partial(mark_requeue, cfg, env, str(StopReason.TIME_LIMIT))))
         run = stack.enter_context(assemble(cfg, start, env, device, console, checkpoint, lock, start_up, end))
         reason = Trainer(run).train()
         mark_end(run, reason)
@@ -210,15 +209,15 @@ def say_saved(console: Console, folder: Path, links: Sequence[str]) -> None:
             console.saved(folder / link)
 
 
-def mark_end(run: Run, reason: str | None) -> None:
+def mark_end(run: Run, reason: StopReason | None) -> None:
     """Say how it ended; a stop from outside leaves a marker that the batch script reads."""
     folder = Path(run.cfg.training.checkpoint_dir)
-    run.log.ended(run.progress.step, reason or "finished")
+    run.log.ended(run.progress.step, str(reason or "finished"))
     if reason is None:
         run.console.line(f"Done: {run.progress.step} steps, {folder}")
         return
-    if reason in GOES_ON:
-        mark_requeue(run.cfg, run.env, run.stop.signal or reason)
+    if reason.requeues:
+        mark_requeue(run.cfg, run.env, run.stop.signal or str(reason))
     run.console.line(f"Stopped ({reason}) after step {run.progress.step}; go on with --resume auto")
 
 
