@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.logs import to_console
 
 if TYPE_CHECKING:
     from neuropbr_dist.cluster import StopReason
@@ -34,6 +35,7 @@ def entry(function: Callable[[Sequence[str] | None], None]) -> Callable[..., Non
     @wraps(function)
     def run(argv: Sequence[str] | None = None) -> None:
         quiet_libraries()
+        to_console()
         for stream in text_streams():
             stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding hasn't
         try:
@@ -312,6 +314,7 @@ def train_words(words: Sequence[str]) -> StopReason | None:
     from neuropbr_dist.training.run import train as run
 
     quiet_libraries()
+    to_console()
     start = start_of(train_parser().parse_args(words))
     return run(start.overrides.configuration(), start)
 
@@ -346,5 +349,5 @@ def submit(argv: Sequence[str] | None = None) -> None:
     print(f"  log     tail -F {submission.log_path(job)}")
     print(f"  cancel  {submission.cancel_command(job)}", flush=True)
     if watch:
-        newest = submission.follow(job, lambda text: print(text, end="", flush=True))
+        newest = submission.follow(job)
         print(f"Job {job.job_id} ended; newest checkpoint {newest}")

@@ -208,7 +208,7 @@ def state_of(job: submitit.Job) -> str:
     return "" if job.done() else "RUNNING"
 
 
-def follow(job: submitit.Job, show: Callable[[str], None]) -> str:
+def follow(job: submitit.Job) -> str:
     """Show rank 0's output and each change of the job's state until it has ended; returns the newest checkpoint.
 
     Raises:
@@ -218,12 +218,12 @@ def follow(job: submitit.Job, show: Callable[[str], None]) -> str:
     while state != "":
         state = state_of(job)  # before the last look at the log
         if state and state != before:
-            show(f"-- {time.strftime('%H:%M:%S')} job {job.job_id}: {state}\n")
+            print(f"-- {time.strftime('%H:%M:%S')} job {job.job_id}: {state}", flush=True)
             before = state
         if path.exists():
             with path.open(errors="replace") as log:
                 log.seek(shown)
-                show(log.read())
+                print(log.read(), end="", flush=True)
                 shown = log.tell()
         if state:
             time.sleep(POLL_S)

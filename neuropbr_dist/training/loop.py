@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,8 @@ from neuropbr_dist.training.state import Progress, saved_fragments, snapshot
 from neuropbr_dist.training.step import StepReport, gan_step
 from neuropbr_dist.training.timings import StartUp, note_timing
 from neuropbr_dist.training.validation import validate
+
+log = logging.getLogger(__name__)
 
 LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
 
@@ -83,7 +86,7 @@ class Trainer:
         }
         for part, state in run.progress.plateau.items():
             self.schedules[part].load(state)
-        self.faults = FaultWatch(t.max_skipped_steps, run.console.line)
+        self.faults = FaultWatch(t.max_skipped_steps)
         self.sample_log: SampleLog | None = None
         if t.log_samples and run.env.rank == 0:
             self.sample_log = SampleLog(run.saver.folder, self.order, run.train, run.progress.step)
@@ -177,7 +180,7 @@ class Trainer:
             torch.cuda.synchronize(run.device)
         run.start_up.mark("first step")
         run.start_up.open = False
-        run.console.line(str(run.start_up))
+        log.info(str(run.start_up))
         if run.env.rank == 0:
             note_timing(run.saver.folder, {"step": run.progress.step, "start": run.start_up.phases})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from neuropbr_dist.parallel import Network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
 from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.ema import PREFIX, WeightAverage
+
+log = logging.getLogger(__name__)
 
 AVERAGE = f"generator/{PREFIX}"
 """What the names of the averaged weights begin with in a checkpoint."""
@@ -78,7 +80,6 @@ def restore(
     checkpoint: Checkpoint,
     networks: dict[str, Network],
     ema: WeightAverage | None = None,
-    say: Callable[[str], None] = print,
 ) -> Progress:
     """Fill networks and average from a checkpoint and return where the run stood. Collective.
 
@@ -92,5 +93,5 @@ def restore(
         network.loaded(progress.counters[part])
     if ema is not None and not averaged:
         ema.restart()
-        say(f"  training.ema_decay: {checkpoint.path} holds no average; it starts from the weights")
+        log.info(f"  training.ema_decay: {checkpoint.path} holds no average; it starts from the weights")
     return progress
