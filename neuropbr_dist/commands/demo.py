@@ -69,7 +69,7 @@ def report() -> None:
     lines = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
     found = [line for line in lines if "val/l1" in line]
     first, last = found[0]["val/l1"], found[-1]["val/l1"]
-    mean = mean_maps_metrics(cfg, open_samples(cfg, detect(), lambda _text: None))["l1"]
+    mean = mean_maps_metrics(cfg, open_samples(cfg, detect()))["l1"]
     print(f"\nValidation L1 (mean over the four maps, {found[-1]['step']} steps):")
     print(f"  before training            {first:.4f}")
     print(f"  training set's mean maps   {mean:.4f}")
