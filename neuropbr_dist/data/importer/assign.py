@@ -214,7 +214,9 @@ def _colour(colours: list[_File], files: Sequence[_File]) -> list[_File] | None:
     words = [file for file in colours if len(file.reading.word) > 1]
     if not words:
         letters = {file.reading.word for file in colours}
-        height = any(file.reading.word == "h" or file.reading.word.startswith(("height", "disp")) for file in files)
+        height = any(
+            file.reading.word == "h" or file.reading.word.startswith(("height", "disp")) for file in files
+        )
         if {"a", "c"} <= letters or ("d" in letters and len(letters) > 1 and height):
             raise _Unclear(f"{_names(f.path for f in colours)} may each be the base colour")
         words = [file for file in colours if file.reading.word != "d"] or colours
