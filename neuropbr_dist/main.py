@@ -150,7 +150,6 @@ def data_parser() -> argparse.ArgumentParser:
     verify.add_argument("--fix-list", type=Path, metavar="FILE", help="write faulty samples' names to it")
     verify.add_argument("--resume", type=Path, metavar="FILE", help="state file of what is checked already")
     pack = commands.add_parser("pack", help="verify, and decode once into a set that loads at memory speed")
-    pack.add_argument("--compress", action="store_true", help="lossless; smaller, but slower to load")
     pack.add_argument("--skip-faulty", action="store_true", help="pack the samples without a fault")
     for command in (verify, pack):
         command.add_argument("input_dir", metavar="IN", help="folder with clean/ and dirty/")
@@ -202,14 +201,15 @@ def verify_set(args: argparse.Namespace) -> Report:
 def pack_set(args: argparse.Namespace) -> Report:
     """Pack under a lock on DEST, and print what came of it. Faults that were skipped as asked are taken out of the report."""
     from neuropbr_dist.checkpoint import RunLock
+    from neuropbr_dist.data.packed.index import read_head
     from neuropbr_dist.data.packed.pack import claim, pack
-    from neuropbr_dist.data.packed.source import read_head
+    from neuropbr_dist.data.packed.records import level_sides
 
     claim(Path(args.dest))  # before the lock's file is in it
     with RunLock(args.dest, who="packer", remedy="wait for it, or name another DEST"):
         report = pack(
             args.input_dir, args.output_dir, args.dest, args.metadata, workers=args.workers,
-            compression="deflate" if args.compress else "none", skip_faulty=args.skip_faulty,
+            skip_faulty=args.skip_faulty,
         )  # fmt: skip
     print(report)
     if not report.clean and not args.skip_faulty:
@@ -217,9 +217,10 @@ def pack_set(args: argparse.Namespace) -> Report:
         return report
     head = read_head(args.dest)
     gib = sum(head["shards"].values()) / 2**30
+    sides = ", ".join(map(str, level_sides(max(head["sides"]))))
     print(
         f"Packed {head['samples']} sample entries of {head['materials']} materials into {args.dest}: "
-        f"{gib:.2f} GiB, {head['size']} px; train on it by --data {args.dest}"
+        f"{gib:.2f} GiB, {sides} px; train on it by --data {args.dest}"
     )
     report.faults.clear()  # they were left out, as asked
     return report

@@ -9,7 +9,7 @@ from neuropbr_dist.cluster import detect, pick_device, process_group
 from neuropbr_dist.cluster.doctor import bandwidth_line, diagnose, examine
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.files.layout import scan
-from neuropbr_dist.data.packed.source import HEAD, INDEX_FILES
+from neuropbr_dist.data.packed.index import HEAD, INDEX_FILES
 from neuropbr_dist.data.sources import default_folders
 from neuropbr_dist.ranks import on_rank_0
 from neuropbr_dist.training.facts import code_hash, count_parameters
