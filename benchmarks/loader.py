@@ -106,7 +106,7 @@ def open_sources(input_dir: str, output_dir: str, folder: Path) -> dict[str, Sou
 
 
 def one_core(sources: dict[str, Source], rounds: int) -> dict[str, float]:
-    """Way -> median seconds a sample, as a batch of one in this process."""
+    """Way -> median seconds of a core for a sample, as a batch of one in this process."""
     count = len(sources["packed"].entries)
     ways: dict[str, Callable[[int], object]] = {
         "PIL, ToTensor, Normalize": partial(plain, sources["png"].entries),
@@ -119,10 +119,10 @@ def one_core(sources: dict[str, Source], rounds: int) -> dict[str, float]:
     for round_ in range(rounds + 1):
         for i in range(count):
             for way, load in ways.items():
-                began = time.perf_counter()
+                began = time.process_time()
                 load(i)
                 if round_:  # the first fills caches
-                    times[way].append(time.perf_counter() - began)
+                    times[way].append(time.process_time() - began)
     return {way: statistics.median(taken) for way, taken in times.items()}
 
 
@@ -145,9 +145,12 @@ def _load(source: Source, index: int) -> object:
     return load_batch(source, source.entries, [Slot(0, index, 1.0)])
 
 
-def copy_of(name: str) -> str:
-    """What the copy is called that a packed source is held against."""
-    return name.replace("packed", "copy of the same bytes")
+COPY = "copy of the same bytes"
+
+
+def copy_of(way: str) -> str:
+    """The copy that a way is held against: of the bytes of a packed source, or of the set's own side."""
+    return way.replace("packed", COPY) if way.startswith(("packed", COPY)) else COPY
 
 
 def copier(source: PackedSource) -> Callable[[int], object]:
@@ -306,7 +309,7 @@ def table(figures: dict[str, Any]) -> str:
     base = seconds["PIL, ToTensor, Normalize"]
     lines = [f"{'one core, a sample':32}{'ms':>9}{'x plain':>9}{'of a copy':>11}{'MB read':>9}"]
     for way, taken in seconds.items():
-        copy = seconds.get(copy_of(way), seconds["copy of the same bytes"])
+        copy = seconds[copy_of(way)]
         read = f"{figures['bytes'][way] / 1e6:9.1f}" if way in figures["bytes"] else ""
         lines.append(f"{way:32}{1e3 * taken:9.1f}{base / taken:9.1f}{copy / taken:11.0%}{read}")
     for name, rate in figures["workers"].items():
