@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from neuropbr_dist.config.frozen import Freezable
+
 
 @dataclass(kw_only=True, slots=True)
-class DataConfig:
+class DataConfig(Freezable):
     """Where samples come from and how they are cut into train and validation."""
 
     input_dir: str | None = None
@@ -53,7 +55,7 @@ class DataConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class TransformConfig:
+class TransformConfig(Freezable):
     """Normalisation of the views, done on the device."""
 
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
@@ -65,7 +67,7 @@ class TransformConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class ModelConfig:
+class ModelConfig(Freezable):
     """Generator (encoder, cross-view fusion, decoder) and discriminator."""
 
     encoder_type: Literal["resnet", "unet"] = "resnet"
@@ -115,7 +117,7 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class LossConfig:
+class LossConfig(Freezable):
     """Weights of the loss terms."""
 
     w_l1: float = 1.0
@@ -147,7 +149,7 @@ class LossConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class OptimizerConfig:
+class OptimizerConfig(Freezable):
     """AdamW for both networks, and the learning-rate schedule."""
 
     g_lr: float = 2e-4
@@ -183,7 +185,7 @@ class OptimizerConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class TrainingConfig:
+class TrainingConfig(Freezable):
     """The loop: how long, on what, how often to look and to save."""
 
     epochs: int = 100
@@ -267,7 +269,7 @@ class TrainingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class TrainConfig:
+class TrainConfig(Freezable):
     """All of a run, in six parts."""
 
     data: DataConfig = field(default_factory=DataConfig)
