@@ -18,7 +18,7 @@ from neuropbr_dist.config import TrainConfig, from_yaml
 from neuropbr_dist.monitor.look_files import TRUE, look_keys, look_steps
 from neuropbr_dist.objectives import MAP_SLICES
 from neuropbr_dist.training.baseline import mean_maps_metrics
-from neuropbr_dist.training.data import open_samples
+from neuropbr_dist.training.data import fill_cache, open_samples
 from neuropbr_dist.training.facts import device_name, versions
 
 CELL = 192
@@ -97,7 +97,9 @@ def networks(result: Result, facts: dict[str, Any]) -> str:
 def mean_maps(result: Result) -> dict[str, float]:
     """Validation of the training set's mean maps, on the same samples."""
     cfg = config_of(result)
-    return mean_maps_metrics(cfg, open_samples(cfg, detect()))
+    samples = open_samples(cfg, detect())
+    fill_cache(samples.source, detect())
+    return mean_maps_metrics(cfg, samples)
 
 
 def best_of(result: Result) -> dict[str, Any]:

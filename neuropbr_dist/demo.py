@@ -14,7 +14,7 @@ from neuropbr_dist.cluster import detect
 from neuropbr_dist.config import from_yaml
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.baseline import mean_maps_metrics
-from neuropbr_dist.training.data import open_samples
+from neuropbr_dist.training.data import fill_cache, open_samples
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "demo_run"
@@ -58,7 +58,9 @@ def report() -> None:
     lines = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
     found = [line for line in lines if "val/l1" in line]
     first, last = found[0]["val/l1"], found[-1]["val/l1"]
-    mean = mean_maps_metrics(cfg, open_samples(cfg, detect()))["l1"]
+    samples = open_samples(cfg, detect())
+    fill_cache(samples.source, detect())
+    mean = mean_maps_metrics(cfg, samples)["l1"]
     print(f"\nValidation L1 (mean over the four maps, {found[-1]['step']} steps):")
     print(f"  before training            {first:.4f}")
     print(f"  training set's mean maps   {mean:.4f}")

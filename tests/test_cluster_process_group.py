@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuropbr_dist.cluster import Environment, pick_device, refuse_differences
+from neuropbr_dist.cluster import Environment, check_alike, pick_device
 from neuropbr_dist.cluster.process_group import expand_segments, record_collectives
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.ranks import all_gather_object, broadcast_object, is_rank_0
@@ -99,7 +99,7 @@ def test_one_process_is_everyone():
     assert all_gather_object("mine") == ["mine"]
     assert broadcast_object("mine") == "mine"
     assert is_rank_0()
-    refuse_differences({"code": "a"}, "here")
+    check_alike({"code": "a"}, "here")
 
 
 def test_one_process_needs_no_rendezvous():
@@ -133,7 +133,7 @@ def test_exchange():
 def compare(facts: list[dict[str, str]]) -> str | None:
     rank = torch.distributed.get_rank()
     try:
-        refuse_differences(facts[rank], f"host{rank}")
+        check_alike(facts[rank], f"host{rank}")
     except UserError as error:
         return str(error)
     return None

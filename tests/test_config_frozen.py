@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from neuropbr_dist.config import TrainConfig, from_yaml, frozen, load, to_yaml, with_fields
+from neuropbr_dist.config import TrainConfig, from_yaml, frozen, load, to_yaml, with_fields, writable
 
 
 def test_assigning_to_a_frozen_configuration_raises():
@@ -34,9 +34,10 @@ def test_a_frozen_configuration_crosses_processes_and_files():
         assert again == cfg
         with pytest.raises(dataclasses.FrozenInstanceError):
             again.data.num_workers = 7
-    written = from_yaml(to_yaml(cfg), "")
-    assert written == cfg
-    written.data.num_workers = 7
+    for again in (from_yaml(to_yaml(cfg), ""), writable(cfg)):
+        assert again == cfg
+        again.data.num_workers = 7
+    assert cfg == load("demo")
 
 
 def test_another_configuration_is_made_by_naming_fields():

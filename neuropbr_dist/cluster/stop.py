@@ -63,13 +63,20 @@ class StopFlag:
         self._inbox, self._outbox = socket.socketpair()
         self._outbox.setblocking(False)
         threading.Thread(target=self._listen, name="stop-signals", daemon=True).start()
-        signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
-        for number in SIGNALS:
-            signal.signal(number, handled_elsewhere)
+        self._wakeup = signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
+        self._handlers = {number: signal.signal(number, handled_elsewhere) for number in SIGNALS}
+
+    def close(self) -> None:
+        """Give the signals back. Not after one has come: its sender may send it again until this process has ended."""
+        if self.signal is None:
+            signal.set_wakeup_fd(self._wakeup)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+            self._outbox.close()  # ends the thread
 
     def _listen(self) -> None:
-        while True:
-            for number in self._inbox.recv(64):
+        while numbers := self._inbox.recv(64):
+            for number in numbers:
                 # A child's end, or what submitit's handler has taken over again.
                 if signal.getsignal(number) is not handled_elsewhere:
                     continue

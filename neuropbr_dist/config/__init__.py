@@ -1,7 +1,7 @@
 """Run configuration: dataclasses, presets, files, command line, validation."""
 
 from neuropbr_dist.config.check import check_size, refuse_other_networks, resolve
-from neuropbr_dist.config.frozen import frozen, with_fields
+from neuropbr_dist.config.frozen import frozen, with_fields, writable
 from neuropbr_dist.config.load import from_yaml, load, to_yaml
 from neuropbr_dist.config.presets import PRESETS
 from neuropbr_dist.config.schema import (
@@ -36,4 +36,5 @@ __all__ = [
     "to_dict",
     "to_yaml",
     "with_fields",
+    "writable",
 ]

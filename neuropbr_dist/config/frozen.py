@@ -26,9 +26,18 @@ class Freezable:
 
 def frozen(cfg: TrainConfig) -> TrainConfig:
     """Return a copy in which no field can be assigned any more."""
+    return _copy(cfg, frozen=True)
+
+
+def writable(cfg: TrainConfig) -> TrainConfig:
+    """Return a copy whose fields can be assigned."""
+    return _copy(cfg, frozen=False)
+
+
+def _copy(cfg: TrainConfig, *, frozen: bool) -> TrainConfig:
     copy = deepcopy(cfg)
     for part in (*(getattr(copy, field.name) for field in dataclasses.fields(copy)), copy):
-        object.__setattr__(part, "_frozen", True)
+        object.__setattr__(part, "_frozen", frozen)
     return copy
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor.writers import JsonLines
+from neuropbr_dist.ranks import is_rank_0
+
+log = logging.getLogger(__name__)
 
 TIMINGS = "timings.jsonl"
 
@@ -28,6 +34,18 @@ class StartUp:
             now = time.monotonic()
             self.phases[phase] = round(now - self._last, 3)
             self._last = now
+
+    def first_step(self, device: torch.device, folder: Path, step: int) -> None:
+        """A step is done, `step` of the run; where it is this start's first, say and write how long that took."""
+        if not self.open:
+            return
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.mark("first step")
+        self.open = False
+        log.info(str(self))
+        if is_rank_0():
+            note_timing(folder, {"step": step, "start": self.phases})
 
     def __str__(self) -> str:
         parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in self.phases.items())
