@@ -22,6 +22,7 @@ from neuropbr_dist.cluster import (
     process_group,
 )
 from neuropbr_dist.config import TrainConfig, resolve, with_fields, writable
+from neuropbr_dist.config.values import fit_fields
 from neuropbr_dist.logs import to_console
 from neuropbr_dist.ranks import all_gather_object, broadcast_object, is_rank_0
 from neuropbr_dist.training.data import Samples, fill_cache, open_samples
@@ -49,7 +50,7 @@ def train(cfg: TrainConfig, start: Start) -> StopReason | None:
     """
     start_up = StartUp()
     start_up.mark("imports")
-    cfg, env = resolve(writable(cfg)), detect()
+    cfg, env = resolve(fit_fields(writable(cfg), "train")), detect()
     to_console(env.rank, outlive=True, default=True)
     device = pick_device(cfg.training.device, env)
     with ExitStack() as stack:
