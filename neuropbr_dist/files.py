@@ -145,31 +145,36 @@ class JsonLines:
         Raises:
             UserError: the file can't be read, or isn't ours.
         """
-        return [value for _, value in self._good()]
+        return [value for _, value in self._good(self._content())]
 
-    def keep(self, wanted: Callable[[Any], bool]) -> None:
-        """Rewrite the file, durably, with the good lines that are `wanted` alone; nothing if there is no file.
+    def keep(self, wanted: Callable[[Any], bool]) -> list[Any]:
+        """Return the values of the good lines that are `wanted`, and rewrite the file, durably, if it holds more.
 
         Raises:
             UserError: the file can't be read or written, or isn't ours.
         """
-        if not self.path.exists():
-            return
-        lines = [line + b"\n" for line, value in self._good() if wanted(value)]
-        try:
-            with replacing(self.path, durable=True) as temporary:
-                temporary.write_bytes(b"".join(lines))
-        except OSError as error:
-            raise UserError(f"{self.path}: can't be written: {error.strerror}") from error
+        content = self._content()
+        kept = [(line, value) for line, value in self._good(content) if wanted(value)]
+        lines = b"".join(line + b"\n" for line, _ in kept)
+        if lines != content:
+            try:
+                with replacing(self.path, durable=True) as temporary:
+                    temporary.write_bytes(lines)
+            except OSError as error:
+                raise UserError(f"{self.path}: can't be written: {error.strerror}") from error
+        return [value for _, value in kept]
 
-    def _good(self) -> list[tuple[bytes, Any]]:
-        """Return the good lines, each as it stands in the file and as a value."""
+    def _content(self) -> bytes:
         try:
-            lines = self.path.read_bytes().split(b"\n")
+            return self.path.read_bytes()
         except FileNotFoundError:
-            return []
+            return b""
         except OSError as error:
             raise UserError(f"{self.path}: can't be read: {error.strerror}") from error
+
+    def _good(self, content: bytes) -> list[tuple[bytes, Any]]:
+        """Return the good lines, each as it stands in the file and as a value."""
+        lines = content.split(b"\n")
         good: list[tuple[bytes, Any]] = []
         damaged: list[int] = []
         foreign: list[int] = []

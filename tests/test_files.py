@@ -229,15 +229,16 @@ def damage(log: JsonLines, change) -> None:
 def test_lines_come_back_in_order_and_can_be_thinned_out(log):
     assert log.read()[0] == {"step": 1, "loss": 0.125} and steps(log) == [1, 2, 3]
     before = log.path.read_bytes()
-    log.keep(lambda line: line["step"] != 2)
+    assert [line["step"] for line in log.keep(lambda line: line["step"] != 2)] == [1, 3]
     assert log.path.read_bytes() == b"".join(before.splitlines(keepends=True)[::2])
+    written = log.path.stat().st_ino
+    assert log.keep(lambda _: True) == log.read() and log.path.stat().st_ino == written
     assert names(log.path.parent) == ["log.jsonl"]
 
 
 def test_no_file_is_no_lines(tmp_path):
     log = JsonLines(tmp_path / "none")
-    log.keep(lambda _: True)
-    assert log.read() == [] and names(tmp_path) == []
+    assert log.keep(lambda _: True) == log.read() == [] and names(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_
 from neuropbr_dist.inference.upstream_config import config_of
 from neuropbr_dist.inference.upstream_file import OUR_CONFIG, UpstreamFile, read_pth
 from neuropbr_dist.models import Discriminator, Generator, encoder_norm
+from neuropbr_dist.monitor.run_logs import METRICS
 from neuropbr_dist.training.state import Progress
 
 Say = Callable[[str], None]
@@ -121,7 +122,7 @@ def write_run(
     folder: Path, cfg: TrainConfig, modules: Mapping[str, nn.Module], states: Mapping[str, State]
 ) -> Path:
     """A run's folder with one checkpoint at step 0."""
-    if find(folder) or (folder / "metrics.jsonl").exists():
+    if find(folder) or (folder / METRICS).exists():
         raise UserError(f"{folder} holds a run; name another folder")
     cfg.training.checkpoint_dir = str(folder)
     progress = Progress(counters={part: {"step": 0.0} for part in modules})

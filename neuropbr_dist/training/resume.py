@@ -11,11 +11,10 @@ from neuropbr_dist.config import TrainConfig, from_yaml, refuse_other_networks, 
 from neuropbr_dist.config.values import differences
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
-from neuropbr_dist.monitor.writers import HISTORY, METRICS
+from neuropbr_dist.monitor.run_logs import LOGS, METRICS
 from neuropbr_dist.ranks import all_gather_object, broadcast_object, is_rank_0
 from neuropbr_dist.training.data import Samples
 from neuropbr_dist.training.start import Start
-from neuropbr_dist.training.timings import TIMINGS
 
 Say = Callable[[str], None]
 PAGE = "report.html"  # the run page, if `launch/report.py` wrote one
@@ -97,9 +96,8 @@ def delete_run(folder: Path) -> None:
     """For `--overwrite`. Collective."""
     if is_rank_0():
         clear(folder)
-        logs = (folder / "logs").glob("events.*")
-        names = (METRICS, HISTORY, TIMINGS, "samples.jsonl", "wandb_id", PAGE)
-        for path in (*(folder / name for name in names), *logs):
+        events = (folder / "logs").glob("events.*")
+        for path in (*(folder / name for name in (*LOGS, "wandb_id", PAGE)), *events):
             path.unlink(missing_ok=True)
         shutil.rmtree(folder / LOOKS, ignore_errors=True)
     all_gather_object(None)
