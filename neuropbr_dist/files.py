@@ -78,10 +78,19 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+def write_bytes(path: Path, content: bytes | memoryview, *, durable: bool = False) -> None:
+    """Write bytes by `replacing`.
+
+    Also for libraries that write files of their own: numpy's doesn't say why it can't write, and torch's may end
+    the process then. Both write into an `io.BytesIO` as well.
+    """
+    with replacing(path, durable=durable) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Write UTF-8 text by `replacing`."""
-    with replacing(path, durable=durable) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode(), durable=durable)
 
 
 def write_json(path: Path, content: Any, *, durable: bool = False, indent: int | None = None) -> None:
@@ -158,8 +167,7 @@ class JsonLines:
         lines = b"".join(line + b"\n" for line, _ in kept)
         if lines != content:
             try:
-                with replacing(self.path, durable=True) as temporary:
-                    temporary.write_bytes(lines)
+                write_bytes(self.path, lines, durable=True)
             except OSError as error:
                 raise UserError(f"{self.path}: can't be written: {error.strerror}") from error
         return [value for _, value in kept]
@@ -204,8 +212,9 @@ def _name(path: Path, temporary: Path, error: OSError) -> None:
     named = Path(error.filename if isinstance(error.filename, str) else path)
     if named.is_relative_to(temporary):
         named = path / named.relative_to(temporary)
-    error.filename = str(named)
-    del error.filename2
+    if error.errno is not None:  # else the text is all it has, and a name would take its place
+        error.filename = str(named)
+        del error.filename2
 
 
 def _value(line: bytes) -> Any:

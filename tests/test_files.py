@@ -11,12 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from neuropbr_dist.data.builtin import BuiltinCache, generate
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import (
     JsonLines,
@@ -27,19 +31,21 @@ from neuropbr_dist.files import (
     write_json,
     write_text,
 )
+from neuropbr_dist.inference.pictures import save_png_16
+from neuropbr_dist.inference.relight import write_animation
+from neuropbr_dist.inference.tensor_file import TensorFile, write_tensor_file
+from neuropbr_dist.inference.upstream import write_whole
+from neuropbr_dist.monitor import save_png, take_look
+from neuropbr_dist.monitor.look_files import LookFiles
+from tests.support.disks import remount, small_disk
 from tests.support.distributed import ROOT
 
 
 @pytest.fixture
 def full_disk(tmp_path) -> Iterator[Path]:
     """A file system with room for some KiB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", mount], capture_output=True)
-    if made.returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
+    with small_disk(tmp_path / "disk", "16k") as folder:
+        yield folder
 
 
 @contextmanager
@@ -105,6 +111,35 @@ def test_a_full_disk_leaves_no_half_folder(full_disk):
         write(full_disk / "step_2", 8000)
     assert caught.value.errno == errno.ENOSPC and str(full_disk / "step_2") in str(caught.value)
     assert names(full_disk) == ["step_1"] and len(names(full_disk / "step_1")) == 4
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (8, 80, 80), np.uint8)
+MAPS = torch.from_numpy(NOISE / np.float32(255))
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "a.png": lambda path: save_png(path, NOISE.reshape(640, 80)),
+    "16_bits.png": lambda path: save_png_16(path, NOISE.reshape(640, 80).astype(np.uint16) * 99),
+    "relit.webp": lambda path: write_animation(path, MAPS[:, :24, :24], None),
+    "a.safetensors": lambda path: write_tensor_file(path, TensorFile("inference", {"w": MAPS}, "", {})),
+    "a.pth": lambda path: write_whole(path, {"w": MAPS}),
+    "looks": lambda path: LookFiles(path.parent).write(
+        0, take_look("clean/a", MAPS[:3, None].expand(3, 3, 80, 80), MAPS, MAPS)
+    ),
+    "builtin_v1": lambda path: BuiltinCache(path.parent, 1, 80).fill([0]),
+    "set": lambda path: generate(path, count=1, size=80, seed=1, workers=0, progress=False),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_whoever_writes_leaves_nothing_half_on_a_full_disk(full_disk, name):
+    """Whole files and folders, or none; the same call goes on once there is room."""
+    with pytest.raises((UserError, OSError), match="No space left on device"):
+        WRITERS[name](full_disk / name)
+    assert list(full_disk.rglob(".*")) == []
+    for path in full_disk.rglob("*.png"):
+        Image.open(path).load()
+    remount(full_disk, "size=4m")
+    WRITERS[name](full_disk / name)
+    assert names(full_disk) == [name] and list(full_disk.rglob(".*")) == []
 
 
 def test_a_folder_that_is_there_is_not_overwritten(tmp_path):

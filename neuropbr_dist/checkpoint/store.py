@@ -37,7 +37,6 @@ from neuropbr_dist.checkpoint.manifest import (
     read_manifest,
     read_state,
     read_tensors,
-    sync_folder,
     write_bytes,
     write_json,
     write_manifest,
@@ -48,6 +47,7 @@ from neuropbr_dist.checkpoint.ranks import Ranks, joint_error
 from neuropbr_dist.checkpoint.storage import ShardReader, ShardWriter
 from neuropbr_dist.checkpoint.verify import verify
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import sync
 
 # DCP says this on every save and load of a single process, which is an ordinary case here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -110,11 +110,11 @@ def write(
         }
         names = [plain_name(link) for link in links]
         write_manifest(made, Manifest(save_id, next_serial(folder), names, files))
-        sync_folder(made)
+        sync(made)
         final = free_name(folder, plain_name(name))
         made.rename(final)
         update_links(folder)
-        sync_folder(folder)
+        sync(folder)  # a rename lasts only after this
         return final
 
     writer = ShardWriter(folder, temporary_name(name), seal)

@@ -9,8 +9,7 @@ in [-1, 1] and has that to unlearn. Normals mean the same in both.
 
 from __future__ import annotations
 
-import os
-import uuid
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from neuropbr_dist.checkpoint import Fragment, find, save, step_name
 from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_bytes
 from neuropbr_dist.inference import upstream_names as names
 from neuropbr_dist.inference.generator import open_checkpoint, read_weights
 from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file, write_tensor_file
@@ -201,12 +201,10 @@ def discriminator_of(origin: Path, log: Say) -> State:
 
 def write_whole(path: Path, content: Mapping[str, object]) -> None:
     """By one rename."""
-    part = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, part)
-        os.replace(part, path)
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_bytes(path, buffer.getbuffer())
     except OSError as error:
         raise UserError(f"{path} was not written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)

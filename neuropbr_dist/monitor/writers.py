@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_text
 from neuropbr_dist.monitor.figure import ERROR, VIEWS, comparison
 from neuropbr_dist.monitor.look_files import LookFiles
 from neuropbr_dist.monitor.pictures import Look
@@ -226,7 +227,7 @@ class WeightsAndBiases:
                 f"training.use_wandb: W&B refused to start ({error}); run `wandb login`, "
                 "set WANDB_MODE=offline, or set it to false"
             ) from error
-        id_file.write_text(self._run.id + "\n")
+        write_text(id_file, self._run.id + "\n")
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         self._image, self._html = wandb.Image, wandb.Html

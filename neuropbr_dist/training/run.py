@@ -33,6 +33,7 @@ from neuropbr_dist.cluster import (
 )
 from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_text
 from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.ranks import broadcast_object
 from neuropbr_dist.training.data import open_samples
@@ -189,7 +190,7 @@ def write_config(cfg: TrainConfig, folder: Path, env: Environment) -> None:
     if env.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            (folder / "config.yaml").write_text(to_yaml(cfg))
+            write_text(folder / "config.yaml", to_yaml(cfg))
         except OSError as error:
             raise UserError(f"{folder}: can't write there: {error}") from error
         (folder / REQUEUE).unlink(missing_ok=True)
@@ -225,4 +226,4 @@ def mark_end(run: Run, reason: str | None) -> None:
 def mark_requeue(cfg: TrainConfig, env: Environment, reason: str) -> None:
     """Leave the marker that asks scripts and launchers to start the run again."""
     if env.rank == 0:
-        (Path(cfg.training.checkpoint_dir) / REQUEUE).write_text(f"{reason}\n")
+        write_text(Path(cfg.training.checkpoint_dir) / REQUEUE, f"{reason}\n", durable=True)
