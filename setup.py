@@ -21,6 +21,8 @@ setup(
     packages=find_packages(include=["neuropbr_dist", "neuropbr_dist.*"]),
     package_data={"neuropbr_dist.report": ["assets/*"]},
     install_requires=[
+        # The vocabulary of ranges in the configuration's types.
+        "annotated-types>=0.6",
         "torch>=2.11,<2.15",
         # The float32 masters are read where this version keeps them.
         "deepspeed==0.19.8",
@@ -51,13 +53,12 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "neuropbr-train = neuropbr_dist.main:train",
-            "neuropbr-infer = neuropbr_dist.main:infer",
-            "neuropbr-data = neuropbr_dist.main:data",
-            "neuropbr-export = neuropbr_dist.main:export",
-            "neuropbr-benchmark = neuropbr_dist.main:benchmark",
-            "neuropbr-report = neuropbr_dist.main:report",
-            "neuropbr-submit = neuropbr_dist.main:submit",
+            "neuropbr = neuropbr_dist.commands:main",
+            # Earlier names of the same.
+            *(
+                f"neuropbr-{name} = neuropbr_dist.commands.{name}:run"
+                for name in ("train", "infer", "data", "export", "report", "submit")
+            ),
         ]
     },
 )

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 
+from neuropbr_dist.commands.data import run as data
 from neuropbr_dist.data.files.decode import read_maps, read_views
 from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.data.files.verify import verify
@@ -27,7 +28,6 @@ from neuropbr_dist.data.packed.source import PackedSource, head_checksum
 from neuropbr_dist.data.sources import FileSource, fingerprint
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.main import data_parser, pack_set
 from tests.support.distributed import ROOT
 from tests.support.material_files import save, write_set
 
@@ -485,7 +485,6 @@ def test_a_finished_set_that_has_lost_a_file_says_so(pictures, packed, tmp_path)
 
 def test_a_refused_command_leaves_nothing_in_the_folder(pictures, tmp_path):
     (tmp_path / "mine.txt").touch()
-    args = data_parser().parse_args(["pack", *map(str, pictures), str(tmp_path)])
     with pytest.raises(UserError, match="not empty, and no packed set was begun in it"):
-        pack_set(args)
+        data(["pack", *map(str, pictures), str(tmp_path), "--debug"])
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from neuropbr_dist.checkpoint import Fragment, open_newest, save
+from neuropbr_dist.commands.export import run as export
 from neuropbr_dist.config import from_yaml
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import check, consolidate, export_inference, load_generator, read_tensor_file
-from neuropbr_dist.main import export
 from neuropbr_dist.models import Generator
 from tests.support.distributed import run as run_ranks
 from tests.support.trained_run import trained_run

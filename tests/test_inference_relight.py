@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from neuropbr_dist.commands.infer import run as infer
 from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.inference.relight import FRAME_MS, FRAMES, NAME, SMALLEST_SIDE, to_bytes, write_animation
-from neuropbr_dist.main import infer
 from neuropbr_dist.materials import material_maps
 from neuropbr_dist.materials.render import render, texels_from_maps
 from neuropbr_dist.materials.scene import Camera, Lamp, Lighting

@@ -188,7 +188,7 @@ def load(self, slots):
 SlotDataset.__getitems__ = load
 """,
 }
-TRAIN = "from neuropbr_dist.main import train\ntrain()\n"
+TRAIN = "from neuropbr_dist.commands.train import run\nrun()\n"
 
 
 def changed(folder: Path, code: str, **settings) -> subprocess.CompletedProcess[str]:

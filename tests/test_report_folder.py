@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from neuropbr_dist.commands.report import run as report
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.main import report
 from neuropbr_dist.report.curves import MOST_POINTS, charts, marks, thin
 from neuropbr_dist.report.folder import read_run
 from neuropbr_dist.report.samples import choose

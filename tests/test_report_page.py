@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from neuropbr_dist.main import report
+from neuropbr_dist.commands.report import run as report
 from neuropbr_dist.materials import material_maps
 from neuropbr_dist.monitor.relight import orbit, relit
 from tests.support.chromium import NO_WEBGL, WEBGL, browser
