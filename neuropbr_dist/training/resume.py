@@ -11,11 +11,10 @@ from neuropbr_dist.config import TrainConfig, from_yaml, refuse_other_networks, 
 from neuropbr_dist.config.values import differences
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
-from neuropbr_dist.monitor.writers import HISTORY, METRICS
-from neuropbr_dist.ranks import all_gather_object, broadcast_object, is_rank_0
+from neuropbr_dist.monitor.run_logs import LOGS, METRICS
+from neuropbr_dist.ranks import on_rank_0
 from neuropbr_dist.training.data import Samples
 from neuropbr_dist.training.start import Start
-from neuropbr_dist.training.timings import TIMINGS
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +85,7 @@ def follow_engine_flags(cfg: TrainConfig, start: Start) -> None:
 
 def refuse_held(folder: Path, overwrite: bool) -> None:
     """Never start over another run's files unasked. Collective."""
-    holds_run = broadcast_object(bool(find(folder)) or (folder / METRICS).exists())
-    if holds_run and not overwrite:
+    if not overwrite and on_rank_0(lambda: bool(find(folder)) or (folder / METRICS).exists()):
         raise UserError(
             f"{folder} holds a run; go on with it by --resume auto, delete it by --overwrite, "
             "or name another folder by --checkpoint-dir"
@@ -95,15 +93,12 @@ def refuse_held(folder: Path, overwrite: bool) -> None:
 
 
 def delete_run(folder: Path) -> None:
-    """For `--overwrite`. Collective."""
-    if is_rank_0():
-        clear(folder)
-        logs = (folder / "logs").glob("events.*")
-        names = (METRICS, HISTORY, TIMINGS, "samples.jsonl", "wandb_id", PAGE)
-        for path in (*(folder / name for name in names), *logs):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(folder / LOOKS, ignore_errors=True)
-    all_gather_object(None)
+    """Delete what a run has left in its folder, for `--overwrite`. For one process."""
+    clear(folder)
+    events = (folder / "logs").glob("events.*")
+    for path in (*(folder / name for name in (*LOGS, "wandb_id", PAGE)), *events):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / LOOKS, ignore_errors=True)
 
 
 def refuse_data_change(checkpoint: Checkpoint, cfg: TrainConfig, samples: Samples, allowed: bool) -> None:

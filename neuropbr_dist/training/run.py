@@ -33,9 +33,10 @@ from neuropbr_dist.cluster import (
 )
 from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_text
 from neuropbr_dist.logs import to_console
 from neuropbr_dist.monitor import Console, RunLog
-from neuropbr_dist.ranks import broadcast_object
+from neuropbr_dist.ranks import on_rank_0
 from neuropbr_dist.training.data import open_samples
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.engines import (
@@ -85,7 +86,7 @@ def train(cfg: TrainConfig, start: Start) -> StopReason | None:
         if not env.distributed and engines != {"single"}:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes, traces))
         start_up.mark("checkpoint found and verified" if checkpoint else "run folder")
-        end = broadcast_object(allocation_end() if env.rank == 0 else None)
+        end = on_rank_0(allocation_end)
         stack.enter_context(last_resort(end, partial(mark_requeue, cfg, env, str(StopReason.TIME_LIMIT))))
         run = stack.enter_context(assemble(cfg, start, env, device, console, checkpoint, lock, start_up, end))
         reason = Trainer(run).train()
@@ -135,8 +136,8 @@ def assemble(
     )
     folder = Path(t.checkpoint_dir)
     if start.overwrite:  # not before all else is known to be good
-        delete_run(folder)
-    write_config(cfg, folder, env)
+        on_rank_0(partial(delete_run, folder))
+    on_rank_0(partial(write_config, cfg, folder))
     wandb = {"project": t.wandb_project, "name": t.wandb_run_name, "config": to_dict(cfg)}
     run_log = RunLog(
         folder, tensorboard=t.use_tensorboard, wandb=wandb if t.use_wandb else None, enabled=env.rank == 0
@@ -181,20 +182,19 @@ def assemble(
 def is_newest(checkpoint: Checkpoint | None, folder: Path) -> bool:
     """Whether it is what the run's folder calls `latest`. Collective: a rank that saves alone waits for ever,
     and on a shared file system each may see an old name for a while."""
-    return broadcast_object(
-        checkpoint is not None and (folder / LATEST).resolve() == checkpoint.path.resolve()
+    return on_rank_0(
+        lambda: checkpoint is not None and (folder / LATEST).resolve() == checkpoint.path.resolve()
     )
 
 
-def write_config(cfg: TrainConfig, folder: Path, env: Environment) -> None:
-    """Rank 0: the resolved configuration into the run's folder; a requeue marker has had its effect."""
-    if env.rank == 0:
+def write_config(cfg: TrainConfig, folder: Path) -> None:
+    """Write the resolved configuration into the run's folder; a requeue marker has had its effect."""
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            (folder / "config.yaml").write_text(to_yaml(cfg))
-        except OSError as error:
-            raise UserError(f"{folder}: can't write there: {error}") from error
+        write_text(folder / "config.yaml", to_yaml(cfg))
         (folder / REQUEUE).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: can't write there: {error}") from error
 
 
 def saved(console: Console, folder: Path, path: Path, links: Sequence[str], timing: SaveTiming) -> None:
@@ -227,4 +227,4 @@ def mark_end(run: Run, reason: StopReason | None) -> None:
 def mark_requeue(cfg: TrainConfig, env: Environment, reason: str) -> None:
     """Leave the marker that asks scripts and launchers to start the run again."""
     if env.rank == 0:
-        (Path(cfg.training.checkpoint_dir) / REQUEUE).write_text(f"{reason}\n")
+        write_text(Path(cfg.training.checkpoint_dir) / REQUEUE, f"{reason}\n", durable=True)

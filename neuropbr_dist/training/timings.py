@@ -1,4 +1,4 @@
-"""Where a run's time outside of its steps goes: `timings.jsonl`, one line a start and a save."""
+"""Where a run's time outside of its steps goes: `timings.jsonl`, one line a start, a save and a stop."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from neuropbr_dist.errors import UserError
-from neuropbr_dist.monitor.writers import JsonLines
-
-TIMINGS = "timings.jsonl"
+from neuropbr_dist.monitor.run_logs import TIMINGS, run_log
 
 
 class StartUp:
@@ -49,7 +46,4 @@ def note_timing(folder: Path, record: Mapping[str, Any]) -> None:
     Raises:
         UserError: the file can't be written.
     """
-    try:
-        JsonLines(folder / TIMINGS).line(dict(record))
-    except OSError as error:
-        raise UserError(f"{folder / TIMINGS} can't be written: {error}") from error
+    run_log(folder, TIMINGS).append(record)
