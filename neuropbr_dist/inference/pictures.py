@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_bytes
 from neuropbr_dist.inference.inputs import Subject
 from neuropbr_dist.monitor import comparison, maps_to_images, save_png, take_look
 from neuropbr_dist.objectives import MAP_SLICES, NORMAL
@@ -78,6 +78,4 @@ def save_png_16(path: Path, image: np.ndarray) -> None:
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in chunks
     )
-    part = path.with_name(path.name + ".tmp")
-    part.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
-    os.replace(part, path)
+    write_bytes(path, b"\x89PNG\r\n\x1a\n" + content)

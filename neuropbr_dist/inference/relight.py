@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from neuropbr_dist.files import replacing
 from neuropbr_dist.monitor.pictures import maps_to_images, shrink_maps
 from neuropbr_dist.monitor.relight import orbit, relit
 
@@ -31,18 +31,10 @@ def write_animation(path: Path, pred: Tensor, target: Tensor | None) -> None:
     if target is not None:
         materials["Ground truth"] = to_bytes(target)
     first, *rest = [frame(materials, turn / FRAMES) for turn in range(FRAMES)]
-    part = path.with_name(path.name + ".tmp")
-    first.save(
-        part,
-        format="WEBP",
-        save_all=True,
-        append_images=rest,
-        duration=FRAME_MS,
-        loop=0,
-        quality=85,
-        method=3,
-    )
-    os.replace(part, path)
+    with replacing(path) as part:
+        first.save(
+            part, format="WEBP", save_all=True, append_images=rest, duration=FRAME_MS, loop=0, quality=85, method=3
+        )  # fmt: skip
 
 
 def to_bytes(maps: Tensor) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from neuropbr_dist.files import replacing
 from neuropbr_dist.objectives.maps import MAP_SLICES, NORMAL
 from neuropbr_dist.objectives.normals import normal_angle
 
@@ -37,10 +37,8 @@ def channels_last(picture: Tensor) -> np.ndarray:
 
 def save_png(path: Path | str, image: np.ndarray) -> None:
     """Write uint8 HWC or HW as PNG; a reader sees the whole file or none."""
-    path = Path(path)
-    part = path.with_name(path.name + ".tmp")
-    Image.fromarray(image).save(part, format="PNG")
-    os.replace(part, path)
+    with replacing(Path(path)) as part:
+        Image.fromarray(image).save(part, format="PNG")
 
 
 def error_maps(pred: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import datetime, timezone
 from html import escape
 from importlib.resources import files
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_text
 from neuropbr_dist.monitor.figure import ANGLE_LIMIT, ERROR_LIMIT
 from neuropbr_dist.monitor.heat import heat
 from neuropbr_dist.monitor.relight import bench
@@ -32,10 +32,9 @@ def write_page(folder: Path) -> Path:
         UserError: no run's folder, a damaged file in it, or it can't be written to.
     """
     page = render(read_run(folder))
-    path, part = folder / PAGE, folder / (PAGE + ".tmp")
+    path = folder / PAGE
     try:
-        part.write_text(page, encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, page)
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror}") from error
     return path

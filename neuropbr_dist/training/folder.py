@@ -11,11 +11,12 @@ from neuropbr_dist.checkpoint import BEST, LATEST, Checkpoint, SaveTiming, clear
 from neuropbr_dist.cluster import StopReason
 from neuropbr_dist.config import TrainConfig, to_yaml
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_text
 from neuropbr_dist.monitor import Console
 from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
-from neuropbr_dist.monitor.writers import HISTORY, METRICS
-from neuropbr_dist.ranks import all_gather_object, broadcast_object, is_rank_0
-from neuropbr_dist.training.timings import TIMINGS, note_timing
+from neuropbr_dist.monitor.run_logs import LOGS, METRICS
+from neuropbr_dist.ranks import is_rank_0, on_rank_0
+from neuropbr_dist.training.timings import note_timing
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,7 @@ TRACES = "flight_recorder"  # what NCCL did last on each rank, dumped when a col
 
 def refuse_held(folder: Path, overwrite: bool) -> None:
     """Never start over another run's files unasked. Collective."""
-    holds_run = broadcast_object(bool(find(folder)) or (folder / METRICS).exists())
-    if holds_run and not overwrite:
+    if not overwrite and on_rank_0(lambda: bool(find(folder)) or (folder / METRICS).exists()):
         raise UserError(
             f"{folder} holds a run; go on with it by --resume auto, delete it by --overwrite, "
             "or name another folder by --checkpoint-dir"
@@ -35,31 +35,28 @@ def refuse_held(folder: Path, overwrite: bool) -> None:
 
 
 def delete_run(folder: Path) -> None:
-    """For `--overwrite`. Collective."""
-    if is_rank_0():
-        clear(folder)
-        logs = (folder / "logs").glob("events.*")
-        names = (METRICS, HISTORY, TIMINGS, "samples.jsonl", "wandb_id", PAGE)
-        for path in (*(folder / name for name in names), *logs):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(folder / LOOKS, ignore_errors=True)
-    all_gather_object(None)
+    """Delete what a run has left in its folder, for `--overwrite`. For one process."""
+    clear(folder)
+    events = (folder / "logs").glob("events.*")
+    for path in (*(folder / name for name in (*LOGS, "wandb_id", PAGE)), *events):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / LOOKS, ignore_errors=True)
 
 
 def is_newest(checkpoint: Checkpoint, folder: Path) -> bool:
     """Return whether it is what the run's folder calls `latest`. Collective: a rank that saves alone waits for ever,
     and on a shared file system each may see an old name for a while."""
-    return broadcast_object((folder / LATEST).resolve() == checkpoint.path.resolve())
+    return on_rank_0(lambda: (folder / LATEST).resolve() == checkpoint.path.resolve())
 
 
 def write_config(cfg: TrainConfig, folder: Path) -> None:
     """Write the run's configuration into its folder; a requeue marker has had its effect."""
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        (folder / "config.yaml").write_text(to_yaml(cfg))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", to_yaml(cfg))
+        (folder / REQUEUE).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: can't write there: {error}") from error
-    (folder / REQUEUE).unlink(missing_ok=True)
 
 
 def saved(console: Console, folder: Path, path: Path, links: Sequence[str], timing: SaveTiming) -> None:
@@ -89,4 +86,4 @@ def mark_end(folder: Path, step: int, reason: StopReason | None, signal: str | N
 def mark_requeue(folder: Path, why: str) -> None:
     """Leave the marker that asks scripts and launchers to start the run again."""
     if is_rank_0():
-        (folder / REQUEUE).write_text(f"{why}\n")
+        write_text(folder / REQUEUE, f"{why}\n", durable=True)

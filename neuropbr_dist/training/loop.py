@@ -22,7 +22,7 @@ from neuropbr_dist.data.loader import TrainingSlots, validation_slots
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor import Console, RunLog
-from neuropbr_dist.ranks import broadcast_object
+from neuropbr_dist.ranks import broadcast_object, on_rank_0
 from neuropbr_dist.training.boundary import Boundary
 from neuropbr_dist.training.data import Samples, batches_of
 from neuropbr_dist.training.ema import WeightAverage
@@ -92,9 +92,8 @@ class Trainer:
         setup, p, t, first = self.setup, self.progress, self.cfg.training, self.env.rank == 0
         p.begin(self.order.global_batch, self.samples.fingerprint, self.env.world_size, setup.engine)
         if self.start.overwrite:
-            delete_run(self.folder)
-        if first:
-            write_config(self.cfg, self.folder)
+            on_rank_0(partial(delete_run, self.folder))
+        on_rank_0(partial(write_config, self.cfg, self.folder))
         wandb = {"project": t.wandb_project, "name": t.wandb_run_name, "config": to_dict(self.cfg)}
         self.log = RunLog(
             self.folder, tensorboard=t.use_tensorboard, wandb=wandb if t.use_wandb else None, enabled=first

@@ -24,7 +24,7 @@ from neuropbr_dist.cluster import (
 from neuropbr_dist.config import TrainConfig, resolve, with_fields, writable
 from neuropbr_dist.config.values import fit_fields
 from neuropbr_dist.logs import to_console
-from neuropbr_dist.ranks import all_gather_object, broadcast_object, is_rank_0
+from neuropbr_dist.ranks import all_gather_object, on_rank_0
 from neuropbr_dist.training.data import Samples, fill_cache, open_samples
 from neuropbr_dist.training.estimate import available_bytes
 from neuropbr_dist.training.facts import describe_samples, facts
@@ -64,7 +64,7 @@ def train(cfg: TrainConfig, start: Start) -> StopReason | None:
             stack.enter_context(checkpoint)
             device = pick_device(cfg.training.device, env)
         start_up.mark("checkpoint found and verified" if checkpoint else "run folder")
-        end = broadcast_object(allocation_end() if is_rank_0() else None)
+        end = on_rank_0(allocation_end)
         folder = Path(cfg.training.checkpoint_dir)
         stack.enter_context(last_resort(end, partial(mark_requeue, folder, str(StopReason.TIME_LIMIT))))
         torch.use_deterministic_algorithms(cfg.training.deterministic)

@@ -1,4 +1,4 @@
-"""Where a run's time outside of its steps goes: `timings.jsonl`, one line a start and a save."""
+"""Where a run's time outside of its steps goes: `timings.jsonl`, one line a start, a save and a stop."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from typing import Any
 
 import torch
 
-from neuropbr_dist.errors import UserError
-from neuropbr_dist.monitor.writers import JsonLines
+from neuropbr_dist.monitor.run_logs import TIMINGS, run_log
 from neuropbr_dist.ranks import is_rank_0
 
 log = logging.getLogger(__name__)
-
-TIMINGS = "timings.jsonl"
 
 
 class StartUp:
@@ -67,7 +64,4 @@ def note_timing(folder: Path, record: Mapping[str, Any]) -> None:
     Raises:
         UserError: the file can't be written.
     """
-    try:
-        JsonLines(folder / TIMINGS).line(dict(record))
-    except OSError as error:
-        raise UserError(f"{folder / TIMINGS} can't be written: {error}") from error
+    run_log(folder, TIMINGS).append(record)
