@@ -18,7 +18,7 @@ from neuropbr_dist.config import DataConfig, TrainConfig
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.files.headers import check_headers
-from neuropbr_dist.data.files.layout import Sample, list_faults, scan
+from neuropbr_dist.data.files.layout import list_faults, scan
 from neuropbr_dist.data.loader import TrainingSlots, make_loader
 from neuropbr_dist.data.order import Slot
 from neuropbr_dist.data.packed.source import PackedSource
@@ -32,7 +32,7 @@ from neuropbr_dist.data.sources import (
 )
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.ranks import all_gather_object, broadcast_object, is_rank_0
+from neuropbr_dist.ranks import all_gather_object, barrier, on_rank_0
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,13 @@ def open_samples(cfg: TrainConfig, env: Environment) -> Samples:
 def open_source(cfg: TrainConfig, env: Environment) -> tuple[Source, DataConfig]:
     """Return the source that `cfg.data` means, and `cfg.data` with what it left open filled in. Collective."""
     if cfg.data.packed_dir is not None:
-        return open_packed(cfg), cfg.data
-    folders = broadcast_object(default_folders(cfg.data))
+        return open_packed(cfg.data), cfg.data
+    folders = on_rank_0(lambda: default_folders(cfg.data))
     if folders is None:
         return BuiltinSource(cfg.data, cfg.training.seed), replace(cfg.data, builtin=True)
-    entries = scan_on_rank_0(cfg, folders)
+    inputs, maps = folders
+    # One rank lists the folders: a thousand at once are a burden on a shared file system.
+    entries = on_rank_0(lambda: scan(inputs, maps, cfg.data.metadata_path, cfg.data.render_curriculum))
     cache = Path(cfg.training.checkpoint_dir) / f"headers-{env.rank}.json"
     cache.parent.mkdir(parents=True, exist_ok=True)
     report = check_headers(
@@ -100,11 +102,11 @@ def open_source(cfg: TrainConfig, env: Environment) -> tuple[Source, DataConfig]
     )
     faults = by_host(all_gather_object((socket.gethostname(), report.faults)))
     if faults:
-        raise UserError(f"{folders[0]}: the data set has faults, nothing was trained: {list_faults(faults)}")
+        raise UserError(f"{inputs}: the data set has faults, nothing was trained: {list_faults(faults)}")
     size = cfg.data.image_size or report.native_size
     assert size is not None
     source = FileSource(entries, size, resize=cfg.data.image_size is not None, cache_mib=cfg.data.cache_mib)
-    return source, replace(cfg.data, input_dir=str(folders[0]), output_dir=str(folders[1]))
+    return source, replace(cfg.data, input_dir=str(inputs), output_dir=str(maps))
 
 
 def by_host(found: Sequence[tuple[str, list[str]]]) -> list[str]:
@@ -115,35 +117,12 @@ def by_host(found: Sequence[tuple[str, list[str]]]) -> list[str]:
     )
 
 
-def open_packed(cfg: TrainConfig) -> PackedSource:
-    """The packed set that the configuration names; rank 0 looks for every shard. Collective."""
-    data, failure = cfg.data, None
+def open_packed(data: DataConfig) -> PackedSource:
+    """Return the packed set that the configuration names; rank 0 looks for every shard. Collective."""
     assert data.packed_dir is not None
     source = PackedSource(data.packed_dir, data.render_curriculum, data.image_size)
-    if is_rank_0():
-        try:
-            source.check_shards()
-        except UserError as error:
-            failure = error
-    failure = broadcast_object(failure)
-    if failure is not None:
-        raise failure
+    on_rank_0(source.check_shards)
     return source
-
-
-def scan_on_rank_0(cfg: TrainConfig, folders: tuple[Path, Path]) -> list[Sample]:
-    """One rank lists the folders: a thousand listing them at once is a burden on a shared file system."""
-    found: list[Sample] | UserError | None = None
-    if is_rank_0():
-        try:
-            found = scan(*folders, cfg.data.metadata_path, cfg.data.render_curriculum)
-        except UserError as error:
-            found = error
-    found = broadcast_object(found)
-    if isinstance(found, UserError):
-        raise found
-    assert found is not None
-    return found
 
 
 def fill_cache(source: Source, env: Environment) -> None:
@@ -157,4 +136,4 @@ def fill_cache(source: Source, env: Environment) -> None:
         hidden = env.rank != 0 or not sys.stderr.isatty()
         with tqdm(total=len(missing), desc="Making built-in materials", disable=hidden) as bar:
             source.cache.fill(missing, bar.update, source.folders, workers)
-    all_gather_object(None)  # a barrier on the host
+    barrier()

@@ -127,10 +127,7 @@ class State:
             stage: of ZeRO.
             dtype: compute dtype; DeepSpeed's parameters have it, others' are float32.
         """
-        with torch.device("meta"):
-            count = sum(p.numel() for p in Generator(model).parameters())
-            if model.use_gan:
-                count += sum(p.numel() for p in Discriminator(model).parameters())
+        count = sum(count_parameters(model).values())
         low = dtype.itemsize
         adam = 12 if low < 4 else 8  # bytes a parameter; a float32 master beside a short parameter
         if engine == "fsdp":
@@ -145,6 +142,15 @@ class State:
     def bytes(self) -> int:
         """At most, when no activation is left."""
         return self.held + self.gradients
+
+
+def count_parameters(model: ModelConfig) -> dict[str, int]:
+    """Return each network's parameters, counted in the model itself: of a sharded one a rank has a piece only."""
+    with torch.device("meta"):
+        models: dict[str, nn.Module] = {"generator": Generator(model)}
+        if model.use_gan:
+            models["discriminator"] = Discriminator(model)
+    return {part: sum(p.numel() for p in net.parameters()) for part, net in models.items()}
 
 
 def available_bytes(device: torch.device, ranks_here: int) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -17,7 +15,7 @@ from neuropbr_dist.models import (
     pretrained_backbone,
 )
 from neuropbr_dist.parallel import Network, build_network
-from neuropbr_dist.ranks import broadcast_object, is_rank_0
+from neuropbr_dist.ranks import on_rank_0
 from neuropbr_dist.training.setup import Setup
 
 Weights = dict[str, torch.Tensor]
@@ -46,10 +44,11 @@ def build_networks(setup: Setup, backbone: Weights | None = None) -> dict[str, N
 
 def backbone_weights(model: ModelConfig) -> Weights | str:
     """Return the ImageNet weights that rank 0 has, or why it has none; the same on every rank. Collective."""
-    found: Any = None
-    if is_rank_0():
+
+    def found() -> Weights | str:
         try:
-            found = pretrained_backbone(model.encoder_backbone)
+            return pretrained_backbone(model.encoder_backbone)
         except PretrainedUnavailable as error:
-            found = str(error)
-    return broadcast_object(found)
+            return str(error)
+
+    return on_rank_0(found)

@@ -9,17 +9,16 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
 
 from neuropbr_dist.cluster import Environment
 from neuropbr_dist.config import DataConfig, ModelConfig, TrainConfig, check_size, with_fields
 from neuropbr_dist.config.deepspeed import resolve as resolve_deepspeed
 from neuropbr_dist.data.order import MicroBatchPlan, micro_batches
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.models import Discriminator, Generator, size_multiple, smallest_side
+from neuropbr_dist.models import size_multiple, smallest_side
 from neuropbr_dist.parallel import Adam, NetworkSetup
 from neuropbr_dist.training.data import Samples
-from neuropbr_dist.training.estimate import Need, choose_plan
+from neuropbr_dist.training.estimate import Need, choose_plan, count_parameters
 from neuropbr_dist.training.memory import recompute_patterns
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
@@ -96,12 +95,8 @@ class Setup:
 
     @cached_property
     def parameters(self) -> dict[str, int]:
-        """Each network's parameters, counted in the model itself: of a sharded one a rank has a piece only."""
-        with torch.device("meta"):
-            models: dict[str, nn.Module] = {"generator": Generator(self.cfg.model)}
-            if self.cfg.model.use_gan:
-                models["discriminator"] = Discriminator(self.cfg.model)
-        return {part: sum(p.numel() for p in model.parameters()) for part, model in models.items()}
+        """Of each network, counted whole."""
+        return count_parameters(self.cfg.model)
 
 
 def set_up(
