@@ -18,8 +18,9 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
-    packages=find_packages(include=["neuropbr_dist", "neuropbr_dist.*"]),
-    package_data={"neuropbr_dist.report": ["assets/*"]},
+    packages=[*find_packages(include=["neuropbr_dist", "neuropbr_dist.*"]), "neuropbr_dist.ds_configs"],
+    package_dir={"neuropbr_dist.ds_configs": "ds_configs"},
+    package_data={"neuropbr_dist.report": ["assets/*"], "neuropbr_dist.ds_configs": ["*.json"]},
     install_requires=[
         # The vocabulary of ranges in the configuration's types.
         "annotated-types>=0.6",

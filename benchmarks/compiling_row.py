@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if cfg.training.compile == "auto":
             cfg.training.compile = "blocks"  # what is measured here, on a CPU as well
         check_memory(cfg, where.size, where.env, where.device)
-        plan = memory_plan(cfg, where.size, where.env, where.device, print)
+        plan = memory_plan(cfg, where.size, where.env, where.device)
         args.out.write_text(json.dumps(measure(where, plan, args.steps), indent=1) + "\n")
 
 

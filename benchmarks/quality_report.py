@@ -97,7 +97,7 @@ def networks(result: Result, facts: dict[str, Any]) -> str:
 def mean_maps(result: Result) -> dict[str, float]:
     """Validation of the training set's mean maps, on the same samples."""
     cfg = config_of(result)
-    return mean_maps_metrics(cfg, open_samples(cfg, detect(), lambda _text: None))
+    return mean_maps_metrics(cfg, open_samples(cfg, detect()))
 
 
 def best_of(result: Result) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from neuropbr_dist.checkpoint.manifest import read_manifest
 from neuropbr_dist.errors import UserError
 from tests.support.disks import small_disk
 from tests.support.distributed import run
+from tests.support.said import said
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 
@@ -166,8 +167,7 @@ def test_async_saver_on_several_ranks(tmp_path):
 
 
 def verify_shared(folder):
-    lines = []
-    with open_newest(folder, log=lines.append) as checkpoint:
+    with said() as lines, open_newest(folder) as checkpoint:
         return checkpoint.state["step"], lines
 
 

@@ -78,7 +78,7 @@ def test_nodes_must_have_equally_many_ranks():
 def held_elements() -> int:
     """Elements of parameters and moments that this rank holds."""
     g, _ = networks(CASE, Row(engine="fsdp"))
-    return sum(shard.data.numel() for shard in g.shards() if not shard.name.startswith("buffer/"))
+    return sum(shard.data.numel() for shard in g.fragments() if not shard.name.startswith("buffer/"))
 
 
 @pytest.mark.multiprocess

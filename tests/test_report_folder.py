@@ -149,7 +149,7 @@ def test_a_run_that_is_going(stopped):
     assert '"step":5' in page and '"step":8' not in page
 
 
-def test_lines_that_a_power_cut_damaged_are_left_out(stopped, caplog):
+def test_lines_that_a_power_cut_damaged_are_left_out(stopped, messages):
     """A hole of NUL bytes, and a line that was torn and written after."""
     whole = read_run(stopped)
     for name in ("metrics.jsonl", "history.jsonl"):
@@ -158,7 +158,7 @@ def test_lines_that_a_power_cut_damaged_are_left_out(stopped, caplog):
     report([str(stopped), "--debug"])
     found = read_run(stopped)
     assert (found.metrics, found.history) == (whole.metrics, whole.history)
-    assert f"{stopped / 'metrics.jsonl'}: 2 damaged line(s) left out, the first is line 1" in caplog.text
+    assert f"{stopped / 'metrics.jsonl'}: 2 damaged line(s) left out, the first is line 1" in messages
 
 
 def test_a_start_without_an_end_before_another_was_killed(stopped):

@@ -9,6 +9,7 @@ from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
 from neuropbr_dist.data.sources import BuiltinSource, default_folders
 from neuropbr_dist.training.data import open_source
 from tests.support.material_files import write_set
+from tests.support.said import said
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def cfg(tmp_path, monkeypatch):
 
 
 def opened(cfg):
-    said = []
-    return open_source(cfg, Environment(launcher="none"), said.append), said
+    with said() as lines:
+        return open_source(cfg, Environment(launcher="none")), lines
 
 
 def saved(cfg):
@@ -32,11 +33,11 @@ def saved(cfg):
 
 
 def test_a_run_on_built_in_materials_stays_on_them(cfg, tmp_path):
-    source, said = opened(cfg)
-    assert isinstance(source, BuiltinSource) and "No data named and none at ./data" in said[0]
+    source, lines = opened(cfg)
+    assert isinstance(source, BuiltinSource) and "No data named and none at ./data" in lines[0]
     write_set(tmp_path / "data", {"sample_0000": "a", "sample_0001": "b"}, size=32)
-    again, said = opened(saved(cfg))
-    assert isinstance(again, BuiltinSource) and said[0].startswith("data.builtin: training on 2 built-in")
+    again, lines = opened(saved(cfg))
+    assert isinstance(again, BuiltinSource) and lines[0].startswith("data.builtin: training on 2 built-in")
     assert again.entries == source.entries
     named = saved(cfg)
     named.data.input_dir, named.data.output_dir = "data/input", "data/output"

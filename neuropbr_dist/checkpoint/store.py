@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from neuropbr_dist.checkpoint.folders import (
     temporary_name,
     update_links,
 )
-from neuropbr_dist.checkpoint.fragments import Fragment, Layouts, StagedState, layouts, merge_layouts, stage
+from neuropbr_dist.checkpoint.fragments import Layouts, StagedState, layouts, merge_layouts, stage
 from neuropbr_dist.checkpoint.lock import FileLock
 from neuropbr_dist.checkpoint.manifest import (
     CONFIG,
@@ -47,7 +48,10 @@ from neuropbr_dist.checkpoint.storage import ShardReader, ShardWriter
 from neuropbr_dist.checkpoint.verify import verify
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import sync
+from neuropbr_dist.fragment import Fragment
 from neuropbr_dist.ranks import all_gather_object, is_rank_0, joint_error, on_each_rank, on_rank_0, world_size
+
+log = logging.getLogger(__name__)
 
 # DCP says this on every save and load of a single process, which is an ordinary case here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -246,7 +250,6 @@ def open_newest(
     path: str | os.PathLike,
     *,
     process_group: dist.ProcessGroup | None = None,
-    log: Callable[[str], None] = print,
 ) -> Checkpoint | None:
     """Verify and open the newest good checkpoint that `path` may mean (see `find`). Collective.
 
@@ -262,11 +265,11 @@ def open_newest(
         checkpoint, faults = _open_if_good(candidate, process_group)
         if checkpoint is not None:
             if damaged and is_rank_0(process_group):
-                log(f"WARNING: falling back to {candidate}")
+                log.warning(f"falling back to {candidate}")
             return checkpoint
         damaged.append(f"{candidate}: {_shorten(faults)}")
         if is_rank_0(process_group):
-            log(f"WARNING: checkpoint is damaged: {damaged[-1]}")
+            log.warning(f"checkpoint is damaged: {damaged[-1]}")
     if damaged:
         raise UserError(f"no checkpoint in {path} is good: {'; '.join(damaged)}")
     return None

@@ -68,7 +68,7 @@ def report() -> None:
     cfg = from_yaml((RUN / "config.yaml").read_text(), str(RUN / "config.yaml"))
     found = [line for line in run_log(RUN, METRICS).read() if "val/l1" in line]
     first, last = found[0]["val/l1"], found[-1]["val/l1"]
-    mean = mean_maps_metrics(cfg, open_samples(cfg, detect(), lambda _text: None))["l1"]
+    mean = mean_maps_metrics(cfg, open_samples(cfg, detect()))["l1"]
     print(f"\nValidation L1 (mean over the four maps, {found[-1]['step']} steps):")
     print(f"  before training            {first:.4f}")
     print(f"  training set's mean maps   {mean:.4f}")

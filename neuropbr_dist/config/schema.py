@@ -216,9 +216,9 @@ class TrainingConfig:
     engine_discriminator: Literal["same", "single", "ddp", "fsdp", "deepspeed"] = "same"
     """How the discriminator is spread."""
     ds_config: Text | None = None
-    """DeepSpeed JSON of the generator (`--ds`)."""
+    """DeepSpeed JSON of the generator (`--ds`): the name of one that comes with the package (`zero2`), or a path."""
     ds_config_discriminator: Text | None = None
-    """DeepSpeed JSON of the discriminator (`--ds-discriminator`). None: the generator's."""
+    """DeepSpeed JSON of the discriminator (`--ds-discriminator`), named like the generator's. None: the generator's."""
     shard: Literal["world", "node"] = "world"
     """FSDP: shard over all ranks, or inside a node and replicate across nodes (HSDP)."""
     cpu_offload: bool = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,9 +19,7 @@ BOUND = 1e-3
 """Largest difference to the generator's own outputs that a program may have."""
 
 
-def export_program(
-    checkpoint: Path | str, out: Path | str, size: int | None = None, *, log: Callable[[str], None] = print
-) -> Path:
+def export_program(checkpoint: Path | str, out: Path | str, size: int | None = None) -> Path:
     """Write a program that takes uint8 views (B, 3, 3, S, S) and gives maps (B, 8, S, S) float32.
 
     It is loaded again and its outputs are compared before the file appears. Run it by
@@ -43,7 +40,7 @@ def export_program(
         raise UserError(f"{out}: a program's name must end in {SUFFIX}")
     if size is not None and size < 1:
         raise UserError(f"--size {size}: must be 1 or more")
-    model = load_generator(checkpoint, log=log)
+    model = load_generator(checkpoint)
     size = model.config.data.image_size if size is None else size
     if size is None:
         raise UserError("--size: the run has no data.image_size; name the side in pixels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -34,6 +35,8 @@ from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import size_multiple, smallest_side
 from neuropbr_dist.ranks import all_gather_object, broadcast_object, is_rank_0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -75,19 +78,17 @@ def batches_of(
 def open_samples(
     cfg: TrainConfig,
     env: Environment,
-    say: Callable[[str], None],
     fits: Callable[[int], None] = lambda _size: None,
 ) -> Samples:
     """The files that `cfg.data` names, or built-in materials. Collective.
 
     Args:
-        say: prints a line.
         fits: raises if the machine can't train on pictures of this side.
 
     Raises:
         UserError: on all ranks: anything wrong with the files, all faults in one message.
     """
-    source = open_source(cfg, env, say)
+    source = open_source(cfg, env)
     check_size(source.size, size_multiple(cfg.model))
     check_discriminator(cfg.model, source.size)
     fits(source.size)
@@ -95,7 +96,7 @@ def open_samples(
         fill_cache(source, env)
     data = cfg.data
     train, val = split(source.entries, data.val_ratio, data.split_by, cfg.training.seed)
-    say(f"Samples: {len(train)} for training, {len(val)} for validation, {source.size} px")
+    log.info(f"Samples: {len(train)} for training, {len(val)} for validation, {source.size} px")
     return Samples(source, train, val)
 
 
@@ -109,7 +110,7 @@ def check_discriminator(model: ModelConfig, size: int) -> None:
         )
 
 
-def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) -> Source:
+def open_source(cfg: TrainConfig, env: Environment) -> Source:
     """The source that `cfg.data` means; what it left open is filled in, to be saved with the run. Collective."""
     if cfg.data.packed_dir is not None:
         return open_packed(cfg)
@@ -118,13 +119,13 @@ def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) 
         source = BuiltinSource(cfg.data, cfg.training.seed)
         why = "data.builtin" if cfg.data.builtin else "No data named and none at ./data"
         cfg.data.builtin = True
-        say(
+        log.info(
             f"{why}: training on {cfg.data.builtin_count} built-in procedural "
             f"materials at {source.size} px (--input-dir and --output-dir take your own)"
         )
         return source
     cfg.data.input_dir, cfg.data.output_dir = map(str, folders)
-    entries = scan_on_rank_0(cfg, folders, say)
+    entries = scan_on_rank_0(cfg, folders)
     cache = Path(cfg.training.checkpoint_dir) / f"headers-{env.rank}.json"
     cache.parent.mkdir(parents=True, exist_ok=True)
     report = check_headers(
@@ -162,12 +163,12 @@ def open_packed(cfg: TrainConfig) -> PackedSource:
     return source
 
 
-def scan_on_rank_0(cfg: TrainConfig, folders: tuple[Path, Path], say: Callable[[str], None]) -> list[Sample]:
+def scan_on_rank_0(cfg: TrainConfig, folders: tuple[Path, Path]) -> list[Sample]:
     """One rank lists the folders: a thousand listing them at once is a burden on a shared file system."""
     found: list[Sample] | UserError | None = None
     if is_rank_0():
         try:
-            found = scan(*folders, cfg.data.metadata_path, cfg.data.render_curriculum, on_note=say)
+            found = scan(*folders, cfg.data.metadata_path, cfg.data.render_curriculum)
         except UserError as error:
             found = error
     found = broadcast_object(found)

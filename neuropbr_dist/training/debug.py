@@ -40,7 +40,7 @@ def debug(cfg: TrainConfig, start: Start) -> None:
     for name, (old, new) in differences(asked, cfg).items():
         print(f"debug: {name} = {new} (was {old})")
     torch.use_deterministic_algorithms(True)
-    samples = open_samples(cfg, env, print)
+    samples = open_samples(cfg, env)
     cfg.training.global_batch_size = cfg.training.batch_size = min(
         cfg.training.batch_size, len(samples.train)
     )

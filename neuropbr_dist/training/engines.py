@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ from neuropbr_dist.parallel.zero_section import refuse_unknown
 from neuropbr_dist.ranks import broadcast_object, is_rank_0
 from neuropbr_dist.training.estimate import Need, available_bytes, choose_plan, refuse_too_small
 from neuropbr_dist.training.memory import Recompute, recompute_patterns
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
@@ -122,20 +124,18 @@ def check_memory(cfg: TrainConfig, size: int, env: Environment, device: torch.de
     refuse_too_small(need_of(cfg, env, device), size, room, device.type)
 
 
-def memory_plan(
-    cfg: TrainConfig, size: int, env: Environment, device: torch.device, say: Callable[[str], None]
-) -> str:
+def memory_plan(cfg: TrainConfig, size: int, env: Environment, device: torch.device) -> str:
     """`training.memory` with `auto` resolved by rank 0's free memory. Collective."""
     t = cfg.training
     if t.memory != "auto" or t.activation_checkpointing != "plan":
         return "low" if t.memory == "auto" else t.memory
     room = broadcast_object(available_bytes(device, env.local_world_size))
     name, why = choose_plan(need_of(cfg, env, device), size, room)
-    say(f"Memory plan: {name} ({why}; training.memory names another)")
+    log.info(f"Memory plan: {name} ({why}; training.memory names another)")
     return name
 
 
-def backbone_weights(cfg: TrainConfig, say: Callable[[str], None]) -> dict[str, Any] | None:
+def backbone_weights(cfg: TrainConfig) -> dict[str, Any] | None:
     """ImageNet weights from rank 0, the same on every rank; `cfg` notes whether they were had."""
     m = cfg.model
     if m.encoder_type != "resnet" or not m.encoder_pretrained:
@@ -152,7 +152,7 @@ def backbone_weights(cfg: TrainConfig, say: Callable[[str], None]) -> dict[str, 
         return weights
     m.encoder_pretrained = False
     kind = "group norm, " if m.encoder_norm == "auto" else ""
-    say(
+    log.info(
         f"No ImageNet weights for {m.encoder_backbone}: {weights}. The encoder starts from random weights "
         f"({kind}model.encoder_pretrained = false silences this)"
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import socket
 from collections import Counter
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.data import Samples
 from neuropbr_dist.training.engines import attention_name, compile_of, engine_of, precision_of, recompute_name
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "deepspeed", "timm", "numpy")
 
@@ -103,19 +105,18 @@ def describe(
     device: torch.device,
     parameter_counts: dict[str, int],
     memory: str,
-    say: Callable[[str], None],
 ) -> None:
     """What runs, in a few lines."""
     t = cfg.training
     micro = micro_batches(t.global_batch_size or 1, env.world_size, t.batch_size)
     sizes = [f"{part} {count / 1e6:.1f} M" for part, count in parameter_counts.items()]
-    say(f"Networks: {', '.join(sizes)} parameters")
-    say(
+    log.info(f"Networks: {', '.join(sizes)} parameters")
+    log.info(
         f"Engine: {engine_of(cfg, env)} on {env.world_size} x {device.type} ({env.launcher} launcher), "
         f"{precision_of(cfg, device)}, {recompute_name(cfg, memory)}, "
         f"torch.compile {compile_of(cfg, device)}{attention_name(cfg, device)}"
     )
-    say(
+    log.info(
         f"Batch: {t.global_batch_size} = up to {micro.per_step} x {micro.size} on {env.world_size} rank(s); "
         f"run folder {t.checkpoint_dir}"
     )

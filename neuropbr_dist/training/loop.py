@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, epoch_name, step_name
-from neuropbr_dist.cluster import FAILED_WRITE, SIGNAL, TIME_LIMIT, Deadline, Environment, Every, StopFlag
+from neuropbr_dist.cluster import Deadline, Environment, Every, StopFlag, StopReason
 from neuropbr_dist.config import TrainConfig, to_yaml
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
@@ -36,6 +37,8 @@ from neuropbr_dist.training.state import Progress, saved_fragments, snapshot
 from neuropbr_dist.training.step import StepReport, gan_step
 from neuropbr_dist.training.timings import StartUp, note_timing
 from neuropbr_dist.training.validation import validate
+
+log = logging.getLogger(__name__)
 
 LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
 
@@ -83,7 +86,7 @@ class Trainer:
         }
         for part, state in run.progress.plateau.items():
             self.schedules[part].load(state)
-        self.faults = FaultWatch(t.max_skipped_steps, run.console.line)
+        self.faults = FaultWatch(t.max_skipped_steps)
         self.sample_log: SampleLog | None = None
         if t.log_samples and run.env.rank == 0:
             self.sample_log = SampleLog(run.saver.folder, self.order, run.train, run.progress.step)
@@ -115,26 +118,26 @@ class Trainer:
         started = self.epochs_done + 1 >= self.run.cfg.training.gan_start_epoch
         return "discriminator" in self.run.networks and started
 
-    def wanted_stop(self) -> str | None:
+    def wanted_stop(self) -> StopReason | None:
         """Why to stop at this boundary although the run isn't over; the same on every rank."""
         run = self.run
         if run.saver.failed or run.log.failure:  # not on all ranks at a time; `finish` raises on all
-            run.stop.request(FAILED_WRITE)
+            run.stop.request(StopReason.FAILED_WRITE)
         if self.deadline.reached(run.saver.expected):
-            run.stop.request(TIME_LIMIT)
+            run.stop.request(StopReason.TIME_LIMIT)
         if self.save_clock.due():
             run.stop.request_save()
         if reason := run.stop.agreed():
             return reason
         if run.stop_after_steps is not None and run.progress.step >= run.stop_after_steps:
-            return "--stop-after-steps"
+            return StopReason.AFTER_STEPS
         if run.stop_after_epochs is not None and self.epochs_done >= run.stop_after_epochs:
-            return "--stop-after-epochs"
+            return StopReason.AFTER_EPOCHS
         return None
 
     # -- the loop --------------------------------------------------------------------------
 
-    def train(self) -> str | None:
+    def train(self) -> StopReason | None:
         """Run to the end; returns why it stopped before, if it did."""
         run, p = self.run, self.run.progress
         if p.step == 0:
@@ -145,7 +148,7 @@ class Trainer:
             self.finish(reason)  # the loader's end can wait, a save can't
         return reason
 
-    def steps(self, batches: Iterator[MicroBatch]) -> str | None:
+    def steps(self, batches: Iterator[MicroBatch]) -> StopReason | None:
         """All that is between the first step and the last save; returns why it stopped early, if it did."""
         run, p, reason = self.run, self.run.progress, None
         self.start_epoch()
@@ -177,7 +180,7 @@ class Trainer:
             torch.cuda.synchronize(run.device)
         run.start_up.mark("first step")
         run.start_up.open = False
-        run.console.line(str(run.start_up))
+        log.info(str(run.start_up))
         if run.env.rank == 0:
             note_timing(run.saver.folder, {"step": run.progress.step, "start": run.start_up.phases})
 
@@ -323,7 +326,7 @@ class Trainer:
         self.save_clock.met()
         self.meter.restart()
 
-    def finish(self, reason: str | None) -> None:
+    def finish(self, reason: StopReason | None) -> None:
         """The last save, waited for."""
         run = self.run
         if run.profiler is not None:
@@ -333,7 +336,7 @@ class Trainer:
         if self.saved_at != run.progress.step:
             self.save([LATEST])
         run.saver.wait()
-        if reason == SIGNAL:
+        if reason == StopReason.SIGNAL:
             self.note_stop()
         if failure := broadcast_object(run.log.failure):
             raise failure

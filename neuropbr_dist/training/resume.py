@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from neuropbr_dist.checkpoint import Checkpoint, clear, find, open_newest
@@ -16,7 +16,8 @@ from neuropbr_dist.ranks import on_rank_0
 from neuropbr_dist.training.data import Samples
 from neuropbr_dist.training.start import Start
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 PAGE = "report.html"  # the run page, if `launch/report.py` wrote one
 
 
@@ -33,16 +34,16 @@ def run_folder(cfg: TrainConfig, start: Start) -> Path:
     return configured if "--checkpoint-dir" in start.overrides.flags else found[0].parent
 
 
-def fresh_or_resumed(cfg: TrainConfig, start: Start, say: Say) -> tuple[TrainConfig, Checkpoint | None]:
+def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Checkpoint | None]:
     """The configuration to run, and the checkpoint to go on from. Collective."""
     folder = run_folder(cfg, start)
     if start.resume is None:
         refuse_held(folder, start.overwrite)
         return cfg, None
     source = folder if start.resume == "auto" else Path(start.resume)
-    checkpoint = open_newest(source, log=say)
+    checkpoint = open_newest(source)
     if checkpoint is None:
-        say(f"No checkpoint in {folder}: starting fresh")
+        log.info(f"No checkpoint in {folder}: starting fresh")
         return cfg, None
     if checkpoint.path.parent != folder.resolve():  # a branch of that run, in a folder of its own
         refuse_held(folder, start.overwrite)
@@ -60,13 +61,13 @@ def fresh_or_resumed(cfg: TrainConfig, start: Start, say: Say) -> tuple[TrainCon
             "name the folder by --checkpoint-dir"
         )
     refuse_other_networks(saved, now, f"--resume {start.resume}")
-    say(f"Resuming from {checkpoint.path} (step {checkpoint.state['step']})")
+    log.info(f"Resuming from {checkpoint.path} (step {checkpoint.state['step']})")
     if start.overrides.config:
-        say(
+        log.info(
             f"  --config {start.overrides.config}: a resumed run keeps its saved fields; change one by a flag or --set"
         )
     for name, (old, new) in differences(saved, now).items():
-        say(f"  {name}: {old} -> {new} (command line)")
+        log.info(f"  {name}: {old} -> {new} (command line)")
     return now, checkpoint
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
@@ -20,10 +21,9 @@ from neuropbr_dist.checkpoint import (
     SaveTiming,
 )
 from neuropbr_dist.cluster import (
-    GOES_ON,
-    TIME_LIMIT,
     Environment,
     StopFlag,
+    StopReason,
     allocation_end,
     detect,
     last_resort,
@@ -34,6 +34,7 @@ from neuropbr_dist.cluster import (
 from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import write_text
+from neuropbr_dist.logs import to_console
 from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.ranks import on_rank_0
 from neuropbr_dist.training.data import open_samples
@@ -55,19 +56,21 @@ from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.state import Progress, restore, saved_fragments
 from neuropbr_dist.training.timings import StartUp, note_timing
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 LAST_SAVE_S = 120.0
 """For a save in flight when an error ends the run; without end if another rank is gone."""
 REQUEUE = "requeue"  # marker in the run's folder: stopped from outside, wants to go on
 TRACES = "flight_recorder"  # what NCCL did last on each rank, dumped in the run's folder when a collective times out
 
 
-def train(cfg: TrainConfig, start: Start) -> str | None:
+def train(cfg: TrainConfig, start: Start) -> StopReason | None:
     """Train `cfg` to its end, or to a stop; return why it stopped, if it did."""
     start_up = StartUp()
     start_up.mark("imports")
     env = detect()
     device = pick_device(cfg.training.device, env)
+    to_console(env.rank, outlive=True, default=True)
     console = Console(env.rank == 0)
     traces = Path(cfg.training.checkpoint_dir) / TRACES
     with ExitStack() as stack:
@@ -75,7 +78,7 @@ def train(cfg: TrainConfig, start: Start) -> str | None:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes, traces))
             start_up.mark("process group")
         lock = stack.enter_context(RunLock(run_folder(cfg, start)))
-        cfg, checkpoint = fresh_or_resumed(cfg, start, console.line)
+        cfg, checkpoint = fresh_or_resumed(cfg, start)
         if checkpoint is not None:
             stack.enter_context(checkpoint)
             device = pick_device(cfg.training.device, env)
@@ -84,7 +87,7 @@ def train(cfg: TrainConfig, start: Start) -> str | None:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes, traces))
         start_up.mark("checkpoint found and verified" if checkpoint else "run folder")
         end = on_rank_0(allocation_end)
-        stack.enter_context(last_resort(end, partial(mark_requeue, cfg, env, TIME_LIMIT)))
+        stack.enter_context(last_resort(end, partial(mark_requeue, cfg, env, str(StopReason.TIME_LIMIT))))
         run = stack.enter_context(assemble(cfg, start, env, device, console, checkpoint, lock, start_up, end))
         reason = Trainer(run).train()
         mark_end(run, reason)
@@ -107,24 +110,24 @@ def assemble(
     end: float | None,
 ) -> Iterator[Run]:
     """Data, networks, state and log files of the run; closed at the end."""
-    t, say = cfg.training, console.line
+    t = cfg.training
     torch.use_deterministic_algorithms(t.deterministic)
-    samples = open_samples(cfg, env, say, fits=lambda size: check_memory(cfg, size, env, device))
+    samples = open_samples(cfg, env, fits=lambda size: check_memory(cfg, size, env, device))
     if t.global_batch_size is None:
         t.global_batch_size = t.batch_size * env.world_size
     if cfg.optimizer.scheduler_epochs is None:
         cfg.optimizer.scheduler_epochs = t.epochs
-    backbone = backbone_weights(cfg, say) if checkpoint is None else None
+    backbone = backbone_weights(cfg) if checkpoint is None else None
     refuse_differences(facts(cfg, samples), socket.gethostname())
     if checkpoint is not None:
         refuse_data_change(checkpoint, cfg, samples, start.allow_data_change)
     start_up.mark("data set")
-    memory = memory_plan(cfg, samples.source.size, env, device, say)
+    memory = memory_plan(cfg, samples.source.size, env, device)
     networks = build_networks(cfg, env, device, backbone, memory)
     start_up.mark("networks")
     objective = Objective(cfg, compiles_losses(cfg, device))
     ema = WeightAverage(networks["generator"], t.ema_decay) if t.ema_decay is not None else None
-    progress = restore(checkpoint, networks, ema, say) if checkpoint else Progress()
+    progress = restore(checkpoint, networks, ema) if checkpoint else Progress()
     if checkpoint:
         start_up.mark("load")
     progress.global_batch, progress.data = t.global_batch_size, samples.fingerprint
@@ -136,44 +139,43 @@ def assemble(
         on_rank_0(partial(delete_run, folder))
     on_rank_0(partial(write_config, cfg, folder))
     wandb = {"project": t.wandb_project, "name": t.wandb_run_name, "config": to_dict(cfg)}
-    log = RunLog(
+    run_log = RunLog(
         folder, tensorboard=t.use_tensorboard, wandb=wandb if t.use_wandb else None, enabled=env.rank == 0
     )
-    log.cut_back(progress.step or -1)  # at step 0 the first validation is done again
+    run_log.cut_back(progress.step or -1)  # at step 0 the first validation is done again
     saver = AsyncSaver(
         folder,
         keep_latest=t.keep_latest,
         lock=lock,
-        log=say,
         timeout=timedelta(minutes=t.timeout_minutes),
         on_saved=partial(saved, console, folder),
     )
     saver.prepare(saved_fragments(networks, ema))
     parameters = count_parameters(cfg)
-    describe(cfg, env, device, parameters, memory, say)
-    log.started(progress.step, start_facts(cfg, env, device, samples, parameters, memory))
-    log.text(progress.step, {"config": to_yaml(cfg)})
+    describe(cfg, env, device, parameters, memory)
+    run_log.started(progress.step, start_facts(cfg, env, device, samples, parameters, memory))
+    run_log.text(progress.step, {"config": to_yaml(cfg)})
     profiler = None
     if start.profile and env.rank == 0:
-        profiler = StepProfiler(start.profile, folder / "profile", device, say)
+        profiler = StepProfiler(start.profile, folder / "profile", device)
     # Not before: a rank that waits in the set-up for a dead one would wait on, and there is nothing to save yet.
     stop = StopFlag()
     start_up.mark("logs")
     try:
         yield Run(
             cfg=cfg, env=env, device=device, source=samples.source, train=samples.train, val=samples.val,
-            networks=networks, objective=objective, progress=progress, saver=saver, log=log,
+            networks=networks, objective=objective, progress=progress, saver=saver, log=run_log,
             console=console, stop=stop, ema=ema, start_up=start_up, end=end, stop_after_epochs=start.stop_after_epochs,
             stop_after_steps=start.stop_after_steps, profiler=profiler,
             saved_at=progress.step if is_newest(checkpoint, folder) else -1,
         )  # fmt: skip
     except UserError as error:
-        log.ended(progress.step, f"error: {error}")
+        run_log.ended(progress.step, f"error: {error}")
         saver.leave(LAST_SAVE_S)
         raise
     finally:
         console.close()
-        log.close()
+        run_log.close()
     saver.close()
 
 
@@ -210,16 +212,16 @@ def say_saved(console: Console, folder: Path, links: Sequence[str]) -> None:
             console.saved(folder / link)
 
 
-def mark_end(run: Run, reason: str | None) -> None:
+def mark_end(run: Run, reason: StopReason | None) -> None:
     """Say how it ended; a stop from outside leaves a marker that the batch script reads."""
     folder = Path(run.cfg.training.checkpoint_dir)
-    run.log.ended(run.progress.step, reason or "finished")
+    run.log.ended(run.progress.step, str(reason or "finished"))
     if reason is None:
-        run.console.line(f"Done: {run.progress.step} steps, {folder}")
+        log.info(f"Done: {run.progress.step} steps, {folder}")
         return
-    if reason in GOES_ON:
-        mark_requeue(run.cfg, run.env, run.stop.signal or reason)
-    run.console.line(f"Stopped ({reason}) after step {run.progress.step}; go on with --resume auto")
+    if reason.requeues:
+        mark_requeue(run.cfg, run.env, run.stop.signal or str(reason))
+    log.info(f"Stopped ({reason}) after step {run.progress.step}; go on with --resume auto")
 
 
 def mark_requeue(cfg: TrainConfig, env: Environment, reason: str) -> None:

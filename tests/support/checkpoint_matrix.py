@@ -99,7 +99,7 @@ def resume(case: Case, row: Row, folder: Path, drop: str = "") -> dict[str, Any]
         progress = restore(checkpoint, nets, ema)
     assert progress.step == SAVED_AFTER
     for part, network in nets.items() if drop else ():
-        for shard in network.shards():
+        for shard in network.fragments():
             if shard.name.startswith(f"{drop}/"):
                 shard.data.zero_()
         lost = {"step": 0.0} if drop == "step" else {}

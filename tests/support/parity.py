@@ -279,7 +279,7 @@ def whole_state(g: Network, d: Network, *, buffers: bool = False) -> dict[str, T
     return put_together(
         (f"{part}/{shard.name}", shard.data, shard.start, shard.shape)
         for part, net in (("generator", g), ("discriminator", d))
-        for shard in net.shards()
+        for shard in net.fragments()
         if buffers or not shard.name.startswith("buffer/")
     )
 
