@@ -12,8 +12,8 @@ from PIL import Image
 from neuropbr_dist.data.builtin import BuiltinCache, generate
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.channels import texels
-from neuropbr_dist.materials.families import FAMILIES, family_name, material_maps, render_views
-from neuropbr_dist.materials.render import render
+from neuropbr_dist.materials.families import FAMILIES, family_name, material_maps
+from neuropbr_dist.materials.render import render, render_views
 from neuropbr_dist.materials.scene import FIELD_OF_VIEW, Camera, Lamp, Lighting, Sky, Window
 
 DARK = Sky(zenith=np.zeros(3), horizon=np.zeros(3), lean=np.zeros(3))
