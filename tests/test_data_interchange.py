@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from neuropbr_dist.commands.infer import run as infer
 from neuropbr_dist.data.packed.pack import pack
-from neuropbr_dist.main import infer
 from tests.support.train_runs import (
     assert_same_run,
     command,

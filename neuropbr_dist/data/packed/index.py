@@ -27,7 +27,7 @@ import numpy as np
 from neuropbr_dist.data.files.layout import SOURCES
 from neuropbr_dist.data.packed.shards import REPACK, Place, used_bytes
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import replacing, write_json
+from neuropbr_dist.files import write_bytes, write_json
 
 VERSION = 2
 """Raise it when the format changes."""
@@ -146,8 +146,7 @@ def write_index(
                 return
             (folder / HEAD).unlink()
         for name, content in contents.items():
-            with replacing(folder / name, durable=True) as temporary:
-                temporary.write_bytes(content)
+            write_bytes(folder / name, content, durable=True)
         write_json(folder / HEAD, {**head, "checksum": head_checksum(head)}, durable=True, indent=1)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}") from error

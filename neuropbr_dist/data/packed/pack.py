@@ -24,12 +24,11 @@ from neuropbr_dist.data.packed.index import HEAD, JOURNAL, SHARDS, PackedIndex, 
 from neuropbr_dist.data.packed.progress import Done, Progress
 from neuropbr_dist.data.packed.shards import Place, ShardWriter, used_bytes
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import remove_leftovers
 from neuropbr_dist.processes import in_parallel
 
 SHARD_BYTES = 1 << 30
 OWN_FILES = {JOURNAL, SHARDS, "run.lock"}
-TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp\.\w+")
-"""Names that a killed call leaves behind (`files.replacing`)."""
 _HOLDS_ANOTHER = "{}: holds a packed set of other pictures; delete that folder, or name another"
 
 ArrayName = Literal["views", "maps"]
@@ -134,8 +133,7 @@ def claim(dest: Path) -> None:
         UserError: it does, or can't be made.
     """
     names = {path.name for path in dest.iterdir()} if dest.is_dir() else set()
-    others = {name for name in names - OWN_FILES if not TEMPORARY.fullmatch(name)}
-    if (others and not names & {JOURNAL, HEAD}) or (dest.exists() and not dest.is_dir()):
+    if (names - OWN_FILES and not names & {JOURNAL, HEAD}) or (dest.exists() and not dest.is_dir()):
         raise UserError(f"{dest}: not empty, and no packed set was begun in it; name a new or empty folder")
     try:
         (dest / SHARDS).mkdir(parents=True, exist_ok=True)
@@ -196,14 +194,15 @@ def _next_attempt(folder: Path) -> int:
 def _drop_unused(dest: Path, done: Iterable[Done]) -> None:
     """Give back what an interrupted call wrote and never noted."""
     used = used_bytes(result.place for result in done if result.place)
-    for path in (dest / SHARDS).glob("*.bin"):
-        if path.name not in used:
-            path.unlink()
-        elif path.stat().st_size > used[path.name]:
-            os.truncate(path, used[path.name])
-    for path in dest.iterdir():
-        if TEMPORARY.fullmatch(path.name):
-            path.unlink()
+    try:
+        for path in (dest / SHARDS).glob("*.bin"):
+            if path.name not in used:
+                path.unlink()
+            elif path.stat().st_size > used[path.name]:
+                os.truncate(path, used[path.name])
+        remove_leftovers(dest)
+    except OSError as error:
+        raise UserError(f"{error.filename or dest}: {error.strerror}") from error
 
 
 def _finish(dest: Path, index: Index, report: Report, done: dict[str, Done], columns: Columns) -> None:
