@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from neuropbr_dist.commands.data import run as data
+from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.files.decode import read_maps, read_views
 from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.data.files.verify import verify
-from neuropbr_dist.data.loader import TrainingSlots, make_loader
+from neuropbr_dist.data.loader import TrainingSlots, batches_of
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.packed.source import PackedSource, head_checksum
@@ -86,9 +87,8 @@ def test_every_sample_has_the_same_name_place_and_bits(pictures, packed, curricu
 def batches(source, workers=0):
     order = SampleOrder(len(source.entries), global_batch=3, epochs=2, seed=4)
     slots = TrainingSlots(order, 0, world=1, rank=0, batch_size=3)
-    with make_loader(
-        source, source.entries, slots, workers=workers, prefetch=2, pin=False, worker_start=lambda: None
-    ) as loader:
+    read = DataConfig(num_workers=workers)
+    with batches_of(read, source, source.entries, slots, torch.device("cpu")) as loader:
         return list(loader)
 
 
