@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from neuropbr_dist.cluster import Environment
 from neuropbr_dist.config import DataConfig, TrainConfig, from_yaml, to_yaml
 from neuropbr_dist.data.open import fill_cache, first_files, open_samples, open_source, resolve_data
 from neuropbr_dist.data.packed.pack import pack
@@ -17,6 +19,7 @@ from neuropbr_dist.data.sources import BuiltinSource, FileSource
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.ranks import all_gather_object, rank
 from neuropbr_dist.training.facts import describe_samples
+from neuropbr_dist.training.setup import SampleFacts, set_up
 from tests.support.distributed import run
 from tests.support.material_files import write_set
 from tests.support.said import said
@@ -29,7 +32,7 @@ def cfg(tmp_path, monkeypatch):
     """Nothing named, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     made = TrainConfig()
-    made.data.builtin_count, made.data.image_size = 2, 32
+    made.data.builtin_count, made.data.image_size, made.model.use_gan = 2, 32, False
     made.data.builtin_cache = str(tmp_path / "cache")
     made.training.checkpoint_dir = str(tmp_path / "run")
     return made
@@ -45,7 +48,8 @@ def opened(cfg):
 
 def saved(cfg, samples):
     """The configuration as the run has saved it, read back."""
-    return from_yaml(to_yaml(replace(cfg, data=samples.data)), "")
+    setup = set_up(cfg, Environment(launcher="none"), torch.device("cpu"), SampleFacts.of(samples))
+    return from_yaml(to_yaml(setup.cfg), "")
 
 
 # -- what is meant ---------------------------------------------------------------------------

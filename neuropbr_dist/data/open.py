@@ -14,7 +14,8 @@ from tqdm import tqdm
 from neuropbr_dist.config import DataConfig, TrainConfig
 from neuropbr_dist.data.files.headers import HeaderReport, check_headers
 from neuropbr_dist.data.files.layout import Sample, list_faults, scan
-from neuropbr_dist.data.packed.source import HEAD, INDEX_FILES, PackedSource
+from neuropbr_dist.data.packed.index import HEAD, INDEX_FILES
+from neuropbr_dist.data.packed.source import PackedSource
 from neuropbr_dist.data.sources import BuiltinSource, Entry, FileSource, Source, fingerprint
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
