@@ -14,12 +14,14 @@ import pytest
 from tests.support.distributed import ROOT
 
 PACKAGE = ROOT / "neuropbr_dist"
-GROUND = {"errors", "files", "ranks", "processes"}
+GROUND = {"errors", "files", "ranks", "processes", "fragment", "logs"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "ranks": {"errors"},
     "processes": {"errors"},
+    "fragment": set(),
+    "logs": set(),
     "config": GROUND,
     "cluster": GROUND,
     "kernels": GROUND,
@@ -46,6 +48,12 @@ def imports(path: Path) -> set[str]:
             module = ".".join([*package, *([node.module] if node.module else [])])
             found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
     return found
+
+
+def tokens(path: Path) -> list[tuple[int, str]]:
+    """Kind and text of each."""
+    code = io.StringIO(path.read_text(encoding="utf-8"))
+    return [(token.type, token.string) for token in tokenize.generate_tokens(code.readline)]
 
 
 def folder_of(module: str) -> str | None:
@@ -82,7 +90,7 @@ def test_no_circles():
     graph = {folder: known_to(folder) for folder in folders()}
     assert len(graph) > 10
     order = list(graphlib.TopologicalSorter(graph).static_order())  # raises on a circle
-    assert order.index("config") < order.index("training") < order.index("main")
+    assert order.index("config") < order.index("training") < order.index("commands")
 
 
 def test_of_the_models_parallel_knows_the_norm_layers_alone():
@@ -100,13 +108,25 @@ def test_only_parallel_imports_engines():
     assert users == {"parallel"}
 
 
+def test_an_argparse_namespace_does_not_leave_commands():
+    users = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in PACKAGE.rglob("*.py")
+        if {"argparse", "Namespace"} & {text for kind, text in tokens(path) if kind == tokenize.NAME}
+    }
+    assert users == {"commands"}
+
+
+def test_nothing_that_measures_is_imported_by_the_package():
+    users = [path for path in PACKAGE.rglob("*.py") for m in imports(path) if m.split(".")[0] == "benchmarks"]
+    assert users == []
+
+
 def test_the_gan_step_names_no_engine():
-    text = (PACKAGE / "training" / "step.py").read_text(encoding="utf-8")
     code = [
-        token.string
-        for token in tokenize.generate_tokens(io.StringIO(text).readline)
-        if token.type == tokenize.NAME
-        or (token.type == tokenize.STRING and not token.string.startswith('"""'))
+        text
+        for kind, text in tokens(PACKAGE / "training" / "step.py")
+        if kind == tokenize.NAME or (kind == tokenize.STRING and not text.startswith('"""'))
     ]
     assert "gan_step" in code
     assert [word for word in code if re.search(r"(?i)fsdp|ddp|deepspeed|engine|isinstance|stage", word)] == []
