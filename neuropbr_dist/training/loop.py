@@ -18,13 +18,13 @@ from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import TrainingSlots, validation_slots
+from neuropbr_dist.data.loader import TrainingSlots, batches_of, validation_slots
+from neuropbr_dist.data.open import Samples
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.ranks import broadcast_object, on_rank_0
 from neuropbr_dist.training.boundary import Boundary
-from neuropbr_dist.training.data import Samples, batches_of
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.facts import describe, start_facts
 from neuropbr_dist.training.folder import delete_run, is_newest, mark_end, saved, write_config
