@@ -15,6 +15,7 @@ import torch
 
 from neuropbr_dist.logs import CONSOLE
 from tests.support.distributed import close_pools
+from tests.support.said import said
 from tests.support.train_runs import half_run, whole_run
 
 torch.set_num_threads(1)
@@ -39,6 +40,13 @@ def nothing_on_the_console():
     package.removeHandler(CONSOLE)
     package.propagate = True
     package.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def messages():
+    """What the package's loggers say during the test, a list that grows."""
+    with said() as lines:
+        yield lines
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import hashlib
 import json
 import pickle
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from neuropbr_dist.checkpoint import (
 from neuropbr_dist.checkpoint import clear as clear_run
 from neuropbr_dist.checkpoint.manifest import FileRecord, read_manifest, write_manifest
 from neuropbr_dist.errors import UserError
+from tests.support.disks import remount, small_disk
 from tests.support.said import said
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -353,36 +353,29 @@ def test_links_that_a_kill_left_out_are_made_later(tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MiB, or a skip where mounting isn't allowed."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+def disk(tmp_path):
+    """A file system of 4 MiB."""
+    with small_disk(tmp_path / "disk", "4m") as folder:
+        yield folder
 
 
-def test_a_full_disk_leaves_the_save_before(small_disk):
-    save_step(small_disk, 1)
+def test_a_full_disk_leaves_the_save_before(disk):
+    save_step(disk, 1)
     big = whole({"w": torch.zeros(2**21)})
     with pytest.raises(UserError, match="No space left on device"):
-        save(small_disk, step_name(2), big, {}, "")
-    assert names(small_disk) == {"latest", step_name(1)}
-    with open_newest(small_disk) as checkpoint:
+        save(disk, step_name(2), big, {}, "")
+    assert names(disk) == {"latest", step_name(1)}
+    with open_newest(disk) as checkpoint:
         assert_holds(checkpoint, 1)
 
 
-def test_a_read_only_folder_can_be_loaded_from_but_not_saved_to(small_disk):
-    save_step(small_disk, 1)
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with open_newest(small_disk) as checkpoint:
+def test_a_read_only_folder_can_be_loaded_from_but_not_saved_to(disk):
+    save_step(disk, 1)
+    remount(disk, "ro")
+    with open_newest(disk) as checkpoint:
         assert_holds(checkpoint, 1)
     with pytest.raises(UserError, match="Read-only file system"):
-        save_step(small_disk, 2)
+        save_step(disk, 2)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7, 50])

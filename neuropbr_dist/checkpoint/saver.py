@@ -19,9 +19,9 @@ import torch.distributed as dist
 from neuropbr_dist.checkpoint.folders import LATEST, retain
 from neuropbr_dist.checkpoint.fragments import StagedState, reserve, stage
 from neuropbr_dist.checkpoint.lock import RunLock
-from neuropbr_dist.checkpoint.ranks import Ranks
 from neuropbr_dist.checkpoint.store import write
 from neuropbr_dist.fragment import Fragment
+from neuropbr_dist.ranks import is_rank_0, on_rank_0
 
 FIRST_SAVE_S = 10.0
 SLOW_DISK = 1e8
@@ -168,14 +168,14 @@ class AsyncSaver:
         links: Sequence[str],
         timing: SaveTiming,
     ) -> Path:
-        ranks, began = Ranks(self._group), time.monotonic()
+        began = time.monotonic()
         if self.lock is not None:
-            ranks.from_first(self.lock.check)
+            on_rank_0(self.lock.check, self._group)
         path = write(staged, self.folder, name, state, config_yaml, links=links, process_group=self._group)
-        if ranks.is_first:
+        if is_rank_0(self._group):
             timing.behind_s = time.monotonic() - began
             timing.bytes = sum(file.stat().st_size for file in path.iterdir())
             self.longest = max(self.longest or 0.0, timing.held_s + timing.behind_s)
             self.on_saved(path, links, timing)
-        ranks.from_first(lambda: retain(self.folder, self.keep_latest, verified=self._verified))
+        on_rank_0(lambda: retain(self.folder, self.keep_latest, verified=self._verified), self._group)
         return path

@@ -14,7 +14,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from neuropbr_dist.processes import STOP_SIGNALS as SIGNALS
+
 SAME_SIGNAL_S = 5.0  # Slurm and a forwarding trap deliver one warning twice, 4 ms apart (seen)
 FORCED_EXIT = 75  # EX_TEMPFAIL: try again
 
@@ -63,13 +64,20 @@ class StopFlag:
         self._inbox, self._outbox = socket.socketpair()
         self._outbox.setblocking(False)
         threading.Thread(target=self._listen, name="stop-signals", daemon=True).start()
-        signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
-        for number in SIGNALS:
-            signal.signal(number, handled_elsewhere)
+        self._wakeup = signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
+        self._handlers = {number: signal.signal(number, handled_elsewhere) for number in SIGNALS}
+
+    def close(self) -> None:
+        """Give the signals back. Not after one has come: its sender may send it again until this process has ended."""
+        if self.signal is None:
+            signal.set_wakeup_fd(self._wakeup)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+            self._outbox.close()  # ends the thread
 
     def _listen(self) -> None:
-        while True:
-            for number in self._inbox.recv(64):
+        while numbers := self._inbox.recv(64):
+            for number in numbers:
                 # A child's end, or what submitit's handler has taken over again.
                 if signal.getsignal(number) is not handled_elsewhere:
                     continue
@@ -101,9 +109,3 @@ class StopFlag:
 
 def handled_elsewhere(_number: int, _frame: FrameType | None) -> None:
     """A handler that only keeps a signal from ending the process; see `StopFlag`."""
-
-
-def ignore_stop_signals() -> None:
-    """For loader workers: the training process decides when they end."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

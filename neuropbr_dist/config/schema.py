@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval, Len
 
+from neuropbr_dist.config.frozen import Freezable
+
 Text = Annotated[str, Len(1)]
 PositiveInt = Annotated[int, Interval(ge=1)]
 NonNegativeInt = Annotated[int, Interval(ge=0)]
@@ -22,7 +24,7 @@ Betas = Annotated[list[Fraction], Len(2, 2)]
 
 
 @dataclass(kw_only=True, slots=True)
-class DataConfig:
+class DataConfig(Freezable):
     """Where samples come from and how they are cut into train and validation."""
 
     input_dir: Text | None = None
@@ -64,7 +66,7 @@ class DataConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class TransformConfig:
+class TransformConfig(Freezable):
     """Normalisation of the views, done on the device."""
 
     mean: Annotated[list[Annotated[float, Interval(ge=0, le=1)]], Len(3, 3)] = field(
@@ -78,7 +80,7 @@ class TransformConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class ModelConfig:
+class ModelConfig(Freezable):
     """Generator (encoder, cross-view fusion, decoder) and discriminator."""
 
     encoder_type: Literal["resnet", "unet"] = "resnet"
@@ -130,7 +132,7 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class LossConfig:
+class LossConfig(Freezable):
     """Weights of the loss terms."""
 
     w_l1: NonNegativeFloat = 1.0
@@ -162,7 +164,7 @@ class LossConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class OptimizerConfig:
+class OptimizerConfig(Freezable):
     """AdamW for both networks, and the learning-rate schedule."""
 
     g_lr: PositiveFloat = 2e-4
@@ -198,7 +200,7 @@ class OptimizerConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class TrainingConfig:
+class TrainingConfig(Freezable):
     """The loop: how long, on what, how often to look and to save."""
 
     epochs: PositiveInt = 100
@@ -282,7 +284,7 @@ class TrainingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class TrainConfig:
+class TrainConfig(Freezable):
     """All of a run, in six parts."""
 
     data: DataConfig = field(default_factory=DataConfig)

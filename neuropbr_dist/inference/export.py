@@ -7,6 +7,7 @@ from pathlib import Path
 
 from neuropbr_dist.checkpoint import find, verify
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_text
 from neuropbr_dist.inference.generator import WEIGHTS_FILE, build, open_checkpoint, read_weights
 from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file, write_tensor_file
 
@@ -35,7 +36,7 @@ def export_inference(checkpoint: Path | str, out: Path | str) -> Path:
     path = out if out.suffix == SUFFIX else out / WEIGHTS_FILE
     write_tensor_file(path, weights)
     if path != out:
-        (out / "config.yaml").write_text(weights.config_yaml)
+        write_text(out / "config.yaml", weights.config_yaml)
     return path
 
 

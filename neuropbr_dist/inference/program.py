@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import uuid
+import io
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import replacing
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
 from neuropbr_dist.inference.predict import refuse_size
 from neuropbr_dist.models import size_multiple
@@ -45,16 +45,14 @@ def export_program(checkpoint: Path | str, out: Path | str, size: int | None = N
     if size is None:
         raise UserError("--size: the run has no data.image_size; name the side in pixels")
     refuse_size(size, size_multiple(model.config.model), "--size")
-    part = out.with_name(f".{uuid.uuid4().hex}{SUFFIX}")  # torch wants the suffix
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        torch.export.save(trace(model, size), part)
-        refuse_difference(part, model, size, out)
-        os.replace(part, out)
+        with replacing(out) as part:
+            torch.export.save(trace(model, size), buffer := io.BytesIO())
+            part.write_bytes(buffer.getbuffer())
+            refuse_difference(part, model, size, out)
     except OSError as error:
         raise UserError(f"{out} was not written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
     return out
 
 

@@ -9,9 +9,8 @@ in [-1, 1] and has that to unlearn. Normals mean the same in both.
 
 from __future__ import annotations
 
+import io
 import logging
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,12 +21,14 @@ from torch import Tensor, nn
 from neuropbr_dist.checkpoint import Fragment, find, save, step_name
 from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_bytes
 from neuropbr_dist.inference import upstream_names as names
 from neuropbr_dist.inference.generator import open_checkpoint, read_weights
 from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file, write_tensor_file
 from neuropbr_dist.inference.upstream_config import config_of
 from neuropbr_dist.inference.upstream_file import OUR_CONFIG, UpstreamFile, read_pth
 from neuropbr_dist.models import Discriminator, Generator, encoder_norm
+from neuropbr_dist.monitor.run_logs import METRICS
 from neuropbr_dist.training.state import Progress
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ def write_run(
     folder: Path, cfg: TrainConfig, modules: Mapping[str, nn.Module], states: Mapping[str, State]
 ) -> Path:
     """A run's folder with one checkpoint at step 0."""
-    if find(folder) or (folder / "metrics.jsonl").exists():
+    if find(folder) or (folder / METRICS).exists():
         raise UserError(f"{folder} holds a run; name another folder")
     cfg.training.checkpoint_dir = str(folder)
     progress = Progress(counters={part: {"step": 0.0} for part in modules})
@@ -201,12 +202,10 @@ def discriminator_of(origin: Path) -> State:
 
 def write_whole(path: Path, content: Mapping[str, object]) -> None:
     """By one rename."""
-    part = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, part)
-        os.replace(part, path)
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_bytes(path, buffer.getbuffer())
     except OSError as error:
         raise UserError(f"{path} was not written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)

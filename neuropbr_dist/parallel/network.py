@@ -16,7 +16,7 @@ from neuropbr_dist.models.norm import commit_statistics, no_statistics
 from neuropbr_dist.parallel.activation import has_batch_statistics
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Adam:
     """AdamW's settings for one network."""
 

@@ -41,6 +41,11 @@ class Progress:
     lives: list[dict[str, Any]] = field(default_factory=list)
     """Each start of the run: from which step, at which world size, on which engine."""
 
+    def begin(self, global_batch: int, data: str, world_size: int, engine: str) -> None:
+        """Another start begins here; `data` is the training set's fingerprint."""
+        self.global_batch, self.data = global_batch, data
+        self.lives.append({"step": self.step, "world_size": world_size, "engine": engine})
+
 
 def fragments(networks: dict[str, Network], ema: WeightAverage | None = None) -> list[Fragment]:
     """This rank's pieces of all state, under canonical names: `generator/param/NAME`, `generator/ema/NAME`, …"""
