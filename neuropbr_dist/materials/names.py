@@ -18,6 +18,11 @@ Role = Literal["albedo", "normal", "roughness", "gloss", "metallic", "specular",
 Convention = Literal["opengl", "directx"]
 """Where a normal map's green points: to the top of the picture, or to its bottom."""
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 WORDS: dict[Role, str] = {
     "albedo": """albedo alb albeido basecolor basecolour basecol basemap base bc diffuse diff dif color colour
         col clr colormap colourmap diffusemap albedomap basecolormap albedotransparency albedoopacity albedoalpha
@@ -63,19 +68,22 @@ LAYOUTS: dict[str, str] = {
 """What lies in red, green, blue and alpha: r roughness, m metallic, s smoothness, o and x nothing that is needed."""
 NORMAL_TOO = frozenset({"xxxr"})
 """Layouts whose red, green and blue are the normals."""
-STRONG = frozenset(
+STRONG = _words(
     """albedo basecolor basecolour diffuse normal normals normalmap roughness metallic metalness smoothness
     glossiness specular ao occlusion ambientocclusion displacement curvature emissive opacity transparency
-    height""".split()
+    height"""
 )
 """Words that no material is called by: at a name's beginning they are the map, beside another word a packing."""
-QUALIFIERS = frozenset("clearcoat coat sheen detail bent world object transmission micro macro flow".split())
+QUALIFIERS = _words("clearcoat coat sheen detail bent world object transmission micro macro flow")
 """`clearcoat_normal` is not the normal map."""
 CONVENTIONS: dict[str, Convention] = {
-    **dict.fromkeys("gl ogl opengl".split(), "opengl"),
-    **dict.fromkeys("dx directx d3d".split(), "directx"),
+    "gl": "opengl",
+    "ogl": "opengl",
+    "opengl": "opengl",
+    "dx": "directx",
+    "directx": "directx",
 }
-WORKFLOWS = frozenset("metalness metallic specular".split())
+WORKFLOWS = _words("metalness metallic specular")
 """Poliigon's last word: of which workflow the whole set is."""
 _CONVENTION_TAIL = re.compile(r"(normals?|norm|nor|nrm|nm|n)(gl|ogl|opengl|dx|directx)")
 _DECORATION = re.compile(

@@ -69,6 +69,7 @@ def normals_fault(pixels: np.ndarray) -> str:
 
 
 def looks_like_normals(pixels: np.ndarray) -> bool:
+    """Whether uint8 (3, H, W) holds unit normals, as an albedo doesn't."""
     # An albedo of the normal map's own blue is no normal map: it must vary, too.
     return normals_fault(pixels) == "" and bool((pixels != pixels[:, :1, :1]).any())
 

@@ -125,7 +125,7 @@ def index_set(
     _require_folder(input_dir, "data.input_dir")
     _require_folder(output_dir, "data.output_dir")
     metadata = read_metadata(Path(metadata_path) if metadata_path else input_dir / METADATA_FILE)
-    names = {source: _subfolders(input_dir / source) for source in SOURCES[1]}
+    names = {source: subfolders(input_dir / source) for source in SOURCES[1]}
     if not any(names[source] for source in SOURCES[curriculum]):
         raise UserError(_no_samples(input_dir, curriculum, names))
 
@@ -217,7 +217,7 @@ def _require_folder(path: Path, config_field: str) -> None:
         raise UserError(f"{path}: {found} ({config_field})")
 
 
-def _subfolders(path: Path) -> set[str]:
+def subfolders(path: Path) -> set[str]:
     """Names of the folders in `path`, hidden ones left out; none if it is missing."""
     if not path.is_dir():
         return set()
@@ -240,7 +240,7 @@ def _no_samples(input_dir: Path, curriculum: int, names: dict[Source, set[str]])
 
 def _index_materials(output_dir: Path, users: dict[str, list[str]], index: Index) -> dict[str, list[Path]]:
     """The map files that each material in use has, in the order of `MAP_FILES`."""
-    present = _subfolders(output_dir)
+    present = subfolders(output_dir)
     materials = {}
     for material in sorted(users):
         folder, samples = output_dir / material, tuple(sorted(set(users[material])))
@@ -276,7 +276,7 @@ def _note_unused(
     unrendered = sorted(metadata.keys() - names["clean"] - names["dirty"])
     if unrendered:
         index.notes.append(f"{len(unrendered)} metadata entries have no sample folder: {_some(unrendered)}")
-    unused = sorted(_subfolders(output_dir).difference(metadata.values()))
+    unused = sorted(subfolders(output_dir).difference(metadata.values()))
     if unused:
         index.notes.append(f"{len(unused)} material folders are not in the metadata: {_some(unused)}")
 

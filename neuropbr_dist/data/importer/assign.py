@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from neuropbr_dist.data.files.layout import MAP_NAMES, MapName
+from neuropbr_dist.materials.channels import MAP_NAMES, MapName
 from neuropbr_dist.materials.names import Convention, Reading, Role, read_name
 
 PICTURES = (".exr", ".tif", ".tiff", ".png", ".tga", ".bmp", ".webp", ".jpg", ".jpeg")
@@ -21,16 +21,17 @@ NOT_READ = (".dds", ".ktx", ".ktx2", ".psd", ".psb", ".hdr", ".gif", ".avif", ".
 """Suffixes of pictures that aren't."""
 ARCHIVES = (".zip", ".7z", ".rar", ".sbsar", ".tar", ".gz")
 
-_GENERIC = re.compile(
+GENERIC = re.compile(
     r"textures?|tex|maps?|images?|materials?|sources?|static|public|assets|png|jpe?g|exr|tiff?|tga|webp"
     r"|(?P<k>\d{1,2})k|(?P<side>16|32|64|128|256|512|1024|2048|4096|8192|16384)(x(?P=side))?",
     re.IGNORECASE,
 )
 """Folders that don't name a material, at a path's end."""
-_RANK: dict[str, int] = dict.fromkeys("albedo alb albeido basecolor basecolour".split(), 0) | dict.fromkeys(
-    "diffuse diff dif diffusemap diffusecolor diffuseopacity diffusealpha d".split(), 2
+_BASE = frozenset({"albedo", "alb", "albeido", "basecolor", "basecolour"})
+_DIFFUSE = frozenset(
+    {"diffuse", "diff", "dif", "diffusemap", "diffusecolor", "diffuseopacity", "diffusealpha", "d"}
 )
-"""Colour words: a base colour before a colour (1) before a diffuse, which a specular workflow has beside it."""
+"""Of several colours a base colour comes first, a diffuse one last: a specular workflow has it beside that."""
 _NEEDED: frozenset[Role] = frozenset({"albedo", "normal", "roughness", "gloss", "metallic", "packed"})
 
 
@@ -222,8 +223,12 @@ def _colour(colours: list[_File], files: Sequence[_File]) -> list[_File] | None:
         words = [file for file in colours if file.reading.word != "d"] or colours
     if not words:
         return None
-    best = min(_RANK.get(file.reading.word, 1) for file in words)
-    return _one([file for file in words if _RANK.get(file.reading.word, 1) == best], "base colour")
+    best = min(_rank(file.reading.word) for file in words)
+    return _one([file for file in words if _rank(file.reading.word) == best], "base colour")
+
+
+def _rank(word: str) -> int:
+    return 0 if word in _BASE else 2 if word in _DIFFUSE else 1
 
 
 def _roughness(files: Sequence[_File], packed: list[_File] | None) -> Take | None:
@@ -281,14 +286,14 @@ def _take(
 def _folder_of(path: str) -> str:
     """The folder that names a file's material: less `textures`, `4k`, `png` and the like at the end."""
     parts = list(PurePosixPath(path).parts[:-1])
-    while parts and _GENERIC.fullmatch(parts[-1]):
+    while parts and GENERIC.fullmatch(parts[-1]):
         parts.pop()
     return "/".join(parts)
 
 
 def _side_of_folder(path: str) -> int:
     for part in reversed(PurePosixPath(path).parts[:-1]):
-        found = _GENERIC.fullmatch(part)
+        found = GENERIC.fullmatch(part)
         if found is None:
             break
         if found["k"] or found["side"]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from neuropbr_dist.data.files.judge import NON_UNIT_SHARE, looks_like_normals, non_unit_share, normals_fault
-from neuropbr_dist.data.files.layout import MapName
-from neuropbr_dist.data.importer.assign import PICTURES, Take
+from neuropbr_dist.data.importer.assign import Take
 from neuropbr_dist.data.importer.normals import judge_convention
-from neuropbr_dist.data.importer.pictures import read_picture, read_size
 from neuropbr_dist.data.importer.squares import as_bits, normalised, squared, unsigned
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.channels import MapName, linear_to_srgb, srgb_to_linear
 from neuropbr_dist.materials.names import Convention
-from neuropbr_dist.materials.surface import linear_to_srgb, srgb_to_linear
 
+CHANNELS = ("red", "green", "blue", "alpha")
 COLOUR_SLACK = 16
 """A map of one value a pixel may differ so much between its channels, of 255: JPEG does that."""
 COLOURED_SHARE = 0.01
@@ -51,26 +49,29 @@ class Maps:
     """What was done and why, for the table."""
 
 
-def convert(takes: Mapping[MapName, Take], specular: Take | None, root: Path, options: Options) -> list[Maps]:
-    """Read a material's files and make its maps: one, or one for each tile.
+def convert(
+    takes: Mapping[MapName, Take], specular: Take | None, read: Callable[[str], np.ndarray], options: Options
+) -> list[Maps]:
+    """Read a material's files and make its maps: one set, or one for each tile.
 
     Args:
-        takes: albedo, normal and roughness, perhaps metallic (else 0).
+        takes: albedo, normal and roughness, perhaps metallic (else 0); the first file of each is read.
         specular: a map that must not show metals.
-        root: the folder that the files are relative to.
+        read: gives a file's values, as `read_picture` does.
 
     Raises:
         UserError: A file can't be read, or isn't the map that its name says; or the normals' convention can't
             be told. One line with the reason.
     """
-    pictures = {path: read_picture(root / path) for path in {_best(take, root) for take in takes.values()}}
+    pictures = {file: read(file) for file in dict.fromkeys(take.files[0] for take in takes.values())}
     notes: list[str] = []
     planes: dict[MapName, np.ndarray] = {}
     for name, take in takes.items():
-        planes[name] = _planes(name, take, pictures[_best(take, root)], notes)
+        planes[name] = _planes(name, take, pictures[take.files[0]], notes)
+    del pictures
     planes["normal"] = _opengl(planes["normal"], takes["normal"], options.normals, notes)
     if specular is not None:
-        _refuse_metals(read_picture(root / _best(specular, root)), planes["albedo"], specular)
+        _refuse_metals(read(specular.files[0]), planes["albedo"], specular)
     if "metallic" not in planes:
         planes["metallic"] = np.zeros_like(planes["roughness"])
         notes.append("metallic 0: no map")
@@ -80,26 +81,12 @@ def convert(takes: Mapping[MapName, Take], specular: Take | None, root: Path, op
     return [Maps(maps, notes + more) for maps, more in squares]
 
 
-def _best(take: Take, root: Path) -> str:
-    """Of a map in several resolutions and formats, the largest; of equals, the one with most bits, then by format."""
-    if len(take.files) == 1:
-        return take.files[0]
-
-    def quality(path: str) -> tuple[int, int, int]:
-        size = read_size(root / path)
-        return min(size.width, size.height), size.bits, -PICTURES.index(Path(path).suffix.lower())
-
-    return max(take.files, key=quality)
-
-
 def _planes(name: MapName, take: Take, picture: np.ndarray, notes: list[str]) -> np.ndarray:
     """A map's values, (H, W, 3) or (H, W), in the file's own type; floats in 0 .. 1."""
     channels = picture.shape[-1]
     if take.channel is not None:
         if take.channel >= (channels if channels > 2 else 0):
-            raise UserError(
-                f"{take.files[0]}: has no {'red green blue alpha'.split()[take.channel]} channel for {name}"
-            )
+            raise UserError(f"{take.files[0]}: has no {CHANNELS[take.channel]} channel for {name}")
         values = picture[..., take.channel]
     elif name in ("albedo", "normal"):
         return _colours(name, take, picture, notes)

@@ -13,7 +13,7 @@ import zlib
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -51,7 +51,7 @@ def read_size(path: Path) -> Size:
     except UnidentifiedImageError as error:
         if path.suffix.lower() not in (".tif", ".tiff"):
             raise UserError(f"{path}: not a picture that can be read, or damaged") from error
-        with _tiff(path) as file:
+        with _tiff(path, path) as file:
             page = file.pages[0]
             return Size(page.imagewidth, page.imagelength, min(32, max(page.bitspersample, 8)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -67,32 +67,46 @@ def read_picture(path: Path) -> np.ndarray:
         UserError: It is missing, damaged, in CMYK, of a kind that isn't read, or what reads it isn't installed.
             Names the file.
     """
-    suffix = path.suffix.lower()
-    pixels = _read_exr(path) if suffix == ".exr" else _read_other(path)
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.dtype.kind == "f":
-        pixels = pixels.astype(np.float32, copy=False)
-        if not np.isfinite(pixels).all():
-            raise UserError(f"{path}: holds values that are no numbers")
-    return pixels
+    pixels = _read_exr(path) if path.suffix.lower() == ".exr" else _decoded(_bytes_of(path), path)
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise UserError(f"{path}: holds values that are no numbers")
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-def _read_other(path: Path) -> np.ndarray:
+def decode_picture(data: bytes, name: str) -> np.ndarray:
+    """Return the values of a file's content, as `read_picture` does: PNG, JPEG, WebP, TGA, BMP or TIFF.
+
+    Args:
+        name: of the picture, for messages.
+
+    Raises:
+        UserError: See `read_picture`.
+    """
+    pixels = _decoded(data, Path(name))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _bytes_of(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
+def _decoded(data: bytes, path: Path) -> np.ndarray:
+    try:
         if data.startswith(SIGNATURE):
             return _read_png(data)
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.format == "TIFF" and _bits(image) > 8:
-            return _read_tiff(path)
+            return _read_tiff(data, path)
         image.load()
         return _eight_bits(image)
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except UnidentifiedImageError as error:
         if path.suffix.lower() in (".tif", ".tiff"):
-            return _read_tiff(path)
+            return _read_tiff(data, path)
         raise UserError(f"{path}: not a picture that can be read, or damaged") from error
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise _damaged(path, error) from error
@@ -134,8 +148,8 @@ def _bits(image: Image.Image) -> int:
     return 8
 
 
-def _read_tiff(path: Path) -> np.ndarray:
-    with _tiff(path) as file:
+def _read_tiff(data: bytes, path: Path) -> np.ndarray:
+    with _tiff(io.BytesIO(data), path) as file:
         page = file.pages[0]
         try:
             pixels = page.asarray()
@@ -143,7 +157,7 @@ def _read_tiff(path: Path) -> np.ndarray:
             raise _damaged(path, error) from error
         if page.planarconfig == 2 and pixels.ndim == 3:
             pixels = np.moveaxis(pixels, 0, -1)
-    if pixels.ndim not in (2, 3) or pixels.shape[-1] > 4 and pixels.ndim == 3:
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] > 4):
         raise UserError(f"{path}: {pixels.shape[-1]} channels; a map has 1 to 4")
     if pixels.dtype.kind == "f":
         return pixels.astype(np.float32)
@@ -154,11 +168,11 @@ def _read_tiff(path: Path) -> np.ndarray:
     return pixels
 
 
-def _tiff(path: Path):  # noqa: ANN202
+def _tiff(source: Path | io.BytesIO, path: Path) -> Any:
     tifffile = _library("tifffile", path)
     _library("imagecodecs", path)
     try:
-        return tifffile.TiffFile(path)
+        return tifffile.TiffFile(source)
     except (OSError, ValueError) as error:  # TiffFileError is a ValueError
         raise _damaged(path, error) from error
 

@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from neuropbr_dist.data.files.layout import MAP_NAMES, MapName
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.materials.surface import linear_to_srgb, srgb_to_linear
+from neuropbr_dist.materials.channels import MAP_NAMES, MapName, linear_to_srgb, srgb_to_linear
 
 
 def squared(
@@ -70,9 +69,7 @@ def _crop(plane: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarr
 
 def _resized(name: MapName, plane: np.ndarray, side: int) -> np.ndarray:
     """float32 in 0 .. 1, by the rules of this module."""
-    values = unsigned(plane)
-    if name == "albedo":
-        values = srgb_to_linear(values).astype(np.float32)
+    values = _linear(plane) if name == "albedo" else unsigned(plane)
     how = Image.Resampling.BOX if side < plane.shape[0] else Image.Resampling.BILINEAR
     bands: Sequence[np.ndarray] = [values] if values.ndim == 2 else [values[..., i] for i in range(3)]
     bands = [
@@ -83,7 +80,16 @@ def _resized(name: MapName, plane: np.ndarray, side: int) -> np.ndarray:
     return normalised(np.stack(bands, axis=-1)) if name == "normal" else bands[0]
 
 
+def _linear(albedo: np.ndarray) -> np.ndarray:
+    """sRGB -> linear light; of whole numbers by a table, which is many times faster."""
+    if albedo.dtype.kind == "f":
+        return srgb_to_linear(albedo).astype(np.float32)
+    levels = np.arange(np.iinfo(albedo.dtype).max + 1, dtype=np.float64)
+    return srgb_to_linear(levels / levels[-1]).astype(np.float32)[albedo]
+
+
 def normalised(encoded: np.ndarray) -> np.ndarray:
+    """Normals (…, 3) in 0 .. 1 -> the same at unit length."""
     vectors = encoded * 2 - 1
     length = np.sqrt(np.square(vectors).sum(axis=-1, keepdims=True))
     return (vectors / np.maximum(length, 1e-6) / 2 + np.float32(0.5)).astype(np.float32)
