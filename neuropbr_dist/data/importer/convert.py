@@ -21,6 +21,8 @@ COLOUR_SLACK = 16
 """A map of one value a pixel may differ so much between its channels, of 255: JPEG does that."""
 COLOURED_SHARE = 0.01
 """Share of pixels with more above which it is another map, or several in one."""
+SAMPLE = 512
+"""Side in pixels of what is looked at to see what a picture is."""
 METAL_SPECULAR, METAL_DIFFUSE = 0.25, 0.04
 """Linear: a specular map brighter than the first where the diffuse is darker than the second shows a metal."""
 
@@ -75,7 +77,7 @@ def convert(
     if "metallic" not in planes:
         planes["metallic"] = np.zeros_like(planes["roughness"])
         notes.append("metallic 0: no map")
-    if looks_like_normals(as_bits(planes["albedo"], 8).transpose(2, 0, 1)):
+    if looks_like_normals(_sample(planes["albedo"])):
         raise UserError(f"{takes['albedo'].files[0]}: holds unit normals; swapped with the normal map?")
     squares = squared(planes, options.size, options.bits, options.tiles)
     return [Maps(maps, notes + more) for maps, more in squares]
@@ -175,25 +177,26 @@ def _opengl(normals: np.ndarray, take: Take, asked: Convention | None, notes: li
 
 def _unit(normals: np.ndarray, take: Take, notes: list[str]) -> np.ndarray:
     """The normals as they are where most are unit; else made so, where they can be normals at all."""
-    eight = as_bits(normals, 8).transpose(2, 0, 1)
-    blue = normals[..., 2]
-    if blue.min() == blue.max() and np.ptp(normals[..., 0]) > 0 and non_unit_share(eight) > NON_UNIT_SHARE:
+    sample = _sample(normals)
+    not_unit = non_unit_share(sample) > NON_UNIT_SHARE
+    if not_unit and np.ptp(sample[2]) == 0 and np.ptp(sample[0]) > 0:
         x, y = (unsigned(normals[..., i]) * 2 - 1 for i in range(2))
         z = np.sqrt(np.maximum(1 - x * x - y * y, 0))
         notes.append("normals: Z from X and Y")
         normals = np.stack([x, y, z], axis=-1) / 2 + np.float32(0.5)
-    elif non_unit_share(eight) > NON_UNIT_SHARE:
+    elif not_unit:
         notes.append("normals made unit")
         normals = normalised(unsigned(normals))
-    else:
-        fault = normals_fault(eight)
-        if fault:
-            raise UserError(f"{take.files[0]}: {fault}")
-        return normals
-    fault = normals_fault(as_bits(normals, 8).transpose(2, 0, 1))
+    fault = normals_fault(_sample(normals))
     if fault:
         raise UserError(f"{take.files[0]}: {fault}")
     return normals
+
+
+def _sample(colours: np.ndarray) -> np.ndarray:
+    """uint8 (3, h, w): pixels enough to see what a picture is."""
+    step = max(1, min(colours.shape[:2]) // SAMPLE)
+    return as_bits(colours[::step, ::step], 8).transpose(2, 0, 1)
 
 
 def _refuse_metals(specular: np.ndarray, albedo: np.ndarray, take: Take) -> None:

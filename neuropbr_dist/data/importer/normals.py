@@ -46,7 +46,7 @@ def judge_convention(normals: np.ndarray) -> Evidence:
     """
     top = np.iinfo(normals.dtype).max if normals.dtype.kind == "u" else 1.0
     green = normals[..., 1]
-    if np.abs(green.astype(np.float32) - top / 2).max() <= FLAT * top:
+    if max(top / 2 - float(green.min()), float(green.max()) - top / 2) <= FLAT * top:
         return Evidence(None, 0.0, flat=True)
     found = list(_correlations(normals, float(top)))
     told = [
@@ -69,7 +69,7 @@ def _correlations(normals: np.ndarray, top: float) -> Iterator[tuple[float, floa
     """
     while min(normals.shape[:2]) >= 2 * LARGEST:
         normals = normals[: normals.shape[0] // 2 * 2, : normals.shape[1] // 2 * 2]
-        normals = (normals[::2, ::2] / 2 + normals[1::2, 1::2] / 2).astype(np.float32)
+        normals = (normals[::2, ::2].astype(np.float32) + normals[1::2, 1::2]) / np.float32(2)
     nx, ny, nz = (np.float32(2 / top) * normals[..., i] - np.float32(1) for i in range(3))
     nz = np.maximum(nz, np.float32(_NZ))
     p, q = -nx / nz, -ny / nz
