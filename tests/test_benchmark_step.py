@@ -58,7 +58,7 @@ def test_steps_are_timed_and_trained_wherever_they_run():
         bench = StepBench(where, "fast")
         before = [p.detach().clone() for p in bench.networks["discriminator"].module.parameters()]
         found = bench.time(steps=2)
-    assert where.size == SIZE and found.ms > 0 and found.data_wait == 0
+    assert where.samples.side == SIZE and found.ms > 0 and found.data_wait == 0
     assert {"G_loss", "D_loss"} <= set(found.losses) and all(map(math.isfinite, found.losses.values()))
     after = bench.networks["discriminator"].module.parameters()
     assert not all(a.equal(b) for a, b in zip(before, after, strict=True))
