@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -14,8 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch._dynamo.utils import counters
 
+from benchmarks.options import fields_of, measurement
 from benchmarks.setting import Setting, setting
 from benchmarks.step import StepBench
+from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.training.engines import check_memory, memory_plan, recompute_name
 from neuropbr_dist.training.validation import validate
@@ -112,20 +113,21 @@ def validation(where: Setting, bench: StepBench) -> Callable[[], object]:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and write the figures; words other than its own are those of launch/train.py."""
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Measure, and write the figures."""
+    p = measurement(__doc__, prog)
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     p.add_argument("--steps", type=int, required=True, metavar="N", help="of each phase")
-    args, words = p.parse_known_args(argv)
-    with setting(words) as where:
-        cfg = where.cfg
-        if cfg.training.compile == "auto":
-            cfg.training.compile = "blocks"  # what is measured here, on a CPU as well
+    args = p.parse_args(argv)
+    cfg = fields_of(args, {}).configuration()
+    if cfg.training.compile == "auto":
+        cfg.training.compile = "blocks"  # what is measured here, on a CPU as well
+    with setting(cfg) as where:
         check_memory(cfg, where.size, where.env, where.device)
         plan = memory_plan(cfg, where.size, where.env, where.device, print)
         args.out.write_text(json.dumps(measure(where, plan, args.steps), indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -8,23 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.elastic import as_table, off, rounds
+from benchmarks.elastic import as_table, off, parser, rounds
+from benchmarks.options import fields_of
 
 
 def chosen(folder: Path) -> Namespace:
-    return Namespace(
-        worlds=[8, 4, 8], engines=["fsdp", "zero2"], steps=2, size=64, device="cpu", folder=folder
+    return parser().parse_args(
+        ["--worlds", "8", "4", "8", "--steps", "2", "--folder", str(folder), "--config", "demo"]
     )
 
 
 def test_each_round_resumes_what_the_one_before_has_saved(tmp_path):
-    found = rounds(chosen(tmp_path), ["--config", "demo"])
+    args = chosen(tmp_path)
+    found = rounds(args, fields_of(args, {}))
     assert [[launch.name for launch in launches] for launches in found] == [
         ["fsdp-whole-6-on-8", "fsdp-elastic-2-on-8", "zero2-whole-6-on-8", "zero2-elastic-2-on-8"],
         ["fsdp-elastic-4-on-4", "zero2-elastic-4-on-4"],
         ["fsdp-elastic-6-on-8", "zero2-elastic-6-on-8"],
     ]
-    first, later = found[0][1].words, found[1][0].words
+    first, later = found[0][1].argv, found[1][0].argv
     assert later == [*first[:3], "--stop-after-steps", "4", "--resume", "auto"]
     assert "training.global_batch_size=8" in first and first[-2:] == ["--config", "demo"]
 
