@@ -163,14 +163,15 @@ def trained(args: argparse.Namespace, fields: Overrides, epochs: int) -> list[Re
 
     def note(one: Launch, fault: str) -> None:
         late = fault.startswith(LATE)  # it has saved and ended by itself
-        if not fault or late:
-            results.append(Result(one.name, args.runs / one.name, VARIANTS[one.name], late))
+        result = Result(one.name, args.runs / one.name, VARIANTS[one.name], late)
+        if (not fault or late) and len(result.validations()) > 1:
+            results.append(result)
         print(f"{one.name}: {fault or 'done'}", flush=True)
 
     launches = [launch(args, name, fields, [*schedule, *VARIANTS[name]]) for name in args.variants]
     run_all(launches, gpus() * args.per_gpu, args.runs, note, 60 * args.minutes)
     if not results:
-        raise UserError("no variant was trained to its end")
+        raise UserError("no variant was trained to a validation")
     return sorted(results, key=lambda result: args.variants.index(result.name))
 
 
