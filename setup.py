@@ -22,6 +22,8 @@ setup(
     package_dir={"neuropbr_dist.ds_configs": "ds_configs"},
     package_data={"neuropbr_dist.report": ["assets/*"], "neuropbr_dist.ds_configs": ["*.json"]},
     install_requires=[
+        # The vocabulary of ranges in the configuration's types.
+        "annotated-types>=0.6",
         "torch>=2.11,<2.15",
         # The float32 masters are read where this version keeps them.
         "deepspeed==0.19.8",

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.options import fields_of, measurement
-from benchmarks.setting import NATIVE_SIZE, need_gpu, write_figures
+from benchmarks.setting import need_gpu, write_figures
 from neuropbr_dist import kernels
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.data.sources import BUILTIN_SIZE
 from neuropbr_dist.kernels.attention import flash_attention, plain_attention
 from neuropbr_dist.models import size_multiple
 
@@ -44,7 +45,7 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
 def tokens_of(cfg: TrainConfig) -> int:
     """Return the tokens of all three views."""
-    return 3 * ((cfg.data.image_size or NATIVE_SIZE) // size_multiple(cfg.model)) ** 2
+    return 3 * ((cfg.data.image_size or BUILTIN_SIZE) // size_multiple(cfg.model)) ** 2
 
 
 def shapes_of(cfg: TrainConfig) -> list[tuple[int, int]]:

@@ -7,7 +7,6 @@ second resumes it for one more step. All figures are the runs' own (`timings.jso
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from benchmarks.options import fields_of, measurement
 from benchmarks.ranks import ROOT, run_alone
 from benchmarks.setting import write_figures
 from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.monitor.run_logs import TIMINGS, run_log
 from neuropbr_dist.training.facts import device_name
-from neuropbr_dist.training.timings import TIMINGS
 
 GB = 1e9
 # The state's size doesn't depend on the pictures' unless asked for; two samples are quickly made.
@@ -74,7 +73,7 @@ def measure(folder: Path, argv: Sequence[str], ranks: int = 1) -> dict[str, Any]
     saves = ["--set", "training.save_every_n_steps=1", "--stop-after-steps", str(last)]
     launch(ranks, [*device, *common, *argv, *saves])
     launch(ranks, ["--resume", "auto", "--checkpoint-dir", str(path), "--stop-after-steps", str(last + 1)])
-    lines = [json.loads(line) for line in (path / TIMINGS).read_text().splitlines()]
+    lines = run_log(path, TIMINGS).read()
     timed = [line["save"] for line in lines if "save" in line][:last]
     fresh, restart = [line["start"] for line in lines if "start" in line]
     size = timed[-1]["bytes"]

@@ -29,8 +29,7 @@ from neuropbr_dist.cluster import Environment, pick_device
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.monitor.writers import METRICS
-from neuropbr_dist.report.folder import read_lines
+from neuropbr_dist.monitor.run_logs import METRICS, run_log
 
 BOUND = 1e-4
 """Of a loss, relative, or absolute where it is below 1."""
@@ -92,7 +91,7 @@ def losses(folder: Path) -> dict[int, dict[str, float]]:
     """By step."""
     return {
         line["step"]: {name: line[f"train/{name}"] for name in LOSSES}
-        for line in read_lines(folder / METRICS)
+        for line in run_log(folder, METRICS).read()
         if f"train/{LOSSES[0]}" in line
     }
 

@@ -30,6 +30,7 @@ from benchmarks.ranks import LATE, ROOT, Launch, run_all
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.monitor.run_logs import HISTORY, run_log
 
 NO_GAN = ["model.use_gan=false", "loss.w_gan=0"]
 VARIANTS: dict[str, list[str]] = {
@@ -147,7 +148,7 @@ def epochs_that_fit(args: argparse.Namespace, fields: Overrides) -> int:
     result = Result("timing", args.runs / "timing", sets, False)
     speeds = [line["speed/ms_per_step"] for line in result.lines() if "speed/ms_per_step" in line]
     ms = statistics.median(speeds[len(speeds) // 3 :])  # not the first steps
-    facts = json.loads((result.folder / "history.jsonl").read_text().splitlines()[0])
+    facts = run_log(result.folder, HISTORY).read()[0]
     epoch_ms = ms * facts["train_samples"] / facts["global_batch"]
     print(f"{ms:.0f} ms a step, {epoch_ms / 1000:.1f} s an epoch of {facts['train_samples']} samples")
     return max(2, round(SHARE * args.minutes * 60_000 / epoch_ms))

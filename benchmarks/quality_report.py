@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -17,9 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 from neuropbr_dist.cluster import detect
 from neuropbr_dist.config import TrainConfig, from_yaml
 from neuropbr_dist.monitor.look_files import TRUE, look_keys, look_steps
+from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, run_log
 from neuropbr_dist.objectives import MAP_SLICES
 from neuropbr_dist.training.baseline import mean_maps_metrics
-from neuropbr_dist.training.data import open_samples
+from neuropbr_dist.training.data import fill_cache, open_samples
 from neuropbr_dist.training.facts import device_name, versions
 
 CELL = 192
@@ -36,7 +36,7 @@ class Result:
     stopped: bool
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return run_log(self.folder, METRICS).read()
 
     def validations(self) -> list[dict[str, Any]]:
         return [line for line in self.lines() if "val/loss" in line]
@@ -55,7 +55,7 @@ PER_MAP = (("mae", 4), ("psnr", 2), ("ssim", 3))
 
 def report(args: argparse.Namespace, argv: Sequence[str], results: list[Result]) -> str:
     """Markdown: what ran, all variants, and each map of each variant."""
-    facts = json.loads((results[0].folder / "history.jsonl").read_text().splitlines()[0])
+    facts = run_log(results[0].folder, HISTORY).read()[0]
     shared = f", {args.per_gpu} variants on each at a time" if args.per_gpu > 1 else ""
     data = f"{args.builtin} built-in materials" if args.builtin else "the given set"
     mean = mean_maps(results[0])
@@ -98,7 +98,9 @@ def networks(result: Result, facts: dict[str, Any]) -> str:
 def mean_maps(result: Result) -> dict[str, float]:
     """Validation of the training set's mean maps, on the same samples."""
     cfg = config_of(result)
-    return mean_maps_metrics(cfg, open_samples(cfg, detect(), lambda _text: None))
+    samples = open_samples(cfg, detect())
+    fill_cache(samples.source, detect())
+    return mean_maps_metrics(cfg, samples)
 
 
 def best_of(result: Result) -> dict[str, Any]:

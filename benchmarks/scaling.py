@@ -12,9 +12,10 @@ import torch
 
 from benchmarks.options import ENGINE, STEP, add_size, fields_of, measurement, plans_of
 from benchmarks.ranks import Launch, run_all
-from benchmarks.setting import NATIVE_SIZE, need_gpu
+from benchmarks.setting import need_gpu
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.config.overrides import Overrides
+from neuropbr_dist.data.sources import BUILTIN_SIZE
 from neuropbr_dist.training.memory import PLANS
 
 ENGINES = {
@@ -47,7 +48,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
         help=f"{', '.join(ENGINES)}; default fsdp zero2. single is for one rank, hsdp for 4 or more",
     )  # fmt: skip
     p.add_argument("--plan", choices=PLANS, help="memory plan; default: training.memory, or balanced")
-    add_size(p, NATIVE_SIZE)
+    add_size(p, BUILTIN_SIZE)
     p.add_argument("--steps", type=int, default=8, metavar="N", help="timed steps; default 8")
     p.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="of one launch; default 300")
     p.add_argument(
@@ -66,7 +67,7 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     Rows that need fewer GPUs than there are run beside others, on GPUs of their own.
     """
     args = parser(prog).parse_args(argv)
-    fields = fields_of(args, SET_HERE, NATIVE_SIZE)
+    fields = fields_of(args, SET_HERE, BUILTIN_SIZE)
     cfg = fields.configuration()
     (plan,) = plans_of(cfg, args.plan and [args.plan], ["balanced"])
     need_gpu("scaling")

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.communication import communication_ms
 from benchmarks.options import fields_of, measurement
-from benchmarks.setting import Setting, setting
+from benchmarks.setting import setting
 from benchmarks.step import StepBench, StepTime
 from neuropbr_dist.cluster import detect
 from neuropbr_dist.commands.entry import entry
@@ -26,9 +26,9 @@ from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.packed.source import PackedSource
 from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.data import batches_of
-from neuropbr_dist.training.engines import engine_of, precision_of
 from neuropbr_dist.training.facts import device_name, versions
 from neuropbr_dist.training.flops import matmul_flops
+from neuropbr_dist.training.setup import Setup
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 class PackedBench(StepBench):
     """Steps on a packed set, through the loader of a run: worker processes, copies to the device."""
 
-    def __init__(self, where: Setting, memory: str, loader: Iterator[MicroBatch]) -> None:
+    def __init__(self, where: Setup, memory: str, loader: Iterator[MicroBatch]) -> None:
         super().__init__(where, memory)
         self.cfg, self.samples = where.cfg, where.cfg.training.batch_size * where.env.world_size
         self.loader = loader
@@ -65,18 +65,18 @@ class PackedBench(StepBench):
         self.step()
 
 
-def packed_batches(where: Setting) -> AbstractContextManager[Iterator[MicroBatch]]:
+def packed_batches(where: Setup) -> AbstractContextManager[Iterator[MicroBatch]]:
     """This rank's micro-batches of `cfg.data.packed_dir`, over and over."""
     cfg, env = where.cfg, where.env
     data, batch = cfg.data, cfg.training.batch_size
     assert data.packed_dir is not None
-    source = PackedSource(data.packed_dir, data.render_curriculum, where.size)
+    source = PackedSource(data.packed_dir, data.render_curriculum, where.samples.side)
     order = SampleOrder(len(source.entries), batch * env.world_size, epochs=10_000, seed=cfg.training.seed)
     slots = TrainingSlots(order, 0, env.world_size, env.rank, batch)
     return batches_of(data, source, source.entries, slots, where.device)
 
 
-def measure(where: Setting, plan: str, steps: int) -> dict[str, Any]:
+def measure(where: Setup, plan: str, steps: int) -> dict[str, Any]:
     """Collective. Times in ms, memory in GiB; lists are by rank."""
     cfg = where.cfg
     if cfg.data.packed_dir is None:
@@ -84,7 +84,7 @@ def measure(where: Setting, plan: str, steps: int) -> dict[str, Any]:
     else:
         with packed_batches(where) as batches:
             found, (nccl, exposed) = timed(PackedBench(where, plan, batches), steps)
-    peak = matmul_flops(where.device, precision_of(cfg, where.device)) / 1e12
+    peak = matmul_flops(where.device, where.precision) / 1e12
     return {
         "ms": found.ms, "spread_ms": found.spread_ms, "first_step_s": found.first_step_s, "losses": found.losses,
         "samples_per_s_rank": cfg.training.batch_size / found.ms * 1e3, "data_wait": all_gather_object(found.data_wait),
@@ -121,8 +121,8 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         return
     with setting(cfg, "scaling", env) as where:
         row = {
-            "engine": engine_of(cfg, env), "shard": cfg.training.shard, "world": env.world_size,
-            "plan": args.plan, "size": where.size, "device": device_name(where.device), "versions": versions(),
+            "engine": where.engine, "shard": cfg.training.shard, "world": env.world_size,
+            "plan": args.plan, "size": where.samples.side, "device": device_name(where.device), "versions": versions(),
             **measure(where, args.plan, args.steps), "launch_s": time.perf_counter() - began,
         }  # fmt: skip
         if env.rank == 0:

@@ -13,14 +13,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.setting import Setting
+from benchmarks.setting import changed
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.monitor.throughput import peak_memory_gib
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.ema import WeightAverage
-from neuropbr_dist.training.engines import build_networks, compiles_losses
+from neuropbr_dist.training.networks import build_networks
 from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.setup import Setup
 from neuropbr_dist.training.step import gan_step
 
 WARM_UP = 2
@@ -69,20 +70,19 @@ class StepBench:
         memory: memory plan, resolved.
     """
 
-    def __init__(self, where: Setting, memory: str) -> None:
-        cfg, self.device = where.cfg, where.device
+    def __init__(self, where: Setup, memory: str) -> None:
+        setup, self.device = changed(where, memory=memory), where.device
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         self.began = time.perf_counter()
-        cfg.training.global_batch_size = cfg.training.batch_size * where.env.world_size
-        self.networks: dict[str, Network] = build_networks(cfg, where.env, self.device, None, memory)
-        self.objective = Objective(cfg, compiles_losses(cfg, self.device))
-        self.batch = random_batch(cfg, where.size, self.device)
-        decay, g = cfg.training.ema_decay, self.networks["generator"]
+        self.networks: dict[str, Network] = build_networks(setup)
+        self.objective = Objective(setup.cfg, setup.compile_losses)
+        self.batch = random_batch(setup.cfg, setup.samples.side, self.device)
+        decay, g = setup.cfg.training.ema_decay, self.networks["generator"]
         self.ema = WeightAverage(g, decay) if decay is not None else None
-        self.d_steps = cfg.training.d_steps_per_g_step
+        self.d_steps = setup.cfg.training.d_steps_per_g_step
         self.waited = 0.0
         """Seconds that steps have waited for their samples."""
         self.losses: dict[str, Tensor] = {}

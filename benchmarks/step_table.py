@@ -10,12 +10,12 @@ from typing import Any
 import torch.distributed as dist
 
 from benchmarks.options import STEP, fields_of, measurement, plans_of
-from benchmarks.setting import Setting, setting, write_figures
+from benchmarks.setting import say, setting, title, write_figures
 from benchmarks.step import StepBench, kernel_table
 from neuropbr_dist.commands.entry import entry
-from neuropbr_dist.training.engines import engine_of, precision_of
 from neuropbr_dist.training.flops import matmul_flops, sample_flops
 from neuropbr_dist.training.memory import PLANS
+from neuropbr_dist.training.setup import Setup
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -40,18 +40,19 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     cfg = fields_of(args, STEP).configuration()
     plans = plans_of(cfg, args.plans, PLANS)
     with setting(cfg, "step") as where:
-        where.say(str(where))
-        where.say(
-            "plan       ms a step (range)   samples/s/rank  TFLOP/s   MFU   GiB allocated  reserved  first step s"
+        say(where, title(where))
+        say(
+            where,
+            "plan       ms a step (range)   samples/s/rank  TFLOP/s   MFU   GiB allocated  reserved  first step s",
         )
         rows = [row(where, plan, args) for plan in plans]
     write_figures(args.out, {"rows": rows})
 
 
-def row(where: Setting, plan: str, args: argparse.Namespace) -> dict[str, Any]:
+def row(where: Setup, plan: str, args: argparse.Namespace) -> dict[str, Any]:
     """Measure one memory plan and print its line. Collective."""
-    cfg, precision = where.cfg, precision_of(where.cfg, where.device)
-    flops = cfg.training.batch_size * sample_flops(cfg, where.size).step(
+    cfg, precision = where.cfg, where.precision
+    flops = cfg.training.batch_size * sample_flops(cfg, where.samples.side).step(
         gan=cfg.model.use_gan, d_steps=cfg.training.d_steps_per_g_step
     )
     bench = StepBench(where, plan)
@@ -59,16 +60,17 @@ def row(where: Setting, plan: str, args: argparse.Namespace) -> dict[str, Any]:
     kernels = bench.profile(found) if args.kernels else []
     samples = cfg.training.batch_size / found.ms * 1e3
     mfu = 1e3 * flops / found.ms / matmul_flops(where.device, precision)
-    where.say(
+    say(
+        where,
         f"{plan:9} {found.ms:8.0f} ({found.spread_ms:5.0f})  {samples:14.3f}  {flops / found.ms / 1e9:9.0f}  {mfu:5.1%}"
-        f"  {found.allocated_gib:13.1f}  {found.reserved_gib:8.1f}  {found.first_step_s:12.1f}"
+        f"  {found.allocated_gib:13.1f}  {found.reserved_gib:8.1f}  {found.first_step_s:12.1f}",
     )
     if args.kernels:
-        where.say(kernel_table(kernels[: args.kernels]))
+        say(where, kernel_table(kernels[: args.kernels]))
     if dist.is_initialized():
         dist.barrier()
     return {
-        "plan": plan, "size": where.size, "engine": engine_of(cfg, where.env), "world": where.env.world_size,
+        "plan": plan, "size": where.samples.side, "engine": where.engine, "world": where.env.world_size,
         "precision": precision, "samples_per_s_rank": samples, "model_tflop": flops / 1e12, "mfu": mfu,
         "kernels": kernels, **vars(found),
     }  # fmt: skip

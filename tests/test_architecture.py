@@ -14,12 +14,14 @@ import pytest
 from tests.support.distributed import ROOT
 
 PACKAGE = ROOT / "neuropbr_dist"
-GROUND = {"errors", "files", "ranks", "processes"}
+GROUND = {"errors", "files", "ranks", "processes", "fragment", "logs"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "ranks": {"errors"},
     "processes": {"errors"},
+    "fragment": set(),
+    "logs": set(),
     "config": GROUND,
     "cluster": GROUND,
     "kernels": GROUND,

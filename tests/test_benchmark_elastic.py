@@ -11,6 +11,8 @@ import pytest
 from benchmarks.elastic import as_table, off, parser, rounds
 from benchmarks.options import fields_of
 
+AT = {"epoch": 1, "samples": 8}
+
 
 def chosen(folder: Path) -> Namespace:
     return parser().parse_args(
@@ -42,10 +44,10 @@ def test_the_first_step_on_other_ranks_is_judged(tmp_path, step, good):
             folder = tmp_path / f"{engine}-{run}"
             folder.mkdir()
             lines = [
-                {"step": n, "train/G_loss": 2.0 + (0.01 if (n, run) == (step, "elastic") else 0), "train/D_loss": 0.0}
+                {**AT, "step": n, "train/G_loss": 2.0 + (0.01 if (n, run) == (step, "elastic") else 0), "train/D_loss": 0.0}
                 for n in range(1, 7)
             ]  # fmt: skip
-            text = "".join(json.dumps(line) + "\n" for line in [{"step": 0, "val/loss": 1.0}, *lines])
+            text = "".join(json.dumps(line) + "\n" for line in [{**AT, "step": 0, "val/loss": 1.0}, *lines])
             (folder / "metrics.jsonl").write_text(text)
     table, found = as_table(chosen(tmp_path))
     assert found is good

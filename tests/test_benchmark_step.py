@@ -161,7 +161,7 @@ def test_steps_are_timed_and_trained_wherever_they_run():
         bench = StepBench(where, "fast")
         before = [p.detach().clone() for p in bench.networks["discriminator"].module.parameters()]
         found = bench.time(steps=2)
-    assert where.size == SIZE and found.ms > 0 and found.data_wait == 0
+    assert where.samples.side == SIZE and found.ms > 0 and found.data_wait == 0
     assert {"G_loss", "D_loss"} <= set(found.losses) and all(map(math.isfinite, found.losses.values()))
     after = bench.networks["discriminator"].module.parameters()
     assert not all(a.equal(b) for a, b in zip(before, after, strict=True))
@@ -197,5 +197,5 @@ def test_what_the_run_does_in_a_step_is_done_in_a_measured_one():
         bench.step()
     adam = bench.networks["discriminator"].optimizer.adamw.state.values()
     assert {int(state["step"]) for state in adam} == {3}
-    masters = [s.data for s in bench.networks["generator"].shards() if s.name.startswith("param/")]
+    masters = [s.data for s in bench.networks["generator"].fragments() if s.name.startswith("param/")]
     assert any(not a.equal(b) for a, b in zip(bench.ema.average, masters, strict=True))

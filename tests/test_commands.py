@@ -59,5 +59,5 @@ def test_a_launcher_s_rank_may_come_before_the_name():
     command = [sys.executable, "-m", "neuropbr_dist", "--local_rank=0", "train", "--epochs", "0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2 and done.stderr.startswith(
-        "error: training.epochs = 0; allowed: 1 or more"
+        "error: --epochs: training.epochs = 0; allowed: int, 1 or more"
     ), done

@@ -15,7 +15,8 @@ from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.loader import TrainingSlots, make_loader
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.sources import BuiltinSource
-from neuropbr_dist.materials.render import render, texels_from_maps
+from neuropbr_dist.materials.channels import texels
+from neuropbr_dist.materials.render import render
 from neuropbr_dist.materials.scene import Camera, Lamp, Lighting, Sky
 
 SIDE = 32
@@ -82,10 +83,10 @@ def turned_point(point, orientation):
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_a_rendered_view_of_the_turned_maps_is_the_turned_view(material, orientation):
     def view(maps):
-        picture = render(texels_from_maps(maps.numpy()), CAMERA, lighting(orientation), SIDE)
+        picture = render(texels(maps.numpy()), CAMERA, lighting(orientation), SIDE)
         return torch.from_numpy(np.rint(np.clip(picture, 0, 1) * 255)).int()
 
-    upright = render(texels_from_maps(material.numpy()), CAMERA, lighting(0), SIDE)
+    upright = render(texels(material.numpy()), CAMERA, lighting(0), SIDE)
     expected = turn_views(torch.from_numpy(np.rint(np.clip(upright, 0, 1) * 255)).int(), orientation)
     error = (view(turn_maps(material, orientation)) - expected).abs()
     assert error.max() <= 2

@@ -218,7 +218,7 @@ def write(*args, plain=saver.write, **kwargs):
     return plain(*args, **kwargs)
 
 def step(self, batches, plain=Trainer.step):
-    if self.run.progress.step == 2:
+    if self.progress.step == 2:
         raise UserError("a fault")
     plain(self, batches)
 

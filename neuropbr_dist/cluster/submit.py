@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import submitit
 
-from neuropbr_dist.cluster.stop import GOES_ON
+from neuropbr_dist.cluster.stop import StopReason
 from neuropbr_dist.errors import UserError
 
 NEWEST = "latest"
@@ -39,7 +39,7 @@ class Job:
         folder: the run's folder; `%j` in it stands for the job's number.
     """
 
-    def __init__(self, train: Callable[[Path, bool], str | None], folder: str) -> None:
+    def __init__(self, train: Callable[[Path, bool], StopReason | None], folder: str) -> None:
         self.train, self.folder = train, folder
         self.restarted = False
 
@@ -56,7 +56,7 @@ class Job:
             result.with_suffix(result.suffix + ".save_tmp").unlink(missing_ok=True)
         restarted = self.restarted or int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
         reason = self.train(folder, restarted and (folder / NEWEST).exists())
-        if env.global_rank == 0 and reason in GOES_ON and still_wanted(env):
+        if env.global_rank == 0 and reason is not None and reason.requeues and still_wanted(env):
             signal.signal(number, submitits)
             signal.raise_signal(number)
         return str((folder / NEWEST).resolve())
@@ -200,7 +200,7 @@ def state_of(job: submitit.Job) -> str:
     return "" if job.done() else "RUNNING"
 
 
-def follow(job: submitit.Job, show: Callable[[str], None]) -> str:
+def follow(job: submitit.Job) -> str:
     """Show rank 0's output and each change of the job's state until it has ended; returns the newest checkpoint.
 
     Raises:
@@ -210,12 +210,12 @@ def follow(job: submitit.Job, show: Callable[[str], None]) -> str:
     while state != "":
         state = state_of(job)  # before the last look at the log
         if state and state != before:
-            show(f"-- {time.strftime('%H:%M:%S')} job {job.job_id}: {state}\n")
+            print(f"-- {time.strftime('%H:%M:%S')} job {job.job_id}: {state}", flush=True)
             before = state
         if path.exists():
             with path.open(errors="replace") as log:
                 log.seek(shown)
-                show(log.read())
+                print(log.read(), end="", flush=True)
                 shown = log.tell()
         if state:
             time.sleep(POLL_S)

@@ -15,6 +15,7 @@ from functools import wraps
 from typing import NoReturn, Protocol
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.logs import to_console
 
 # Other ranks hold their message back so long: if rank 0 met the same fault, its launcher ends them first.
 RANK_0_FIRST_S = 3.0
@@ -43,6 +44,7 @@ def entry(function: Callable[[Sequence[str] | None, str | None], None]) -> Run:
     @wraps(function)
     def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         quiet_libraries()
+        to_console()
         for stream in text_streams():
             stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding hasn't
         try:

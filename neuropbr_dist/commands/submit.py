@@ -7,12 +7,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from neuropbr_dist.commands import train
 from neuropbr_dist.commands.entry import entry, quiet_libraries
 from neuropbr_dist.commands.flags import new_parser
 from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.logs import to_console
 from neuropbr_dist.training.start import Start
+
+if TYPE_CHECKING:
+    from neuropbr_dist.cluster import StopReason
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -64,7 +69,7 @@ class Training:
 
     start: Start
 
-    def __call__(self, folder: Path, restarted: bool) -> str | None:
+    def __call__(self, folder: Path, restarted: bool) -> StopReason | None:
         """Train in `folder`; return why it stopped, if it did. A `UserError` is left to submitit, which hands it back.
 
         Args:
@@ -73,6 +78,7 @@ class Training:
         from neuropbr_dist.training.run import train as train_run
 
         quiet_libraries()
+        to_console()
         start = replace(self.start, overrides=self.start.overrides.with_flag("--checkpoint-dir", str(folder)))
         if restarted:  # --overwrite and --resume PATH were for the first start
             start = replace(start, resume="auto", overwrite=False)
@@ -115,5 +121,5 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     print(f"  log     tail -F {submission.log_path(job)}")
     print(f"  cancel  {submission.cancel_command(job)}", flush=True)
     if args.follow:
-        newest = submission.follow(job, lambda text: print(text, end="", flush=True))
+        newest = submission.follow(job)
         print(f"Job {job.job_id} ended; newest checkpoint {newest}")

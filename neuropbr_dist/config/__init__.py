@@ -1,6 +1,7 @@
 """Run configuration: dataclasses, presets, files, command line, validation."""
 
 from neuropbr_dist.config.check import check_size, refuse_other_networks, resolve
+from neuropbr_dist.config.frozen import frozen, with_fields, writable
 from neuropbr_dist.config.load import from_yaml, load, to_yaml
 from neuropbr_dist.config.presets import PRESETS
 from neuropbr_dist.config.schema import (
@@ -26,6 +27,7 @@ __all__ = [
     "check_size",
     "differences",
     "from_yaml",
+    "frozen",
     "load",
     "refuse_other_networks",
     "resolve",
@@ -33,4 +35,6 @@ __all__ = [
     "set_text",
     "to_dict",
     "to_yaml",
+    "with_fields",
+    "writable",
 ]

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from neuropbr_dist.cluster import Environment, ignore_stop_signals
-from neuropbr_dist.config import DataConfig, ModelConfig, TrainConfig, check_size
+from neuropbr_dist.config import DataConfig, TrainConfig
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.files.headers import check_headers
-from neuropbr_dist.data.files.layout import Sample, list_faults, scan
+from neuropbr_dist.data.files.layout import list_faults, scan
 from neuropbr_dist.data.loader import TrainingSlots, make_loader
 from neuropbr_dist.data.order import Slot
 from neuropbr_dist.data.packed.source import PackedSource
@@ -32,20 +32,22 @@ from neuropbr_dist.data.sources import (
 )
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.models import size_multiple, smallest_side
-from neuropbr_dist.ranks import all_gather_object, broadcast_object, is_rank_0
+from neuropbr_dist.ranks import all_gather_object, barrier, on_rank_0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Samples:
     """A set cut into train and validation."""
 
     source: Source
     train: Sequence[Entry]
     val: Sequence[Entry]
+    data: DataConfig
+    """The configuration's part, with what it left open filled in by what was found."""
 
     @property
     def fingerprint(self) -> str:
+        """Hash of which samples the training set holds, in which order, at which size."""
         return fingerprint(self.train, self.source.size)
 
 
@@ -72,59 +74,27 @@ def batches_of(
     )  # fmt: skip
 
 
-def open_samples(
-    cfg: TrainConfig,
-    env: Environment,
-    say: Callable[[str], None],
-    fits: Callable[[int], None] = lambda _size: None,
-) -> Samples:
-    """The files that `cfg.data` names, or built-in materials. Collective.
-
-    Args:
-        say: prints a line.
-        fits: raises if the machine can't train on pictures of this side.
+def open_samples(cfg: TrainConfig, env: Environment) -> Samples:
+    """Return the samples that `cfg.data` means; built-in ones have yet to be made (`fill_cache`). Collective.
 
     Raises:
         UserError: on all ranks: anything wrong with the files, all faults in one message.
     """
-    source = open_source(cfg, env, say)
-    check_size(source.size, size_multiple(cfg.model))
-    check_discriminator(cfg.model, source.size)
-    fits(source.size)
-    if isinstance(source, BuiltinSource):
-        fill_cache(source, env)
-    data = cfg.data
+    source, data = open_source(cfg, env)
     train, val = split(source.entries, data.val_ratio, data.split_by, cfg.training.seed)
-    say(f"Samples: {len(train)} for training, {len(val)} for validation, {source.size} px")
-    return Samples(source, train, val)
+    return Samples(source, train, val, data)
 
 
-def check_discriminator(model: ModelConfig, size: int) -> None:
-    """Raises UserError where the discriminator has no patch to judge in pictures of `size` px."""
-    needed = smallest_side(model.discriminator_n_layers)
-    if model.use_gan and size < needed:
-        raise UserError(
-            f"model.discriminator_n_layers = {model.discriminator_n_layers} needs pictures of {needed} px or more, "
-            f"but they are {size} px; lower it ({smallest_side(3)} px are enough for 3) or raise data.image_size"
-        )
-
-
-def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) -> Source:
-    """The source that `cfg.data` means; what it left open is filled in, to be saved with the run. Collective."""
+def open_source(cfg: TrainConfig, env: Environment) -> tuple[Source, DataConfig]:
+    """Return the source that `cfg.data` means, and `cfg.data` with what it left open filled in. Collective."""
     if cfg.data.packed_dir is not None:
-        return open_packed(cfg)
-    folders = broadcast_object(default_folders(cfg.data))
+        return open_packed(cfg.data), cfg.data
+    folders = on_rank_0(lambda: default_folders(cfg.data))
     if folders is None:
-        source = BuiltinSource(cfg.data, cfg.training.seed)
-        why = "data.builtin" if cfg.data.builtin else "No data named and none at ./data"
-        cfg.data.builtin = True
-        say(
-            f"{why}: training on {cfg.data.builtin_count} built-in procedural "
-            f"materials at {source.size} px (--input-dir and --output-dir take your own)"
-        )
-        return source
-    cfg.data.input_dir, cfg.data.output_dir = map(str, folders)
-    entries = scan_on_rank_0(cfg, folders, say)
+        return BuiltinSource(cfg.data, cfg.training.seed), replace(cfg.data, builtin=True)
+    inputs, maps = folders
+    # One rank lists the folders: a thousand at once are a burden on a shared file system.
+    entries = on_rank_0(lambda: scan(inputs, maps, cfg.data.metadata_path, cfg.data.render_curriculum))
     cache = Path(cfg.training.checkpoint_dir) / f"headers-{env.rank}.json"
     cache.parent.mkdir(parents=True, exist_ok=True)
     report = check_headers(
@@ -132,10 +102,11 @@ def open_source(cfg: TrainConfig, env: Environment, say: Callable[[str], None]) 
     )
     faults = by_host(all_gather_object((socket.gethostname(), report.faults)))
     if faults:
-        raise UserError(f"{folders[0]}: the data set has faults, nothing was trained: {list_faults(faults)}")
+        raise UserError(f"{inputs}: the data set has faults, nothing was trained: {list_faults(faults)}")
     size = cfg.data.image_size or report.native_size
     assert size is not None
-    return FileSource(entries, size, resize=cfg.data.image_size is not None, cache_mib=cfg.data.cache_mib)
+    source = FileSource(entries, size, resize=cfg.data.image_size is not None, cache_mib=cfg.data.cache_mib)
+    return source, replace(cfg.data, input_dir=str(inputs), output_dir=str(maps))
 
 
 def by_host(found: Sequence[tuple[str, list[str]]]) -> list[str]:
@@ -146,39 +117,18 @@ def by_host(found: Sequence[tuple[str, list[str]]]) -> list[str]:
     )
 
 
-def open_packed(cfg: TrainConfig) -> PackedSource:
-    """The packed set that the configuration names; rank 0 looks for every shard. Collective."""
-    data, failure = cfg.data, None
+def open_packed(data: DataConfig) -> PackedSource:
+    """Return the packed set that the configuration names; rank 0 looks for every shard. Collective."""
     assert data.packed_dir is not None
     source = PackedSource(data.packed_dir, data.render_curriculum, data.image_size)
-    if is_rank_0():
-        try:
-            source.check_shards()
-        except UserError as error:
-            failure = error
-    failure = broadcast_object(failure)
-    if failure is not None:
-        raise failure
+    on_rank_0(source.check_shards)
     return source
 
 
-def scan_on_rank_0(cfg: TrainConfig, folders: tuple[Path, Path], say: Callable[[str], None]) -> list[Sample]:
-    """One rank lists the folders: a thousand listing them at once is a burden on a shared file system."""
-    found: list[Sample] | UserError | None = None
-    if is_rank_0():
-        try:
-            found = scan(*folders, cfg.data.metadata_path, cfg.data.render_curriculum, on_note=say)
-        except UserError as error:
-            found = error
-    found = broadcast_object(found)
-    if isinstance(found, UserError):
-        raise found
-    assert found is not None
-    return found
-
-
-def fill_cache(source: BuiltinSource, env: Environment) -> None:
-    """Make this rank's share of the built-in samples that the run reads, on its share of the cores."""
+def fill_cache(source: Source, env: Environment) -> None:
+    """Make this rank's share of the built-in samples that the run reads, on its share of the cores. Collective."""
+    if not isinstance(source, BuiltinSource):
+        return
     indices = sorted({entry.index for entry in source.entries})[env.rank :: env.world_size]
     missing = source.cache.missing(indices, source.folders)
     if missing:
@@ -186,4 +136,4 @@ def fill_cache(source: BuiltinSource, env: Environment) -> None:
         hidden = env.rank != 0 or not sys.stderr.isatty()
         with tqdm(total=len(missing), desc="Making built-in materials", disable=hidden) as bar:
             source.cache.fill(missing, bar.update, source.folders, workers)
-    all_gather_object(None)  # a barrier on the host
+    barrier()

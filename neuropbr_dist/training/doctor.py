@@ -9,10 +9,11 @@ from neuropbr_dist.cluster import detect, pick_device, process_group
 from neuropbr_dist.cluster.doctor import bandwidth_line, diagnose, examine
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.files.layout import scan
-from neuropbr_dist.data.packed.source import HEAD, INDEX_FILES
-from neuropbr_dist.data.sources import default_folders
+from neuropbr_dist.data.packed.index import HEAD, INDEX_FILES
+from neuropbr_dist.data.sources import BUILTIN_SIZE, default_folders
 from neuropbr_dist.ranks import on_rank_0
-from neuropbr_dist.training.facts import code_hash, count_parameters
+from neuropbr_dist.training.facts import code_hash
+from neuropbr_dist.training.setup import SampleFacts, set_up
 
 STATE_BYTES = 12  # a parameter and Adam's two moments, float32
 
@@ -21,11 +22,12 @@ def doctor(cfg: TrainConfig) -> bool:
     """Print the table of all ranks (rank 0); whether all is well, on every rank."""
     env = detect()
     device = pick_device(cfg.training.device, env)
+    setup = set_up(cfg, env, device, SampleFacts(side=cfg.data.image_size or BUILTIN_SIZE))
     with ExitStack() as stack:
         if env.distributed:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes))
         sample = on_rank_0(lambda: one_sample(cfg))
-        saves = (cfg.training.keep_latest + 1) * STATE_BYTES * sum(count_parameters(cfg).values())
+        saves = (cfg.training.keep_latest + 1) * STATE_BYTES * sum(setup.parameters.values())
         reports = examine(device, code_hash(), sample, Path(cfg.training.checkpoint_dir), saves)
     lines, well = diagnose(reports)
     if env.rank == 0:
