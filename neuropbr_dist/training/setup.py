@@ -202,7 +202,7 @@ def choose_engine(cfg: TrainConfig, env: Environment, part: str) -> tuple[str, s
     if engine == "single" and env.world_size > 1:
         raise UserError(f"{name} = single with {env.world_size} ranks; use fsdp, ddp or deepspeed")
     if engine == "deepspeed" and file is None:
-        raise UserError(f"{name} = deepspeed needs {flag} FILE (ds_configs/zero2.json, say)")
+        raise UserError(f"{name} = deepspeed needs {flag} FILE (zero2, say)")
     if engine == "auto":
         engine = "deepspeed" if file is not None else "fsdp" if env.world_size > 1 else "single"
     if engine != "deepspeed":
