@@ -25,7 +25,7 @@ def named(text: str) -> str:
     return text
 
 
-def add_fields(parser: argparse.ArgumentParser) -> None:
+def add_fields(parser: argparse._ActionsContainer) -> None:
     """Add `--config`, `--set` and the flags of single fields: what a run is, in the words of `neuropbr train`."""
     parser.add_argument(
         "--config",

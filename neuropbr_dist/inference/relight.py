@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from neuropbr_dist.files import replacing
-from neuropbr_dist.monitor.pictures import maps_to_images, shrink_maps
-from neuropbr_dist.monitor.relight import orbit, relit
+from neuropbr_dist.materials.bench import orbit, relit
+from neuropbr_dist.monitor.pictures import maps_to_bytes, shrink_maps
 
 NAME = "relit.webp"
 FRAMES, FRAME_MS = 36, 60
@@ -39,9 +39,7 @@ def write_animation(path: Path, pred: Tensor, target: Tensor | None) -> None:
 
 def to_bytes(maps: Tensor) -> np.ndarray:
     """Maps (8, S, S) float -> uint8 (8, s, s) as files hold them, no larger than a look."""
-    images = maps_to_images(shrink_maps(maps.detach().float()))
-    channels = [image.transpose(2, 0, 1) if image.ndim == 3 else image[None] for image in images.values()]
-    return np.concatenate(channels)
+    return maps_to_bytes(shrink_maps(maps.detach().float())).numpy()
 
 
 def frame(materials: dict[str, np.ndarray], turn: float) -> Image.Image:

@@ -13,9 +13,10 @@ import numpy as np
 
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import write_text
+from neuropbr_dist.materials.bench import bench
+from neuropbr_dist.materials.channels import decode
 from neuropbr_dist.monitor.figure import ANGLE_LIMIT, ERROR_LIMIT
 from neuropbr_dist.monitor.heat import heat
-from neuropbr_dist.monitor.relight import bench
 from neuropbr_dist.report.curves import charts, marks
 from neuropbr_dist.report.folder import RunFolder, read_run
 from neuropbr_dist.report.samples import samples
@@ -76,7 +77,7 @@ def page_data(run: RunFolder) -> dict[str, Any]:
         "step": run.step,
         "worlds": [[start["step"], start["world_size"]] for start in run.starts],
         "samples": samples(run),
-        "heat": heat(np.arange(256) / 255).ravel().tolist(),
+        "heat": heat(decode(np.arange(256.0))).ravel().tolist(),
         "limits": {"error": ERROR_LIMIT, "angle": ANGLE_LIMIT},
         "bench": bench(),
     }

@@ -13,11 +13,11 @@ import torch
 from neuropbr_dist.cluster import Environment
 from neuropbr_dist.config import DataConfig, ModelConfig, TrainConfig, check_size, with_fields
 from neuropbr_dist.config.deepspeed import resolve as resolve_deepspeed
+from neuropbr_dist.data.open import Samples
 from neuropbr_dist.data.order import MicroBatchPlan, micro_batches
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import size_multiple, smallest_side
 from neuropbr_dist.parallel import Adam, NetworkSetup
-from neuropbr_dist.training.data import Samples
 from neuropbr_dist.training.estimate import Need, choose_plan, count_parameters
 from neuropbr_dist.training.memory import recompute_patterns
 
@@ -202,7 +202,7 @@ def choose_engine(cfg: TrainConfig, env: Environment, part: str) -> tuple[str, s
     if engine == "single" and env.world_size > 1:
         raise UserError(f"{name} = single with {env.world_size} ranks; use fsdp, ddp or deepspeed")
     if engine == "deepspeed" and file is None:
-        raise UserError(f"{name} = deepspeed needs {flag} FILE (ds_configs/zero2.json, say)")
+        raise UserError(f"{name} = deepspeed needs {flag} FILE (zero2, say)")
     if engine == "auto":
         engine = "deepspeed" if file is not None else "fsdp" if env.world_size > 1 else "single"
     if engine != "deepspeed":

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.cli import parser as benchmark_parser
+from benchmarks import cli as benchmarks
 from neuropbr_dist.commands import COMMANDS, submit
 from neuropbr_dist.commands.train import config_of
 
@@ -135,14 +135,13 @@ OURS = {f"launch/{name}.py": name for name in [*COMMANDS.commands, "benchmark"]}
 def refused(script: str, words: list[str]) -> list[str]:
     """Why a script's own parser doesn't take the words; [] if it does."""
     try:
-        if script == "benchmark":
-            config_of(benchmark_parser().parse_known_args(words)[1])
-        elif script == "submit":
+        if script == "submit":
             config_of(submit.parser().parse_known_args(words)[1])
         elif script in ("train", "doctor"):
             config_of(words)
         else:
-            module, rest, prog = COMMANDS.find([script, *words])
+            table = benchmarks.COMMANDS if script == "benchmark" else COMMANDS
+            module, rest, prog = table.find(words if script == "benchmark" else [script, *words])
             module.parser(prog).parse_args(rest)
     except SystemExit:  # argparse has printed why
         return [f"{script}: its parser refuses {shlex.join(words)}"]

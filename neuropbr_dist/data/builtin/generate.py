@@ -12,13 +12,13 @@ from tqdm import tqdm
 from neuropbr_dist.data.builtin.cache import VERSION
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import remove_leftovers, replacing_folder, write_json
-from neuropbr_dist.materials.families import family_name, material_maps, refuse_size
+from neuropbr_dist.materials.channels import MAP_SLICES
+from neuropbr_dist.materials.families import check_size, family_name, material_maps
 from neuropbr_dist.materials.noise import Array
 from neuropbr_dist.materials.render import render_views
 from neuropbr_dist.processes import in_parallel
 
 _MARKER = "builtin_materials.json"
-_MAPS = {"albedo": slice(0, 3), "roughness": slice(3, 4), "metallic": slice(4, 5), "normal": slice(5, 8)}
 
 
 def generate(
@@ -38,7 +38,7 @@ def generate(
     Finished samples of an earlier, interrupted call are kept.
 
     Args:
-        out: folder; missing, empty, or begun by an earlier call with the same seed and size.
+        out: folder; missing, empty, or begun by an earlier call with the same seed and size that has ended.
         count: number of samples, 1 or more.
         size: side in pixels, at least 4.
         seed: key of the set, 0 or more.
@@ -55,7 +55,7 @@ def generate(
         raise UserError(f"count must be 1 or more, got {count}")
     if seed < 0:
         raise UserError(f"seed must be 0 or more, got {seed}")
-    refuse_size(size)
+    check_size(size)
     try:
         _claim(out, {"version": VERSION, "seed": seed, "size": size}, count)
         _write_samples(out, count, size, seed, workers, curriculum_dirty, progress)
@@ -114,7 +114,7 @@ def _write_sample(out: Path, seed: int, size: int, with_dirty: bool, index: int)
         return
     maps = material_maps(seed, index, size)
     if not target.exists():
-        _write_pictures(target, {name: maps[channels] for name, channels in _MAPS.items()})
+        _write_pictures(target, {name: maps[channels] for name, channels in MAP_SLICES.items()})
     for source in missing:
         views = render_views(maps, seed, index, dirty=source == "dirty")
         _write_pictures(

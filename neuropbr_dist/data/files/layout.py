@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.channels import MAP_NAMES
 
 log = logging.getLogger(__name__)
 
 VIEW_FILES = ("0.png", "1.png", "2.png")
-MapName = Literal["albedo", "roughness", "metallic", "normal"]
-MAP_NAMES: tuple[MapName, ...] = ("albedo", "roughness", "metallic", "normal")
 MAP_FILES = tuple(f"{name}.png" for name in MAP_NAMES)
 METADATA_FILE = "render_metadata.json"
 

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from neuropbr_dist.data.files.decode import Role
 from neuropbr_dist.data.files.judge import Finding, is_finding, judge
-from neuropbr_dist.data.files.layout import MAP_NAMES, Fault, Index, Sample, index_set
+from neuropbr_dist.data.files.layout import Fault, Index, Sample, index_set
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import JsonLines
+from neuropbr_dist.materials.channels import MAP_NAMES
 from neuropbr_dist.processes import in_parallel
 
 Picture = tuple[Path, Role]
