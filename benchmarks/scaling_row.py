@@ -83,7 +83,7 @@ def measure(where: Setup, plan: str, steps: int) -> dict[str, Any]:
     else:
         with packed_batches(where) as batches:
             found, (nccl, exposed) = timed(PackedBench(where, plan, batches), steps)
-    peak = matmul_flops(where.device, where.precision) / 1e12
+    peak = matmul_flops(where.device, where.need.dtype) / 1e12
     return {
         "ms": found.ms, "spread_ms": found.spread_ms, "first_step_s": found.first_step_s, "losses": found.losses,
         "samples_per_s_rank": cfg.training.batch_size / found.ms * 1e3, "data_wait": all_gather_object(found.data_wait),

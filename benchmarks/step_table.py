@@ -59,7 +59,7 @@ def row(where: Setup, plan: str, args: argparse.Namespace) -> dict[str, Any]:
     found = bench.time(args.steps)
     kernels = bench.profile(found) if args.kernels else []
     samples = cfg.training.batch_size / found.ms * 1e3
-    mfu = 1e3 * flops / found.ms / matmul_flops(where.device, precision)
+    mfu = 1e3 * flops / found.ms / matmul_flops(where.device, where.need.dtype)
     say(
         where,
         f"{plan:9} {found.ms:8.0f} ({found.spread_ms:5.0f})  {samples:14.3f}  {flops / found.ms / 1e9:9.0f}  {mfu:5.1%}"

@@ -101,12 +101,10 @@ class Trainer:
         )
         self.log.cut_back(p.step or -1)  # at step 0 the first validation is done again
         self.console = Console(first)
+        told = partial(saved, self.console, self.log, self.folder)
+        timeout = timedelta(minutes=t.timeout_minutes)
         self.saver = AsyncSaver(
-            self.folder,
-            keep_latest=t.keep_latest,
-            lock=lock,
-            timeout=timedelta(minutes=t.timeout_minutes),
-            on_saved=partial(saved, self.console, self.log, self.folder),
+            self.folder, keep_latest=t.keep_latest, lock=lock, timeout=timeout, on_saved=told
         )
         self.saver.prepare(saved_fragments(self.networks, self.ema))
         describe(setup)
@@ -255,7 +253,7 @@ class Trainer:
     def end_epoch(self, before: int) -> None:
         """Epochs `before + 1` to `epochs_done` have ended (several, if a batch is larger than the set)."""
         t, done, links = self.cfg.training, self.epochs_done, [LATEST]
-        means = self.step_log.averages.epoch()
+        means = self.step_log.epoch_means()
         self.console.summary(done, means["G_loss"], means.get("D_loss"))
         if crossed(before, done, t.val_every_n_epochs) or self.over:
             figures = crossed(before, done, t.log_images_every_n_epochs) or self.over
@@ -312,7 +310,7 @@ class Trainer:
         p = self.progress
         if self.profiler is not None:
             self.profiler.finish(p.step)
-        if not self.step_log.empty:
+        if self.step_log.steps:
             self.log_step()
         if self.saved_at != p.step:
             self.save([LATEST])
