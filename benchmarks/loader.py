@@ -26,12 +26,12 @@ from torch.utils.data import default_collate
 
 from benchmarks.options import add_size, fields_of, measurement
 from benchmarks.setting import write_figures
-from neuropbr_dist.cluster import ignore_stop_signals
 from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.builtin import generate
 from neuropbr_dist.data.files.layout import Sample, scan
 from neuropbr_dist.data.files.verify import verify
-from neuropbr_dist.data.loader import TrainingSlots, empty, load_batch, make_loader
+from neuropbr_dist.data.loader import TrainingSlots, batches_of, empty, load_batch
 from neuropbr_dist.data.order import SampleOrder, Slot
 from neuropbr_dist.data.packed.index import CAMERA, SHARDS, write_index
 from neuropbr_dist.data.packed.pack import pack
@@ -202,9 +202,8 @@ def batches(source: Source, workers: int) -> AbstractContextManager[Iterator[Any
     """Endless batches of one sample in `workers` processes."""
     order = SampleOrder(len(source.entries), global_batch=1, epochs=10**6, seed=0)
     slots = TrainingSlots(order, 0, world=1, rank=0, batch_size=1)
-    return make_loader(
-        source, source.entries, slots, workers=workers, prefetch=2, pin=False, worker_start=ignore_stop_signals
-    )  # fmt: skip
+    read = DataConfig(num_workers=workers, prefetch_factor=2)
+    return batches_of(read, source, source.entries, slots, torch.device("cpu"))
 
 
 def with_workers(source: Source, seconds: float) -> float:

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from neuropbr_dist.cluster import detect
 from neuropbr_dist.config import TrainConfig, from_yaml
+from neuropbr_dist.data.open import fill_cache, open_samples
 from neuropbr_dist.monitor.look_files import TRUE, look_keys, look_steps
 from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, run_log
 from neuropbr_dist.objectives import MAP_SLICES
 from neuropbr_dist.training.baseline import mean_maps_metrics
-from neuropbr_dist.training.data import fill_cache, open_samples
 from neuropbr_dist.training.facts import device_name, versions
 
 CELL = 192
@@ -98,8 +97,8 @@ def networks(result: Result, facts: dict[str, Any]) -> str:
 def mean_maps(result: Result) -> dict[str, float]:
     """Validation of the training set's mean maps, on the same samples."""
     cfg = config_of(result)
-    samples = open_samples(cfg, detect())
-    fill_cache(samples.source, detect())
+    samples = open_samples(cfg)
+    fill_cache(samples.source)
     return mean_maps_metrics(cfg, samples)
 
 

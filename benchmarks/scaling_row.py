@@ -21,11 +21,10 @@ from neuropbr_dist.cluster import detect
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import TrainingSlots
+from neuropbr_dist.data.loader import TrainingSlots, batches_of
+from neuropbr_dist.data.open import open_source
 from neuropbr_dist.data.order import SampleOrder
-from neuropbr_dist.data.packed.source import PackedSource
 from neuropbr_dist.ranks import all_gather_object
-from neuropbr_dist.training.data import batches_of
 from neuropbr_dist.training.facts import device_name, versions
 from neuropbr_dist.training.flops import matmul_flops
 from neuropbr_dist.training.setup import Setup
@@ -70,7 +69,7 @@ def packed_batches(where: Setup) -> AbstractContextManager[Iterator[MicroBatch]]
     cfg, env = where.cfg, where.env
     data, batch = cfg.data, cfg.training.batch_size
     assert data.packed_dir is not None
-    source = PackedSource(data.packed_dir, data.render_curriculum, where.samples.side)
+    source = open_source(replace(data, image_size=where.samples.side), cfg.training.seed)
     order = SampleOrder(len(source.entries), batch * env.world_size, epochs=10_000, seed=cfg.training.seed)
     slots = TrainingSlots(order, 0, env.world_size, env.rank, batch)
     return batches_of(data, source, source.entries, slots, where.device)

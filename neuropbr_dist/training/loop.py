@@ -18,13 +18,14 @@ from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import TrainingSlots, validation_slots
+from neuropbr_dist.data.loader import TrainingSlots, batches_of, validation_slots
+from neuropbr_dist.data.open import Samples
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor import Console, RunLog
-from neuropbr_dist.ranks import broadcast_object, on_rank_0
+from neuropbr_dist.monitor.run_logs import TIMINGS
+from neuropbr_dist.ranks import on_rank_0
 from neuropbr_dist.training.boundary import Boundary
-from neuropbr_dist.training.data import Samples, batches_of
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.facts import describe, start_facts
 from neuropbr_dist.training.folder import delete_run, is_newest, mark_end, saved, write_config
@@ -38,7 +39,7 @@ from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
 from neuropbr_dist.training.step import gan_step
 from neuropbr_dist.training.step_log import StepLog
-from neuropbr_dist.training.timings import StartUp, note_timing
+from neuropbr_dist.training.timings import StartUp
 from neuropbr_dist.training.validation import validate
 
 LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
@@ -105,7 +106,7 @@ class Trainer:
             keep_latest=t.keep_latest,
             lock=lock,
             timeout=timedelta(minutes=t.timeout_minutes),
-            on_saved=partial(saved, self.console, self.folder),
+            on_saved=partial(saved, self.console, self.log, self.folder),
         )
         self.saver.prepare(saved_fragments(self.networks, self.ema))
         describe(setup)
@@ -114,7 +115,7 @@ class Trainer:
         traced = self.start.profile if first else None
         self.profiler = StepProfiler(traced, self.folder / "profile", self.device) if traced else None
         logged = t.log_samples and first
-        self.sample_log = SampleLog(self.folder, self.order, self.samples.train, p.step) if logged else None
+        self.sample_log = SampleLog(self.log, self.order, self.samples.train) if logged else None
         self.step_log = StepLog(setup, self.log, self.console)
         # Not before: a rank that waits in the set-up for a dead one would wait on, and there is nothing to save yet.
         self.boundary = Boundary(self.start, t, end)
@@ -181,7 +182,7 @@ class Trainer:
             self.step(batches)
             if self.profiler is not None:
                 self.profiler.after(p.step)
-            self.start_up.first_step(self.device, self.folder, p.step)
+            self.start_up.first_step(self.device, self.log, p.step)
             ended = self.epochs_done > before
             if p.step % self.cfg.training.log_every_n_steps == 0 or ended or self.over:
                 self.log_step()
@@ -318,10 +319,8 @@ class Trainer:
         self.saver.wait()
         if reason is StopReason.SIGNAL:
             stop = self.boundary.stop_timing() | {"longest_save_s": self.saver.longest}
-            if self.env.rank == 0:
-                note_timing(self.folder, {"step": p.step, "stop": stop})
-        if failure := broadcast_object(self.log.failure):
-            raise failure
+            self.log.line(TIMINGS, {"step": p.step, "stop": stop})
+        on_rank_0(self.log.check)
         self.console.close()
 
 

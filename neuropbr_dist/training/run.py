@@ -23,9 +23,9 @@ from neuropbr_dist.cluster import (
 )
 from neuropbr_dist.config import TrainConfig, resolve, with_fields, writable
 from neuropbr_dist.config.values import fit_fields
+from neuropbr_dist.data.open import Samples, fill_cache, open_samples
 from neuropbr_dist.logs import to_console
 from neuropbr_dist.ranks import all_gather_object, on_rank_0
-from neuropbr_dist.training.data import Samples, fill_cache, open_samples
 from neuropbr_dist.training.estimate import available_bytes
 from neuropbr_dist.training.facts import describe_samples, facts
 from neuropbr_dist.training.folder import TRACES, mark_requeue
@@ -68,12 +68,12 @@ def train(cfg: TrainConfig, start: Start) -> StopReason | None:
         folder = Path(cfg.training.checkpoint_dir)
         stack.enter_context(last_resort(end, partial(mark_requeue, folder, str(StopReason.TIME_LIMIT))))
         torch.use_deterministic_algorithms(cfg.training.deterministic)
-        samples = open_samples(cfg, env)
+        samples = open_samples(cfg)
         describe_samples(cfg.data, samples)
         setup, backbone = settle(cfg, env, device, samples, fresh=checkpoint is None)
         if not env.distributed and setup.needs_process_group:
             stack.enter_context(join(device, traces=folder / TRACES))
-        fill_cache(samples.source, env)
+        fill_cache(samples.source, env.local_world_size)
         check_alike(facts(setup.cfg, samples), socket.gethostname())
         if checkpoint is not None:
             check_data_unchanged(checkpoint, setup.cfg, samples, start.allow_data_change)

@@ -13,11 +13,11 @@ import torch
 from neuropbr_dist.cluster import Environment
 from neuropbr_dist.config import DataConfig, ModelConfig, TrainConfig, check_size, with_fields
 from neuropbr_dist.config.deepspeed import resolve as resolve_deepspeed
+from neuropbr_dist.data.open import Samples
 from neuropbr_dist.data.order import MicroBatchPlan, micro_batches
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import size_multiple, smallest_side
 from neuropbr_dist.parallel import Adam, NetworkSetup
-from neuropbr_dist.training.data import Samples
 from neuropbr_dist.training.estimate import Need, choose_plan, count_parameters
 from neuropbr_dist.training.memory import recompute_patterns
 
