@@ -61,11 +61,9 @@ def fields_of(args: argparse.Namespace, refused: Mapping[str, str], size: int | 
     for field, why in refused.items():
         if field in named:
             raise UserError(f"{named[field]}: {why}")
+    if getattr(args, "size", None) is not None:
+        found = found.with_size(args.size)
     configured = found.configuration().data.image_size
-    if (given := getattr(args, "size", None)) is not None:
-        if "data.image_size" in named and configured != given:
-            raise UserError(f"--size {given} means data.image_size, but that is {configured}; leave one out")
-        return found.with_field("data.image_size", given)
     return found if configured or size is None else found.with_field("data.image_size", size)
 
 

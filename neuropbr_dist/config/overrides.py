@@ -58,6 +58,21 @@ class Overrides:
         """Return these with one `--set` more, which wins over those before."""
         return replace(self, assignments=(*self.assignments, f"{name}={json.dumps(value)}"))
 
+    def with_size(self, size: int | None) -> Overrides:
+        """Return these with the value of `--size`, which is short for `--set data.image_size`.
+
+        Raises:
+            UserError: another side is named already.
+        """
+        given = TrainConfig()
+        for assignment in self.assignments:
+            set_text(given, assignment)
+        if "data.image_size" in self.named() and given.data.image_size != size:
+            raise UserError(
+                f"--size {size or 'native'} means data.image_size, but that is {given.data.image_size}; leave one out"
+            )
+        return self.with_field("data.image_size", size)
+
     def argv(self) -> list[str]:
         """Return a command line that says the same."""
         config = [] if self.config is None else ["--config", self.config]
