@@ -67,6 +67,15 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def move_folder(folder: Path, place: Path) -> None:
+    """Move a whole folder to another name on the same file system, where nothing or an empty folder is.
+
+    Raises:
+        OSError: it can't be moved.
+    """
+    os.replace(folder, place)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what writers that were killed have left in a folder. For the only process that writes there.
 

@@ -22,7 +22,7 @@ ENOUGH = ((0.15, 6.0), (0.25, 4.0), (0.5, 2.0))
 the 17 whose name says OpenGL have 0.15 to 0.98 with deviations of 3 to 8, but for three between -0.03 and 0.14."""
 AGAINST = (0.1, 3.0)
 """Evidence of this kind at another scale for the other convention leaves it open."""
-FLAT = 1.01 / 255
+FLAT = 0.00396
 """Green within one step of 8 bits of flat is the same in both conventions."""
 _NZ = 0.1  # steeper than 84 degrees is noise
 
