@@ -12,7 +12,7 @@ from neuropbr_dist.config import DataConfig, TransformConfig
 from neuropbr_dist.data.augment import Augmentation, turn_maps, turn_views
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import TrainingSlots, make_loader
+from neuropbr_dist.data.loader import TrainingSlots, batches_of
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.sources import BuiltinSource
 from neuropbr_dist.materials.channels import texels
@@ -123,10 +123,11 @@ def loaded(workers, world, seed=4):
     seen = []
     for rank in range(world):
         slots = TrainingSlots(order, 0, world, rank, batch_size=2)
-        with make_loader(
-            source, source.entries, slots, workers=workers, prefetch=2, pin=False,
-            worker_start=lambda: None, augmentation=Augmentation(seed, True, True),
-        ) as loader:  # fmt: skip
+        turns = Augmentation(seed, True, True)
+        read = DataConfig(num_workers=workers)
+        with batches_of(
+            read, source, source.entries, slots, torch.device("cpu"), augmentation=turns
+        ) as loader:
             for batch in loader:
                 rows = zip(batch.keys, batch.orientations, batch.weight.tolist(), strict=True)
                 seen += [(key, turn) for key, turn, weight in rows if weight]

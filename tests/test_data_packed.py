@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.files.decode import resize
-from neuropbr_dist.data.loader import TrainingSlots, make_loader
+from neuropbr_dist.data.loader import TrainingSlots, batches_of
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.packed import records
 from neuropbr_dist.data.packed.index import CAMERA, PackedIndex, head_checksum, write_index
@@ -91,9 +92,8 @@ def test_so_it_has_at_its_halvings_and_at_sides_that_are_not_stored(large_pictur
 def batches(source, workers=0):
     order = SampleOrder(len(source.entries), global_batch=3, epochs=2, seed=4)
     slots = TrainingSlots(order, 0, world=1, rank=0, batch_size=3)
-    with make_loader(
-        source, source.entries, slots, workers=workers, prefetch=2, pin=False, worker_start=lambda: None
-    ) as loader:
+    read = DataConfig(num_workers=workers)
+    with batches_of(read, source, source.entries, slots, torch.device("cpu")) as loader:
         return list(loader)
 
 
@@ -199,6 +199,31 @@ def test_rows_are_read_alone(large, size):
         out = np.empty((8, 12, size), np.uint8)
         read = bytes_read(lambda: source.set.maps(material, out, 7))
         assert read < 8 * 3 * 8 * size + 4096
+
+
+def test_what_is_announced_to_the_system_is_what_is_read(large, monkeypatch):
+    source = PackedSet(large)
+    announced, read = set(), set()
+    advise, fill = os.posix_fadvise, ShardReader.fill
+
+    def advising(descriptor, start, nbytes, advice):
+        announced.update(range(start, start + nbytes))
+        advise(descriptor, start, nbytes, advice)
+
+    def filling(self, out, place, start, what):
+        read.update(range(start, start + out.nbytes))
+        fill(self, out, place, start, what)
+
+    monkeypatch.setattr(os, "posix_fadvise", advising)
+    monkeypatch.setattr(ShardReader, "fill", filling)
+    for rows, side in [(32, 32), (128, 128), (30, 128)]:
+        announced.clear(), read.clear()
+        source.views(
+            source.entries[1], np.empty((3, 3, rows, side), np.uint8), 128 - rows if side == 128 else 0
+        )
+        place = source.index.place(1)
+        assert read - announced == set(range(place.offset, place.offset + place.header))
+        assert announced <= read
 
 
 # -- the format as docs/data.md tells it ----------------------------------------------------

@@ -3,7 +3,7 @@
 from neuropbr_dist.cluster.deadline import Deadline, Every, allocation_end, last_resort
 from neuropbr_dist.cluster.environment import Environment, detect
 from neuropbr_dist.cluster.process_group import check_alike, pick_device, process_group
-from neuropbr_dist.cluster.stop import StopFlag, StopReason, ignore_stop_signals
+from neuropbr_dist.cluster.stop import StopFlag, StopReason
 
 __all__ = [
     "Deadline",
@@ -14,7 +14,6 @@ __all__ = [
     "allocation_end",
     "check_alike",
     "detect",
-    "ignore_stop_signals",
     "last_resort",
     "pick_device",
     "process_group",

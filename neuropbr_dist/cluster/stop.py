@@ -14,7 +14,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from neuropbr_dist.processes import STOP_SIGNALS as SIGNALS
+
 SAME_SIGNAL_S = 5.0  # Slurm and a forwarding trap deliver one warning twice, 4 ms apart (seen)
 FORCED_EXIT = 75  # EX_TEMPFAIL: try again
 
@@ -108,9 +109,3 @@ class StopFlag:
 
 def handled_elsewhere(_number: int, _frame: FrameType | None) -> None:
     """A handler that only keeps a signal from ending the process; see `StopFlag`."""
-
-
-def ignore_stop_signals() -> None:
-    """For loader workers: the training process decides when they end."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

@@ -60,16 +60,15 @@ def call(command: list[str], *program: str) -> None:
 
 def report() -> None:
     """Print validation L1 against its value before training and against the training set's mean maps."""
-    from neuropbr_dist.cluster import detect
+    from neuropbr_dist.data.open import fill_cache, open_samples
     from neuropbr_dist.monitor.run_logs import METRICS, run_log
     from neuropbr_dist.training.baseline import mean_maps_metrics
-    from neuropbr_dist.training.data import fill_cache, open_samples
 
     cfg = from_yaml((RUN / "config.yaml").read_text(), str(RUN / "config.yaml"))
     found = [line for line in run_log(RUN, METRICS).read() if "val/l1" in line]
     first, last = found[0]["val/l1"], found[-1]["val/l1"]
-    samples = open_samples(cfg, detect())
-    fill_cache(samples.source, detect())
+    samples = open_samples(cfg)
+    fill_cache(samples.source)
     mean = mean_maps_metrics(cfg, samples)["l1"]
     print(f"\nValidation L1 (mean over the four maps, {found[-1]['step']} steps):")
     print(f"  before training            {first:.4f}")

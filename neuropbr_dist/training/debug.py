@@ -12,12 +12,12 @@ from neuropbr_dist.config import TrainConfig, differences, with_fields
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.loader import load_batch
+from neuropbr_dist.data.open import Samples, fill_cache, open_samples
 from neuropbr_dist.data.order import Slot
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import size_multiple, smallest_side
 from neuropbr_dist.monitor import comparison, save_png, take_look
 from neuropbr_dist.parallel import Network
-from neuropbr_dist.training.data import Samples, fill_cache, open_samples
 from neuropbr_dist.training.estimate import Activations, State, available_bytes
 from neuropbr_dist.training.facts import describe_samples
 from neuropbr_dist.training.memory import GENERATOR_PLANS
@@ -41,12 +41,12 @@ def debug(cfg: TrainConfig, start: Start) -> None:
     for name, (old, new) in differences(cfg, plain).items():
         print(f"debug: {name} = {new} (was {old})")
     torch.use_deterministic_algorithms(True)
-    samples = open_samples(plain, env)
+    samples = open_samples(plain)
     describe_samples(plain.data, samples)
     batch_size = min(plain.training.batch_size, len(samples.train))
     one_batch = {"batch_size": batch_size, "global_batch_size": batch_size}
     setup = set_up(with_fields(plain, training=one_batch), env, device, SampleFacts.of(samples))
-    fill_cache(samples.source, env)
+    fill_cache(samples.source)
     networks = build_networks(setup)
     batch, views = first_batch(setup.cfg, samples, device)
     for part, network in networks.items():

@@ -8,9 +8,8 @@ from pathlib import Path
 from neuropbr_dist.cluster import detect, pick_device, process_group
 from neuropbr_dist.cluster.doctor import bandwidth_line, diagnose, examine
 from neuropbr_dist.config import TrainConfig
-from neuropbr_dist.data.files.layout import scan
-from neuropbr_dist.data.packed.index import HEAD, INDEX_FILES
-from neuropbr_dist.data.sources import BUILTIN_SIZE, default_folders
+from neuropbr_dist.data.open import first_files
+from neuropbr_dist.data.sources import BUILTIN_SIZE
 from neuropbr_dist.ranks import on_rank_0
 from neuropbr_dist.training.facts import code_hash
 from neuropbr_dist.training.setup import SampleFacts, set_up
@@ -26,7 +25,7 @@ def doctor(cfg: TrainConfig) -> bool:
     with ExitStack() as stack:
         if env.distributed:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes))
-        sample = on_rank_0(lambda: one_sample(cfg))
+        sample = on_rank_0(lambda: first_files(cfg.data))
         saves = (cfg.training.keep_latest + 1) * STATE_BYTES * sum(setup.parameters.values())
         reports = examine(device, code_hash(), sample, Path(cfg.training.checkpoint_dir), saves)
     lines, well = diagnose(reports)
@@ -38,14 +37,3 @@ def doctor(cfg: TrainConfig) -> bool:
             flush=True,
         )
     return well
-
-
-def one_sample(cfg: TrainConfig) -> list[Path]:
-    """Return the files of the set's first sample, or of a packed set's index; none of built-in materials."""
-    if cfg.data.packed_dir is not None:
-        return [Path(cfg.data.packed_dir) / name for name in (HEAD, *INDEX_FILES)]
-    folders = default_folders(cfg.data)
-    if folders is None:
-        return []
-    samples = scan(*folders, cfg.data.metadata_path, cfg.data.render_curriculum)
-    return [Path(path) for path in (*samples[0].views, *samples[0].maps)]

@@ -17,9 +17,9 @@ import torch
 import neuropbr_dist
 from neuropbr_dist import kernels
 from neuropbr_dist.config import DataConfig, TrainConfig, to_yaml
+from neuropbr_dist.data.open import Samples
 from neuropbr_dist.data.sources import BuiltinSource
 from neuropbr_dist.ranks import all_gather_object
-from neuropbr_dist.training.data import Samples
 from neuropbr_dist.training.setup import Setup
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from pathlib import Path
 from neuropbr_dist.checkpoint import Checkpoint, find, open_newest
 from neuropbr_dist.config import TrainConfig, from_yaml, refuse_other_networks, resolve, writable
 from neuropbr_dist.config.values import differences
+from neuropbr_dist.data.open import Samples
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.training.data import Samples
 from neuropbr_dist.training.folder import refuse_held
 from neuropbr_dist.training.start import Start
 

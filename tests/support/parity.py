@@ -320,10 +320,11 @@ def differences(found: dict[str, Any], reference: dict[str, Any]) -> dict[str, f
     assert found["state"].keys() == reference["state"].keys()
     pairs = {name: (found["state"][name], ref) for name, ref in reference["state"].items()}
     for column in reference["records"][0]:
-        pairs[column] = tuple(
+        mine, theirs = (
             torch.tensor([record[column] for record in run["records"]], dtype=torch.float64)
             for run in (found, reference)
         )
+        pairs[column] = mine, theirs
     return {name: relative(a, b) for name, (a, b) in pairs.items()}
 
 
