@@ -47,7 +47,10 @@ class Case:
     """Smooth losses and activations: one ulp flips a kink of L1 or LeakyReLU (measured)."""
     double: bool = False
     d_steps: int = 1
-    freeze_backbone: bool = False
+    resnet: bool = False
+    """A ResNet-18 as encoder: eleven million parameters."""
+    frozen_encoder: bool = False
+    """As `model.freeze_backbone` does, on any encoder."""
     norm: str = "group"
     clip: float = 0.5
     w_maps: float = 1.0
@@ -91,11 +94,10 @@ class Row:
 def config(case: Case) -> TrainConfig:
     cfg = TrainConfig()
     cfg.model = ModelConfig(
-        encoder_type="resnet" if case.freeze_backbone else "unet",
+        encoder_type="resnet" if case.resnet else "unet",
         encoder_backbone="resnet18",
         encoder_channels=[8, 16],
         encoder_pretrained=False,
-        freeze_backbone=case.freeze_backbone,
         norm=case.norm,  # type: ignore[arg-type]
         encoder_norm=case.norm,  # type: ignore[arg-type]
         transformer_dim=16,
@@ -114,6 +116,8 @@ def models(case: Case) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(case.seed)
     cfg = config(case)
     built = [Generator(cfg.model), Discriminator(cfg.model)]
+    if case.frozen_encoder:
+        built[0].encoder.requires_grad_(False)
     for net in built:
         if case.smooth:
             smooth_activations(net)
