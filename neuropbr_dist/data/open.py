@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from neuropbr_dist.config import DataConfig, TrainConfig
 from neuropbr_dist.data.files.headers import HeaderReport, check_headers
-from neuropbr_dist.data.files.layout import Sample, list_faults, scan
+from neuropbr_dist.data.files.layout import Sample, list_faults, scan, subfolders
 from neuropbr_dist.data.packed.index import HEAD, INDEX_FILES
 from neuropbr_dist.data.packed.source import PackedSource
 from neuropbr_dist.data.sources import BuiltinSource, Entry, FileSource, Source, fingerprint
-from neuropbr_dist.data.split import split
+from neuropbr_dist.data.split import read_split, split, split_as_named
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0, rank, world_size
 
@@ -83,8 +83,21 @@ def open_samples(cfg: TrainConfig) -> Samples:
         source = on_each_rank(lambda: open_source(data, cfg.training.seed))
     if isinstance(source, PackedSource):
         on_rank_0(source.check_shards)
-    train, val = split(source.entries, data.val_ratio, data.split_by, cfg.training.seed)
+    validation = on_rank_0(lambda: _own_split(data, source))
+    if validation is None:
+        train, val = split(source.entries, data.val_ratio, data.split_by, cfg.training.seed)
+    else:
+        train, val = split_as_named(source.entries, validation)
     return Samples(source, train, val, data)
+
+
+def _own_split(data: DataConfig, source: Source) -> frozenset[str] | None:
+    """Return the materials that the set's own split holds out; None where `data.val_ratio` decides."""
+    if isinstance(source, PackedSource):
+        return read_split(source.folder, source.set.materials)
+    if data.output_dir is None or not _names_files(data):
+        return None
+    return read_split(Path(data.output_dir), subfolders(Path(data.output_dir)))
 
 
 def fill_cache(source: Source, ranks_per_node: int = 1) -> None:
