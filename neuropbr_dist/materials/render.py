@@ -43,7 +43,7 @@ def render_views(maps: Array, seed: int, index: int, *, dirty: bool) -> Array:
     Raises:
         UserError: if seed or index is negative.
     """
-    rng = random_stream(seed, index, 1)
+    rng = _scene_stream(seed, index)
     cameras, lighting = random_cameras(rng), random_lighting(rng)
     texels, size = texels_from_maps(maps), maps.shape[1]
     dirt = random_dirt(random_stream(seed, index, 2)) if dirty else None
@@ -54,6 +54,19 @@ def render_views(maps: Array, seed: int, index: int, *, dirty: bool) -> Array:
             picture = dirt.on_picture(picture, k)
         views[k] = linear_to_srgb(np.clip(picture, 0, 1)) * 255 + 0.5
     return views
+
+
+def scene_cameras(seed: int, index: int) -> list[Camera]:
+    """Return the three cameras of `render_views`, clean and dirty.
+
+    Raises:
+        UserError: if seed or index is negative.
+    """
+    return random_cameras(_scene_stream(seed, index))
+
+
+def _scene_stream(seed: int, index: int) -> np.random.Generator:
+    return random_stream(seed, index, 1)
 
 
 def texels_from_maps(maps: Array) -> Array:
