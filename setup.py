@@ -21,6 +21,8 @@ setup(
     packages=find_packages(include=["neuropbr_dist", "neuropbr_dist.*"]),
     package_data={"neuropbr_dist.report": ["assets/*"]},
     install_requires=[
+        # The vocabulary of ranges in the configuration's types.
+        "annotated-types>=0.6",
         "torch>=2.11,<2.15",
         # The float32 masters are read where this version keeps them.
         "deepspeed==0.19.8",

@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 
 from neuropbr_dist.config import schema
+from neuropbr_dist.config.fields import describe, field_types
 from neuropbr_dist.config.overrides import FIELD_FLAGS, INTEGER_FLAGS
 from neuropbr_dist.config.presets import PRESETS
 from neuropbr_dist.config.schema import TrainConfig
-from neuropbr_dist.config.values import describe, differences, field_types
+from neuropbr_dist.config.values import differences
 
 COMMAND = "python -m neuropbr_dist.config.reference docs/configuration.md"
 HEAD = f"""\

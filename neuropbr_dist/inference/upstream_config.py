@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from neuropbr_dist.config import TrainConfig, from_yaml, resolve, set_text
-from neuropbr_dist.config.values import field_types, fit
+from neuropbr_dist.config.fields import field_types, fit
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.upstream_file import UpstreamFile
 
