@@ -1,5 +1,6 @@
 """Run configuration: dataclasses, presets, files, command line, validation."""
 
+from neuropbr_dist.config.architecture import settled
 from neuropbr_dist.config.check import check_size, refuse_other_networks, resolve
 from neuropbr_dist.config.load import from_yaml, load, to_yaml
 from neuropbr_dist.config.presets import PRESETS
@@ -31,6 +32,7 @@ __all__ = [
     "resolve",
     "set_field",
     "set_text",
+    "settled",
     "to_dict",
     "to_yaml",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from neuropbr_dist.config.architecture import settled
 from neuropbr_dist.config.schema import DataConfig, ModelConfig, TrainConfig, TrainingConfig, TransformConfig
 from neuropbr_dist.config.values import fit_fields
 from neuropbr_dist.errors import UserError
@@ -142,9 +143,9 @@ def refuse_other_networks(saved: TrainConfig, now: TrainConfig, where: str) -> N
     Raises:
         UserError: names each field that differs.
     """
-    changed = []
+    changed, before, after = [], settled(saved.model), settled(now.model)
     for field in dataclasses.fields(ModelConfig):
-        old, new = getattr(saved.model, field.name), getattr(now.model, field.name)
+        old, new = getattr(before, field.name), getattr(after, field.name)
         alike = old == new or field.name in NOT_THE_NETWORK or (old in BATCH_NORMS and new in BATCH_NORMS)
         if not alike:
             changed.append(f"model.{field.name} = {new} (saved: {old})")

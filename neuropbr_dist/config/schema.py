@@ -81,6 +81,14 @@ class TransformConfig:
 class ModelConfig:
     """Generator (encoder, cross-view fusion, decoder) and discriminator."""
 
+    align: Literal["auto", "plane", "none"] = "auto"
+    """`plane`: views are rectified to the material's plane by their cameras, so that the network sees in every view the point that the map's pixel asks for, with a mask and the direction to the eye. `none`: views as they are. `auto`: `plane` if at least nine samples of ten keep a view; settled at the first start."""
+    skip_merge: Literal["auto", "mean", "max_mean", "max_mean_var"] = "auto"
+    """What the decoder's skips take of the three views' features: their mean, with their maximum, with their variance. Views count where they show the place (`align = plane`). `auto`: `mean`, or what `align = plane` measured best with."""
+    token_embedding: Literal["auto", "none", "position", "view"] = "auto"
+    """What the transformer's tokens are told: nothing, their place (sines, Vaswani et al. 2017), or their view (learned). `auto`: `none`, or what `align = plane` measured best with."""
+    normals: Literal["auto", "free", "slopes"] = "auto"
+    """Form of the normals: `free`, three numbers made unit; `slopes`, unit(3 tanh x, 3 tanh y, 1), always out of the surface. `auto`: `free`, or what `align = plane` measured best with."""
     encoder_type: Literal["resnet", "unet"] = "resnet"
     """Encoder family, shared by the three views."""
     encoder_backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
@@ -98,7 +106,7 @@ class ModelConfig:
     norm: Literal["group", "batch", "sync_batch", "frozen_batch"] = "group"
     """Normalisation in decoder and discriminator. `group` gives the same output in train and eval mode at any micro-batch."""
     freeze_backbone: bool = False
-    """Train no weight of the ResNet encoder."""
+    """Train no weight of the ResNet encoder but those of the channels that `align = plane` adds."""
     freeze_bn: bool = False
     """Train no scale or shift of the encoder's norm layers and never move their running statistics."""
     use_transformer: bool = True

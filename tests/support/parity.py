@@ -48,6 +48,8 @@ class Case:
     double: bool = False
     d_steps: int = 1
     freeze_backbone: bool = False
+    plane: bool = False
+    """Rectified views with masks, one view of every other sample missing; skips by mean, maximum and variance."""
     norm: str = "group"
     clip: float = 0.5
     w_maps: float = 1.0
@@ -95,6 +97,9 @@ def config(case: Case) -> TrainConfig:
         encoder_backbone="resnet18",
         encoder_channels=[8, 16],
         encoder_pretrained=False,
+        align="plane" if case.plane else "none",
+        skip_merge="max_mean_var" if case.plane else "mean",
+        token_embedding="view" if case.plane else "none",
         freeze_backbone=case.freeze_backbone,
         norm=case.norm,  # type: ignore[arg-type]
         encoder_norm=case.norm,  # type: ignore[arg-type]
@@ -168,7 +173,17 @@ def samples(case: Case) -> tuple[Tensor, Tensor]:
     maps = torch.rand(n, 8, case.side, case.side, generator=generator, dtype=torch.float64)
     maps[:, :5] *= 0.2
     maps[:, 5:] = F.normalize(maps[:, 5:] * 0.5 + torch.tensor([0.6, 0.0, 0.8])[:, None, None], dim=1)
+    if case.plane:
+        views = with_masks(views, generator)
     return views.to(dtype), maps.to(dtype)
+
+
+def with_masks(views: Tensor, generator: torch.Generator) -> Tensor:
+    """(n, 3, 3, H, W) -> (n, 3, 7, H, W) as `rectify` gives them."""
+    direction = F.normalize(torch.randn(views.shape, generator=generator, dtype=views.dtype), dim=2)
+    mask = (torch.rand(views[:, :, :1].shape, generator=generator) > 0.1).to(views.dtype)
+    mask[::2, 1] = 0
+    return torch.cat([views, torch.ones_like(mask), direction], dim=2) * mask
 
 
 def sample_order(case: Case) -> SampleOrder:
