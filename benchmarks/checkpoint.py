@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from benchmarks.ranks import ROOT, run_alone
+from neuropbr_dist.monitor.run_logs import TIMINGS, run_log
 from neuropbr_dist.training.facts import device_name
-from neuropbr_dist.training.timings import TIMINGS
 
 GB = 1e9
 # The state's size doesn't depend on the pictures' unless asked for; two samples are quickly made.
@@ -57,7 +57,7 @@ def measure(folder: Path, words: Sequence[str], ranks: int = 1) -> dict[str, Any
     saves = ["--set", "training.save_every_n_steps=1", "--stop-after-steps", str(last)]
     launch(ranks, [*device, *common, *words, *saves])
     launch(ranks, ["--resume", "auto", "--checkpoint-dir", str(run), "--stop-after-steps", str(last + 1)])
-    lines = [json.loads(line) for line in (run / TIMINGS).read_text().splitlines()]
+    lines = run_log(run, TIMINGS).read()
     timed = [line["save"] for line in lines if "save" in line][:last]
     fresh, restart = [line["start"] for line in lines if "start" in line]
     size = timed[-1]["bytes"]

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import attention, checkpoint, compiling, loader, memory, scaling, step_table
 from benchmarks.setting import need_gpu
+from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.facts import device_name, versions
 from neuropbr_dist.training.memory import PLANS
@@ -77,7 +78,7 @@ def refuse_data(what: str, words: Sequence[str]) -> None:
             )
 
 
-def benchmark(argv: Sequence[str] | None = None) -> None:
+def benchmark(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Raises UserError for words that nobody knows and for figures that need a GPU without one."""
     args, words = parser().parse_known_args(argv)
     if args.what in ("step", "memory", "compile"):
@@ -104,3 +105,6 @@ def benchmark(argv: Sequence[str] | None = None) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         facts = {"versions": versions(), "device": device_name(device)}
         args.out.write_text(json.dumps({**facts, **found}, indent=1) + "\n")
+
+
+run = entry(benchmark)

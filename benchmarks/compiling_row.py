@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks.setting import Setting, setting
+from benchmarks.setting import changed, setting, title
 from benchmarks.step import StepBench
 from neuropbr_dist.data.batch import MicroBatch
-from neuropbr_dist.training.engines import check_memory, memory_plan, recompute_name
+from neuropbr_dist.training.estimate import available_bytes
+from neuropbr_dist.training.setup import Setup
 from neuropbr_dist.training.validation import validate
 
 AGAIN = "training again"
@@ -54,7 +55,7 @@ class Compiled(NamedTuple):
         return Compiled(*(now - then for now, then in zip(self, before, strict=True)))
 
 
-def measure(where: Setting, memory: str, steps: int) -> dict[str, Any]:
+def measure(where: Setup, memory: str, steps: int) -> dict[str, Any]:
     """GAN off, GAN on, validation, and training again: `steps` of each phase.
 
     Args:
@@ -69,7 +70,7 @@ def measure(where: Setting, memory: str, steps: int) -> dict[str, Any]:
     rows = [measured(name, run, bench, steps, known=name == AGAIN) for name, run in phases.items()]
     built_s = rows[0]["began_s"]
     return {
-        "setting": f"{where}, {recompute_name(where.cfg, memory)}",
+        "setting": f"{title(where)}, {changed(where, memory=memory).recompute}",
         "first_step_s": built_s + rows[0]["first_s"],
         "settled_s": built_s + sum(row["first_s"] for row in rows),
         "phases": rows,
@@ -96,9 +97,9 @@ def measured(
     }  # fmt: skip
 
 
-def validation(where: Setting, bench: StepBench) -> Callable[[], object]:
+def validation(where: Setup, bench: StepBench) -> Callable[[], object]:
     """A run's own validation, of one micro-batch of noise."""
-    n, size = where.cfg.training.batch_size, where.size
+    n, size = where.cfg.training.batch_size, where.samples.side
     views, maps = (
         torch.randint(256, (n, *channels, size, size), dtype=torch.uint8) for channels in ((3, 3), (8,))
     )
@@ -119,12 +120,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--steps", type=int, required=True, metavar="N", help="of each phase")
     args, words = p.parse_known_args(argv)
     with setting(words) as where:
-        cfg = where.cfg
-        if cfg.training.compile == "auto":
-            cfg.training.compile = "blocks"  # what is measured here, on a CPU as well
-        check_memory(cfg, where.size, where.env, where.device)
-        plan = memory_plan(cfg, where.size, where.env, where.device, print)
-        args.out.write_text(json.dumps(measure(where, plan, args.steps), indent=1) + "\n")
+        wanted = where.cfg.training.compile
+        compiled = "blocks" if wanted == "auto" else wanted  # what is measured here, on a CPU as well
+        room = available_bytes(where.device, where.env.local_world_size)
+        where = changed(where, room, compile=compiled)
+        args.out.write_text(json.dumps(measure(where, where.memory, args.steps), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from neuropbr_dist.data.packed.shards import Place, ShardReader, ShardWriter
+from neuropbr_dist.data.packed.shards import ShardReader, ShardWriter
 
 SIDE, SAMPLES, ROUNDS = 2048, 12, 5
 SHAPE = (17, SIDE, SIDE)
@@ -92,12 +92,18 @@ def webdataset(folder: Path, records: list[np.ndarray]) -> Read:
     return lambda _: np.frombuffer(next(samples)["x.bin"], np.uint8).reshape(SHAPE)
 
 
-def shards(folder: Path, records: list[np.ndarray]) -> tuple[ShardReader, list[Place]]:
-    """This project's shard files: a reader, and the places of the records in them."""
+def shards(folder: Path, records: list[np.ndarray]) -> Callable[[int, np.ndarray], None]:
+    """This project's shard files: fills a batch with a record at its own side."""
     (folder / "shards").mkdir()
-    writer = ShardWriter(folder / "shards", "0", "none", 1 << 30)
-    places = [writer.append(record) for record in records]
-    return ShardReader(folder / "shards", "none"), places
+    writer = ShardWriter(folder / "shards", "0", 1 << 30)
+    places = [writer.append({"x": record}) for record in records]
+    reader = ShardReader(folder / "shards")
+    return lambda i, batch: reader.record(places[i], str(i)).read("x", batch)
+
+
+def copied(read: Read, batch: np.ndarray) -> Callable[[int], None]:
+    """What a container hands out, copied into the batch."""
+    return lambda i: np.copyto(batch, read(i))
 
 
 def main(folder: Path) -> None:
@@ -114,10 +120,9 @@ def main(folder: Path) -> None:
         f"mosaicml-streaming {version('mosaicml-streaming')}": mosaicml_streaming(folder, records),
         f"webdataset {version('webdataset')}, in order": webdataset(folder, records),
     }
-    reader, places = shards(folder, records)
-    batch = np.zeros(SHAPE, np.uint8)
-    fill = {name: lambda i, read=read: np.copyto(batch, read(i)) for name, read in reads.items()}
-    fill["these shards, CRC-32 of every read"] = lambda i: reader.read(places[i], batch, str(i))
+    ours, batch = shards(folder, records), np.zeros(SHAPE, np.uint8)
+    fill: dict[str, Callable[[int], None]] = {name: copied(read, batch) for name, read in reads.items()}
+    fill["these shards, CRC-32 of every read"] = lambda i: ours(i, batch)
     times: dict[str, list[float]] = {name: [] for name in fill}
     for round_ in range(ROUNDS):
         order = random.Random(round_).sample(range(SAMPLES), SAMPLES)

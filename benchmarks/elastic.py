@@ -24,8 +24,7 @@ import torch
 
 from benchmarks.ranks import ROOT, Launch, run_all
 from benchmarks.scaling import ENGINES
-from neuropbr_dist.monitor.writers import METRICS
-from neuropbr_dist.report.folder import read_lines
+from neuropbr_dist.monitor.run_logs import METRICS, run_log
 
 BOUND = 1e-4
 """Of a loss, relative, or absolute where it is below 1."""
@@ -72,7 +71,7 @@ def losses(folder: Path) -> dict[int, dict[str, float]]:
     """By step."""
     return {
         line["step"]: {name: line[f"train/{name}"] for name in LOSSES}
-        for line in read_lines(folder / METRICS)
+        for line in run_log(folder, METRICS).read()
         if f"train/{LOSSES[0]}" in line
     }
 

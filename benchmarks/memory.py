@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from benchmarks.allocator import limit_memory, outside_bytes
-from benchmarks.setting import Setting, need_gpu, setting
+from benchmarks.setting import need_gpu, say, setting, title
 from benchmarks.step import StepBench
-from neuropbr_dist.training.engines import engine_of, need_of, precision_of
 from neuropbr_dist.training.estimate import GIB, available_bytes, fastest_plan
+from neuropbr_dist.training.setup import Setup
 
 CARDS = {16: 15.3, 24: 23.1, 40: 39.0, 80: 78.5, 141: 139.0}
 """GB in a card's name -> GiB that are free on it once CUDA has started; cards of one name differ by some tenths."""
@@ -46,20 +46,20 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
         if args.limit_gib is not None:
             limit_memory(where.device, args.limit_gib)
         room = available_bytes(where.device, where.env.local_world_size)
-        need = need_of(where.cfg, where.env, where.device)
-        wanted = need.at(where.size)
+        need = where.need
+        wanted = need.at(where.samples.side)
         limit = "" if args.limit_gib is None else f", as on a card of {args.limit_gib:g} GiB"
-        where.say(f"{where}{limit}\n\n{HEAD}")
+        say(where, f"{title(where)}{limit}\n\n{HEAD}")
         rows = []
         for plan in args.plans:
             rows.append(row(where, plan, Predicted(wanted[plan] / GIB, need.state().held / GIB), args.steps))
-            where.say(line(rows[-1]))
+            say(where, line(rows[-1]))
         here = choice(wanted, room)
         cards = [{"card_gb": gb, **choice(wanted, int(free * GIB))} for gb, free in CARDS.items()]
-        where.say(f"\nHere `auto` takes {in_words(here)}\n\n{card_table(cards)}")
+        say(where, f"\nHere `auto` takes {in_words(here)}\n\n{card_table(cards)}")
     return {
-        "engine": engine_of(where.cfg, where.env), "world": where.env.world_size, "size": where.size,
-        "precision": precision_of(where.cfg, where.device), "limit_gib": args.limit_gib,
+        "engine": where.engine, "world": where.env.world_size, "size": where.samples.side,
+        "precision": where.precision, "limit_gib": args.limit_gib,
         "rows": rows, "here": here, "cards": cards,
     }  # fmt: skip
 
@@ -76,7 +76,7 @@ class Predicted:
     """Of it parameters and Adam's state; activations are the rest."""
 
 
-def row(where: Setting, plan: str, predicted: Predicted, steps: int) -> dict[str, Any]:
+def row(where: Setup, plan: str, predicted: Predicted, steps: int) -> dict[str, Any]:
     """Measure one memory plan; a step that doesn't fit is a result like any other. GiB, of this rank."""
     found: dict[str, Any] = {
         "plan": plan, "predicted_gib": predicted.peak, "predicted_state_gib": predicted.state,
@@ -93,7 +93,7 @@ def row(where: Setting, plan: str, predicted: Predicted, steps: int) -> dict[str
         }
 
 
-def held(where: Setting, plan: str, predicted: Predicted, steps: int) -> dict[str, Any]:
+def held(where: Setup, plan: str, predicted: Predicted, steps: int) -> dict[str, Any]:
     """What the steps of a memory plan take. `state_gib` is held between steps: parameters, Adam's state, and
     gradients where the engine keeps them; others come and go with the activations.
 

@@ -22,7 +22,7 @@ from neuropbr_dist.config import TrainConfig, load
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import Generator
-from neuropbr_dist.training.facts import count_parameters
+from neuropbr_dist.training.estimate import count_parameters
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
 WORLDS = (1, 8, 64, 512, 1024)
@@ -194,7 +194,7 @@ def order_table(cfg: TrainConfig) -> list[str]:
 def tables() -> dict[str, list[str]]:
     """Marker in docs/scaling.md to the lines below it."""
     cfg = load("default")
-    counts = count_parameters(cfg)
+    counts = count_parameters(cfg.model)
     total = sum(counts.values())
     parts = ", ".join(f"{part} {count:,}" for part, count in counts.items())
     return {

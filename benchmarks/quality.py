@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.quality_report import Result, picture, report
+from neuropbr_dist.monitor.run_logs import HISTORY, run_log
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_GAN = ["model.use_gan=false", "loss.w_gan=0"]
@@ -157,7 +158,7 @@ def epochs_that_fit(args: argparse.Namespace, words: list[str]) -> int:
     result = Result("timing", folder, sets, False)
     speeds = [line["speed/ms_per_step"] for line in result.lines() if "speed/ms_per_step" in line]
     ms = statistics.median(speeds[len(speeds) // 3 :])  # not the first steps
-    facts = json.loads((folder / "history.jsonl").read_text().splitlines()[0])
+    facts = run_log(folder, HISTORY).read()[0]
     epoch_ms = ms * facts["train_samples"] / facts["global_batch"]
     print(f"{ms:.0f} ms a step, {epoch_ms / 1000:.1f} s an epoch of {facts['train_samples']} samples")
     return max(2, round(SHARE * args.minutes * 60_000 / epoch_ms))

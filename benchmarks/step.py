@@ -13,13 +13,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.setting import Setting
+from benchmarks.setting import changed
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.monitor.throughput import peak_memory_gib
 from neuropbr_dist.parallel import Network
-from neuropbr_dist.training.engines import build_networks, compiles_losses
+from neuropbr_dist.training.networks import build_networks
 from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.setup import Setup
 from neuropbr_dist.training.step import gan_step
 
 WARM_UP = 2
@@ -68,17 +69,16 @@ class StepBench:
         memory: memory plan, resolved.
     """
 
-    def __init__(self, where: Setting, memory: str) -> None:
-        cfg, self.device = where.cfg, where.device
+    def __init__(self, where: Setup, memory: str) -> None:
+        setup, self.device = changed(where, memory=memory), where.device
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         self.began = time.perf_counter()
-        cfg.training.global_batch_size = cfg.training.batch_size * where.env.world_size
-        self.networks: dict[str, Network] = build_networks(cfg, where.env, self.device, None, memory)
-        self.objective = Objective(cfg, compiles_losses(cfg, self.device))
-        self.batch = random_batch(cfg, where.size, self.device)
+        self.networks: dict[str, Network] = build_networks(setup)
+        self.objective = Objective(setup.cfg, setup.compile_losses)
+        self.batch = random_batch(setup.cfg, setup.samples.side, self.device)
         self.waited = 0.0
         """Seconds that steps have waited for their samples."""
         self.losses: dict[str, Tensor] = {}

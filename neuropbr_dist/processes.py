@@ -17,6 +17,9 @@ from neuropbr_dist.errors import UserError
 T = TypeVar("T")
 R = TypeVar("R")
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What a person, a launcher or a batch system sends to end a run."""
+
 CHUNK = 4
 """Items handed to a process at a time, unless told; as many are redone a process after an interruption."""
 
@@ -24,6 +27,12 @@ CHUNK = 4
 def usable_cores() -> int:
     """Cores that this process may run on: a batch system often gives fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ignore_stop_signals() -> None:
+    """For processes that read ahead of training: it decides when they end."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def in_parallel(

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from neuropbr_dist.commands.train import train_parser
+from neuropbr_dist.commands.train import parser as train_parser
 from neuropbr_dist.config import TrainConfig, check_size, resolve, set_text
 from neuropbr_dist.errors import UserError
 from tests.test_config_presets import assert_names

@@ -79,7 +79,7 @@ FLAGS = {
     "--epochs 7": {"training.epochs": 7},
     "--engine fsdp": {"training.engine": "fsdp"},
     "--engine-discriminator ddp": {"training.engine_discriminator": "ddp"},
-    "--ds ds_configs/zero2.json": {"training.ds_config": "ds_configs/zero2.json"},
+    "--ds zero2": {"training.ds_config": "zero2"},
     "--shard node --engine fsdp": {"training.shard": "node"},
     "--compile off": {"training.compile": "off"},
 }  # fmt: skip

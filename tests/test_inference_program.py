@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
+from neuropbr_dist.commands.export import run as export
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator
 from neuropbr_dist.inference.program import export_program
 from neuropbr_dist.inference.upstream import from_upstream
-from neuropbr_dist.main import export
 from tests.support import upstream_stand_in as upstream
 from tests.support.train_runs import SINGLE_PROCESS_SAVES
 from tests.support.trained_run import SIZE, trained_run

@@ -12,13 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from neuropbr_dist.commands.data import run as data
+from neuropbr_dist.commands.demo import run as demo
+from neuropbr_dist.commands.infer import run as infer
 from neuropbr_dist.data.files.decode import read_picture
 from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
 from neuropbr_dist.inference.pictures import maps_to_16_bit, save_png_16
-from neuropbr_dist.main import data, demo, infer
 from neuropbr_dist.monitor import maps_to_images
 from tests.support.material_files import save, write_set, write_views
 from tests.support.trained_run import METADATA, SIZE, trained_run
@@ -278,7 +280,7 @@ def test_output_that_nobody_reads_ends_it_quietly(tmp_path, unbuffered):
 
 @pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["--steps", "3"], 2)])
 def test_demo_takes_no_words(monkeypatch, words, code):
-    monkeypatch.setattr("neuropbr_dist.demo.demo", lambda: pytest.fail("it trains"))
+    monkeypatch.setattr("neuropbr_dist.commands.demo.call", lambda *_: pytest.fail("it trains"))
     with pytest.raises(SystemExit) as stopped:
         demo(words)
     assert stopped.value.code == code

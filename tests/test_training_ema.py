@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from neuropbr_dist.commands.export import run as export
 from neuropbr_dist.inference import load_generator
-from neuropbr_dist.main import export
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.step import gan_step
 from tests.support.checkpoint_matrix import Case, forward, networks

@@ -13,7 +13,7 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import Generator
 from neuropbr_dist.parallel.activation import checkpoint_segment
 from neuropbr_dist.parallel.blocks import kind_of, prepare_segments
-from neuropbr_dist.training.estimate import Need, State, choose_plan, refuse_too_small
+from neuropbr_dist.training.estimate import Need, State, choose_plan
 from neuropbr_dist.training.memory import GENERATOR_PLANS, PLANS, recompute_patterns
 
 GIB = 2**30
@@ -112,8 +112,8 @@ def need(memory: str = "auto") -> Need:
 @pytest.mark.parametrize(("room", "plan"), [(78, "fast"), (44, "balanced"), (23, "low"), (15.7, "low")])
 def test_the_fastest_plan_that_fits_is_chosen(room, plan):
     """At 2048 px: an 80 GB, a 48 GB, a 24 GB and a 16 GB card."""
-    assert choose_plan(need(), 2048, int(room * GIB))[0] == plan
-    refuse_too_small(need(), 2048, int(room * GIB), "cuda")
+    name, why = choose_plan(need(), 2048, int(room * GIB), "cuda")
+    assert name == plan and why.endswith(f" of {room:.1f} GiB free")
 
 
 MEASURED = [
@@ -164,12 +164,18 @@ def test_where_nothing_fits_the_error_names_a_size_that_does():
     with pytest.raises(
         UserError, match=r"2048 px on this cuda device: about 14 GiB needed.*data.image_size=1024"
     ):
-        refuse_too_small(need(), 2048, 12 * GIB, "cuda")
+        choose_plan(need(), 2048, 12 * GIB, "cuda")
 
 
 def test_a_named_plan_that_does_not_fit_is_refused_with_one_that_does():
     with pytest.raises(UserError, match=r"training.memory = fast at 2048 px: .*auto or low fits"):
-        refuse_too_small(need("fast"), 2048, 40 * GIB, "cuda")
+        choose_plan(need("fast"), 2048, 40 * GIB, "cuda")
+
+
+def test_a_plan_that_is_named_needs_no_reason_and_an_unknown_room_means_low():
+    assert choose_plan(need("balanced"), 2048, 78 * GIB, "cuda") == ("balanced", "")
+    assert choose_plan(need("balanced"), 2048, None, "cuda") == ("balanced", "")
+    assert choose_plan(need(), 2048, None, "cuda") == ("low", "")
 
 
 @pytest.mark.parametrize(

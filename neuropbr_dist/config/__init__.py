@@ -2,6 +2,7 @@
 
 from neuropbr_dist.config.architecture import settled
 from neuropbr_dist.config.check import check_size, refuse_other_networks, resolve
+from neuropbr_dist.config.frozen import frozen, with_fields, writable
 from neuropbr_dist.config.load import from_yaml, load, to_yaml
 from neuropbr_dist.config.presets import PRESETS
 from neuropbr_dist.config.schema import (
@@ -27,6 +28,7 @@ __all__ = [
     "check_size",
     "differences",
     "from_yaml",
+    "frozen",
     "load",
     "refuse_other_networks",
     "resolve",
@@ -35,4 +37,6 @@ __all__ = [
     "settled",
     "to_dict",
     "to_yaml",
+    "with_fields",
+    "writable",
 ]

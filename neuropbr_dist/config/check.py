@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from neuropbr_dist.config.architecture import settled
+from neuropbr_dist.config.deepspeed import anywhere
 from neuropbr_dist.config.schema import DataConfig, ModelConfig, TrainConfig, TrainingConfig, TransformConfig
 from neuropbr_dist.config.values import fit_fields
 from neuropbr_dist.errors import UserError
@@ -26,7 +27,7 @@ def refuse_unless(ok: bool, message: str) -> None:
 
 
 def resolve(cfg: TrainConfig) -> TrainConfig:
-    """Fold legacy and shorthand fields into the ones that are read, then check. In place."""
+    """Fold legacy and shorthand fields into the ones that are read, check, and name files as from any folder. In place."""
     fit_fields(cfg, "configuration")
     fold_legacy(cfg)
     if cfg.transform.use_imagenet_stats:
@@ -43,6 +44,10 @@ def resolve(cfg: TrainConfig) -> TrainConfig:
         )
         cfg.training.precision = "fp32"
     check(cfg)
+    t = cfg.training
+    t.ds_config, t.ds_config_discriminator = (
+        None if given is None else anywhere(given) for given in (t.ds_config, t.ds_config_discriminator)
+    )
     return cfg
 
 
@@ -110,7 +115,7 @@ def check_engines(t: TrainingConfig) -> None:
     refuse_unless(
         not t.cpu_offload or fsdp_possible(t.engine, t.ds_config),
         f"training.cpu_offload = true is FSDP's, but the engine is {engine_name(t.engine, t.ds_config)}; use --engine "
-        "fsdp, or DeepSpeed with a file that offloads (ds_configs/zero2_offload.json)",
+        "fsdp, or DeepSpeed with a file that offloads (--ds zero2_offload)",
     )
     refuse_unless(
         t.shard == "world" or fsdp_possible(t.engine, t.ds_config) or t.engine_discriminator == "fsdp",

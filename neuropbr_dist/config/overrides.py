@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from neuropbr_dist.config.check import fold_legacy, resolve
@@ -48,6 +48,10 @@ class Overrides:
     flags: Mapping[str, Any] = field(default_factory=dict)
     use_dirty: bool = False
     assignments: tuple[str, ...] = ()
+
+    def with_flag(self, flag: str, value: Any) -> Overrides:
+        """Return these with one flag more, or with another value of it."""
+        return replace(self, flags={**self.flags, flag: value})
 
     def configuration(self) -> TrainConfig:
         """Return the preset or file, then flags, resolved and checked.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import dataclasses
 import inspect
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,4 @@ def cell(content: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("page", type=Path, help="the file to write")
-    parser.parse_args().page.write_text(reference(), encoding="utf-8")
+    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")

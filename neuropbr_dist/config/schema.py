@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval, Len
 
+from neuropbr_dist.config.frozen import Freezable
+
 Text = Annotated[str, Len(1)]
 PositiveInt = Annotated[int, Interval(ge=1)]
 NonNegativeInt = Annotated[int, Interval(ge=0)]
@@ -22,7 +24,7 @@ Betas = Annotated[list[Fraction], Len(2, 2)]
 
 
 @dataclass(kw_only=True, slots=True)
-class DataConfig:
+class DataConfig(Freezable):
     """Where samples come from and how they are cut into train and validation."""
 
     input_dir: Text | None = None
@@ -64,7 +66,7 @@ class DataConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class TransformConfig:
+class TransformConfig(Freezable):
     """Normalisation of the views, done on the device."""
 
     mean: Annotated[list[Annotated[float, Interval(ge=0, le=1)]], Len(3, 3)] = field(
@@ -78,7 +80,7 @@ class TransformConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class ModelConfig:
+class ModelConfig(Freezable):
     """Generator (encoder, cross-view fusion, decoder) and discriminator."""
 
     align: Literal["auto", "plane", "none"] = "auto"
@@ -138,7 +140,7 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class LossConfig:
+class LossConfig(Freezable):
     """Weights of the loss terms."""
 
     w_l1: NonNegativeFloat = 1.0
@@ -170,7 +172,7 @@ class LossConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class OptimizerConfig:
+class OptimizerConfig(Freezable):
     """AdamW for both networks, and the learning-rate schedule."""
 
     g_lr: PositiveFloat = 2e-4
@@ -206,7 +208,7 @@ class OptimizerConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class TrainingConfig:
+class TrainingConfig(Freezable):
     """The loop: how long, on what, how often to look and to save."""
 
     epochs: PositiveInt = 100
@@ -224,9 +226,9 @@ class TrainingConfig:
     engine_discriminator: Literal["same", "single", "ddp", "fsdp", "deepspeed"] = "same"
     """How the discriminator is spread."""
     ds_config: Text | None = None
-    """DeepSpeed JSON of the generator (`--ds`)."""
+    """DeepSpeed JSON of the generator (`--ds`): the name of one that comes with the package (`zero2`), or a path."""
     ds_config_discriminator: Text | None = None
-    """DeepSpeed JSON of the discriminator (`--ds-discriminator`). None: the generator's."""
+    """DeepSpeed JSON of the discriminator (`--ds-discriminator`), named like the generator's. None: the generator's."""
     shard: Literal["world", "node"] = "world"
     """FSDP: shard over all ranks, or inside a node and replicate across nodes (HSDP)."""
     cpu_offload: bool = False
@@ -290,7 +292,7 @@ class TrainingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class TrainConfig:
+class TrainConfig(Freezable):
     """All of a run, in six parts."""
 
     data: DataConfig = field(default_factory=DataConfig)

@@ -9,20 +9,21 @@ from torch import Tensor
 from neuropbr_dist.config import TransformConfig
 from neuropbr_dist.data.augment import turn_maps, turn_views
 from neuropbr_dist.data.batch import DeviceBatch, MicroBatch
+from neuropbr_dist.materials.channels import NORMAL, decode, decode_normals
 
 
 def normalise_views(views: Tensor, transform: TransformConfig, dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8 (..., 3, H, W) -> (x / 255 - mean) / std."""
     mean = torch.tensor(transform.mean, dtype=dtype, device=views.device)[:, None, None]
     std = torch.tensor(transform.std, dtype=dtype, device=views.device)[:, None, None]
-    return (views.to(dtype) / 255 - mean) / std
+    return (decode(views.to(dtype)) - mean) / std
 
 
 def decode_maps(maps: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8 (B, 8, H, W) -> albedo, roughness, metallic in [0, 1] and unit normals."""
-    values = maps.to(dtype) / 255
-    normal = F.normalize(values[:, 5:] * 2 - 1, dim=1, eps=1e-6)
-    return torch.cat([values[:, :5], normal], dim=1)
+    values = decode(maps.to(dtype))
+    normal = F.normalize(decode_normals(values[:, NORMAL]), dim=1, eps=1e-6)
+    return torch.cat([values[:, : NORMAL.start], normal], dim=1)
 
 
 def to_device(

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.order import SampleOrder, Slot, plan_step, rank_share
 from neuropbr_dist.data.sources import Entry, Source
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.processes import ignore_stop_signals
 
 
 class SlotDataset(Dataset):
@@ -103,37 +104,37 @@ def validation_slots(n: int, world: int, rank: int, batch_size: int) -> list[lis
 
 
 @contextmanager
-def make_loader(
+def batches_of(
+    data: DataConfig,
     source: Source,
     entries: Sequence[Entry],
     slots: TrainingSlots | list[list[Slot]],
-    *,
-    workers: int,
-    prefetch: int,
-    pin: bool,
-    worker_start: Callable[[], None],
+    device: torch.device,
+    workers: int | None = None,
     augmentation: Augmentation | None = None,
 ) -> Iterator[Iterator[MicroBatch]]:
-    """Batches in the order of `slots`, until the `with` ends.
+    """This rank's micro-batches in the order of `slots`, read ahead by processes until the `with` ends.
 
-    The worker processes end there and nowhere else: left to the interpreter's exit, which a traceback's
-    frames do, they would be sent SIGTERM, which they may ignore, and be waited for without end.
+    The processes end there and nowhere else: left to the interpreter's exit, which a traceback's
+    frames do, they would be sent SIGTERM, which they ignore, and be waited for without end.
 
     Args:
-        worker_start: called in each worker process first (stop signals are the
-            training process's affair, not theirs).
+        slots: which of `entries` each micro-batch holds.
+        device: where they go; for a GPU they lie in pinned memory.
+        workers: None: `data.num_workers`.
 
     Raises:
         UserError: while iterating: a file can't be read, or holds what it may not.
     """
+    workers = data.num_workers if workers is None else workers
     loader = DataLoader(
         SlotDataset(source, entries, augmentation),
         batch_sampler=slots,  # type: ignore[arg-type]
         collate_fn=as_it_is,  # type: ignore[arg-type]  # not a list: `__getitems__` made the batch
         num_workers=workers,
-        prefetch_factor=prefetch if workers else None,
-        pin_memory=pin,
-        worker_init_fn=partial(start_worker, worker_start),
+        prefetch_factor=data.prefetch_factor if workers else None,
+        pin_memory=data.pin_memory and device.type == "cuda",
+        worker_init_fn=start_worker,
     )
     batches = iter(loader)
     try:
@@ -161,8 +162,8 @@ def good(batches: Iterable[MicroBatch | UserError]) -> Iterator[MicroBatch]:
         yield batch
 
 
-def start_worker(worker_start: Callable[[], None], _worker: int) -> None:
-    """A loader process's first act: its caller's wishes, and one thread."""
-    worker_start()
+def start_worker(_worker: int) -> None:
+    """A loader process's first act: stop signals are the training process's affair, and one thread is enough."""
+    ignore_stop_signals()
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)

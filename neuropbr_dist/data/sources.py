@@ -108,17 +108,6 @@ class BuiltinSource(Source):
         return self.cache.views(entry.index, entry.source), self.cache.maps(entry.index)
 
 
-def default_folders(data: DataConfig) -> tuple[Path, Path] | None:
-    """(input, output) folders named by the configuration or found at ./data; None: built-in materials.
-
-    `data.builtin` keeps a run that began on built-in materials from a ./data that came later.
-    """
-    if data.input_dir is not None and data.output_dir is not None:
-        return Path(data.input_dir), Path(data.output_dir)
-    here = Path("data/input"), Path("data/output")
-    return here if not data.builtin and all(p.is_dir() for p in here) else None
-
-
 def fingerprint(entries: Sequence[Entry], size: int) -> str:
     """Hash of which samples a set holds, in which order, at which size."""
     digest = hashlib.sha256(str(size).encode())

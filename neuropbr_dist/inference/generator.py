@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -50,7 +50,7 @@ class InferenceGenerator(Generator):
         return super().forward(views)
 
 
-def load_generator(path: str | os.PathLike, *, log: Callable[[str], None] = print) -> InferenceGenerator:
+def load_generator(path: str | os.PathLike) -> InferenceGenerator:
     """The trained generator, on the CPU in float32, in eval mode, its parameters without gradients.
 
     The weights are the run's moving average where it keeps one (`training.ema_decay`).
@@ -58,15 +58,14 @@ def load_generator(path: str | os.PathLike, *, log: Callable[[str], None] = prin
     Args:
         path: a run's folder (its newest good checkpoint), a checkpoint or a name in that folder, written
             by any engine at any world size; or what `launch/export.py` wrote, file or folder.
-        log: called with a warning if a damaged checkpoint was passed over for an older one.
 
     Raises:
         UserError: nothing there, all of it damaged, or weights that don't fit their configuration.
     """
-    return build(*read_weights(Path(path), log))
+    return build(*read_weights(Path(path)))
 
 
-def read_weights(path: Path, log: Callable[[str], None]) -> tuple[TensorFile, Path]:
+def read_weights(path: Path) -> tuple[TensorFile, Path]:
     """The generator's weights as an `inference` file holds them, and where they are from."""
     if (path / WEIGHTS_FILE).is_file() and not find(path):  # beside checkpoints it is an old copy of one
         path = path / WEIGHTS_FILE
@@ -76,20 +75,20 @@ def read_weights(path: Path, log: Callable[[str], None]) -> tuple[TensorFile, Pa
             return stored, path
         origin, tensors, config, step = path, stored.tensors, stored.config_yaml, stored.state["step"]
     else:
-        with open_checkpoint(path, log) as checkpoint:
+        with open_checkpoint(path) as checkpoint:
             tensors = {name: value for prefix in _PREFIXES for name, value in checkpoint.read(prefix).items()}
             origin, config, step = checkpoint.path, checkpoint.config_yaml, checkpoint.state["step"]
     averaged = any(name.startswith(_PREFIXES[-1]) for name in tensors)
     return TensorFile("inference", _generator_only(tensors), config, {"step": step, "ema": averaged}), origin
 
 
-def open_checkpoint(path: Path, log: Callable[[str], None]) -> Checkpoint:
+def open_checkpoint(path: Path) -> Checkpoint:
     """The newest good checkpoint that `path` may mean.
 
     Raises:
         UserError: there is none, or none is good.
     """
-    checkpoint = open_newest(path, log=log)
+    checkpoint = open_newest(path)
     if checkpoint is None:
         found = "no checkpoint in this folder" if path.is_dir() else "no such checkpoint or folder"
         raise UserError(f"{path}: {found}; allowed: a run's folder, or a checkpoint in it")

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from neuropbr_dist.config import DataConfig, TrainConfig
 from neuropbr_dist.data.files.decode import read_picture
-from neuropbr_dist.data.files.layout import scan
-from neuropbr_dist.data.packed.source import PackedSource
-from neuropbr_dist.data.sources import BuiltinSource, FileSource, Source, default_folders
+from neuropbr_dist.data.open import open_source, resolve_data
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 
@@ -65,7 +63,10 @@ def open_subjects(
     if input_dir is not None:
         data.input_dir, data.metadata_path, data.packed_dir = input_dir, None, None
     data.output_dir = output_dir or data.output_dir
-    source, where = open_source(data, config.training.seed)
+    data = resolve_data(data)
+    check_there(data)
+    source = open_source(data, config.training.seed)
+    where = data.packed_dir or data.input_dir or "the built-in materials"
     entries = source.entries if part == "all" else _side(source.entries, config, part)
     if index != "all" and not 0 <= index < len(entries):
         raise UserError(
@@ -83,22 +84,17 @@ def open_subjects(
         yield Subject(entry.key, title, label, _tensor(views), _tensor(maps))
 
 
-def open_source(data: DataConfig, seed: int) -> tuple[Source, str]:
-    """The data set and where it is, for messages."""
+def check_there(data: DataConfig) -> None:
+    """Raise a UserError that names the flag to say it by, unless the folders that `data`, resolved, names are there."""
     if data.packed_dir is not None:
         if not Path(data.packed_dir).is_dir():
             raise UserError(f"{data.packed_dir}: no such folder; say by --data where the packed set lies now")
-        return PackedSource(data.packed_dir, data.render_curriculum, data.image_size), data.packed_dir
+        return
     if (data.input_dir is None) != (data.output_dir is None):
         raise UserError("--data-input-dir and --data-output-dir: name both; the run's own data were built in")
-    folders = default_folders(data)
-    if folders is None:
-        return BuiltinSource(data, seed), "the built-in materials"
-    for folder, flag in zip(folders, ("--data-input-dir", "--data-output-dir"), strict=True):
-        if not folder.is_dir():
+    for folder, flag in ((data.input_dir, "--data-input-dir"), (data.output_dir, "--data-output-dir")):
+        if folder is not None and not Path(folder).is_dir():
             raise UserError(f"{folder}: no such folder; say by {flag} where the run's data set lies now")
-    entries = scan(*folders, data.metadata_path, data.render_curriculum)
-    return FileSource(entries, data.image_size or 0, resize=data.image_size is not None), str(folders[0])
 
 
 def _side(entries: Sequence[Any], config: TrainConfig, part: Part) -> Sequence[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_bytes
 from neuropbr_dist.inference.inputs import Subject
+from neuropbr_dist.materials.channels import MAP_SLICES, as_stored
 from neuropbr_dist.monitor import comparison, maps_to_images, save_png, take_look
-from neuropbr_dist.objectives import MAP_SLICES, NORMAL
 
 
 def write_pictures(folder: Path, subject: Subject, pred: Tensor, *, bits: int, title: str) -> list[str]:
@@ -52,9 +52,8 @@ def write_pictures(folder: Path, subject: Subject, pred: Tensor, *, bits: int, t
 
 def maps_to_16_bit(maps: Tensor) -> dict[str, np.ndarray]:
     """As `monitor.maps_to_images`, with values 0..65535 in uint16."""
-    pictures = maps.detach().float().cpu().clone()
-    pictures[NORMAL] = (pictures[NORMAL] + 1) / 2
-    levels = np.rint(pictures.clamp(0, 1).double().numpy() * 65535).astype(np.uint16)
+    stored = as_stored(maps.detach().float().cpu()).clamp(0, 1)
+    levels = np.rint(stored.double().numpy() * 65535).astype(np.uint16)
     return {
         name: levels[part].transpose(1, 2, 0) if name in ("albedo", "normal") else levels[part][0]
         for name, part in MAP_SLICES.items()
@@ -78,6 +77,4 @@ def save_png_16(path: Path, image: np.ndarray) -> None:
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in chunks
     )
-    part = path.with_name(path.name + ".tmp")
-    part.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
-    os.replace(part, path)
+    write_bytes(path, b"\x89PNG\r\n\x1a\n" + content)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Callable
+import io
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import replacing
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
 from neuropbr_dist.inference.predict import refuse_size
 from neuropbr_dist.models import size_multiple
@@ -20,9 +19,7 @@ BOUND = 1e-3
 """Largest difference to the generator's own outputs that a program may have."""
 
 
-def export_program(
-    checkpoint: Path | str, out: Path | str, size: int | None = None, *, log: Callable[[str], None] = print
-) -> Path:
+def export_program(checkpoint: Path | str, out: Path | str, size: int | None = None) -> Path:
     """Write a program that takes uint8 views (B, 3, 3, S, S) and gives maps (B, 8, S, S) float32.
 
     It is loaded again and its outputs are compared before the file appears. Run it by
@@ -43,21 +40,19 @@ def export_program(
         raise UserError(f"{out}: a program's name must end in {SUFFIX}")
     if size is not None and size < 1:
         raise UserError(f"--size {size}: must be 1 or more")
-    model = load_generator(checkpoint, log=log)
+    model = load_generator(checkpoint)
     size = model.config.data.image_size if size is None else size
     if size is None:
         raise UserError("--size: the run has no data.image_size; name the side in pixels")
     refuse_size(size, size_multiple(model.config.model), "--size")
-    part = out.with_name(f".{uuid.uuid4().hex}{SUFFIX}")  # torch wants the suffix
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        torch.export.save(trace(model, size), part)
-        refuse_difference(part, model, size, out)
-        os.replace(part, out)
+        with replacing(out) as part:
+            torch.export.save(trace(model, size), buffer := io.BytesIO())
+            part.write_bytes(buffer.getbuffer())
+            refuse_difference(part, model, size, out)
     except OSError as error:
         raise UserError(f"{out} was not written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
     return out
 
 

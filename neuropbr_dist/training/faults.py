@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
 import torch
 
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.step import StepReport
+
+log = logging.getLogger(__name__)
 
 
 class FaultWatch:
@@ -15,11 +17,10 @@ class FaultWatch:
 
     Args:
         limit: `training.max_skipped_steps`.
-        log: prints a line.
     """
 
-    def __init__(self, limit: int, log: Callable[[str], None]) -> None:
-        self.limit, self.log = limit, log
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self._pending: list[tuple[int, list[str], list[tuple[str, torch.Tensor]]]] = []
         self._in_row = {"generator": 0, "discriminator": 0}
 
@@ -49,8 +50,8 @@ class FaultWatch:
                     continue
                 skipped[part] += 1
                 self._in_row[part] += 1
-                self.log(
-                    f"WARNING: step {step}: non-finite loss or gradient, {part} not updated "
+                log.warning(
+                    f"step {step}: non-finite loss or gradient, {part} not updated "
                     f"(this rank's samples: {', '.join(keys)})"
                 )
                 if self._in_row[part] >= self.limit:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.sources import Entry
-from neuropbr_dist.errors import UserError
-from neuropbr_dist.monitor.writers import JsonLines
+from neuropbr_dist.monitor.run_logs import SAMPLES, run_log
 
 
 class SampleLog:
@@ -24,8 +23,8 @@ class SampleLog:
 
     def __init__(self, folder: Path, order: SampleOrder, entries: Sequence[Entry], step: int) -> None:
         self.order, self.entries = order, entries
-        self._lines = JsonLines(folder / "samples.jsonl")
-        self._lines.cut_back(step)
+        self._log = run_log(folder, SAMPLES)
+        self._log.keep(lambda line: line["step"] <= step)
 
     def step(self, step: int, cursor: int, count: int) -> None:
         """Note that `step` takes `count` samples from `cursor` on.
@@ -36,7 +35,4 @@ class SampleLog:
         by_epoch: dict[int, list[str]] = {}
         for epoch, index in self.order.indices(cursor, count):
             by_epoch.setdefault(epoch + 1, []).append(self.entries[index].key)
-        try:
-            self._lines.line({"step": step, "samples": by_epoch})
-        except OSError as error:
-            raise UserError(f"{self._lines.path} can't be written: {error}") from error
+        self._log.append({"step": step, "samples": by_epoch})

@@ -1,17 +1,20 @@
-"""Where a run's time outside of its steps goes: `timings.jsonl`, one line a start and a save."""
+"""Where a run's time outside of its steps goes: `timings.jsonl`, one line a start, a save and a stop."""
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from neuropbr_dist.errors import UserError
-from neuropbr_dist.monitor.writers import JsonLines
+import torch
 
-TIMINGS = "timings.jsonl"
+from neuropbr_dist.monitor.run_logs import TIMINGS, run_log
+from neuropbr_dist.ranks import is_rank_0
+
+log = logging.getLogger(__name__)
 
 
 class StartUp:
@@ -28,6 +31,18 @@ class StartUp:
             now = time.monotonic()
             self.phases[phase] = round(now - self._last, 3)
             self._last = now
+
+    def first_step(self, device: torch.device, folder: Path, step: int) -> None:
+        """A step is done, `step` of the run; where it is this start's first, say and write how long that took."""
+        if not self.open:
+            return
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.mark("first step")
+        self.open = False
+        log.info(str(self))
+        if is_rank_0():
+            note_timing(folder, {"step": step, "start": self.phases})
 
     def __str__(self) -> str:
         parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in self.phases.items())
@@ -49,7 +64,4 @@ def note_timing(folder: Path, record: Mapping[str, Any]) -> None:
     Raises:
         UserError: the file can't be written.
     """
-    try:
-        JsonLines(folder / TIMINGS).line(dict(record))
-    except OSError as error:
-        raise UserError(f"{folder / TIMINGS} can't be written: {error}") from error
+    run_log(folder, TIMINGS).append(record)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.checkpoint import open_newest, save, step_name
-from neuropbr_dist.parallel import Network, Plan, build_network
+from neuropbr_dist.parallel import Network, NetworkSetup, build_network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
@@ -54,7 +54,7 @@ def networks(case: Case, row: Row) -> dict[str, Network]:
     if case.frozen_encoder:
         generator.encoder.requires_grad_(False)
     ds_config = parity.ds_config(case, row) | ({"bf16": {"enabled": True}} if case.bf16 else {})
-    plan = Plan(
+    plan = NetworkSetup(
         engine=row.engine,
         adam=parity.ADAM,
         clip=case.clip,
@@ -99,7 +99,7 @@ def resume(case: Case, row: Row, folder: Path, drop: str = "") -> dict[str, Any]
         progress = restore(checkpoint, nets, ema)
     assert progress.step == SAVED_AFTER
     for part, network in nets.items() if drop else ():
-        for shard in network.shards():
+        for shard in network.fragments():
             if shard.name.startswith(f"{drop}/"):
                 shard.data.zero_()
         lost = {"step": 0.0} if drop == "step" else {}

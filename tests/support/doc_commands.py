@@ -17,16 +17,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.cli import parser as benchmark_parser
-from neuropbr_dist import main
-from neuropbr_dist.commands.train import config_of, overrides_of, train_parser
-from neuropbr_dist.inference.cli import infer_parser
-from neuropbr_dist.inference.export_cli import export_parser
+from neuropbr_dist.commands import COMMANDS, submit
+from neuropbr_dist.commands.train import config_of
 
 MARKS = ("gpu", "slurm", "install", "long")
 PROGRAMS = ("python", "torchrun", "deepspeed", "sbatch", "scancel", "make", "pip", "tensorboard")
@@ -130,29 +127,23 @@ def _faults(words: list[str], root: Path) -> list[str]:
     return found
 
 
-OURS = {
-    "launch/train.py": "train", "slurm/train.sbatch": "train", "slurm/elastic.sbatch": "train",
-    "launch/infer.py": "infer", "slurm/infer.sbatch": "infer", "launch/export.py": "export",
-    "launch/data.py": "data", "launch/submit.py": "submit", "launch/report.py": "report",
-    "launch/benchmark.py": "benchmark",
+OURS = {f"launch/{name}.py": name for name in [*COMMANDS.commands, "benchmark"]} | {
+    "slurm/train.sbatch": "train", "slurm/elastic.sbatch": "train", "slurm/infer.sbatch": "infer",
 }  # fmt: skip
 
 
 def refused(script: str, words: list[str]) -> list[str]:
     """Why a script's own parser doesn't take the words; [] if it does."""
-    parsers: dict[str, ArgumentParser] = {
-        "train": train_parser(), "infer": infer_parser(), "export": export_parser(),
-        "data": main.data_parser(), "submit": main.submit_parser(), "report": main.report_parser(),
-        "benchmark": benchmark_parser(),
-    }  # fmt: skip
     try:
-        if script in ("submit", "benchmark"):
-            _, rest = parsers[script].parse_known_args(words)
-            config_of(rest)
-            return []
-        args = parsers[script].parse_args(words)
-        if script == "train":
-            overrides_of(args).configuration()
+        if script == "benchmark":
+            config_of(benchmark_parser().parse_known_args(words)[1])
+        elif script == "submit":
+            config_of(submit.parser().parse_known_args(words)[1])
+        elif script in ("train", "doctor"):
+            config_of(words)
+        else:
+            module, rest, prog = COMMANDS.find([script, *words])
+            module.parser(prog).parse_args(rest)
     except SystemExit:  # argparse has printed why
         return [f"{script}: its parser refuses {shlex.join(words)}"]
     return []

@@ -20,7 +20,7 @@ from neuropbr_dist.config import LossConfig, ModelConfig, TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.data.order import SampleOrder, micro_batches, plan_step
 from neuropbr_dist.models import Discriminator, Generator
-from neuropbr_dist.parallel import Adam, Network, Plan, build_network
+from neuropbr_dist.parallel import Adam, Network, NetworkSetup, build_network
 from neuropbr_dist.parallel.network import StepResult
 from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.objective import Objective
@@ -244,7 +244,7 @@ def ds_config(case: Case, row: Row) -> dict[str, Any]:
 def networks(case: Case, row: Row) -> tuple[Network, Network]:
     built = []
     for net, engine in zip(models(case), (row.engine, row.engine_d or row.engine), strict=True):
-        plan = Plan(
+        plan = NetworkSetup(
             engine=engine,
             adam=ADAM,
             clip=case.clip,
@@ -294,7 +294,7 @@ def whole_state(g: Network, d: Network, *, buffers: bool = False) -> dict[str, T
     return put_together(
         (f"{part}/{shard.name}", shard.data, shard.start, shard.shape)
         for part, net in (("generator", g), ("discriminator", d))
-        for shard in net.shards()
+        for shard in net.fragments()
         if buffers or not shard.name.startswith("buffer/")
     )
 

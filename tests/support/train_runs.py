@@ -211,6 +211,6 @@ def _main(words: list[str], env: dict[str, str], folder: str) -> None:
         os.dup2(file, descriptor)
     multiprocessing.set_start_method("fork", force=True)  # as outside a fork server
     sys.path.insert(0, str(ROOT))
-    from neuropbr_dist.main import train
+    from neuropbr_dist.commands.train import run as train
 
     train(words)

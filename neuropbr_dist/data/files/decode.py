@@ -16,9 +16,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from neuropbr_dist.data.files.layout import MAP_NAMES, MapName, Sample
+from neuropbr_dist.data.files.layout import Sample
 from neuropbr_dist.data.files.png import IEND, NOT_WHOLE, SIGNATURE, inflated
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.channels import MAP_NAMES, MapName
 
 # Pillow gives freed picture memory back to the system by default, and touching new memory takes as long
 # as decoding a fifth of it. Blocks are of 16 MiB.

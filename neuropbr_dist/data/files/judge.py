@@ -10,6 +10,7 @@ import numpy as np
 
 from neuropbr_dist.data.files.decode import Role, read_picture
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.channels import decode
 
 NORMAL_LENGTH_SLACK = 0.1
 """A pixel is no unit normal when its decoded length is further than this from 1."""
@@ -57,7 +58,7 @@ def judge(path: Path, role: Role) -> tuple[Finding, np.ndarray | None]:
 
 def _judge_normals(pixels: np.ndarray) -> str:
     """Why uint8 (3, H, W) is no tangent-space normal map, or ''."""
-    mean = pixels.mean(axis=(1, 2)) / 255
+    mean = decode(pixels.mean(axis=(1, 2)))
     if np.abs(mean - (0.5, 0.5, 1.0)).max() > NORMAL_MEAN_SLACK:
         average = ", ".join(f"{channel:.2f}" for channel in mean)
         return f"looks swapped: averages ({average}), a normal map near (0.50, 0.50, 1.00)"

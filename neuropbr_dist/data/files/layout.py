@@ -8,17 +8,19 @@ output/<material>/{albedo,roughness,metallic,normal}.png
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.channels import MAP_NAMES
+
+log = logging.getLogger(__name__)
 
 VIEW_FILES = ("0.png", "1.png", "2.png")
-MapName = Literal["albedo", "roughness", "metallic", "normal"]
-MAP_NAMES: tuple[MapName, ...] = ("albedo", "roughness", "metallic", "normal")
 MAP_FILES = tuple(f"{name}.png" for name in MAP_NAMES)
 METADATA_FILE = "render_metadata.json"
 
@@ -83,15 +85,14 @@ def scan(
     output_dir: Path | str,
     metadata_path: Path | str | None = None,
     curriculum: int = 0,
-    on_note: Callable[[str], None] | None = None,
 ) -> list[Sample]:
     """Samples of a render curriculum, by name, clean before dirty.
+
+    What is odd but allowed is logged, such as metadata entries without a sample folder (render sets may be partial).
 
     Args:
         metadata_path: None means `{input_dir}/render_metadata.json`.
         curriculum: 0 clean, 1 every clean and every dirty entry on disk, 2 dirty.
-        on_note: Called with each thing that is odd but allowed, such as metadata
-            entries without a sample folder (render sets may be partial).
 
     Raises:
         UserError: A folder or the metadata is missing or malformed, or any sample
@@ -99,8 +100,7 @@ def scan(
     """
     index = index_set(input_dir, output_dir, metadata_path, curriculum)
     for note in index.notes:
-        if on_note:
-            on_note(note)
+        log.info(note)
     if index.faults:
         raise UserError(list_faults(f.message for f in index.faults))
     return index.samples

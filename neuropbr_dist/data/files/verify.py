@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from neuropbr_dist.data.files.decode import Role
 from neuropbr_dist.data.files.judge import Finding, is_finding, judge
-from neuropbr_dist.data.files.layout import MAP_NAMES, Fault, Index, Sample, index_set
-from neuropbr_dist.data.packed.journal import Journal
+from neuropbr_dist.data.files.layout import Fault, Index, Sample, index_set
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import JsonLines
+from neuropbr_dist.materials.channels import MAP_NAMES
 from neuropbr_dist.processes import in_parallel
 
 Picture = tuple[Path, Role]
@@ -78,8 +79,9 @@ def verify(
         UserError: A folder or the metadata is missing or malformed, there are no samples, or
             `fix_list` or `resume` can't be written.
     """
-    if fix_list:
-        refuse_unwritable(fix_list)
+    for path in (fix_list, resume):
+        if path:
+            refuse_unwritable(path)
     index = index_set(input_dir, output_dir, metadata_path, curriculum=1)
     report = summarise(index, _judge_all(list(pictures_of(index)), workers, progress, resume))
     if fix_list:
@@ -136,15 +138,16 @@ def _judge_all(
     pictures: Sequence[Picture], workers: int, progress: bool, resume: Path | None
 ) -> dict[Picture, Finding]:
     stamps = {picture: stamp(*picture) for picture in pictures}
-    with Journal(resume, "a state file of verify") as state:
-        known = {tuple(line[0]): Finding(**line[1]) for line in state.read(_is_judgement)}
-        findings = {picture: known[stamps[picture]] for picture in pictures if stamps[picture] in known}
-        rest = [picture for picture in pictures if picture not in findings]
-        with tqdm(total=len(pictures), initial=len(findings), unit="file", disable=not progress) as bar:
-            for picture, finding in in_parallel(_judge, rest, workers):
-                findings[picture] = finding
+    state = JsonLines(resume, "a state file of verify", _is_judgement) if resume else None
+    known = {tuple(line[0]): Finding(**line[1]) for line in (state.keep(lambda _line: True) if state else [])}
+    findings = {picture: known[stamps[picture]] for picture in pictures if stamps[picture] in known}
+    rest = [picture for picture in pictures if picture not in findings]
+    with tqdm(total=len(pictures), initial=len(findings), unit="file", disable=not progress) as bar:
+        for picture, finding in in_parallel(_judge, rest, workers):
+            findings[picture] = finding
+            if state:
                 state.append([stamps[picture], vars(finding)])
-                bar.update()
+            bar.update()
     return {picture: findings[picture] for picture in pictures}
 
 

@@ -1,31 +1,28 @@
-"""The command line of `launch/export.py`."""
+"""`neuropbr export`: weights in other forms, and checks."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuropbr_dist.inference.export import check, consolidate, export_inference
-from neuropbr_dist.inference.program import export_program
-from neuropbr_dist.inference.upstream import from_upstream, to_upstream
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.commands.flags import add_debug, new_parser
 
-SOURCE = "a run's folder, a checkpoint, or a file of this script"
+SOURCE = "a run's folder, a checkpoint, or an exported file"
 
 
-def export_parser() -> argparse.ArgumentParser:
-    """Every command of `launch/export.py`; each carries the function that runs it."""
-    p = argparse.ArgumentParser(
-        description="Checkpoints to single files, and from and to upstream's.", allow_abbrev=False
-    )
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `neuropbr export`; each of its commands carries the function that runs it."""
+    p = new_parser("Checkpoints to single files, and from and to upstream's.", prog)
     commands = p.add_subparsers(dest="command", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], Path | None], text: str) -> Any:
         made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         made.set_defaults(run=run)
-        made.add_argument("--debug", action="store_true", help="show a traceback with an error")
+        add_debug(made)
         return made
 
     inference = command("inference", _inference, "the generator alone, for load_generator")
@@ -69,8 +66,10 @@ def export_parser() -> argparse.ArgumentParser:
     return p
 
 
-def export(args: argparse.Namespace) -> None:
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Write or check files; exit code 1 if what was checked is damaged."""
+    args = parser(prog).parse_args(argv)
     path = args.run(args)
     if path is None:
         return
@@ -79,23 +78,33 @@ def export(args: argparse.Namespace) -> None:
 
 
 def _inference(args: argparse.Namespace) -> Path:
+    from neuropbr_dist.inference.export import export_inference
+
     return export_inference(args.checkpoint, args.out)
 
 
 def _consolidate(args: argparse.Namespace) -> Path:
+    from neuropbr_dist.inference.export import consolidate
+
     return consolidate(args.checkpoint, args.out)
 
 
 def _check(args: argparse.Namespace) -> None:
+    from neuropbr_dist.inference.export import check
+
     if not check(args.path):
         sys.exit(1)
 
 
 def _program(args: argparse.Namespace) -> Path:
+    from neuropbr_dist.inference.program import export_program
+
     return export_program(args.checkpoint, args.out, args.size)
 
 
 def _from_upstream(args: argparse.Namespace) -> Path:
+    from neuropbr_dist.inference.upstream import from_upstream
+
     return from_upstream(
         args.pth,
         args.out,
@@ -106,4 +115,6 @@ def _from_upstream(args: argparse.Namespace) -> Path:
 
 
 def _to_upstream(args: argparse.Namespace) -> Path:
+    from neuropbr_dist.inference.upstream import to_upstream
+
     return to_upstream(args.checkpoint, args.out)

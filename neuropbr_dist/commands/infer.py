@@ -1,17 +1,19 @@
-"""The command line of `launch/infer.py`."""
+"""`neuropbr infer`: maps from renders."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
-from neuropbr_dist.commands.train import named
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.commands.flags import add_debug, named, new_parser
+from neuropbr_dist.errors import UserError
 
 
-def infer_parser() -> argparse.ArgumentParser:
-    """Every flag of `launch/infer.py`."""
-    p = argparse.ArgumentParser(
-        description="Three rendered views of a material in, its four PBR maps out.", allow_abbrev=False
-    )
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `neuropbr infer`."""
+    p = new_parser("Three rendered views of a material in, its four PBR maps out.", prog)
     p.add_argument(
         "--checkpoint", type=named, required=True, metavar="PATH",
         help="a run's folder (newest good checkpoint), a checkpoint, or a file of launch/export.py",
@@ -66,13 +68,8 @@ def infer_parser() -> argparse.ArgumentParser:
     return p
 
 
-def add_debug(parser: argparse.ArgumentParser) -> None:
-    """The flag that `main.entry` reads."""
-    parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
-
-
 def all_or_index(text: str) -> int | str:
-    """`all`, or a sample's place."""
+    """Return `all`, or a sample's place."""
     if text == "all":
         return text
     if not text.lstrip("-").isdecimal():
@@ -81,9 +78,48 @@ def all_or_index(text: str) -> int | str:
 
 
 def native_or_side(text: str) -> int | str:
-    """`native`, or a side in pixels."""
+    """Return `native`, or a side in pixels."""
     if text == "native":
         return text
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}; allowed: native, or a number of pixels")
     return int(text)
+
+
+def check_idle_flags(args: argparse.Namespace) -> None:
+    """Refuse flags that would do nothing."""
+    for name in ("split", "data", "data_input_dir", "data_output_dir"):
+        if args.input_dir is not None and getattr(args, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} is about --sample-idx; leave it out with --input-dir"
+            )
+    if args.data is not None and (args.data_input_dir or args.data_output_dir):
+        raise UserError("--data names a packed set, --data-input-dir PNG files; name one or the other")
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size}; allowed: 1 or more")
+    if args.overlap is not None and args.tile is None:
+        raise UserError("--overlap needs --tile")
+
+
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Predict a sample, or one or more triples of renders, and write what comes out."""
+    args = parser(prog).parse_args(argv)
+    check_idle_flags(args)
+    from neuropbr_dist.inference.run import Renders, Request, SetSamples, infer
+
+    source: Renders | SetSamples
+    if args.input_dir is not None:
+        source = Renders(Path(args.input_dir))
+    else:
+        source = SetSamples(
+            index=args.sample_idx or 0, part=args.split or "all", packed_dir=args.data,
+            input_dir=args.data_input_dir, output_dir=args.data_output_dir,
+        )  # fmt: skip
+    infer(
+        Request(
+            checkpoint=args.checkpoint, source=source, out_dir=Path(args.out_dir), size=args.size,
+            device=args.device, precision=args.precision, batch_size=args.batch_size,
+            tile=args.tile, overlap=args.overlap, bits=args.bits, relight=args.relight,
+        )
+    )  # fmt: skip

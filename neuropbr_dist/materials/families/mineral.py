@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from neuropbr_dist.materials.families.surface import Surface, Tile, colour
 from neuropbr_dist.materials.noise import displaced, mix, smoothstep
-from neuropbr_dist.materials.surface import Surface, Tile, colour
 
 _ROCK = ["8a8378", "6f6a64", "a0968a", "7d7f82", "94806c", "5f5a58", "b0a592"]
 _EARTH = ["4a3a2a", "5b4a36", "3a3028", "6a5a48"]

@@ -1,7 +1,7 @@
 """A material on a bench: seen from above, lit by one lamp that moves and by a dim grey sky.
 
-Shading and camera are those of the built-in materials (`materials.render`). The run page shades
-the same bench in the browser; its constants are `bench()`.
+Shading and camera are those of the built-in materials. The run page shades the same bench in the
+browser; its constants are `bench()`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from neuropbr_dist.materials.channels import ALBEDO, linear_to_srgb, quantise, texels
 from neuropbr_dist.materials.noise import Array
-from neuropbr_dist.materials.render import shade, texels_from_maps
 from neuropbr_dist.materials.scene import FIELD_OF_VIEW, Lamp, Lighting, Sky, unit
-from neuropbr_dist.materials.surface import linear_to_srgb
+from neuropbr_dist.materials.shading import PIXELS_AT_ONCE, shade
 
 CAMERA_HEIGHT = float(0.5 / np.tan(FIELD_OF_VIEW / 2))
 """Above the middle of the material: its side, 1, just fills the picture."""
@@ -26,7 +26,6 @@ _GREY = np.ones(3)
 SKY = Sky(zenith=0.5 * _GREY, horizon=0.25 * _GREY, lean=0 * _GREY)
 # The circling lamp alone gives the middle an irradiance of pi: white paper there reads EXPOSURE.
 INTENSITY = float(np.pi * (ORBIT**2 + LAMP_HEIGHT**2) ** 1.5 / LAMP_HEIGHT)
-_PIXELS_AT_ONCE = 1 << 15  # as in `render`: temporaries stay in the processor's cache
 
 
 def orbit(turn: float) -> Array:
@@ -46,21 +45,21 @@ def relit(maps: Array, lamp: Array) -> Array:
         uint8 sRGB (S, S, 3).
     """
     size = maps.shape[1]
-    texels = texels_from_maps(maps)
-    ground = texels[..., :3].mean((0, 1)) * (SKY.irradiance_from_above() / np.pi).astype(np.float32)
+    plane = texels(maps)
+    ground = plane[..., ALBEDO].mean((0, 1)) * (SKY.irradiance_from_above() / np.pi).astype(np.float32)
     lighting, matrix = Lighting((Lamp(lamp, INTENSITY * _GREY, LAMP_RADIUS),), SKY), SKY.irradiance_matrix()
     centres = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
     picture = np.empty((size, size, 3), np.float32)
-    rows = max(1, _PIXELS_AT_ONCE // size)
+    rows = max(1, PIXELS_AT_ONCE // size)
     for top in range(0, size, rows):
         part = slice(top, top + rows)
         x, y = np.meshgrid(centres, -centres[part])
         points = np.stack([x.ravel(), y.ravel(), np.zeros(x.size, np.float32)])
         view = unit(np.array([[0], [0], [CAMERA_HEIGHT]], np.float32) - points)
-        material = np.ascontiguousarray(texels[part].reshape(-1, 8).T)
+        material = np.ascontiguousarray(plane[part].reshape(-1, 8).T)
         light = shade(material, points, view, lighting, matrix, ground)
         picture[part] = light.T.reshape(-1, size, 3)
-    return (np.clip(linear_to_srgb(np.clip(picture * EXPOSURE, 0, 1)), 0, 1) * 255 + 0.5).astype(np.uint8)
+    return quantise(linear_to_srgb(np.clip(picture * EXPOSURE, 0, 1)))
 
 
 def bench() -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from neuropbr_dist.materials.families.surface import Surface, Tile
 from neuropbr_dist.materials.noise import mix, smoothstep
-from neuropbr_dist.materials.surface import Surface, Tile
 
 # Linear RGB reflectance at normal incidence.
 _BARE = {

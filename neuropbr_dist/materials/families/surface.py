@@ -7,24 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from neuropbr_dist.materials.channels import (
+    ALBEDO,
+    NORMAL,
+    decode,
+    encode_normals,
+    linear_to_srgb,
+    quantise,
+    srgb_to_linear,
+)
 from neuropbr_dist.materials.noise import Array, Cells, displaced, fbm, grid_cells, smoothstep, voronoi_cells
-
-
-def srgb_to_linear(value: Array) -> Array:
-    """IEC 61966-2-1 decoding of values in [0, 1]."""
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(value: Array) -> Array:
-    """IEC 61966-2-1 encoding of values in [0, 1]."""
-    return np.where(value <= 0.0031308, value * 12.92, 1.055 * np.maximum(value, 1e-8) ** (1 / 2.4) - 0.055)
 
 
 def colour(code: str) -> Array:
     """`"rrggbb"` in sRGB -> linear light, (3, 1, 1) float32."""
-    return srgb_to_linear(np.frombuffer(bytes.fromhex(code), np.uint8) / 255).astype(np.float32)[
-        :, None, None
-    ]
+    levels = np.frombuffer(bytes.fromhex(code), np.uint8).astype(np.float64)
+    return srgb_to_linear(decode(levels)).astype(np.float32)[:, None, None]
 
 
 Place = tuple[Array, Array] | None
@@ -173,6 +171,5 @@ def encode(channels: Array, factor: int) -> Array:
     size = channels.shape[1] // factor
     if factor > 1:
         channels = channels.reshape(8, size, factor, size, factor).mean((2, 4))
-    normal = channels[5:] / np.linalg.norm(channels[5:], axis=0)
-    maps = np.concatenate([linear_to_srgb(channels[:3]), channels[3:5], normal * 0.5 + 0.5])
-    return (np.clip(maps, 0, 1) * 255 + 0.5).astype(np.uint8)
+    normal = channels[NORMAL] / np.linalg.norm(channels[NORMAL], axis=0)
+    return quantise(np.concatenate([linear_to_srgb(channels[ALBEDO]), channels[3:5], encode_normals(normal)]))

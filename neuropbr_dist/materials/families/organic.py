@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from neuropbr_dist.materials.families.surface import Surface, Tile, colour
 from neuropbr_dist.materials.noise import Array, displaced, mix, smoothstep
-from neuropbr_dist.materials.surface import Surface, Tile, colour
 
 _WOODS = [
     ("c79a63", "8a5a30"),

@@ -1,13 +1,13 @@
-"""The registry of built-in materials, and the maps of the one at (seed, index)."""
+"""The registry of families, and the maps of the material at (seed, index)."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.materials import metal, mineral, organic
+from neuropbr_dist.materials.families import metal, mineral, organic
+from neuropbr_dist.materials.families.surface import Tile, encode
 from neuropbr_dist.materials.noise import Array
-from neuropbr_dist.materials.surface import Tile, encode
 
 FAMILIES = {
     family.__name__: family
@@ -53,7 +53,7 @@ def family_name(seed: int, index: int) -> str:
     return names[(index + seed) % len(names)]
 
 
-def refuse_size(size: int) -> None:
+def check_size(size: int) -> None:
     """Raises UserError below 4 pixels."""
     if size < 4:
         raise UserError(f"built-in materials need a size of at least 4 pixels, got {size}")
@@ -74,7 +74,7 @@ def material_maps(seed: int, index: int, size: int) -> Array:
     Raises:
         UserError: if seed or index is negative, or size below 4.
     """
-    refuse_size(size)
+    check_size(size)
     factor = -(-_FINEST_WORK // size)
     tile = Tile(size * factor, random_stream(seed, index, 0))
     return encode(FAMILIES[family_name(seed, index)](tile).channels(), factor)
