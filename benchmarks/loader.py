@@ -26,7 +26,8 @@ from torch.utils.data import default_collate
 
 from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.builtin import generate
-from neuropbr_dist.data.files.layout import Sample, scan
+from neuropbr_dist.data.files.entries import Sample
+from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.data.files.verify import verify
 from neuropbr_dist.data.loader import TrainingSlots, batches_of, empty, load_batch
 from neuropbr_dist.data.order import SampleOrder, Slot

@@ -57,6 +57,12 @@ class DataConfig(Freezable):
     """Show samples flipped left to right and top to bottom, in half of the cases each; normals follow."""
     augment_rotations: bool = False
     """Show samples turned by 0, 90, 180 or 270 degrees; normals follow."""
+    min_confidence: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    """A view whose camera has less confidence counts as missing (`model.align = plane`)."""
+    drop_views: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Share of training samples that lose a view, so that the network knows missing ones (`model.align = plane`)."""
+    camera_jitter: Annotated[float, Interval(ge=0, le=0.008)] = 0.0
+    """How far a training sample's views are shifted against each other at most, as a share of their side, so that the network bears with cameras that are a little off (`model.align = plane`)."""
     builtin: bool = False
     """Train on built-in materials where no data are named, even if there is a `./data`. A run that found none sets it, so that a resume doesn't take a `./data` that came later."""
     builtin_count: Annotated[int, Interval(ge=2)] = 64
@@ -75,8 +81,8 @@ class TransformConfig(Freezable):
     """Mean of R, G, B."""
     std: Annotated[list[PositiveFloat], Len(3, 3)] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     """Standard deviation of R, G, B."""
-    use_imagenet_stats: bool = False
-    """Take ImageNet's mean and std instead, as a pretrained ResNet expects."""
+    use_imagenet_stats: bool | Literal["auto"] = "auto"
+    """Take ImageNet's mean and std instead, as a pretrained ResNet expects. `auto`: where the encoder starts from its weights, unless mean or std are set; settled at the first start."""
 
 
 @dataclass(kw_only=True, slots=True)

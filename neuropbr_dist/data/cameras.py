@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neuropbr_dist.data.files.layout import SOURCES, VIEW_FILES, Fault, Source
+from neuropbr_dist.data.files.entries import SOURCES, VIEW_FILES, Fault, Source
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import read_json, write_text
 from neuropbr_dist.materials.plane import ENCODED, PlaneCamera, canonical, encode, fault_of, scaled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,14 @@ from neuropbr_dist.config import LossConfig
 from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
-from neuropbr_dist.inference.inputs import Part, Subject, find_triples, open_subjects, open_triple
+from neuropbr_dist.inference.inputs import (
+    Part,
+    Subject,
+    cameras_of_triples,
+    find_triples,
+    open_subjects,
+    open_triple,
+)
 from neuropbr_dist.inference.pictures import write_pictures
 from neuropbr_dist.inference.predict import measure, predict, resolve_precision, table
 from neuropbr_dist.inference.relight import NAME as ANIMATION
@@ -96,7 +103,9 @@ def infer(request: Request) -> None:
     sums, count = MetricSums(ReconstructionLoss(LossConfig()), "cpu"), 0
     for group in batched(subjects(r, model), r.batch_size):
         views = torch.stack([subject.views for subject, _ in group])
-        preds = predict(model, views, precision=precision, tile=r.tile, overlap=r.overlap)
+        known = [subject.cameras for subject, _ in group if subject.cameras is not None]
+        cameras = torch.stack(known) if known else None
+        preds = predict(model, views, cameras, precision=precision, tile=r.tile, overlap=r.overlap)
         for (subject, folder), pred in zip(group, preds, strict=True):
             show(subject, pred, folder, model.step, bits=r.bits, relight=r.relight)
             if subject.maps is not None:
@@ -153,5 +162,8 @@ def subjects(request: Request, model: InferenceGenerator) -> Iterator[Placed]:
     if renders.resolve() == out.resolve():
         raise UserError(f"--out-dir {out}: the same as --input-dir; name another folder")
     triples = find_triples(renders, skip=out)
-    for triple in triples:
-        yield open_triple(triple, side), out if triples == [renders] else out / triple.name
+    cameras: Sequence[Tensor | None] = [None] * len(triples)
+    if model.on_plane:
+        cameras = cameras_of_triples(renders, triples, model.config.data)
+    for triple, known in zip(triples, cameras, strict=True):
+        yield open_triple(triple, side, known), out if triples == [renders] else out / triple.name

@@ -17,8 +17,10 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from neuropbr_dist.data.cameras import NOT_KNOWN
+from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.judge import judge
-from neuropbr_dist.data.files.layout import Index, Sample, index_set
+from neuropbr_dist.data.files.layout import Index, index_set
 from neuropbr_dist.data.files.verify import Picture, Report, Stamp, picture_at, pictures_of, stamp, summarise
 from neuropbr_dist.data.packed.index import HEAD, JOURNAL, SHARDS, PackedIndex, read_head, write_index
 from neuropbr_dist.data.packed.progress import Done, Progress
@@ -33,6 +35,14 @@ _HOLDS_ANOTHER = "{}: holds a packed set of other pictures; delete that folder, 
 
 ArrayName = Literal["views", "maps"]
 Columns = Callable[[Sequence[Sample]], Mapping[str, np.ndarray]]
+
+
+def cameras_of(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+    """The index's column of cameras, float32 (n, 3, 14); none where nobody has one."""
+    rows = [sample.cameras for sample in samples]
+    if all(row is None for row in rows):
+        return {}
+    return {"cameras": np.stack([NOT_KNOWN if row is None else row for row in rows])}
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ def pack(
     *,
     workers: int = 1,
     skip_faulty: bool = False,
-    columns: Columns = lambda _: {},
+    columns: Columns = cameras_of,
     progress: bool = True,
     shard_bytes: int = SHARD_BYTES,
 ) -> Report:
