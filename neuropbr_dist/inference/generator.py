@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neuropbr_dist.checkpoint import Checkpoint, find, open_newest
 from neuropbr_dist.config import TrainConfig, as_saved, from_yaml
-from neuropbr_dist.data.device import normalise_views
+from neuropbr_dist.data.device import normalise_views, shown
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file
 from neuropbr_dist.materials.rectify import rectify
@@ -53,6 +53,18 @@ class InferenceGenerator(Generator):
             (B, 8, H, W) float32: albedo RGB, roughness, metallic in [0, 1], unit normal XYZ.
         """
         return super().forward(self.prepare(views, cameras) if views.dtype == torch.uint8 else views)
+
+    @torch.no_grad()
+    def seen(self, views: Tensor, cameras: Tensor | None = None) -> Tensor:
+        """Return the pictures that the network sees, for a person: uint8 (3, 3, S, S) of one material, on the CPU.
+
+        Args:
+            views, cameras: of one material, as for `prepare`.
+        """
+        if cameras is None:
+            return views.cpu()
+        device = next(self.parameters()).device
+        return shown(self.prepare(views[None].to(device), cameras[None])[0], self.config.transform).cpu()
 
     def prepare(
         self, views: Tensor, cameras: Tensor | None = None, rows: tuple[int, int] | None = None

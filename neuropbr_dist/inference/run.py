@@ -107,7 +107,8 @@ def infer(request: Request) -> None:
         cameras = torch.stack(known) if known else None
         preds = predict(model, views, cameras, precision=precision, tile=r.tile, overlap=r.overlap)
         for (subject, folder), pred in zip(group, preds, strict=True):
-            show(subject, pred, folder, model.step, bits=r.bits, relight=r.relight)
+            seen = model.seen(subject.views, subject.cameras)
+            show(subject, seen, pred, folder, model.step, bits=r.bits, relight=r.relight)
             if subject.maps is not None:
                 sums.update(pred[None], decode_maps(subject.maps[None]))
                 count += 1
@@ -115,17 +116,20 @@ def infer(request: Request) -> None:
         print(f"Mean of {count} samples:\n{table(sums.result())}")
 
 
-def show(subject: Subject, pred: Tensor, folder: Path, step: int, *, bits: int, relight: bool) -> None:
+def show(
+    subject: Subject, seen: Tensor, pred: Tensor, folder: Path, step: int, *, bits: int, relight: bool
+) -> None:
     """Write one material's files, and print how good they are where the true maps are known.
 
     Args:
+        seen: what the model saw of it.
         pred: (8, S, S) float.
         step: of the checkpoint.
     """
     print(f"{subject.label}, {subject.views.shape[-1]} px")
     if subject.maps is not None:
         print(table(measure(pred, subject.maps)))
-    files = write_pictures(folder, subject, pred, bits=bits, title=f"{subject.title}, step {step}")
+    files = write_pictures(folder, subject, seen, pred, bits=bits, title=f"{subject.title}, step {step}")
     if relight:
         target = None if subject.maps is None else decode_maps(subject.maps[None])[0]
         write_animation(folder / ANIMATION, pred, target)
