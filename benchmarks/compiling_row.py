@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -14,8 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch._dynamo.utils import counters
 
+from benchmarks.options import fields_of, measurement
 from benchmarks.setting import changed, setting, title
 from benchmarks.step import StepBench
+from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.training.estimate import available_bytes
 from neuropbr_dist.training.setup import Setup
@@ -113,13 +114,14 @@ def validation(where: Setup, bench: StepBench) -> Callable[[], object]:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and write the figures; words other than its own are those of launch/train.py."""
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Measure, and write the figures."""
+    p = measurement(__doc__, prog)
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     p.add_argument("--steps", type=int, required=True, metavar="N", help="of each phase")
-    args, words = p.parse_known_args(argv)
-    with setting(words) as where:
+    args = p.parse_args(argv)
+    with setting(fields_of(args, {}).configuration()) as where:
         wanted = where.cfg.training.compile
         compiled = "blocks" if wanted == "auto" else wanted  # what is measured here, on a CPU as well
         room = available_bytes(where.device, where.env.local_world_size)
@@ -128,4 +130,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -18,6 +18,7 @@ from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.monitor.throughput import peak_memory_gib
 from neuropbr_dist.parallel import Network
+from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.networks import build_networks
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.setup import Setup
@@ -79,6 +80,9 @@ class StepBench:
         self.networks: dict[str, Network] = build_networks(setup)
         self.objective = Objective(setup.cfg, setup.compile_losses)
         self.batch = random_batch(setup.cfg, setup.samples.side, self.device)
+        decay, g = setup.cfg.training.ema_decay, self.networks["generator"]
+        self.ema = WeightAverage(g, decay) if decay is not None else None
+        self.d_steps = setup.cfg.training.d_steps_per_g_step
         self.waited = 0.0
         """Seconds that steps have waited for their samples."""
         self.losses: dict[str, Tensor] = {}
@@ -86,7 +90,10 @@ class StepBench:
     def step(self, *, gan: bool = True) -> None:
         """One step; with `gan` of the discriminator too, if there is one."""
         d = self.networks.get("discriminator") if gan else None
-        self.losses = gan_step(self.networks["generator"], d, [self.batch], self.objective).losses
+        report = gan_step(self.networks["generator"], d, [self.batch], self.objective, d_steps=self.d_steps)
+        if self.ema is not None:
+            self.ema.update(report.generator)
+        self.losses = report.losses
 
     def settle(self) -> None:
         """Wait until the device has done what it was given."""

@@ -259,7 +259,7 @@ def test_a_journal_of_something_else_is_refused_before_anything_is_written_to_it
     ("first", "message"),
     [
         (
-            {"version": 1, "compression": "none"},
+            {"version": 1, "compression": "none", "input_dir": "in", "output_dir": "out"},
             r"begun there in format version 1, .*; delete the set and pack it again",
         ),
         ("damaged", "its first line is damaged"),

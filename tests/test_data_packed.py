@@ -202,6 +202,31 @@ def test_rows_are_read_alone(large, size):
         assert read < 8 * 3 * 8 * size + 4096
 
 
+def test_what_is_announced_to_the_system_is_what_is_read(large, monkeypatch):
+    source = PackedSet(large)
+    announced, read = set(), set()
+    advise, fill = os.posix_fadvise, ShardReader.fill
+
+    def advising(descriptor, start, nbytes, advice):
+        announced.update(range(start, start + nbytes))
+        advise(descriptor, start, nbytes, advice)
+
+    def filling(self, out, place, start, what):
+        read.update(range(start, start + out.nbytes))
+        fill(self, out, place, start, what)
+
+    monkeypatch.setattr(os, "posix_fadvise", advising)
+    monkeypatch.setattr(ShardReader, "fill", filling)
+    for rows, side in [(32, 32), (128, 128), (30, 128)]:
+        announced.clear(), read.clear()
+        source.views(
+            source.entries[1], np.empty((3, 3, rows, side), np.uint8), 128 - rows if side == 128 else 0
+        )
+        place = source.index.place(1)
+        assert read - announced == set(range(place.offset, place.offset + place.header))
+        assert announced <= read
+
+
 # -- the format as docs/data.md tells it ----------------------------------------------------
 
 

@@ -18,11 +18,11 @@ from neuropbr_dist.data.alignment import known
 from neuropbr_dist.data.cameras import CAMERAS_FILE
 from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.headers import HeaderReport, check_headers
-from neuropbr_dist.data.files.layout import list_faults, scan
+from neuropbr_dist.data.files.layout import list_faults, scan, subfolders
 from neuropbr_dist.data.packed.index import HEAD, INDEX_FILES
 from neuropbr_dist.data.packed.source import PackedSource
 from neuropbr_dist.data.sources import BuiltinSource, Entry, FileSource, Source, fingerprint
-from neuropbr_dist.data.split import Subset, split
+from neuropbr_dist.data.split import Subset, read_split, split, split_as_named
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0, rank, world_size
 
@@ -105,7 +105,8 @@ def open_samples(cfg: TrainConfig) -> Samples:
             f"data.min_confidence = {data.min_confidence} or more ({CAMERAS_FILE}, docs/data.md); model.align = none "
             "takes views as they are"
         )
-    train, val = split(entries, data.val_ratio, data.split_by, cfg.training.seed)
+    validation = on_rank_0(lambda: _own_split(data, source))
+    train, val = _cut(entries, data, cfg.training.seed, validation)
     return Samples(source, train, val, data, align, (len(kept), len(source.entries)))
 
 
@@ -126,9 +127,27 @@ def resolve_align(wanted: str, kept: Sequence[Entry], entries: Sequence[Entry]) 
 def split_entries(
     source: Source, data: DataConfig, align: str, seed: int
 ) -> tuple[Subset[Entry], Subset[Entry]]:
-    """Return (train, validation) as a run with these settings cuts a set."""
+    """Return (train, validation) as a run with these settings cuts a set; for a process of its own."""
     entries = with_cameras(source, data) if align == "plane" else source.entries
+    return _cut(entries, data, seed, _own_split(data, source))
+
+
+def _cut(
+    entries: Sequence[Entry], data: DataConfig, seed: int, validation: frozenset[str] | None
+) -> tuple[Subset[Entry], Subset[Entry]]:
+    """Cut by the set's own split if it has one, else by `data.val_ratio`."""
+    if validation is not None:
+        return split_as_named(entries, validation)
     return split(entries, data.val_ratio, data.split_by, seed)
+
+
+def _own_split(data: DataConfig, source: Source) -> frozenset[str] | None:
+    """Return the materials that the set's own split holds out; None where `data.val_ratio` decides."""
+    if isinstance(source, PackedSource):
+        return read_split(source.folder, source.set.materials)
+    if data.output_dir is None or not _names_files(data):
+        return None
+    return read_split(Path(data.output_dir), subfolders(Path(data.output_dir)))
 
 
 def fill_cache(source: Source, ranks_per_node: int = 1) -> None:

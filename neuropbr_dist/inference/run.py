@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.cluster import Environment, pick_device
-from neuropbr_dist.config import LossConfig
+from neuropbr_dist.config import LossConfig, from_yaml, to_yaml
+from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
@@ -63,7 +64,7 @@ class Request:
         checkpoint: whatever `load_generator` takes.
         source: the materials.
         out_dir: where files go; several materials get a folder each in it.
-        size: side in pixels that views are resized to; None: the run's `data.image_size`.
+        overrides: fields of `data` in place of the run's own; `data.image_size` is the side that views are resized to.
         device: as `training.device`.
         precision: `auto` (bf16 on GPUs that have it), `bf16` or `fp32`.
         batch_size: materials in a forward pass, 1 or more.
@@ -75,7 +76,7 @@ class Request:
     checkpoint: str
     source: SetSamples | Renders
     out_dir: Path
-    size: int | Literal["native"] | None = None
+    overrides: Overrides = field(default_factory=Overrides)
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     batch_size: int = 1
@@ -155,11 +156,12 @@ def batched(found: Iterable[Placed], count: int) -> Iterator[list[Placed]]:
 def subjects(request: Request, model: InferenceGenerator) -> Iterator[Placed]:
     """Yield what to predict, one at a time, and the folder for each."""
     source, out = request.source, request.out_dir
-    size = model.config.data.image_size if request.size is None else request.size
-    side = None if size == "native" else size
+    cfg = from_yaml(to_yaml(model.config), str(model.origin))
+    request.overrides.apply(cfg)
+    size = cfg.data.image_size
     if isinstance(source, SetSamples):
         folders = source.input_dir, source.output_dir, source.packed_dir
-        for subject in open_subjects(model.config, source.index, source.part, side, *folders):
+        for subject in open_subjects(cfg, source.index, source.part, size, *folders):
             yield subject, out / subject.name if source.index == "all" else out
         return
     renders = source.folder
@@ -168,6 +170,6 @@ def subjects(request: Request, model: InferenceGenerator) -> Iterator[Placed]:
     triples = find_triples(renders, skip=out)
     cameras: Sequence[Tensor | None] = [None] * len(triples)
     if model.on_plane:
-        cameras = cameras_of_triples(renders, triples, model.config.data)
+        cameras = cameras_of_triples(renders, triples, cfg.data)
     for triple, known in zip(triples, cameras, strict=True):
-        yield open_triple(triple, side, known), out if triples == [renders] else out / triple.name
+        yield open_triple(triple, size, known), out if triples == [renders] else out / triple.name

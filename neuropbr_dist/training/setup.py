@@ -178,32 +178,19 @@ def network_setup(
     ds_config = None
     if file is not None:
         ds_config = resolve_deepspeed(
-            file,
-            global_batch=t.global_batch_size or 1,
-            micro_batch=micro.size,
-            accumulation=micro.per_step,
-            world_size=env.world_size,
-            clip=t.grad_clip_norm,
-            precision=precision,
-        )
+            file, global_batch=t.global_batch_size or 1, micro_batch=micro.size, accumulation=micro.per_step,
+            world_size=env.world_size, clip=t.grad_clip_norm, precision=precision,
+        )  # fmt: skip
+    adam = Adam(
+        lr=o.g_lr if is_g else o.d_lr, betas=(betas[0], betas[1]),
+        weight_decay=o.g_weight_decay if is_g else o.d_weight_decay, eps=o.eps,
+    )  # fmt: skip
     return NetworkSetup(
-        engine=engine,
-        adam=Adam(
-            lr=o.g_lr if is_g else o.d_lr,
-            betas=(betas[0], betas[1]),
-            weight_decay=o.g_weight_decay if is_g else o.d_weight_decay,
-            eps=o.eps,
-        ),
-        clip=t.grad_clip_norm,
-        dtype=DTYPES[precision],
+        engine=engine, adam=adam, clip=t.grad_clip_norm, dtype=DTYPES[precision],
         compile_blocks=t.compile == "blocks" or (t.compile == "auto" and device.type == "cuda"),
-        sync_batch="sync_batch" in norms,
-        shard=t.shard,
-        ranks_per_node=env.local_world_size,
-        cpu_offload=t.cpu_offload and is_g,
-        ds_file=file,
-        ds_config=ds_config,
-    )
+        sync_batch="sync_batch" in norms, shard=t.shard, ranks_per_node=env.local_world_size,
+        cpu_offload=t.cpu_offload and is_g, ds_file=file, ds_config=ds_config,
+    )  # fmt: skip
 
 
 def choose_engine(cfg: TrainConfig, env: Environment, part: str) -> tuple[str, str | None]:
@@ -216,7 +203,7 @@ def choose_engine(cfg: TrainConfig, env: Environment, part: str) -> tuple[str, s
     if engine == "single" and env.world_size > 1:
         raise UserError(f"{name} = single with {env.world_size} ranks; use fsdp, ddp or deepspeed")
     if engine == "deepspeed" and file is None:
-        raise UserError(f"{name} = deepspeed needs {flag} FILE (ds_configs/zero2.json, say)")
+        raise UserError(f"{name} = deepspeed needs {flag} FILE (zero2, say)")
     if engine == "auto":
         engine = "deepspeed" if file is not None else "fsdp" if env.world_size > 1 else "single"
     if engine != "deepspeed":

@@ -39,7 +39,7 @@ def generate(
     Finished samples of an earlier, interrupted call are kept.
 
     Args:
-        out: folder; missing, empty, or begun by an earlier call with the same seed and size.
+        out: folder; missing, empty, or begun by an earlier call with the same seed and size that has ended.
         count: number of samples, 1 or more.
         size: side in pixels, at least 4.
         seed: key of the set, 0 or more.

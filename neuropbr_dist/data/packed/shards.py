@@ -11,6 +11,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,10 @@ from neuropbr_dist.errors import UserError
 
 OPEN_SHARDS = 64
 """What a process keeps open at most."""
+ANNOUNCED_BYTES = 4 << 20
+"""Runs of up to so many are announced to the system, which else reads on beyond their end; longer ones it reads well."""
+ANNOUNCED_STEP = 128 << 10
+"""Bytes announced at a time: Linux heeds no more than a device's `read_ahead_kb`, whose default this is."""
 REPACK = "delete the set and pack it again: python launch/data.py pack IN OUT DEST"
 
 
@@ -97,8 +102,8 @@ class Record:
     def __init__(self, reader: ShardReader, place: Place, what: str) -> None:
         self._reader, self._place, self._what = reader, place, what
         header = np.empty(place.header, np.uint8)
-        reader.fill(header, place, 0, what)
-        self._data = place.offset + aligned(place.header)
+        reader.fill(header, place, place.offset, what)
+        self._data = place.offset + aligned(place.header)  # byte of the shard from which offsets count
         try:
             if isal_zlib.crc32(header) != place.crc:
                 raise ValueError("its checksum is wrong")
@@ -127,23 +132,33 @@ class Record:
         """
         level = self._level(name, out, row)
         height, width = level.shape[-2:]
-        channels = out.reshape(math.prod(out.shape[:-2]), *out.shape[-2:])
-        blocks = -(-height // level.rows)
         row_bytes = width * out.itemsize
+        channels = out.reshape(math.prod(out.shape[:-2]), *out.shape[-2:])
+        per_channel = -(-height // level.rows)
+        blocks = range(row // level.rows, -(-(row + out.shape[-2]) // level.rows))
         spare = np.empty((level.rows, width), out.dtype)  # for blocks of which `out` takes some rows only
+        self._announce(level, blocks, len(channels), row_bytes)
         for c, channel in enumerate(channels):
-            start = self._data + level.offset + c * height * row_bytes
-            for b in range(row // level.rows, -(-(row + len(channel)) // level.rows)):
+            for b in blocks:
                 first, last = b * level.rows, min((b + 1) * level.rows, height)
                 wanted = channel[max(first - row, 0) : last - row]
                 block = wanted if len(wanted) == last - first else spare[: last - first]
-                at = start + first * row_bytes
-                self._reader.fill(block, self._place, at - self._place.offset, self._what)
-                if isal_zlib.crc32(block) != level.crcs[c * blocks + b]:
-                    raise self._altered(f"{level.side} px", at)
+                start = self._data + level.offset + (c * height + first) * row_bytes
+                self._reader.fill(block, self._place, start, self._what)
+                if isal_zlib.crc32(block) != level.crcs[c * per_channel + b]:
+                    raise self._altered(f"{level.side} px", start)
                 if block is not wanted:
                     skipped = max(row - first, 0)
                     wanted[:] = block[skipped : skipped + len(wanted)]
+
+    def _announce(self, level: Level, blocks: range, channels: int, row_bytes: int) -> None:
+        """Let the system fetch the runs of bytes that these blocks are, and no others."""
+        height = level.shape[-2]
+        run = (min(blocks.stop * level.rows, height) - blocks.start * level.rows) * row_bytes
+        whole = run == height * row_bytes
+        for c in range(1 if whole else channels):
+            start = self._data + level.offset + (c * height + blocks.start * level.rows) * row_bytes
+            self._reader.announce(self._place.shard, start, run * channels if whole else run)
 
     def _level(self, name: str, out: np.ndarray, row: int) -> Level:
         sides = self.sides(name)
@@ -196,26 +211,39 @@ class ShardReader:
         """
         return Record(self, place, what)
 
+    def announce(self, shard: str, start: int, nbytes: int) -> None:
+        """Let the system fetch bytes of a shard ahead of `fill`. Advice: nothing comes of it where it can't be taken."""
+        if nbytes > ANNOUNCED_BYTES or not hasattr(os, "posix_fadvise"):
+            return
+        with suppress(OSError):
+            descriptor = self._descriptor(shard)
+            for at in range(start, start + nbytes, ANNOUNCED_STEP):
+                length = min(ANNOUNCED_STEP, start + nbytes - at)
+                os.posix_fadvise(descriptor, at, length, os.POSIX_FADV_WILLNEED)
+
     def fill(self, out: np.ndarray, place: Place, start: int, what: str) -> None:
-        """Fill `out`, in C order, with the bytes of a record from its `start`.
+        """Fill `out`, in C order, with bytes of a shard from `start`.
+
+        Args:
+            place, what: of the record that they belong to, for messages.
 
         Raises:
             UserError: the shard is missing, cut or can't be read.
         """
-        offset, done = place.offset + start, 0
+        path, done = self.folder / place.shard, 0
         try:
             descriptor = self._descriptor(place.shard)
             while done < out.nbytes:
                 rest = out.data.cast("B")[done:] if done else out.data
-                read = os.preadv(descriptor, [rest], offset + done)
+                read = os.preadv(descriptor, [rest], start + done)
                 if not read:
                     break
                 done += read
         except OSError as error:
-            raise UserError(f"{self.folder / place.shard}: the record of {what}: {error.strerror}") from error
+            raise UserError(f"{path}: the record of {what}: {error.strerror}") from error
         if done < out.nbytes:
             raise UserError(
-                f"{self.folder / place.shard}: truncated: {offset + done} bytes, but the record of {what} "
+                f"{path}: truncated: {start + done} bytes, but the record of {what} "
                 f"ends at byte {place.offset + place.nbytes}; {REPACK}"
             )
 
