@@ -93,7 +93,10 @@ def test_a_last_view_is_never_lost():
 def test_nothing_is_changed_in_validation_but_what_is_doubtful():
     doubtful = TRUE.copy()
     doubtful[2, 12] = 0.4
-    found = Alignment.as_known(DataConfig()).of(doubtful, 0, "clean/sample_0000")
+    plane = TrainConfig()
+    assert Alignment.of_run(plane, training=True) is None
+    plane.model.align, plane.data.drop_views, plane.data.camera_jitter = "plane", 1.0, 0.008
+    found = Alignment.of_run(plane, training=False).of(doubtful, 0, "clean/sample_0000")
     assert np.array_equal(found[:2], TRUE[:2]) and not found[2].any()
     assert np.array_equal(Alignment(min_confidence=0.4).of(doubtful, 0, ""), doubtful)
     assert not Alignment(min_confidence=0).of(NOT_KNOWN, 0, "").any()

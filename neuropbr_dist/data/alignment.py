@@ -14,7 +14,7 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-from neuropbr_dist.config import DataConfig
+from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.materials.plane import CONFIDENCE, MATRIX, WRAP
 
 Encoded = npt.NDArray[np.float32]
@@ -48,17 +48,21 @@ class Alignment:
     jitter: float = 0.0
 
     @classmethod
-    def in_training(cls, data: DataConfig, seed: int) -> Alignment:
-        """Return that of a run's training samples."""
+    def of_run(cls, cfg: TrainConfig, *, training: bool) -> Alignment | None:
+        """Return that of a run's samples; None where it takes views as they are.
+
+        Args:
+            training: those that are trained on; nothing is changed of the others.
+        """
+        if cfg.model.align != "plane":
+            return None
+        data = cfg.data
+        if not training:
+            return cls(min_confidence=data.min_confidence)
         return cls(
-            min_confidence=data.min_confidence, seed=seed, ignore_wrap=WRAP_IGNORED,
+            min_confidence=data.min_confidence, seed=cfg.training.seed, ignore_wrap=WRAP_IGNORED,
             drop_views=data.drop_views, jitter=data.camera_jitter,
         )  # fmt: skip
-
-    @classmethod
-    def as_known(cls, data: DataConfig) -> Alignment:
-        """Return that of validation and inference: nothing is changed."""
-        return cls(min_confidence=data.min_confidence)
 
     def of(self, cameras: Encoded, epoch: int, key: str) -> Encoded:
         """Return the cameras (3, 14) of sample `key` as they go to the device in an epoch; zeros for missing ones."""

@@ -72,7 +72,7 @@ def open_subjects(
     check_there(data)
     source = open_source(data, config.training.seed)
     where = data.packed_dir or data.input_dir or "the built-in materials"
-    on_plane = config.model.align == "plane"
+    alignment = Alignment.of_run(replace(config, data=data), training=False)
     entries = source.entries if part == "all" else _side(source, config, part)
     if index != "all" and not 0 <= index < len(entries):
         raise UserError(
@@ -84,7 +84,7 @@ def open_subjects(
         entry, known = entries[i], f"{part} side"
         if part == "all":
             known = "split unknown" if moved else "val side" if entry.key in held_out else "train side"
-        cameras = Alignment.as_known(data).of(source.cameras(entry), 0, entry.key) if on_plane else None
+        cameras = alignment.of(source.cameras(entry), 0, entry.key) if alignment else None
         if cameras is not None and not cameras.any():
             if index != "all":
                 raise UserError(
@@ -182,7 +182,7 @@ def cameras_of_triples(folder: Path, triples: Sequence[Path], data: DataConfig) 
     cameras = []
     for name in names:
         rows = found.samples[name].encoded("clean") if name in found.samples else NOT_KNOWN
-        cameras.append(torch.from_numpy(Alignment.as_known(data).of(rows, 0, name)))
+        cameras.append(torch.from_numpy(Alignment(min_confidence=data.min_confidence).of(rows, 0, name)))
         if not cameras[-1].any():
             raise UserError(
                 f"{path}: {name}: no view has a camera of confidence {data.min_confidence} or more"

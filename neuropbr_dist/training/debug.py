@@ -92,7 +92,7 @@ def needed(cfg: TrainConfig, size: int) -> int:
 def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> DeviceBatch:
     """The first training samples on the device."""
     entries = samples.train[: cfg.training.batch_size]
-    alignment = Alignment.as_known(cfg.data) if cfg.model.align == "plane" else None
+    alignment = Alignment.of_run(cfg, training=False)
     slots = [Slot(0, i, 1.0) for i in range(len(entries))]
     host = load_batch(samples.source, entries, slots, alignment=alignment)
     print(f"First batch: {', '.join(host.keys)}")

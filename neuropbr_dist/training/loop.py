@@ -139,11 +139,6 @@ class Trainer:
         started = self.epochs_done + 1 >= self.cfg.training.gan_start_epoch
         return "discriminator" in self.networks and started
 
-    @property
-    def on_plane(self) -> bool:
-        """Whether views are rectified by their cameras."""
-        return self.cfg.model.align == "plane"
-
     # -- the loop --------------------------------------------------------------------------
 
     def train(self, lock: RunLock, end: float | None) -> StopReason | None:
@@ -209,7 +204,7 @@ class Trainer:
         t, data, env = self.cfg.training, self.cfg.data, self.env
         slots = TrainingSlots(self.order, self.progress.cursor, env.world_size, env.rank, t.batch_size)
         augmentation = Augmentation(t.seed, data.augment_flips, data.augment_rotations)
-        alignment = Alignment.in_training(data, t.seed) if self.on_plane else None
+        alignment = Alignment.of_run(self.cfg, training=True)
         source, entries = self.samples.source, self.samples.train
         return batches_of(
             data, source, entries, slots, self.device, augmentation=augmentation, alignment=alignment
@@ -279,7 +274,7 @@ class Trainer:
         began = time.monotonic()
         slots = validation_slots(len(val), env.world_size, env.rank, self.cfg.training.batch_size)
         workers = min(self.cfg.data.num_workers, len(slots))
-        alignment = Alignment.as_known(self.cfg.data) if self.on_plane else None
+        alignment = Alignment.of_run(self.cfg, training=False)
         loader = batches_of(
             self.cfg.data, self.samples.source, val, slots, self.device, workers, alignment=alignment
         )

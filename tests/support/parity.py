@@ -123,7 +123,7 @@ def models(case: Case) -> tuple[nn.Module, nn.Module]:
     cfg = config(case)
     built = [Generator(cfg.model), Discriminator(cfg.model)]
     if case.frozen_encoder:
-        freeze_backbone(built[0].encoder)
+        freeze_backbone(built[0].encoder)  # type: ignore[arg-type]
     for net in built:
         if case.smooth:
             smooth_activations(net)
