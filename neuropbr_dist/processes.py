@@ -77,7 +77,7 @@ def _chunk_by_chunk(
     pool: ProcessPoolExecutor, function: Callable[[T], R], items: Iterable[T], workers: int, size: int
 ) -> Iterator[tuple[T, R]]:
     remaining = iter(items)
-    under_way: dict[Future[tuple[list[R], UserError | None]], Sequence[T]] = {}
+    under_way: dict[Future[tuple[list[R], UserError | None]], list[T]] = {}
     failure: UserError | None = None
     more = True
     while under_way or (more and failure is None):
