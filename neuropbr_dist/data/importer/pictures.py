@@ -141,7 +141,11 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
 def _bits(image: Image.Image) -> int:
     """Bits a value: Pillow's mode hides them for colour."""
     if image.format == "PNG":
-        return 16 if image.mode.startswith("I") or any("16" in str(tile[3]) for tile in image.tile) else 8
+        return (
+            16
+            if image.mode.startswith("I") or any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+            else 8
+        )
     if image.format == "TIFF":
         bits = max(image.tag_v2.get(258, (8,)))  # type: ignore[attr-defined]  # BitsPerSample
         return 8 if bits <= 8 else 16 if bits <= 16 else 32

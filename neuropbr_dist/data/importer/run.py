@@ -147,10 +147,12 @@ class _Importer:
             for output in outcome.outputs if self._is_there(outcome) else ():
                 original = seen.setdefault(tuple(output["content"]), output["name"])
                 copy = f"the same pictures as {original}" if original != output["name"] else ""
-                about = {"about": outcome.about, "validation": outcome.validation}
                 rows.append(
-                    Row(output["name"], outcome.taken, output["side"], output["notes"], copy, **about)
-                )
+                    Row(
+                        output["name"], outcome.taken, output["side"], output["notes"], copy,
+                        about=outcome.about, validation=outcome.validation,
+                    )
+                )  # fmt: skip
         return Report(rows, sorted(self.source.strays))
 
     def finish(self, report: Report) -> None:
