@@ -8,7 +8,7 @@ The header of a sample entry at 512 px:
 
     {"views": {"dtype": "|u1", "levels": [
         {"shape": [3, 3, 256, 256], "offset": 0, "rows": 256, "crc": [9 numbers]},
-        {"shape": [3, 3, 512, 512], "offset": 589824, "rows": 256, "crc": [18 numbers]}]}}
+        {"shape": [3, 3, 512, 512], "offset": 589824, "rows": 512, "crc": [9 numbers]}]}}
 
 `rows` rows of one channel are a block; `crc` lists the CRC-32 of every block, a channel's from top to bottom, one
 channel after another (the last block of a channel may be short). So rows of every channel can be read, checked,
@@ -38,7 +38,7 @@ ALIGNMENT = 4096
 """Levels and records begin at multiples of it: whole pages for whoever maps them."""
 SMALLEST_SIDE = 256
 """Pixels; no halving is smaller."""
-BLOCK_BYTES = 128 << 10
+BLOCK_BYTES = 256 << 10
 """A block has at least so many where its channel has; it stays in a core's own cache between copy and CRC."""
 
 

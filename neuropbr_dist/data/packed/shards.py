@@ -230,9 +230,8 @@ class ShardReader:
         Raises:
             UserError: the shard is missing, cut or can't be read.
         """
-        path, done = self.folder / place.shard, 0
         try:
-            descriptor = self._descriptor(place.shard)
+            descriptor, done = self._descriptor(place.shard), 0
             while done < out.nbytes:
                 rest = out.data.cast("B")[done:] if done else out.data
                 read = os.preadv(descriptor, [rest], start + done)
@@ -240,20 +239,21 @@ class ShardReader:
                     break
                 done += read
         except OSError as error:
-            raise UserError(f"{path}: the record of {what}: {error.strerror}") from error
+            raise UserError(f"{self.folder / place.shard}: the record of {what}: {error.strerror}") from error
         if done < out.nbytes:
             raise UserError(
-                f"{path}: truncated: {start + done} bytes, but the record of {what} "
+                f"{self.folder / place.shard}: truncated: {start + done} bytes, but the record of {what} "
                 f"ends at byte {place.offset + place.nbytes}; {REPACK}"
             )
 
     def _descriptor(self, shard: str) -> int:
-        if shard not in self._open:
-            self._open[shard] = os.open(self.folder / shard, os.O_RDONLY)
+        descriptor = self._open.get(shard)
+        if descriptor is None:
+            descriptor = self._open[shard] = os.open(self.folder / shard, os.O_RDONLY)
             if len(self._open) > OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
         self._open.move_to_end(shard)
-        return self._open[shard]
+        return descriptor
 
 
 def used_bytes(places: Iterable[Place]) -> dict[str, int]:
