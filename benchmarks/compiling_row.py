@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -14,9 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch._dynamo.utils import counters
 
+from benchmarks.options import fields_of, measurement
 from benchmarks.setting import changed, setting, title
 from benchmarks.step import StepBench
+from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.data.batch import MicroBatch
+from neuropbr_dist.data.builtin.cache import sample_cameras
 from neuropbr_dist.training.estimate import available_bytes
 from neuropbr_dist.training.setup import Setup
 from neuropbr_dist.training.validation import validate
@@ -104,6 +106,10 @@ def validation(where: Setup, bench: StepBench) -> Callable[[], object]:
         torch.randint(256, (n, *channels, size, size), dtype=torch.uint8) for channels in ((3, 3), (8,))
     )
     batch = MicroBatch(views, maps, torch.ones(n), [f"noise {i}" for i in range(n)])
+    if where.cfg.model.align == "plane":
+        batch = batch._replace(
+            cameras=torch.from_numpy(sample_cameras(0, 0).encoded("clean")).repeat(n, 1, 1)
+        )
     return lambda: validate(
         bench.networks["generator"],
         [batch],
@@ -113,13 +119,14 @@ def validation(where: Setup, bench: StepBench) -> Callable[[], object]:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and write the figures; words other than its own are those of launch/train.py."""
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Measure, and write the figures."""
+    p = measurement(__doc__, prog)
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     p.add_argument("--steps", type=int, required=True, metavar="N", help="of each phase")
-    args, words = p.parse_known_args(argv)
-    with setting(words) as where:
+    args = p.parse_args(argv)
+    with setting(fields_of(args, {}).configuration()) as where:
         wanted = where.cfg.training.compile
         compiled = "blocks" if wanted == "auto" else wanted  # what is measured here, on a CPU as well
         room = available_bytes(where.device, where.env.local_world_size)
@@ -128,4 +135,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -10,11 +10,12 @@ the batch. webdataset reads in order only.
 
 from __future__ import annotations
 
+import argparse
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +23,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.commands.flags import add_debug, new_parser
 from neuropbr_dist.data.packed.shards import ShardReader, ShardWriter
 
 SIDE, SAMPLES, ROUNDS = 2048, 12, 5
@@ -106,8 +110,19 @@ def copied(read: Read, batch: np.ndarray) -> Callable[[int], None]:
     return lambda i: np.copyto(batch, read(i))
 
 
-def main(folder: Path) -> None:
-    """Make every container in `folder`, read from them in turns, print a table."""
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py containers`."""
+    p = new_parser(__doc__ or "", prog)
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_debug(p)
+    p.add_argument("folder", type=Path, metavar="FOLDER", help="a new one, for the containers")
+    return p
+
+
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Make every container in a folder, read from them in turns, print a table."""
+    folder: Path = parser(prog).parse_args(argv).folder
     folder.mkdir(parents=True)
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -140,4 +155,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run()

@@ -24,57 +24,71 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
+from benchmarks.options import add_size, fields_of, measurement
+from benchmarks.setting import write_figures
+from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.builtin import generate
-from neuropbr_dist.data.files.layout import Sample, scan
+from neuropbr_dist.data.cameras import NOT_KNOWN
+from neuropbr_dist.data.files.entries import Sample
+from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.data.files.verify import verify
 from neuropbr_dist.data.loader import TrainingSlots, batches_of, empty, load_batch
 from neuropbr_dist.data.order import SampleOrder, Slot
-from neuropbr_dist.data.packed.index import CAMERA, SHARDS, write_index
+from neuropbr_dist.data.packed.index import SHARDS, write_index
 from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.packed.records import level_sides
 from neuropbr_dist.data.packed.shards import Place, used_bytes
 from neuropbr_dist.data.packed.source import PackedSource
-from neuropbr_dist.data.sources import FileSource, Source, fingerprint
+from neuropbr_dist.data.sources import BUILTIN_SIZE, FileSource, Source, fingerprint
 from neuropbr_dist.data.split import split
+from neuropbr_dist.errors import UserError
 from neuropbr_dist.processes import usable_cores
 
 MIB = 2**20
 WORKERS = 4
 MEMORY_EPOCHS = 10
 LARGE_SET = 100_000
+SET_HERE = {
+    "data.packed_dir": "the set is packed here; name PNG files",
+    "data.builtin_count": "--count says it",
+}
 SAMPLES_PER_MATERIAL = 10
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of `launch/benchmark.py loader`."""
-    parser.add_argument("--input-dir", metavar="DIR", help="renders; default: built-in materials")
-    parser.add_argument("--output-dir", metavar="DIR", help="their maps")
-    parser.add_argument("--size", type=int, default=2048, metavar="S", help="of built-in materials, px")
-    parser.add_argument("--count", type=int, default=8, metavar="N", help="built-in samples")
-    parser.add_argument("--rounds", type=int, default=4, metavar="N", help="over all samples, one core")
-    parser.add_argument("--seconds", type=float, default=20, metavar="S", help="with worker processes")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="where sets are made; default: temporary")
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py loader`."""
+    p = measurement(__doc__, prog)
+    add_size(p, BUILTIN_SIZE)
+    p.add_argument("--count", type=int, default=8, metavar="N", help="built-in samples; default %(default)s")
+    p.add_argument("--rounds", type=int, default=4, metavar="N", help="over all samples, one core")
+    p.add_argument("--seconds", type=float, default=20, metavar="S", help="with worker processes")
+    p.add_argument("--folder", type=Path, metavar="DIR", help="where sets are made; default: temporary")
+    p.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    return p
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print a table, return its figures."""
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Measure, and print a table: of the named PNG files at their own size, or of built-in materials."""
+    args = parser(prog).parse_args(argv)
+    data = fields_of(args, SET_HERE).configuration().data
+    if data.input_dir is not None and data.image_size is not None:
+        raise UserError(
+            "data.image_size is for built-in materials here; PNG files are read at their own size"
+        )
     torch.set_num_threads(1)
     with TemporaryDirectory(dir=args.folder) as scratch:
         folder = Path(scratch)
-        if args.input_dir is None:
-            cores = usable_cores()
+        renders, maps = data.input_dir, data.output_dir
+        if renders is None or maps is None:
+            size, cores = data.image_size or BUILTIN_SIZE, usable_cores()
             generate(
-                folder / "png",
-                count=args.count,
-                size=args.size,
-                seed=0,
-                workers=cores,
-                curriculum_dirty=False,
+                folder / "png", count=args.count, size=size, seed=0, workers=cores, curriculum_dirty=False
             )
-            args.input_dir, args.output_dir = folder / "png/input", folder / "png/output"
-        figures: dict[str, Any] = {"verify": verification(args.input_dir, args.output_dir)}
-        sources = open_sources(args.input_dir, args.output_dir, folder)
+            renders, maps = str(folder / "png/input"), str(folder / "png/output")
+        figures: dict[str, Any] = {"verify": verification(renders, maps)}
+        sources = open_sources(renders, maps, folder)
         packed = [name for name in sources if name.startswith("packed")]
         figures["one core"] = one_core(sources, args.rounds)
         figures["bytes"] = {name: bytes_read(sources[name]) for name in packed}
@@ -82,7 +96,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         figures["memory"] = {name: memory_by_epoch(sources[name]) for name in ("png", "packed")}
         figures["large set"] = large_set(folder / "large")
     print(table(figures))
-    return figures
+    write_figures(args.out, figures)
 
 
 def open_sources(input_dir: str, output_dir: str, folder: Path) -> dict[str, Source]:
@@ -252,7 +266,7 @@ def large_set(folder: Path) -> dict[str, float]:
     views = [place(0, 9, i) for i in range(LARGE_SET)]
     names = sorted({material for _, _, material in entries})
     maps = {name: place(1, 8, i) for i, name in enumerate(names)}
-    columns = {"cameras": np.zeros((LARGE_SET, 3), CAMERA), "wrap": np.ones(LARGE_SET, bool)}
+    columns = {"cameras": np.zeros((LARGE_SET, *NOT_KNOWN.shape), NOT_KNOWN.dtype)}
     write_index(folder, entries, views, maps, columns, sides=[size], origin="synthetic")
     for shard, nbytes in used_bytes([*views, *maps.values()]).items():  # as long as real ones, and empty
         with open(folder / SHARDS / shard, "wb") as file:
@@ -289,8 +303,8 @@ def _open_large(folder: Path, pipe: Any) -> None:
 def _touch(entries: Sequence[Any], pipe: Any) -> None:
     """How much of its own memory a forked worker takes to look at every entry."""
     before = _private()
-    for entry in entries:
-        entry.key  # noqa: B018
+    for sample in entries:
+        sample.key  # noqa: B018
     pipe.send(_private() - before)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ OVERALL = (("loss", 3), ("l1", 4), ("psnr", 2), ("ssim", 3), ("normal_angle_mean
 PER_MAP = (("mae", 4), ("psnr", 2), ("ssim", 3))
 
 
-def report(args: argparse.Namespace, results: list[Result]) -> str:
+def report(args: argparse.Namespace, argv: Sequence[str], results: list[Result]) -> str:
     """Markdown: what ran, all variants, and each map of each variant."""
     facts = run_log(results[0].folder, HISTORY).read()[0]
     shared = f", {args.per_gpu} variants on each at a time" if args.per_gpu > 1 else ""
@@ -62,7 +63,7 @@ def report(args: argparse.Namespace, results: list[Result]) -> str:
             f"# Held-out validation after at most {args.minutes:g} minutes, {data}\n",
             f"- **Hardware**: {args.gpus_each} x {device_name(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))} a variant{shared}",
             f"- **Software**: {', '.join(f'{name} {found}' for name, found in versions().items())}",
-            f"- **Command**: `python benchmarks/quality.py {' '.join(sys.argv[1:])}`",
+            f"- **Command**: `python launch/benchmark.py quality {shlex.join(argv)}`",
             f"- **Data**: {facts['train_samples']} entries to train on, {facts['val_samples']} held out, "
             f"{facts['image_size']} px; micro-batch {facts['micro_batch']}, global batch {facts['global_batch']}",
             f"- **Networks**: {networks(results[0], facts)}\n",

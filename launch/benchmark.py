@@ -1,4 +1,4 @@
-"""Measure a step, its memory, compiling, scaling, attention, the loader or checkpoints; --help lists the words."""
+"""Measure; --help lists what."""
 
 import sys
 from pathlib import Path

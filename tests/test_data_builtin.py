@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -305,6 +306,17 @@ def test_generate_names_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/set: can't be written: Not a directory$"):
         generate(tmp_path / "file/set", count=1, size=16, seed=5, workers=0, progress=False)
+
+
+def test_generate_goes_on_after_a_kill_and_clears_up(tmp_path):
+    """What a killed call was writing has a name of its own; the next call, which has the folder to itself, drops it."""
+    out = tmp_path / "set"
+    order = dict(count=2, size=16, seed=5, workers=0, progress=False)
+    generate(out, **order)
+    left = out / "input/clean" / f".{'0a' * 16}.tmp"
+    shutil.copytree(out / "input/clean/sample_0001", left)
+    generate(out, **order)
+    assert not left.exists() and len(list((out / "input/clean").iterdir())) == 2
 
 
 def test_generate_resumes_and_refuses(tmp_path):

@@ -204,4 +204,7 @@ def test_switched_off_at_a_resume_it_is_left_behind(averaged, tmp_path):
 @pytest.mark.parametrize("decay", ["0", "1", "1.5", "-0.1"])
 def test_impossible_decays_are_named(tmp_path, decay):
     ended = run(tmp_path, training__ema_decay=float(decay))
-    assert ended.code == 2 and f"training.ema_decay = {float(decay)}; allowed: above 0, below 1" in ended.err
+    assert (
+        ended.code == 2
+        and f"training.ema_decay = {float(decay)}; allowed: float, above 0, below 1" in ended.err
+    )

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from neuropbr_dist.commands.entry import entry
-from neuropbr_dist.commands.flags import add_debug, new_parser
+from neuropbr_dist.commands.flags import add_debug, add_set, assigned, new_parser
+from neuropbr_dist.config import TrainConfig
 
 SOURCE = "a run's folder, a checkpoint, or an exported file"
 
@@ -41,18 +42,20 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     program.add_argument("out", help="a .pt2 file")
     program.add_argument(
         "--size", type=int, metavar="N",
-        help="the one side in pixels that it takes (default: the run's data.image_size)",
+        help="the one side in pixels that it takes (default: the run's); short for --set data.image_size=N",
     )  # fmt: skip
+    add_set(program, "data.image_size=N", "the same")
 
     theirs = command("from-upstream", _from_upstream, "a .pth of NeuroPBR's own trainer")
     theirs.add_argument("pth", help="upstream's checkpoint")
     theirs.add_argument(
         "out", help="a run's folder, to infer from or to train on with --resume; or a .safetensors file"
     )
-    theirs.add_argument(
-        "--set", action="append", default=[], metavar="PART.FIELD=VALUE",
-        help="a field that the file doesn't tell (model.transformer_num_heads); repeatable",
-    )  # fmt: skip
+    add_set(
+        theirs,
+        "PART.FIELD=VALUE",
+        "a field that the file doesn't tell (model.transformer_num_heads); repeatable",
+    )
     theirs.add_argument("--no-discriminator", action="store_true", help="leave it out")
     theirs.add_argument(
         "--trust-pickle",
@@ -99,7 +102,9 @@ def _check(args: argparse.Namespace) -> None:
 def _program(args: argparse.Namespace) -> Path:
     from neuropbr_dist.inference.program import export_program
 
-    return export_program(args.checkpoint, args.out, args.size)
+    sized, cfg = assigned(args.set, "data.image_size"), TrainConfig()
+    (sized if args.size is None else sized.with_size(args.size)).apply(cfg)
+    return export_program(args.checkpoint, args.out, cfg.data.image_size)
 
 
 def _from_upstream(args: argparse.Namespace) -> Path:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from neuropbr_dist.config.overrides import FIELD_FLAGS, INTEGER_FLAGS, Overrides
 from neuropbr_dist.config.presets import PRESETS
+from neuropbr_dist.errors import UserError
 
 
 def new_parser(description: str, prog: str | None) -> argparse.ArgumentParser:
@@ -25,7 +27,7 @@ def named(text: str) -> str:
     return text
 
 
-def add_fields(parser: argparse.ArgumentParser) -> None:
+def add_fields(parser: argparse._ActionsContainer) -> None:
     """Add `--config`, `--set` and the flags of single fields: what a run is, in the words of `neuropbr train`."""
     parser.add_argument(
         "--config",
@@ -37,11 +39,29 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
     for flag, name in INTEGER_FLAGS.items():
         parser.add_argument(flag, type=int, metavar="N", help=name)
     parser.add_argument("--use-dirty", action="store_true", help="legacy: --render-curriculum 2")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="PART.FIELD=VALUE", help="any field; repeatable"
-    )
+    add_set(parser, "PART.FIELD=VALUE", "any field; repeatable")
     # The deepspeed launcher hands it to every script.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+def add_set(parser: argparse._ActionsContainer, metavar: str, text: str) -> None:
+    """Add `--set`, which names fields of a configuration."""
+    parser.add_argument("--set", action="append", default=[], metavar=metavar, help=text)
+
+
+def assigned(assignments: Sequence[str], allowed: str) -> Overrides:
+    """Return the fields that `--set` names where only some may be: those whose names begin with `allowed`.
+
+    Raises:
+        UserError: another field.
+    """
+    overrides = Overrides(assignments=tuple(assignments))
+    for name in overrides.named():
+        if not name.startswith(allowed):
+            raise UserError(
+                f"--set {name}: the checkpoint says it; allowed here: {allowed}{'*' * allowed.endswith('.')}"
+            )
+    return overrides
 
 
 def overrides_of(args: argparse.Namespace) -> Overrides:

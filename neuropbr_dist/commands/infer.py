@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuropbr_dist.commands.entry import entry
-from neuropbr_dist.commands.flags import add_debug, named, new_parser
+from neuropbr_dist.commands.flags import add_debug, add_set, assigned, named, new_parser
 from neuropbr_dist.errors import UserError
 
 
@@ -40,8 +40,9 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     p.add_argument("--data-output-dir", metavar="DIR", help="where their true maps lie now")
     p.add_argument(
         "--size", type=native_or_side, metavar="native|N",
-        help="side in pixels that views are resized to (default: the run's data.image_size)",
+        help="side in pixels that views are resized to (default: the run's); short for --set data.image_size=N",
     )  # fmt: skip
+    add_set(p, "data.FIELD=VALUE", "a field of the run's data; repeatable")
     p.add_argument("--device", default="auto", help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps, cpu")
     p.add_argument(
         "--precision", default="auto", choices=("auto", "bf16", "fp32"),
@@ -106,6 +107,9 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Predict a sample, or one or more triples of renders, and write what comes out."""
     args = parser(prog).parse_args(argv)
     check_idle_flags(args)
+    overrides = assigned(args.set, "data.")
+    if args.size is not None:
+        overrides = overrides.with_size(None if args.size == "native" else args.size)
     from neuropbr_dist.inference.run import Renders, Request, SetSamples, infer
 
     source: Renders | SetSamples
@@ -118,7 +122,7 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         )  # fmt: skip
     infer(
         Request(
-            checkpoint=args.checkpoint, source=source, out_dir=Path(args.out_dir), size=args.size,
+            checkpoint=args.checkpoint, source=source, out_dir=Path(args.out_dir), overrides=overrides,
             device=args.device, precision=args.precision, batch_size=args.batch_size,
             tile=args.tile, overlap=args.overlap, bits=args.bits, relight=args.relight,
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from neuropbr_dist.commands import train
 from neuropbr_dist.commands.entry import entry, quiet_libraries
-from neuropbr_dist.commands.flags import new_parser
+from neuropbr_dist.commands.flags import add_debug, new_parser
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.logs import to_console
 from neuropbr_dist.training.start import Start
@@ -52,6 +52,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--follow", action="store_true", help="show rank 0's output and the job's state until the end"
     )
     p.add_argument("--doctor", action="store_true", help="submit nothing: neuropbr doctor")
+    add_debug(p)
     return p
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,11 +11,19 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.cluster import Environment, pick_device
-from neuropbr_dist.config import LossConfig
+from neuropbr_dist.config import LossConfig, from_yaml, to_yaml
+from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
-from neuropbr_dist.inference.inputs import Part, Subject, find_triples, open_subjects, open_triple
+from neuropbr_dist.inference.inputs import (
+    Part,
+    Subject,
+    cameras_of_triples,
+    find_triples,
+    open_subjects,
+    open_triple,
+)
 from neuropbr_dist.inference.pictures import write_pictures
 from neuropbr_dist.inference.predict import measure, predict, resolve_precision, table
 from neuropbr_dist.inference.relight import NAME as ANIMATION
@@ -56,7 +64,7 @@ class Request:
         checkpoint: whatever `load_generator` takes.
         source: the materials.
         out_dir: where files go; several materials get a folder each in it.
-        size: side in pixels that views are resized to; None: the run's `data.image_size`.
+        overrides: fields of `data` in place of the run's own; `data.image_size` is the side that views are resized to.
         device: as `training.device`.
         precision: `auto` (bf16 on GPUs that have it), `bf16` or `fp32`.
         batch_size: materials in a forward pass, 1 or more.
@@ -68,7 +76,7 @@ class Request:
     checkpoint: str
     source: SetSamples | Renders
     out_dir: Path
-    size: int | Literal["native"] | None = None
+    overrides: Overrides = field(default_factory=Overrides)
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     batch_size: int = 1
@@ -96,9 +104,12 @@ def infer(request: Request) -> None:
     sums, count = MetricSums(ReconstructionLoss(LossConfig()), "cpu"), 0
     for group in batched(subjects(r, model), r.batch_size):
         views = torch.stack([subject.views for subject, _ in group])
-        preds = predict(model, views, precision=precision, tile=r.tile, overlap=r.overlap)
+        known = [subject.cameras for subject, _ in group if subject.cameras is not None]
+        cameras = torch.stack(known) if known else None
+        preds = predict(model, views, cameras, precision=precision, tile=r.tile, overlap=r.overlap)
         for (subject, folder), pred in zip(group, preds, strict=True):
-            show(subject, pred, folder, model.step, bits=r.bits, relight=r.relight)
+            seen = model.seen(subject.views, subject.cameras)
+            show(subject, seen, pred, folder, model.step, bits=r.bits, relight=r.relight)
             if subject.maps is not None:
                 sums.update(pred[None], decode_maps(subject.maps[None]))
                 count += 1
@@ -106,17 +117,20 @@ def infer(request: Request) -> None:
         print(f"Mean of {count} samples:\n{table(sums.result())}")
 
 
-def show(subject: Subject, pred: Tensor, folder: Path, step: int, *, bits: int, relight: bool) -> None:
+def show(
+    subject: Subject, seen: Tensor, pred: Tensor, folder: Path, step: int, *, bits: int, relight: bool
+) -> None:
     """Write one material's files, and print how good they are where the true maps are known.
 
     Args:
+        seen: what the model saw of it.
         pred: (8, S, S) float.
         step: of the checkpoint.
     """
     print(f"{subject.label}, {subject.views.shape[-1]} px")
     if subject.maps is not None:
         print(table(measure(pred, subject.maps)))
-    files = write_pictures(folder, subject, pred, bits=bits, title=f"{subject.title}, step {step}")
+    files = write_pictures(folder, subject, seen, pred, bits=bits, title=f"{subject.title}, step {step}")
     if relight:
         target = None if subject.maps is None else decode_maps(subject.maps[None])[0]
         write_animation(folder / ANIMATION, pred, target)
@@ -142,16 +156,20 @@ def batched(found: Iterable[Placed], count: int) -> Iterator[list[Placed]]:
 def subjects(request: Request, model: InferenceGenerator) -> Iterator[Placed]:
     """Yield what to predict, one at a time, and the folder for each."""
     source, out = request.source, request.out_dir
-    size = model.config.data.image_size if request.size is None else request.size
-    side = None if size == "native" else size
+    cfg = from_yaml(to_yaml(model.config), str(model.origin))
+    request.overrides.apply(cfg)
+    size = cfg.data.image_size
     if isinstance(source, SetSamples):
         folders = source.input_dir, source.output_dir, source.packed_dir
-        for subject in open_subjects(model.config, source.index, source.part, side, *folders):
+        for subject in open_subjects(cfg, source.index, source.part, size, *folders):
             yield subject, out / subject.name if source.index == "all" else out
         return
     renders = source.folder
     if renders.resolve() == out.resolve():
         raise UserError(f"--out-dir {out}: the same as --input-dir; name another folder")
     triples = find_triples(renders, skip=out)
-    for triple in triples:
-        yield open_triple(triple, side), out if triples == [renders] else out / triple.name
+    cameras: Sequence[Tensor | None] = [None] * len(triples)
+    if model.on_plane:
+        cameras = cameras_of_triples(renders, triples, cfg.data)
+    for triple, known in zip(triples, cameras, strict=True):
+        yield open_triple(triple, size, known), out if triples == [renders] else out / triple.name

@@ -23,7 +23,7 @@ from neuropbr_dist.files import write_text
 from neuropbr_dist.monitor.figure import ERROR, VIEWS, comparison
 from neuropbr_dist.monitor.look_files import LookFiles
 from neuropbr_dist.monitor.pictures import Look
-from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, run_log
+from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, SAMPLES, run_log
 
 
 class Writer(Protocol):
@@ -37,10 +37,10 @@ class Writer(Protocol):
 
 
 class RunLog:
-    """Scalars, pictures and texts of a run.
+    """Scalars, pictures and texts of a run, and the lines of its other logs.
 
     A file that can't be written (disk full, say) ends the log, not the call: the first
-    failure is kept in `failure`, for the ranks to agree on at the next step's end.
+    failure is kept in `failure`, for the ranks to agree on at the next step's end, and `check` raises it.
 
     Args:
         folder: the run's folder; made if missing.
@@ -58,7 +58,6 @@ class RunLog:
         self.writers: list[Writer] = []
         self.enabled = enabled
         self._looks = LookFiles(self.folder)
-        self._history = run_log(self.folder, HISTORY)
         if not enabled:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -70,12 +69,16 @@ class RunLog:
 
     def started(self, step: int, facts: dict[str, Any]) -> None:
         """The run starts, or goes on, after `step`; `facts` say where and on what."""
-        self._guarded(lambda: self._history.append({"event": "start", "step": step, "time": now()} | facts))
+        self.line(HISTORY, {"event": "start", "step": step, "time": now()} | facts)
         self.text(step, {"start": yaml.safe_dump(facts, sort_keys=False)})
 
     def ended(self, step: int, how: str) -> None:
         """The run ends after `step`: `finished`, or why it stopped."""
-        self._guarded(lambda: self._history.append({"event": "end", "step": step, "time": now(), "how": how}))
+        self.line(HISTORY, {"event": "end", "step": step, "time": now(), "how": how})
+
+    def line(self, name: str, record: dict[str, Any]) -> None:
+        """Append to one of `run_logs.LOGS`; the record has a `step`."""
+        self._guarded(lambda: run_log(self.folder, name).append(record))
 
     def scalars(self, step: int, epoch: int, samples: int, values: dict[str, float]) -> None:
         """Values such as `train/G_loss` at a step; `samples` counts those the run has consumed."""
@@ -106,7 +109,13 @@ class RunLog:
     def cut_back(self, step: int) -> None:
         """Forget what lies after `step`: a resumed run calls this once, before it writes."""
         self._each(lambda writer: writer.cut_back(step))
+        self._guarded(lambda: run_log(self.folder, SAMPLES).keep(lambda line: line["step"] <= step))
         self._guarded(lambda: self._looks.cut_back(step))
+
+    def check(self) -> None:
+        """Raise the first failure, a UserError, if something couldn't be written."""
+        if self.failure is not None:
+            raise self.failure
 
     def close(self) -> None:
         """Write out everything."""
@@ -117,7 +126,7 @@ class RunLog:
         for writer in self.writers:
             self._guarded(partial(call, writer))
 
-    def _guarded(self, write: Callable[[], None]) -> None:
+    def _guarded(self, write: Callable[[], object]) -> None:
         if not self.enabled or self.failure:
             return
         try:

@@ -12,11 +12,10 @@ from neuropbr_dist.cluster import StopReason
 from neuropbr_dist.config import TrainConfig, to_yaml
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import write_text
-from neuropbr_dist.monitor import Console
+from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
-from neuropbr_dist.monitor.run_logs import LOGS, METRICS
+from neuropbr_dist.monitor.run_logs import LOGS, METRICS, TIMINGS
 from neuropbr_dist.ranks import is_rank_0, on_rank_0
-from neuropbr_dist.training.timings import note_timing
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +58,17 @@ def write_config(cfg: TrainConfig, folder: Path) -> None:
         raise UserError(f"{folder}: can't write there: {error}") from error
 
 
-def saved(console: Console, folder: Path, path: Path, links: Sequence[str], timing: SaveTiming) -> None:
+def saved(
+    console: Console, run_log: RunLog, folder: Path, path: Path, links: Sequence[str], timing: SaveTiming
+) -> None:
     """A save is on disk: say so in the guide's lines, and write its timing. On rank 0, in the writing thread."""
     for link in links:
         if link == BEST:
             console.saved_best(folder / link)
         elif link != LATEST or len(links) == 1:
             console.saved(folder / link)
-    note_timing(folder, {"step": int(path.name.split("_")[1].split("-")[0]), "save": timing.as_dict()})
+    step = int(path.name.split("_")[1].split("-")[0])
+    run_log.line(TIMINGS, {"step": step, "save": timing.as_dict()})
 
 
 def mark_end(folder: Path, step: int, reason: StopReason | None, signal: str | None) -> None:

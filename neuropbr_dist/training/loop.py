@@ -15,6 +15,7 @@ import torch
 from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, Checkpoint, RunLock, epoch_name, step_name
 from neuropbr_dist.cluster import StopReason
 from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
+from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
@@ -23,7 +24,8 @@ from neuropbr_dist.data.open import Samples
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor import Console, RunLog
-from neuropbr_dist.ranks import broadcast_object, on_rank_0
+from neuropbr_dist.monitor.run_logs import TIMINGS
+from neuropbr_dist.ranks import on_rank_0
 from neuropbr_dist.training.boundary import Boundary
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.facts import describe, start_facts
@@ -38,7 +40,7 @@ from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
 from neuropbr_dist.training.step import gan_step
 from neuropbr_dist.training.step_log import StepLog
-from neuropbr_dist.training.timings import StartUp, note_timing
+from neuropbr_dist.training.timings import StartUp
 from neuropbr_dist.training.validation import validate
 
 LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
@@ -100,12 +102,10 @@ class Trainer:
         )
         self.log.cut_back(p.step or -1)  # at step 0 the first validation is done again
         self.console = Console(first)
+        told = partial(saved, self.console, self.log, self.folder)
+        timeout = timedelta(minutes=t.timeout_minutes)
         self.saver = AsyncSaver(
-            self.folder,
-            keep_latest=t.keep_latest,
-            lock=lock,
-            timeout=timedelta(minutes=t.timeout_minutes),
-            on_saved=partial(saved, self.console, self.folder),
+            self.folder, keep_latest=t.keep_latest, lock=lock, timeout=timeout, on_saved=told
         )
         self.saver.prepare(saved_fragments(self.networks, self.ema))
         describe(setup)
@@ -114,7 +114,7 @@ class Trainer:
         traced = self.start.profile if first else None
         self.profiler = StepProfiler(traced, self.folder / "profile", self.device) if traced else None
         logged = t.log_samples and first
-        self.sample_log = SampleLog(self.folder, self.order, self.samples.train, p.step) if logged else None
+        self.sample_log = SampleLog(self.log, self.order, self.samples.train) if logged else None
         self.step_log = StepLog(setup, self.log, self.console)
         # Not before: a rank that waits in the set-up for a dead one would wait on, and there is nothing to save yet.
         self.boundary = Boundary(self.start, t, end)
@@ -181,7 +181,7 @@ class Trainer:
             self.step(batches)
             if self.profiler is not None:
                 self.profiler.after(p.step)
-            self.start_up.first_step(self.device, self.folder, p.step)
+            self.start_up.first_step(self.device, self.log, p.step)
             ended = self.epochs_done > before
             if p.step % self.cfg.training.log_every_n_steps == 0 or ended or self.over:
                 self.log_step()
@@ -204,8 +204,11 @@ class Trainer:
         t, data, env = self.cfg.training, self.cfg.data, self.env
         slots = TrainingSlots(self.order, self.progress.cursor, env.world_size, env.rank, t.batch_size)
         augmentation = Augmentation(t.seed, data.augment_flips, data.augment_rotations)
+        alignment = Alignment.of_run(self.cfg, training=True)
         source, entries = self.samples.source, self.samples.train
-        return batches_of(data, source, entries, slots, self.device, augmentation=augmentation)
+        return batches_of(
+            data, source, entries, slots, self.device, augmentation=augmentation, alignment=alignment
+        )
 
     def step(self, batches: Iterator[MicroBatch]) -> None:
         p, cfg = self.progress, self.cfg
@@ -254,7 +257,7 @@ class Trainer:
     def end_epoch(self, before: int) -> None:
         """Epochs `before + 1` to `epochs_done` have ended (several, if a batch is larger than the set)."""
         t, done, links = self.cfg.training, self.epochs_done, [LATEST]
-        means = self.step_log.averages.epoch()
+        means = self.step_log.epoch_means()
         self.console.summary(done, means["G_loss"], means.get("D_loss"))
         if crossed(before, done, t.val_every_n_epochs) or self.over:
             figures = crossed(before, done, t.log_images_every_n_epochs) or self.over
@@ -271,7 +274,10 @@ class Trainer:
         began = time.monotonic()
         slots = validation_slots(len(val), env.world_size, env.rank, self.cfg.training.batch_size)
         workers = min(self.cfg.data.num_workers, len(slots))
-        loader = batches_of(self.cfg.data, self.samples.source, val, slots, self.device, workers)
+        alignment = Alignment.of_run(self.cfg, training=False)
+        loader = batches_of(
+            self.cfg.data, self.samples.source, val, slots, self.device, workers, alignment=alignment
+        )
         looks = LOOKS if env.rank == 0 else 0
         with loader as batches, self.ema.swapped_in() if self.ema else nullcontext():
             metrics, kept = validate(
@@ -311,17 +317,15 @@ class Trainer:
         p = self.progress
         if self.profiler is not None:
             self.profiler.finish(p.step)
-        if not self.step_log.empty:
+        if self.step_log.steps:
             self.log_step()
         if self.saved_at != p.step:
             self.save([LATEST])
         self.saver.wait()
         if reason is StopReason.SIGNAL:
             stop = self.boundary.stop_timing() | {"longest_save_s": self.saver.longest}
-            if self.env.rank == 0:
-                note_timing(self.folder, {"step": p.step, "stop": stop})
-        if failure := broadcast_object(self.log.failure):
-            raise failure
+            self.log.line(TIMINGS, {"step": p.step, "stop": stop})
+        on_rank_0(self.log.check)
         self.console.close()
 
 

@@ -25,7 +25,7 @@ from neuropbr_dist.config import TrainConfig, resolve, with_fields, writable
 from neuropbr_dist.config.values import fit_fields
 from neuropbr_dist.data.open import Samples, fill_cache, open_samples
 from neuropbr_dist.logs import to_console
-from neuropbr_dist.ranks import all_gather_object, on_rank_0
+from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0
 from neuropbr_dist.training.estimate import available_bytes
 from neuropbr_dist.training.facts import describe_samples, facts
 from neuropbr_dist.training.folder import TRACES, mark_requeue
@@ -88,21 +88,19 @@ def settle(
     cfg: TrainConfig, env: Environment, device: torch.device, samples: Samples, fresh: bool
 ) -> tuple[Setup, Weights | None]:
     """Return the set-up and, for a fresh run, the pretrained weights that it asks for and that can be had. Collective."""
-    facts = SampleFacts.of(samples)
     room = min(all_gather_object(available_bytes(device, env.local_world_size)))
-    setup, backbone = set_up(cfg, env, device, facts, room), None
+    made = partial(set_up, env=env, device=device, samples=SampleFacts.of(samples), room=room)
+    setup, backbone = on_each_rank(partial(made, cfg)), None
     model = setup.cfg.model
     if fresh and model.encoder_pretrained:
-        found = backbone_weights(model)
-        if isinstance(found, str):
-            kind = "group norm, " if model.encoder_norm == "auto" else ""
-            log.info(
-                f"No ImageNet weights for {model.encoder_backbone}: {found}. The encoder starts from random weights "
-                f"({kind}model.encoder_pretrained = false silences this)"
-            )
-            setup = set_up(with_fields(cfg, model={"encoder_pretrained": False}), env, device, facts, room)
-        else:
-            backbone = found
+        backbone = backbone_weights(model)
+    if isinstance(backbone, str):
+        kind = "group norm, " if model.encoder_norm == "auto" else ""
+        log.info(
+            f"No ImageNet weights for {model.encoder_backbone}: {backbone}. The encoder starts from random weights "
+            f"({kind}model.encoder_pretrained = false silences this)"
+        )
+        setup, backbone = made(with_fields(cfg, model={"encoder_pretrained": False})), None
     if setup.memory_why:
         log.info(f"Memory plan: {setup.memory} ({setup.memory_why}; training.memory names another)")
     return setup, backbone

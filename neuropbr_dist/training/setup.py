@@ -11,9 +11,17 @@ from typing import Any
 import torch
 
 from neuropbr_dist.cluster import Environment
-from neuropbr_dist.config import DataConfig, ModelConfig, TrainConfig, check_size, with_fields
+from neuropbr_dist.config import (
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    check_size,
+    settled,
+    settled_stats,
+    with_fields,
+)
 from neuropbr_dist.config.deepspeed import resolve as resolve_deepspeed
-from neuropbr_dist.data.open import Samples
+from neuropbr_dist.data.open import Align, Samples
 from neuropbr_dist.data.order import MicroBatchPlan, micro_batches
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import size_multiple, smallest_side
@@ -36,13 +44,16 @@ class SampleFacts:
     """Samples held out."""
     data: DataConfig | None = None
     """The configuration's part, with what it left open filled in by what was found; None: as configured."""
+    align: Align = "none"
+    """What `model.align = auto` means with these samples."""
 
     @classmethod
     def of(cls, samples: Samples) -> SampleFacts:
         """Return those of an opened set."""
         return cls(
-            side=samples.source.size, train=len(samples.train), val=len(samples.val), data=samples.data
-        )
+            side=samples.source.size, train=len(samples.train), val=len(samples.val), data=samples.data,
+            align=samples.align,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +157,10 @@ def filled_in(cfg: TrainConfig, env: Environment, samples: SampleFacts) -> Train
         open_fields["optimizer"]["scheduler_epochs"] = t.epochs
     if cfg.model.encoder_type != "resnet":
         open_fields["model"]["encoder_pretrained"] = False
+    if cfg.model.align == "auto":
+        open_fields["model"]["align"] = samples.align
     cfg = with_fields(cfg, **open_fields)
+    cfg = with_fields(replace(cfg, model=settled(cfg.model)), transform=settled_stats(cfg))
     return cfg if samples.data is None else with_fields(replace(cfg, data=samples.data))
 
 
@@ -164,32 +178,19 @@ def network_setup(
     ds_config = None
     if file is not None:
         ds_config = resolve_deepspeed(
-            file,
-            global_batch=t.global_batch_size or 1,
-            micro_batch=micro.size,
-            accumulation=micro.per_step,
-            world_size=env.world_size,
-            clip=t.grad_clip_norm,
-            precision=precision,
-        )
+            file, global_batch=t.global_batch_size or 1, micro_batch=micro.size, accumulation=micro.per_step,
+            world_size=env.world_size, clip=t.grad_clip_norm, precision=precision,
+        )  # fmt: skip
+    adam = Adam(
+        lr=o.g_lr if is_g else o.d_lr, betas=(betas[0], betas[1]),
+        weight_decay=o.g_weight_decay if is_g else o.d_weight_decay, eps=o.eps,
+    )  # fmt: skip
     return NetworkSetup(
-        engine=engine,
-        adam=Adam(
-            lr=o.g_lr if is_g else o.d_lr,
-            betas=(betas[0], betas[1]),
-            weight_decay=o.g_weight_decay if is_g else o.d_weight_decay,
-            eps=o.eps,
-        ),
-        clip=t.grad_clip_norm,
-        dtype=DTYPES[precision],
+        engine=engine, adam=adam, clip=t.grad_clip_norm, dtype=DTYPES[precision],
         compile_blocks=t.compile == "blocks" or (t.compile == "auto" and device.type == "cuda"),
-        sync_batch="sync_batch" in norms,
-        shard=t.shard,
-        ranks_per_node=env.local_world_size,
-        cpu_offload=t.cpu_offload and is_g,
-        ds_file=file,
-        ds_config=ds_config,
-    )
+        sync_batch="sync_batch" in norms, shard=t.shard, ranks_per_node=env.local_world_size,
+        cpu_offload=t.cpu_offload and is_g, ds_file=file, ds_config=ds_config,
+    )  # fmt: skip
 
 
 def choose_engine(cfg: TrainConfig, env: Environment, part: str) -> tuple[str, str | None]:
@@ -202,7 +203,7 @@ def choose_engine(cfg: TrainConfig, env: Environment, part: str) -> tuple[str, s
     if engine == "single" and env.world_size > 1:
         raise UserError(f"{name} = single with {env.world_size} ranks; use fsdp, ddp or deepspeed")
     if engine == "deepspeed" and file is None:
-        raise UserError(f"{name} = deepspeed needs {flag} FILE (ds_configs/zero2.json, say)")
+        raise UserError(f"{name} = deepspeed needs {flag} FILE (zero2, say)")
     if engine == "auto":
         engine = "deepspeed" if file is not None else "fsdp" if env.world_size > 1 else "single"
     if engine != "deepspeed":

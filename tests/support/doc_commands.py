@@ -21,12 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.cli import parser as benchmark_parser
+from benchmarks import cli as benchmarks
 from neuropbr_dist.commands import COMMANDS, submit
+from neuropbr_dist.commands.flags import overrides_of
 from neuropbr_dist.commands.train import config_of
 
 MARKS = ("gpu", "slurm", "install", "long")
-PROGRAMS = ("python", "torchrun", "deepspeed", "sbatch", "scancel", "make", "pip", "tensorboard")
+PROGRAMS = ("python", "torchrun", "deepspeed", "sbatch", "scancel", "make", "pip", "tensorboard", "neuropbr")
 SHORT = [
     "--set", "data.builtin_count=4", "--set", "data.image_size=32",
     "--set", "training.global_batch_size=2", "--set", "training.checkpoint_dir=shortened",
@@ -120,7 +121,9 @@ def _faults(words: list[str], root: Path) -> list[str]:
         return [f"make {word}: no such target" for word in words[1:] if word not in targets]
     found = []
     for i, word in enumerate(words):
-        if re.match(r"(launch|slurm|ds_configs|tests|docs)/", word) and not (root / word).exists():
+        if word in ("neuropbr", "neuropbr_dist") and i + 1 < len(words):  # the command, or what -m starts
+            found += refused(words[i + 1], words[i + 2 :])
+        elif re.match(r"(launch|slurm|ds_configs|tests|docs)/", word) and not (root / word).exists():
             found.append(f"{word}: no such file")
         elif (name := OURS.get(word)) is not None:
             found += refused(name, words[i + 1 :])
@@ -134,18 +137,17 @@ OURS = {f"launch/{name}.py": name for name in [*COMMANDS.commands, "benchmark"]}
 
 def refused(script: str, words: list[str]) -> list[str]:
     """Why a script's own parser doesn't take the words; [] if it does."""
+    table = benchmarks.COMMANDS if script == "benchmark" else COMMANDS
     try:
-        if script == "benchmark":
-            config_of(benchmark_parser().parse_known_args(words)[1])
-        elif script == "submit":
+        if script == "submit":
             config_of(submit.parser().parse_known_args(words)[1])
-        elif script in ("train", "doctor"):
-            config_of(words)
-        else:
-            module, rest, prog = COMMANDS.find([script, *words])
-            module.parser(prog).parse_args(rest)
-    except SystemExit:  # argparse has printed why
-        return [f"{script}: its parser refuses {shlex.join(words)}"]
+            return []
+        module, rest, prog = table.find(words if script == "benchmark" else [script, *words])
+        args = module.parser(prog).parse_args(rest)
+        if hasattr(args, "config"):
+            overrides_of(args).configuration()
+    except SystemExit as stopped:  # argparse has printed why, or help
+        return [f"{script}: its parser refuses {shlex.join(words)}"] if stopped.code else []
     return []
 
 

@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from neuropbr_dist.data.files.layout import SOURCES
+from neuropbr_dist.data.files.entries import SOURCES
 from neuropbr_dist.data.packed.records import LARGEST_SIDE
 from neuropbr_dist.data.packed.shards import REPACK, Place, used_bytes
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import write_bytes, write_json
+from neuropbr_dist.materials.plane import ENCODED
 
 VERSION = 2
 """Raise it when the format changes."""
@@ -39,13 +40,9 @@ INDEX_FILES = ("samples.npy", "materials.npy", "records.npy")
 FOLDERS = SOURCES[1]
 """The column `source` of `samples.npy` counts in it."""
 
-CAMERA = np.dtype([("map_to_view", "<f8", (3, 3)), ("eye", "<f8", (3,)), ("confidence", "<f8")])
-"""A view's camera, NaN where a value is null. A view without one has NaN throughout and confidence 0."""
-COLUMNS: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
-    "cameras": (CAMERA, (3,)),
-    "wrap": (np.dtype(bool), ()),
-}
-"""The columns that mean something, each with dtype and shape of a row."""
+COLUMNS: dict[str, tuple[np.dtype, tuple[int, ...]]] = {"cameras": (np.dtype("<f4"), (3, ENCODED))}
+"""The columns that mean something, each with dtype and shape of a row: cameras as batches carry them, see
+`materials.plane.encode`."""
 FIELDS = {"sides": list, "samples": int, "materials": int, "shards": dict, "index": dict, "origin": str}
 _BEYOND_FILES = 1 << 62
 _COPY_AGAIN = "copy the set again, or delete it and pack it again"
@@ -242,6 +239,7 @@ class PackedIndex:
         for name, column in self.columns.items():
             dtype, shape = COLUMNS.get(name, (column.dtype, column.shape[1:]))
             sound = sound and column.shape == (len(samples), *shape) and column.dtype == dtype
+            sound = sound and not (column.dtype.kind == "f" and not np.isfinite(column).all())
         if not sound:
             raise UserError(f"{self.folder}: its index doesn't hang together; {_COPY_AGAIN}")
 

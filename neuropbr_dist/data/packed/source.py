@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from neuropbr_dist.data.cameras import NOT_KNOWN
 from neuropbr_dist.data.files.decode import resize
-from neuropbr_dist.data.files.layout import SOURCES
+from neuropbr_dist.data.files.entries import SOURCES
 from neuropbr_dist.data.packed.index import FOLDERS, SHARDS, PackedIndex
 from neuropbr_dist.data.packed.shards import ShardReader
 from neuropbr_dist.data.sources import Source
@@ -154,6 +155,10 @@ class PackedSource(Source):
             UserError: One is missing or cut.
         """
         self.set.index.check_shards()
+
+    def cameras(self, entry: PackedEntry) -> np.ndarray:
+        column = self.set.column("cameras")
+        return NOT_KNOWN if column is None else column[entry.row]
 
     def load(self, entry: PackedEntry) -> tuple[np.ndarray, np.ndarray]:
         views = np.empty((3, 3, self.size, self.size), np.uint8)

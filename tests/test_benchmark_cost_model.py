@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import paper
+from benchmarks import cost_model
 from neuropbr_dist.data.order import SampleOrder, micro_batches, plan_step
 from neuropbr_dist.errors import UserError
 
-BY_NAME = {engine.name: engine for engine in paper.ENGINES}
+BY_NAME = {engine.name: engine for engine in cost_model.ENGINES}
 
 
 def test_the_page_is_up_to_date():
-    page = paper.PAGE.read_text()
-    assert paper.filled(page) == page, "run: python -m benchmarks.paper --write"
+    page = cost_model.PAGE.read_text()
+    assert cost_model.filled(page) == page, "run: python -m benchmarks.cost_model --write"
 
 
 def test_a_page_without_a_table_is_refused():
     with pytest.raises(UserError, match="wants one <!-- held --> and one <!-- end held -->"):
-        paper.filled(paper.PAGE.read_text().replace("<!-- held -->", ""))
+        cost_model.filled(cost_model.PAGE.read_text().replace("<!-- held -->", ""))
 
 
 def test_known_cases():
     """Of the ZeRO paper: 16 bytes a parameter on one rank; on many 4, 2 and nothing."""
-    for engine in paper.ENGINES:
+    for engine in cost_model.ENGINES:
         assert engine.held(1, 8) == 16 and engine.moved(1, 8) == 0 and engine.across(8, 8) == 0
     held = {name: engine.held(10**9, 8) for name, engine in BY_NAME.items()}
     assert held == pytest.approx(
@@ -40,7 +40,7 @@ def test_sharding_inside_a_node_is_full_sharding_on_one_and_crosses_less_on_many
     for n in (16, 64, 512, 1024):
         assert node.across(n, 8) < world.across(n, 8)
         assert node.held(n, 8) > world.held(n, 8)
-        assert paper.ring_latency(n, 8) > paper.ring_latency(8, 8)
+        assert cost_model.ring_latency(n, 8) > cost_model.ring_latency(8, 8)
     # A float32 all-reduce of shards against two bf16 gathers and a float32 reduction: on many nodes the same.
     assert node.across(1024, 8) / world.across(1024, 8) > 0.98
 

@@ -1,7 +1,7 @@
 """What a step moves and what a rank holds, by formula: the tables of docs/scaling.md.
 
-    python -m benchmarks.paper            # check docs/scaling.md
-    python -m benchmarks.paper --write    # bring it up to date
+    python -m benchmarks.cost_model            # check docs/scaling.md
+    python -m benchmarks.cost_model --write    # bring it up to date
 
 Bytes are those that a rank sends (it receives as many). A ring moves (n - 1) / n of the whole in
 an all-gather or a reduce-scatter over n ranks and twice that in an all-reduce (Rabenseifner 2004; the ZeRO
@@ -12,12 +12,14 @@ of parameters repeat for each micro-batch, the reductions of gradients don't.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.commands.flags import add_debug, new_parser
 from neuropbr_dist.config import TrainConfig, load
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.errors import UserError
@@ -225,18 +227,26 @@ def filled(page: str) -> str:
     return page
 
 
-def main() -> None:
-    """Check docs/scaling.md, or with `--write` renew it."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py cost-model`."""
+    p = new_parser(__doc__ or "", prog)
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_debug(p)
     p.add_argument("--write", action="store_true", help="renew the tables of docs/scaling.md")
-    args = p.parse_args()
+    return p
+
+
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Check docs/scaling.md, or with `--write` renew it."""
+    args = parser(prog).parse_args(argv)
     page = PAGE.read_text()
     renewed = filled(page)
     if args.write:
         PAGE.write_text(renewed)
     elif renewed != page:
-        raise SystemExit("docs/scaling.md is out of date; run with --write")
+        raise UserError("docs/scaling.md is out of date; run with --write")
 
 
 if __name__ == "__main__":
-    main()
+    run()
