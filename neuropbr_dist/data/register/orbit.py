@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neuropbr_dist.data.register.fit import Window, brought, refined
+from neuropbr_dist.data.register.fit import Window, refined
 from neuropbr_dist.data.register.pose import Pose, error_on_map, focal_of, looking
 from neuropbr_dist.data.register.pyramid import MaterialPyramid, ViewPyramid
 from neuropbr_dist.materials.plane import Matrix, centre
@@ -57,33 +57,31 @@ ORBITS = [Orbit(target, near) for target in ((0.0, 0.0), (0.5, 0.5)) for near in
 
 @dataclass(frozen=True)
 class OnOrbit:
-    """A `fit.Motion` of two angles."""
+    """A camera of an orbit, which has two angles to move; a `motion.Motion`."""
 
     orbit: Orbit
     tilt: float
     azimuth: float
 
     @property
+    def parameters(self) -> int:
+        """Two."""
+        return 2
+
+    @property
     def pose(self) -> Pose:
         """The pose at its angles."""
         return self.orbit.pose(self.tilt, self.azimuth)
 
-    def directions(self) -> Matrix:
-        """Return how the pose moves with a step along each of two axes in the plane of (tilt, azimuth), by differences."""
-        here, small = self.pose, 1e-4
-        columns = []
-        for step in np.eye(2) * small:
-            there = self.moved(step).pose
-            turn = there.axes @ here.axes.T
-            about = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]]) / 2
-            columns.append(np.concatenate([about, there.eye - here.eye]) / small)
-        return np.stack(columns, axis=1)
+    def map_to_view(self) -> Matrix:
+        """Return the pose's homography."""
+        return self.pose.map_to_view()
 
     def moved(self, step: Matrix) -> OnOrbit:
-        """Return the motion after a step; the same up is kept."""
-        tilt, azimuth = self.tilt + step[0], self.azimuth + step[1]
-        low, high = (1e-3, STEEP - 1e-6) if self.tilt < STEEP else (STEEP, MOST_TILT)
-        return OnOrbit(self.orbit, float(np.clip(tilt, low, high)), float(azimuth))
+        """Return the camera after a step of tilt and azimuth, radians; its up stays what it is."""
+        low, high = (0.0, STEEP - 1e-4) if self.tilt < STEEP else (STEEP + 1e-4, MOST_TILT)
+        tilt = float(np.clip(self.tilt + step[0], low, high))
+        return OnOrbit(self.orbit, tilt, float(self.azimuth + step[1]))
 
 
 def nearest(pose: Pose, wrap: bool) -> OnOrbit | None:
@@ -92,7 +90,7 @@ def nearest(pose: Pose, wrap: bool) -> OnOrbit | None:
     for orbit in ORBITS:
         tilt, azimuth = orbit.angles(pose)
         motion = OnOrbit(orbit, min(tilt, MOST_TILT), azimuth)
-        found.append((error_on_map(motion.pose.map_to_view(), pose.map_to_view(), wrap), motion))
+        found.append((error_on_map(motion.map_to_view(), pose.map_to_view(), wrap), motion))
     apart, motion = min(found, key=lambda entry: entry[0])
     return motion if apart < _NEAR else None
 
@@ -104,14 +102,13 @@ def sweep(material: MaterialPyramid, view: ViewPyramid, orbit: Orbit) -> Iterato
     oblique = [OnOrbit(orbit, t, a) for t in _TILTS for a in _AZIMUTHS]
     scored = []
     for motion in [*steep, *oblique]:
-        seen, mask = brought(window, view, motion.pose.map_to_view())[:2]
-        scored.append((window.explain(seen, mask).correlation, motion))
+        scored.append((window.explain(window.bring(view, motion.map_to_view())).correlation, motion))
     scored.sort(key=lambda entry: -entry[0])
     kept: list[OnOrbit] = []
     for _, motion in scored:
         if all(_apart(motion, other) > np.radians(8) for other in kept):
             kept.append(motion)
-            yield refined(material, view, motion, _SIDE, 6)[0]  # type: ignore[misc]
+            yield motion
         if len(kept) == _TRIED:
             return
 

@@ -1,4 +1,4 @@
-"""A pinhole's pose over the plane, with the parameters that a search moves."""
+"""A pinhole's pose over the plane."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from neuropbr_dist.data.register.fit import Free, Window, brought, refined
+from neuropbr_dist.data.register.fit import Window, refined
+from neuropbr_dist.data.register.motion import Free
 from neuropbr_dist.data.register.pose import Pose, error_on_map
 from neuropbr_dist.data.register.pyramid import Array, MaterialPyramid, ViewPyramid
 from neuropbr_dist.materials.plane import Matrix, centre
@@ -26,7 +27,7 @@ def rivals(material: MaterialPyramid, view: ViewPyramid, pose: Pose, side: int) 
     for start in _starts(material, view, pose):
         motion, _ = refined(material, view, Free(start), SIDE, 5)
         motion, correlation = refined(material, view, motion, side, 3)
-        apart = error_on_map(motion.pose.map_to_view(), pose.map_to_view(), wrap=True)
+        apart = error_on_map(motion.map_to_view(), pose.map_to_view(), wrap=True)
         if apart > _ELSEWHERE:
             found.append((motion.pose, correlation))
     return sorted(found, key=lambda entry: -entry[1])
@@ -37,10 +38,10 @@ def _starts(material: MaterialPyramid, view: ViewPyramid, pose: Pose) -> list[Po
     map_to_view = pose.map_to_view()
     middle = centre(map_to_view)
     window = Window(material, SIDE, middle)
-    seen, mask = brought(window, view, map_to_view)[:2]
+    brought = window.bring(view, map_to_view)
     peaks = []
     for turns in range(4):
-        fit = _fit_at_shifts(np.rot90(seen * mask, turns), window.channels)
+        fit = _fit_at_shifts(np.rot90(brought.seen * brought.mask, turns), window.channels)
         if turns == 0:
             _clear(fit, 0, 0)
         for _ in range(_TRIED):
