@@ -18,9 +18,12 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
-    packages=find_packages(include=["neuropbr_dist", "neuropbr_dist.*"]),
-    package_data={"neuropbr_dist.report": ["assets/*"]},
+    packages=[*find_packages(include=["neuropbr_dist", "neuropbr_dist.*"]), "neuropbr_dist.ds_configs"],
+    package_dir={"neuropbr_dist.ds_configs": "ds_configs"},
+    package_data={"neuropbr_dist.report": ["assets/*"], "neuropbr_dist.ds_configs": ["*.json"]},
     install_requires=[
+        # The vocabulary of ranges in the configuration's types.
+        "annotated-types>=0.6",
         "torch>=2.11,<2.15",
         # The float32 masters are read where this version keeps them.
         "deepspeed==0.19.8",
@@ -51,13 +54,12 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "neuropbr-train = neuropbr_dist.main:train",
-            "neuropbr-infer = neuropbr_dist.main:infer",
-            "neuropbr-data = neuropbr_dist.main:data",
-            "neuropbr-export = neuropbr_dist.main:export",
-            "neuropbr-benchmark = neuropbr_dist.main:benchmark",
-            "neuropbr-report = neuropbr_dist.main:report",
-            "neuropbr-submit = neuropbr_dist.main:submit",
+            "neuropbr = neuropbr_dist.commands:main",
+            # Earlier names of the same.
+            *(
+                f"neuropbr-{name} = neuropbr_dist.commands.{name}:run"
+                for name in ("train", "infer", "data", "export", "report", "submit")
+            ),
         ]
     },
 )

@@ -1,1 +1,1 @@
-"""Measurements and estimates: what `launch/benchmark.py` calls."""
+"""Everything that measures: `launch/benchmark.py` finds it by name. Dated figures are in `results/`."""

@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.options import fields_of, measurement
+from benchmarks.setting import need_gpu, write_figures
 from neuropbr_dist import kernels
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.data.sources import BUILTIN_SIZE
 from neuropbr_dist.kernels.attention import flash_attention, plain_attention
+from neuropbr_dist.models import size_multiple
 
-HEADS = ((32, 64), (16, 128))  # heads x width: the default, and the same width in fewer heads
 BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FlashAttention-2": SDPBackend.FLASH_ATTENTION}
 
 
-def measure(tokens: int, device: torch.device) -> list[dict[str, Any]]:
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py attention`."""
+    p = measurement(__doc__, prog)
+    p.add_argument("--tokens", type=int, metavar="N", help="default: the model's, 49,152 at 2048 px")
+    p.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    return p
+
+
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Print a row a backend and shape."""
+    args = parser(prog).parse_args(argv)
+    sized = {"data.image_size": "--tokens says how many there are; leave one out"} if args.tokens else {}
+    cfg = fields_of(args, sized).configuration()
+    device = need_gpu("attention")
+    write_figures(args.out, {"rows": measure(args.tokens or tokens_of(cfg), shapes_of(cfg), device)})
+
+
+def tokens_of(cfg: TrainConfig) -> int:
+    """Return the tokens of all three views."""
+    return 3 * ((cfg.data.image_size or BUILTIN_SIZE) // size_multiple(cfg.model)) ** 2
+
+
+def shapes_of(cfg: TrainConfig) -> list[tuple[int, int]]:
+    """Return heads and their width: the model's, and as much in half as many heads."""
+    heads = cfg.model.transformer_num_heads
+    width = cfg.model.transformer_dim // heads
+    return [(heads, width), (heads // 2, 2 * width)]
+
+
+def measure(tokens: int, shapes: Sequence[tuple[int, int]], device: torch.device) -> list[dict[str, Any]]:
     """Forward and backward ms and TFLOP/s of each backend, bf16, one sample; prints a table.
 
     From packed queries, keys and values to their packed gradient, as the model has them.
@@ -26,7 +63,7 @@ def measure(tokens: int, device: torch.device) -> list[dict[str, Any]]:
     rows = []
     backends = [*BACKENDS, *(["FlashAttention-4"] if kernels.flash_installed() else [])]
     print("backend           heads x width   forward ms  TFLOP/s   backward ms  TFLOP/s")
-    for heads, width in HEADS:
+    for heads, width in shapes:
         flops = 4 * heads * width * tokens**2
         for name in backends:
             qkv = torch.randn(

@@ -7,7 +7,6 @@ second resumes it for one more step. All figures are the runs' own (`timings.jso
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.options import fields_of, measurement
 from benchmarks.ranks import ROOT, run_alone
+from benchmarks.setting import write_figures
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.monitor.run_logs import TIMINGS, run_log
 from neuropbr_dist.training.facts import device_name
-from neuropbr_dist.training.timings import TIMINGS
 
 GB = 1e9
 # The state's size doesn't depend on the pictures' unless asked for; two samples are quickly made.
@@ -30,12 +32,15 @@ BEFORE, MEASURED = 2, 4
 """Steps before the first save (compiled by then), and saves after that; the first of them is told apart."""
 
 
-def checkpoint_parser() -> argparse.ArgumentParser:
-    """The words of `launch/benchmark.py checkpoint`."""
-    p = argparse.ArgumentParser(
-        description="Measure saves and a restart. Other words go to launch/train.py (--config, --engine, --set, ...).",
-        allow_abbrev=False,
-    )
+SET_HERE = {
+    "training.checkpoint_dir": "--folder names where to save",
+    "training.save_every_n_steps": "every step is followed by a save",
+}
+
+
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py checkpoint`."""
+    p = measurement(__doc__, prog)
     p.add_argument("--folder", type=Path, metavar="DIR", help="where to save; default: a temporary folder")
     p.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     p.add_argument(
@@ -44,20 +49,31 @@ def checkpoint_parser() -> argparse.ArgumentParser:
     return p
 
 
-def measure(folder: Path, words: Sequence[str], ranks: int = 1) -> dict[str, Any]:
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Print the table; write JSON where asked."""
+    args = parser(prog).parse_args(argv)
+    fields = fields_of(args, SET_HERE)
+    with TemporaryDirectory() as temporary:
+        found = measure(args.folder or Path(temporary), fields.argv(), args.ranks)
+    print(as_table(found))
+    write_figures(args.out, found)
+
+
+def measure(folder: Path, argv: Sequence[str], ranks: int = 1) -> dict[str, Any]:
     """Train, save, resume in `folder`; the figures by name, seconds and bytes.
 
     Raises:
         UserError: a run failed; its last lines.
     """
-    run = folder / "run"
+    path = folder / "run"
     device = ON_GPU if torch.cuda.is_available() else ON_CPU
-    common = [*(word for s in QUIET for word in ("--set", s)), "--checkpoint-dir", str(run)]
+    common = [*(word for s in QUIET for word in ("--set", s)), "--checkpoint-dir", str(path)]
     last = BEFORE + MEASURED
     saves = ["--set", "training.save_every_n_steps=1", "--stop-after-steps", str(last)]
-    launch(ranks, [*device, *common, *words, *saves])
-    launch(ranks, ["--resume", "auto", "--checkpoint-dir", str(run), "--stop-after-steps", str(last + 1)])
-    lines = [json.loads(line) for line in (run / TIMINGS).read_text().splitlines()]
+    launch(ranks, [*device, *common, *argv, *saves])
+    launch(ranks, ["--resume", "auto", "--checkpoint-dir", str(path), "--stop-after-steps", str(last + 1)])
+    lines = run_log(path, TIMINGS).read()
     timed = [line["save"] for line in lines if "save" in line][:last]
     fresh, restart = [line["start"] for line in lines if "start" in line]
     size = timed[-1]["bytes"]
@@ -67,7 +83,7 @@ def measure(folder: Path, words: Sequence[str], ranks: int = 1) -> dict[str, Any
         "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "torch": torch.__version__,
         "ranks": ranks,
-        "words": list(words),
+        "words": list(argv),
         "bytes": size,
         "first_save": timed[0],
         "later_saves": timed[1:],
@@ -80,7 +96,7 @@ def measure(folder: Path, words: Sequence[str], ranks: int = 1) -> dict[str, Any
     }
 
 
-def launch(ranks: int, words: Sequence[str]) -> None:
+def launch(ranks: int, argv: Sequence[str]) -> None:
     """One run of `launch/train.py` on `ranks` processes.
 
     Raises:
@@ -89,7 +105,7 @@ def launch(ranks: int, words: Sequence[str]) -> None:
     launcher = (
         ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     )
-    run_alone([*launcher, str(ROOT / "launch" / "train.py"), *words])
+    run_alone([*launcher, str(ROOT / "launch" / "train.py"), *argv])
 
 
 def as_table(found: dict[str, Any]) -> str:
@@ -113,13 +129,3 @@ def as_table(found: dict[str, Any]) -> str:
     ]
     head = f"{found['device']}, torch {found['torch']}, {found['ranks']} rank(s)"
     return "\n".join([head, "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table; write JSON where asked."""
-    args, words = checkpoint_parser().parse_known_args(argv)
-    with TemporaryDirectory() as temporary:
-        found = measure(args.folder or Path(temporary), words, args.ranks)
-    print(as_table(found))
-    if args.out:
-        args.out.write_text(json.dumps(found, indent=2) + "\n")

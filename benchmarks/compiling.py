@@ -9,8 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.options import STEP, fields_of, measurement
 from benchmarks.ranks import run_alone
-from neuropbr_dist.commands.train import config_of
+from benchmarks.setting import write_figures
+from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.errors import UserError
 
 ROW = "benchmarks.compiling_row"
@@ -18,34 +20,32 @@ CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 """Variables that say where compiled code is kept -> our folders."""
 
 
-def add_arguments(p: argparse.ArgumentParser) -> None:
-    """The words of `launch/benchmark.py compile`."""
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py compile`."""
+    p = measurement(__doc__, prog)
     p.add_argument(
         "--steps", type=int, default=3, metavar="N", help="of each phase, 2 or more; default %(default)s"
     )
+    p.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    return p
 
 
-def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
-    """The same steps in two processes, one after the other, that share a cache of their own; prints a table.
-
-    Args:
-        words: for launch/train.py.
-
-    Raises:
-        UserError: fewer than 2 steps, words that training would refuse, or a process that failed; with its last lines.
-    """
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Print the same steps of two processes, one after the other, that share a cache of their own."""
+    args = parser(prog).parse_args(argv)
     if args.steps < 2:
         raise UserError(f"--steps {args.steps}: a phase needs a first step and a later one, 2 or more")
-    config_of(words)  # wrong words are one line here, a traceback there
+    fields = fields_of(args, STEP)
     with TemporaryDirectory() as scratch:
         caches = {name: str(Path(scratch, folder)) for name, folder in CACHES.items()}
         runs = {}
         for cache in ("empty", "filled"):
             out = Path(scratch, f"{cache}.json")
-            run_alone(["-m", ROW, "--out", str(out), "--steps", str(args.steps), *words], **caches)
+            run_alone(["-m", ROW, "--out", str(out), "--steps", str(args.steps), *fields.argv()], **caches)
             runs[cache] = json.loads(out.read_text())
     print(as_table(runs))
-    return {"runs": runs}
+    write_figures(args.out, {"runs": runs})
 
 
 def as_table(runs: Mapping[str, Mapping[str, Any]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -14,10 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks.setting import Setting, setting
+from benchmarks.options import fields_of, measurement
+from benchmarks.setting import changed, setting, title
 from benchmarks.step import StepBench
+from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.data.batch import MicroBatch
-from neuropbr_dist.training.engines import check_memory, memory_plan, recompute_name
+from neuropbr_dist.data.builtin.cache import sample_cameras
+from neuropbr_dist.training.estimate import available_bytes
+from neuropbr_dist.training.setup import Setup
 from neuropbr_dist.training.validation import validate
 
 AGAIN = "training again"
@@ -54,7 +57,7 @@ class Compiled(NamedTuple):
         return Compiled(*(now - then for now, then in zip(self, before, strict=True)))
 
 
-def measure(where: Setting, memory: str, steps: int) -> dict[str, Any]:
+def measure(where: Setup, memory: str, steps: int) -> dict[str, Any]:
     """GAN off, GAN on, validation, and training again: `steps` of each phase.
 
     Args:
@@ -69,7 +72,7 @@ def measure(where: Setting, memory: str, steps: int) -> dict[str, Any]:
     rows = [measured(name, run, bench, steps, known=name == AGAIN) for name, run in phases.items()]
     built_s = rows[0]["began_s"]
     return {
-        "setting": f"{where}, {recompute_name(where.cfg, memory)}",
+        "setting": f"{title(where)}, {changed(where, memory=memory).recompute}",
         "first_step_s": built_s + rows[0]["first_s"],
         "settled_s": built_s + sum(row["first_s"] for row in rows),
         "phases": rows,
@@ -96,13 +99,17 @@ def measured(
     }  # fmt: skip
 
 
-def validation(where: Setting, bench: StepBench) -> Callable[[], object]:
+def validation(where: Setup, bench: StepBench) -> Callable[[], object]:
     """A run's own validation, of one micro-batch of noise."""
-    n, size = where.cfg.training.batch_size, where.size
+    n, size = where.cfg.training.batch_size, where.samples.side
     views, maps = (
         torch.randint(256, (n, *channels, size, size), dtype=torch.uint8) for channels in ((3, 3), (8,))
     )
     batch = MicroBatch(views, maps, torch.ones(n), [f"noise {i}" for i in range(n)])
+    if where.cfg.model.align == "plane":
+        batch = batch._replace(
+            cameras=torch.from_numpy(sample_cameras(0, 0).encoded("clean")).repeat(n, 1, 1)
+        )
     return lambda: validate(
         bench.networks["generator"],
         [batch],
@@ -112,20 +119,20 @@ def validation(where: Setting, bench: StepBench) -> Callable[[], object]:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and write the figures; words other than its own are those of launch/train.py."""
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Measure, and write the figures."""
+    p = measurement(__doc__, prog)
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON")
     p.add_argument("--steps", type=int, required=True, metavar="N", help="of each phase")
-    args, words = p.parse_known_args(argv)
-    with setting(words) as where:
-        cfg = where.cfg
-        if cfg.training.compile == "auto":
-            cfg.training.compile = "blocks"  # what is measured here, on a CPU as well
-        check_memory(cfg, where.size, where.env, where.device)
-        plan = memory_plan(cfg, where.size, where.env, where.device, print)
-        args.out.write_text(json.dumps(measure(where, plan, args.steps), indent=1) + "\n")
+    args = p.parse_args(argv)
+    with setting(fields_of(args, {}).configuration()) as where:
+        wanted = where.cfg.training.compile
+        compiled = "blocks" if wanted == "auto" else wanted  # what is measured here, on a CPU as well
+        room = available_bytes(where.device, where.env.local_world_size)
+        where = changed(where, room, compile=compiled)
+        args.out.write_text(json.dumps(measure(where, where.memory, args.steps), indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -10,11 +10,12 @@ the batch. webdataset reads in order only.
 
 from __future__ import annotations
 
+import argparse
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +23,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from neuropbr_dist.data.packed.shards import Place, ShardReader, ShardWriter
+
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.commands.flags import add_debug, new_parser
+from neuropbr_dist.data.packed.shards import ShardReader, ShardWriter
 
 SIDE, SAMPLES, ROUNDS = 2048, 12, 5
 SHAPE = (17, SIDE, SIDE)
@@ -92,16 +96,33 @@ def webdataset(folder: Path, records: list[np.ndarray]) -> Read:
     return lambda _: np.frombuffer(next(samples)["x.bin"], np.uint8).reshape(SHAPE)
 
 
-def shards(folder: Path, records: list[np.ndarray]) -> tuple[ShardReader, list[Place]]:
-    """This project's shard files: a reader, and the places of the records in them."""
+def shards(folder: Path, records: list[np.ndarray]) -> Callable[[int, np.ndarray], None]:
+    """This project's shard files: fills a batch with a record at its own side."""
     (folder / "shards").mkdir()
-    writer = ShardWriter(folder / "shards", "0", "none", 1 << 30)
-    places = [writer.append(record) for record in records]
-    return ShardReader(folder / "shards", "none"), places
+    writer = ShardWriter(folder / "shards", "0", 1 << 30)
+    places = [writer.append({"x": record}) for record in records]
+    reader = ShardReader(folder / "shards")
+    return lambda i, batch: reader.record(places[i], str(i)).read("x", batch)
 
 
-def main(folder: Path) -> None:
-    """Make every container in `folder`, read from them in turns, print a table."""
+def copied(read: Read, batch: np.ndarray) -> Callable[[int], None]:
+    """What a container hands out, copied into the batch."""
+    return lambda i: np.copyto(batch, read(i))
+
+
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py containers`."""
+    p = new_parser(__doc__ or "", prog)
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_debug(p)
+    p.add_argument("folder", type=Path, metavar="FOLDER", help="a new one, for the containers")
+    return p
+
+
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Make every container in a folder, read from them in turns, print a table."""
+    folder: Path = parser(prog).parse_args(argv).folder
     folder.mkdir(parents=True)
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -114,10 +135,9 @@ def main(folder: Path) -> None:
         f"mosaicml-streaming {version('mosaicml-streaming')}": mosaicml_streaming(folder, records),
         f"webdataset {version('webdataset')}, in order": webdataset(folder, records),
     }
-    reader, places = shards(folder, records)
-    batch = np.zeros(SHAPE, np.uint8)
-    fill = {name: lambda i, read=read: np.copyto(batch, read(i)) for name, read in reads.items()}
-    fill["these shards, CRC-32 of every read"] = lambda i: reader.read(places[i], batch, str(i))
+    ours, batch = shards(folder, records), np.zeros(SHAPE, np.uint8)
+    fill: dict[str, Callable[[int], None]] = {name: copied(read, batch) for name, read in reads.items()}
+    fill["these shards, CRC-32 of every read"] = lambda i: ours(i, batch)
     times: dict[str, list[float]] = {name: [] for name in fill}
     for round_ in range(ROUNDS):
         order = random.Random(round_).sample(range(SAMPLES), SAMPLES)
@@ -135,4 +155,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run()

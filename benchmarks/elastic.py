@@ -6,7 +6,7 @@ Two runs an engine on the same samples, the default preset with its GAN on: `who
 number of ranks, `elastic` stops after `--steps`, and goes on from its save on the next number. In float32 without
 TF32 and with deterministic algorithms, so that nothing differs but the order of sums over samples; a GAN doubles
 such a difference every step or two. Judged are the losses of the first step on another number of ranks.
-All engines run at a time. Other words go to every run.
+All engines run at a time. The fields of a run go to every run.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from benchmarks.options import ENGINE, add_size, fields_of, measurement
 from benchmarks.ranks import ROOT, Launch, run_all
 from benchmarks.scaling import ENGINES
-from neuropbr_dist.monitor.writers import METRICS
-from neuropbr_dist.report.folder import read_lines
+from neuropbr_dist.cluster import Environment, pick_device
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.config.overrides import Overrides
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.monitor.run_logs import METRICS, run_log
 
 BOUND = 1e-4
 """Of a loss, relative, or absolute where it is below 1."""
@@ -38,17 +42,32 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def rounds(args: argparse.Namespace, words: Sequence[str]) -> list[list[Launch]]:
-    """Launches that may run at a time; each round resumes what the one before has saved."""
+SIZE = 256  # px
+SET_HERE = ENGINE | {"training.checkpoint_dir": "--folder names where the runs go"}
+
+
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py elastic`."""
+    p = measurement(__doc__, prog)
+    p.add_argument("--worlds", nargs="+", type=int, default=[2, 1, 2], metavar="N", help="default 2 1 2")
+    p.add_argument("--engines", nargs="+", choices=ENGINES, default=["fsdp", "zero2"], metavar="NAME")
+    p.add_argument("--steps", type=int, default=6, metavar="N", help="on each number of ranks; default 6")
+    add_size(p, SIZE)
+    p.add_argument("--limit", type=float, default=240, metavar="SECONDS", help="of one launch; default 240")
+    p.add_argument("--folder", type=Path, default=Path("elastic"), metavar="DIR", help="default ./elastic")
+    return p
+
+
+def rounds(args: argparse.Namespace, fields: Overrides) -> list[list[Launch]]:
+    """Return launches that may run at a time; each round resumes what the one before has saved."""
     found: list[list[Launch]] = []
-    size, most = args.size, max(args.worlds)
-    settings = SETTINGS | {"data.image_size": size, "training.global_batch_size": most}
+    settings = SETTINGS | {"training.global_batch_size": max(args.worlds)}
     sets = [word for name, value in settings.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     last = args.steps * len(args.worlds)
     for leg, world in enumerate(args.worlds):
         found.append([])
         for engine in args.engines:
-            new = [*ENGINES[engine], "--device", args.device, *sets, *words]
+            new = [*ENGINES[engine], *sets, *fields.argv()]
             if leg == 0:
                 found[0].append(launch(args, engine, "whole", world, last, new))
             goes_on = ["--resume", "auto"] if leg else new
@@ -57,14 +76,14 @@ def rounds(args: argparse.Namespace, words: Sequence[str]) -> list[list[Launch]]
 
 
 def launch(
-    args: argparse.Namespace, engine: str, run: str, world: int, last: int, words: Sequence[str]
+    args: argparse.Namespace, engine: str, name: str, world: int, last: int, argv: Sequence[str]
 ) -> Launch:
-    """`launch/train.py` in one of the two runs' folders, up to step `last`."""
-    folder = args.folder / f"{engine}-{run}"
+    """Return `launch/train.py` in one of the two runs' folders, up to step `last`."""
+    folder = args.folder / f"{engine}-{name}"
     own = ["--checkpoint-dir", str(folder), "--stop-after-steps", str(last)]
     return Launch(
-        name=f"{engine}-{run}-{last}-on-{world}", ranks=world,
-        words=[str(ROOT / "launch" / "train.py"), *own, *words],
+        name=f"{engine}-{name}-{last}-on-{world}", ranks=world,
+        argv=[str(ROOT / "launch" / "train.py"), *own, *argv],
     )  # fmt: skip
 
 
@@ -72,7 +91,7 @@ def losses(folder: Path) -> dict[int, dict[str, float]]:
     """By step."""
     return {
         line["step"]: {name: line[f"train/{name}"] for name in LOSSES}
-        for line in read_lines(folder / METRICS)
+        for line in run_log(folder, METRICS).read()
         if f"train/{LOSSES[0]}" in line
     }
 
@@ -105,17 +124,15 @@ def as_table(args: argparse.Namespace) -> tuple[str, bool]:
     return "\n".join(lines), good
 
 
-def main() -> None:
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run every round, then compare; exit code 1 if a change of ranks shows."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--worlds", nargs="+", type=int, default=[2, 1, 2], metavar="N", help="default 2 1 2")
-    p.add_argument("--engines", nargs="+", choices=ENGINES, default=["fsdp", "zero2"], metavar="NAME")
-    p.add_argument("--steps", type=int, default=6, metavar="N", help="on each number of ranks; default 6")
-    p.add_argument("--size", type=int, default=256, metavar="PX", help="default 256")
-    p.add_argument("--limit", type=float, default=240, metavar="SECONDS", help="of one launch; default 240")
-    p.add_argument("--device", default="cuda", help="cpu: a rehearsal")
-    p.add_argument("--folder", type=Path, default=Path("elastic"), metavar="DIR", help="default ./elastic")
-    args, words = p.parse_known_args()
+    args = parser(prog).parse_args(argv)
+    fields = fields_of(args, SET_HERE, SIZE)
+    if fields.configuration().training.device == "auto":
+        fields = fields.with_flag("--device", "cuda")
+    device = pick_device(fields.configuration().training.device, Environment(launcher="none"))
+    gpus = range(torch.cuda.device_count() if device.type == "cuda" else max(args.worlds))
     os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     args.folder.mkdir(parents=True, exist_ok=True)
     faults: list[str] = []
@@ -124,11 +141,10 @@ def main() -> None:
         faults.extend([f"{launch.name}: {fault}"] if fault else [])
         print(f"{launch.name}: {fault or 'done'}", flush=True)
 
-    gpus = range(torch.cuda.device_count() if args.device == "cuda" else max(args.worlds))
-    for launches in rounds(args, words):
+    for launches in rounds(args, fields):
         run_all(launches, [*gpus] * len(launches), args.folder, note, args.limit)
         if faults:
-            sys.exit("; ".join(faults))
+            raise UserError("; ".join(faults))
     table, good = as_table(args)
     (args.folder / "elastic.md").write_text(table + "\n")
     print(table)
@@ -136,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run()

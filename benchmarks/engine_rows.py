@@ -21,7 +21,7 @@ from neuropbr_dist.cluster import detect, pick_device, process_group
 from neuropbr_dist.config import load
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.models import Discriminator, Generator
-from neuropbr_dist.parallel import Network, Plan, build_network
+from neuropbr_dist.parallel import Network, NetworkSetup, build_network
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.step import gan_step
 from tests.support.parity import ADAM, Case, Row, differences, train_row, update_error
@@ -146,7 +146,7 @@ def default_networks(device: torch.device, row: Row) -> list[Network]:
         "train_micro_batch_size_per_gpu": 1, "gradient_clipping": 1.0, "zero_optimization": zero,
         "bf16": {"enabled": True}, "communication_data_type": "fp32", "zero_force_ds_cpu_optimizer": False,
     }  # fmt: skip
-    plan = Plan(
+    plan = NetworkSetup(
         engine=row.engine, adam=ADAM, clip=1.0, dtype=torch.bfloat16, recompute="full", compile_blocks=False,
         shard=row.shard, ranks_per_node=2, ds_config=ds if row.engine == "deepspeed" else None,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.ranks import Launch, run_all
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.commands.flags import add_debug, new_parser
 
 WORKER = Path(__file__).with_name("engine_rows.py")
 EVERYWHERE = ["ddp", "fsdp", "zero1", "zero2", "zero3"]
@@ -44,9 +47,9 @@ def launches(args: argparse.Namespace) -> list[Launch]:
                 continue
             name = f"{engine}-{world}"
             compiled = not args.no_compile and (world == COMPILED_AT or engine == "hsdp")
-            words = ["--out", str(args.folder / f"{name}.json"), "--device", args.device]
+            own = ["--out", str(args.folder / f"{name}.json"), "--device", args.device]
             found.append(
-                Launch(name=name, ranks=world, words=[str(WORKER), engine, *words, *["--compile"] * compiled])
+                Launch(name=name, ranks=world, argv=[str(WORKER), engine, *own, *["--compile"] * compiled])
             )
     return found
 
@@ -89,9 +92,11 @@ def judged(row: dict[str, Any]) -> tuple[float, float]:
     return row["all"], BOUNDS[row["precision"]]
 
 
-def main() -> None:
-    """Run every launch and write the tables after each."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py engines`."""
+    p = new_parser(__doc__ or "", prog)
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_debug(p)
     p.add_argument("--worlds", nargs="+", type=int, default=[1, 2, 4], metavar="N", help="default 1 2 4")
     p.add_argument("--engines", nargs="+", default=["single", *EVERYWHERE, "hsdp"], metavar="NAME")
     p.add_argument("--share", type=int, default=2, metavar="N", help="launches on a GPU at a time; default 2")
@@ -99,7 +104,13 @@ def main() -> None:
     p.add_argument("--no-compile", action="store_true", help="no rows with compiled blocks")
     p.add_argument("--device", default="cuda", help="cpu: a rehearsal, without memory")
     p.add_argument("--folder", type=Path, default=Path("engines"), metavar="DIR", help="default ./engines")
-    args = p.parse_args()
+    return p
+
+
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run every launch and write the tables after each."""
+    args = parser(prog).parse_args(argv)
     args.folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
 
@@ -120,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run()

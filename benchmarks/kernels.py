@@ -10,17 +10,22 @@ read once, outputs written once) at this card's copy rate.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.attention import median_ms
+from benchmarks.setting import need_gpu, write_figures
 from neuropbr_dist import kernels
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.commands.flags import add_debug, new_parser
 from neuropbr_dist.kernels.conv import conv
 from neuropbr_dist.kernels.norm_act import plain_group_norm_act
 from neuropbr_dist.kernels.upsample import plain_upsample_2x
@@ -39,7 +44,14 @@ class Case(NamedTuple):
     """Inputs without a gradient."""
 
 
-def norm(groups: int, slope: float | None) -> dict[str, Callable[..., Tensor]]:
+class Pair(TypedDict):
+    """An operation and its twin."""
+
+    ours: Callable[..., Tensor | tuple[Tensor, ...]]
+    twin: Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+def norm(groups: int, slope: float | None) -> Pair:
     """Group norm in `groups`, with an activation."""
     return {
         "ours": lambda x, w, b, r=None: kernels.group_norm_act(x, w, b, groups, 1e-5, slope, r),
@@ -49,7 +61,7 @@ def norm(groups: int, slope: float | None) -> dict[str, Callable[..., Tensor]]:
     }
 
 
-def convolution(stride: int, padding: int, slope: float | None) -> dict[str, Callable[..., Tensor]]:
+def convolution(stride: int, padding: int, slope: float | None) -> Pair:
     """A convolution with bias, residual and activation."""
 
     def twin(x: Tensor, w: Tensor, b: Tensor, r: Tensor | float = 0.0) -> Tensor:
@@ -109,7 +121,7 @@ def inputs(case: Case, side: int, dtype: torch.dtype) -> list[Tensor]:
     return made
 
 
-def run(function: Callable[..., Tensor | tuple[Tensor, ...]], given: list[Tensor]) -> list[Tensor]:
+def outputs(function: Callable[..., Tensor | tuple[Tensor, ...]], given: list[Tensor]) -> list[Tensor]:
     """Outputs, then the gradients of the inputs that have one."""
     out = function(*given)
     outs = list(out) if isinstance(out, tuple) else [out]
@@ -126,14 +138,14 @@ def errors(case: Case) -> tuple[float, float]:
     """Largest |x - float64| / |float64| (Frobenius) of outputs and gradients at 256 px: ours, and the bf16 twin's."""
     given = inputs(case, 256, torch.bfloat16)
     wide = [x.detach().double().requires_grad_(x.requires_grad) for x in given]
-    exact = [x.detach() for x in run(case.twin, wide)]
+    exact = [x.detach() for x in outputs(case.twin, wide)]
 
     def largest(found: list[Tensor]) -> float:
         return max(
             float((a.detach().double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)
         )
 
-    return largest(run(case.ours, given)), largest(run(case.twin, given))
+    return largest(outputs(case.ours, given)), largest(outputs(case.twin, given))
 
 
 def times(function: Callable[..., Tensor | tuple[Tensor, ...]], given: list[Tensor]) -> tuple[float, float]:
@@ -154,19 +166,28 @@ def copy_rate() -> float:
     return 2 * a.numel() / median_ms(lambda: b.copy_(a), 20)
 
 
-def main() -> None:
-    """Print a line a case; write them as JSON."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path)
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py kernels`."""
+    p = new_parser(__doc__ or "", prog)
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_debug(p)
+    p.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     p.add_argument("--compiled", action="store_true", help="also the twin under torch.compile")
-    args = p.parse_args()
+    return p
+
+
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Print a line a case; write them as JSON."""
+    args = parser(prog).parse_args(argv)
+    need_gpu("kernels")
     rate, rows = copy_rate(), []
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copies {rate / 1e9:.2f} TB/s")
     print(
         "forward / backward in ms            errors: ours, bf16 twin   ours            plain torch     compiled        floor"
     )
     for case in CASES:
-        row = {"case": case.name, "errors": errors(case)}
+        row: dict[str, Any] = {"case": case.name, "errors": errors(case)}
         given = inputs(case, 2048, torch.bfloat16)
         row["ours"] = times(case.ours, given)
         row["plain"] = times(case.twin, given)
@@ -188,9 +209,8 @@ def main() -> None:
         )
         del given, out
         torch.cuda.empty_cache()
-    if args.out:
-        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    write_figures(args.out, {"rows": rows})
 
 
 if __name__ == "__main__":
-    main()
+    run()

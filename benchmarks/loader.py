@@ -1,4 +1,4 @@
-"""How fast samples come from PNG files and from a packed set, and in how much memory.
+"""How fast samples come from PNG files and from a packed set, at its own side and at its smallest, and in how much memory.
 
 Figures are medians of one run, taken in turns, from the disk cache. A sample is three views
 and four maps.
@@ -24,80 +24,95 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
-from neuropbr_dist.cluster import ignore_stop_signals
+from benchmarks.options import add_size, fields_of, measurement
+from benchmarks.setting import write_figures
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.builtin import generate
-from neuropbr_dist.data.files.layout import Sample, scan
+from neuropbr_dist.data.cameras import NOT_KNOWN
+from neuropbr_dist.data.files.entries import Sample
+from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.data.files.verify import verify
-from neuropbr_dist.data.loader import TrainingSlots, empty, load_batch, make_loader
+from neuropbr_dist.data.loader import TrainingSlots, batches_of, empty, load_batch
 from neuropbr_dist.data.order import SampleOrder, Slot
+from neuropbr_dist.data.packed.index import SHARDS, write_index
 from neuropbr_dist.data.packed.pack import pack
-from neuropbr_dist.data.packed.shards import Place
-from neuropbr_dist.data.packed.source import SHARDS, PackedSource, write_index
-from neuropbr_dist.data.sources import FileSource, Source, fingerprint
+from neuropbr_dist.data.packed.records import level_sides
+from neuropbr_dist.data.packed.shards import Place, used_bytes
+from neuropbr_dist.data.packed.source import PackedSource
+from neuropbr_dist.data.sources import BUILTIN_SIZE, FileSource, Source, fingerprint
 from neuropbr_dist.data.split import split
+from neuropbr_dist.errors import UserError
 from neuropbr_dist.processes import usable_cores
 
 MIB = 2**20
 WORKERS = 4
 MEMORY_EPOCHS = 10
 LARGE_SET = 100_000
+SET_HERE = {
+    "data.packed_dir": "the set is packed here; name PNG files",
+    "data.builtin_count": "--count says it",
+}
 SAMPLES_PER_MATERIAL = 10
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of `launch/benchmark.py loader`."""
-    parser.add_argument("--input-dir", metavar="DIR", help="renders; default: built-in materials")
-    parser.add_argument("--output-dir", metavar="DIR", help="their maps")
-    parser.add_argument("--size", type=int, default=2048, metavar="S", help="of built-in materials, px")
-    parser.add_argument("--count", type=int, default=8, metavar="N", help="built-in samples")
-    parser.add_argument("--rounds", type=int, default=4, metavar="N", help="over all samples, one core")
-    parser.add_argument("--seconds", type=float, default=20, metavar="S", help="with worker processes")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="where sets are made; default: temporary")
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py loader`."""
+    p = measurement(__doc__, prog)
+    add_size(p, BUILTIN_SIZE)
+    p.add_argument("--count", type=int, default=8, metavar="N", help="built-in samples; default %(default)s")
+    p.add_argument("--rounds", type=int, default=4, metavar="N", help="over all samples, one core")
+    p.add_argument("--seconds", type=float, default=20, metavar="S", help="with worker processes")
+    p.add_argument("--folder", type=Path, metavar="DIR", help="where sets are made; default: temporary")
+    p.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    return p
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print a table, return its figures."""
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Measure, and print a table: of the named PNG files at their own size, or of built-in materials."""
+    args = parser(prog).parse_args(argv)
+    data = fields_of(args, SET_HERE).configuration().data
+    if data.input_dir is not None and data.image_size is not None:
+        raise UserError(
+            "data.image_size is for built-in materials here; PNG files are read at their own size"
+        )
     torch.set_num_threads(1)
     with TemporaryDirectory(dir=args.folder) as scratch:
         folder = Path(scratch)
-        if args.input_dir is None:
-            cores = usable_cores()
+        renders, maps = data.input_dir, data.output_dir
+        if renders is None or maps is None:
+            size, cores = data.image_size or BUILTIN_SIZE, usable_cores()
             generate(
-                folder / "png",
-                count=args.count,
-                size=args.size,
-                seed=0,
-                workers=cores,
-                curriculum_dirty=False,
+                folder / "png", count=args.count, size=size, seed=0, workers=cores, curriculum_dirty=False
             )
-            args.input_dir, args.output_dir = folder / "png/input", folder / "png/output"
-        figures: dict[str, Any] = {"verify": verification(args.input_dir, args.output_dir)}
-        sources = open_sources(args.input_dir, args.output_dir, folder)
+            renders, maps = str(folder / "png/input"), str(folder / "png/output")
+        figures: dict[str, Any] = {"verify": verification(renders, maps)}
+        sources = open_sources(renders, maps, folder)
+        packed = [name for name in sources if name.startswith("packed")]
         figures["one core"] = one_core(sources, args.rounds)
-        figures["workers"] = {
-            name: with_workers(sources[name], args.seconds) for name in ("png", "packed", "packed, deflate")
-        }
+        figures["bytes"] = {name: bytes_read(sources[name]) for name in packed}
+        figures["workers"] = {name: with_workers(sources[name], args.seconds) for name in ("png", *packed)}
         figures["memory"] = {name: memory_by_epoch(sources[name]) for name in ("png", "packed")}
         figures["large set"] = large_set(folder / "large")
     print(table(figures))
-    return figures
+    write_figures(args.out, figures)
 
 
 def open_sources(input_dir: str, output_dir: str, folder: Path) -> dict[str, Source]:
-    """The same samples as PNG, PNG with cached materials, and packed with each compression; by name."""
+    """The same samples as PNG, PNG with cached materials, and packed at the largest and the smallest side; by name."""
     entries = scan(input_dir, output_dir)
     with Image.open(entries[0].views[0]) as picture:
         size = picture.width
+    pack(input_dir, output_dir, folder / "packed", workers=usable_cores(), skip_faulty=True)
     sources: dict[str, Source] = {
         "png": FileSource(entries, size, resize=False),
         "png, materials cached": FileSource(entries, size, resize=False, cache_mib=1 << 16),
+        "packed": PackedSource(folder / "packed", 0),
     }
-    for compression in ("none", "deflate"):
-        dest = folder / f"packed-{compression}"
-        cores = usable_cores()
-        pack(input_dir, output_dir, dest, workers=cores, compression=compression, skip_faulty=True)
-        name = "packed" if compression == "none" else "packed, deflate"
-        sources[name] = PackedSource(dest, 0)
+    smallest = level_sides(size)[-1]
+    if smallest < size:
+        sources[f"packed, {smallest} px"] = PackedSource(folder / "packed", 0, smallest)
     return sources
 
 
@@ -105,22 +120,23 @@ def open_sources(input_dir: str, output_dir: str, folder: Path) -> dict[str, Sou
 
 
 def one_core(sources: dict[str, Source], rounds: int) -> dict[str, float]:
-    """Way -> median seconds a sample, as a batch of one in this process."""
+    """Way -> median seconds of a core for a sample, as a batch of one in this process."""
     count = len(sources["packed"].entries)
     ways: dict[str, Callable[[int], object]] = {
         "PIL, ToTensor, Normalize": partial(plain, sources["png"].entries),
     }
     for name, source in sources.items():
         ways[name] = partial(_load, source)
-    ways["copy of the same bytes"] = copier(sources["packed"])
+        if isinstance(source, PackedSource):
+            ways[copy_of(name)] = copier(source)
     times: dict[str, list[float]] = {way: [] for way in ways}
     for round_ in range(rounds + 1):
         for i in range(count):
             for way, load in ways.items():
-                began = time.perf_counter()
+                began = time.process_time()
                 load(i)
                 if round_:  # the first fills caches
-                    times[way].append(time.perf_counter() - began)
+                    times[way].append(time.process_time() - began)
     return {way: statistics.median(taken) for way, taken in times.items()}
 
 
@@ -143,9 +159,16 @@ def _load(source: Source, index: int) -> object:
     return load_batch(source, source.entries, [Slot(0, index, 1.0)])
 
 
-def copier(source: Source) -> Callable[[int], object]:
+COPY = "copy of the same bytes"
+
+
+def copy_of(way: str) -> str:
+    """The copy that a way is held against: of the bytes of a packed source, or of the set's own side."""
+    return way.replace("packed", COPY) if way.startswith(("packed", COPY)) else COPY
+
+
+def copier(source: PackedSource) -> Callable[[int], object]:
     """Fresh copies of as many bytes as the samples have, from a memory-mapped file."""
-    assert isinstance(source, PackedSource)
     shards = sorted((source.folder / SHARDS).iterdir())
     mapped = [np.memmap(shard, np.uint8, "r") for shard in shards]
     nbytes = 17 * source.size**2
@@ -160,6 +183,20 @@ def copier(source: Source) -> Callable[[int], object]:
     return copy
 
 
+def bytes_read(source: Source) -> float:
+    """Bytes that this process reads from files for a sample, on average over all."""
+
+    def read() -> int:
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("rchar:"))
+
+    count, looking = len(source.entries), -read() + read()  # its own file counts as well
+    before = read()
+    for i in range(count):
+        _load(source, i)
+    return (read() - before - looking) / count
+
+
 # -- processes -----------------------------------------------------------------------------
 
 
@@ -167,9 +204,8 @@ def batches(source: Source, workers: int) -> AbstractContextManager[Iterator[Any
     """Endless batches of one sample in `workers` processes."""
     order = SampleOrder(len(source.entries), global_batch=1, epochs=10**6, seed=0)
     slots = TrainingSlots(order, 0, world=1, rank=0, batch_size=1)
-    return make_loader(
-        source, source.entries, slots, workers=workers, prefetch=2, pin=False, worker_start=ignore_stop_signals
-    )  # fmt: skip
+    read = DataConfig(num_workers=workers, prefetch_factor=2)
+    return batches_of(read, source, source.entries, slots, torch.device("cpu"))
 
 
 def with_workers(source: Source, seconds: float) -> float:
@@ -218,23 +254,23 @@ def verification(input_dir: str, output_dir: str) -> dict[str, float]:
 def large_set(folder: Path) -> dict[str, float]:
     """Opening, splitting and fingerprinting `LARGE_SET` samples, in a fresh process."""
     (folder / SHARDS).mkdir(parents=True)
-    size, per_shard = 2048, 28
+    size, per_shard = 2048, 20
     entries = [
         (f"sample_{i:07d}", "clean", f"material_{i // SAMPLES_PER_MATERIAL:06d}") for i in range(LARGE_SET)
     ]
-    views = [
-        Place(f"0000-{i // per_shard:05d}.bin", i % per_shard * 9 * size**2, 9 * size**2, i)
-        for i in range(LARGE_SET)
-    ]
+
+    def place(kind: int, channels: int, i: int) -> Place:
+        nbytes = channels * sum(side**2 for side in level_sides(size))
+        return Place(f"{kind:04d}-{i // per_shard:05d}.bin", i % per_shard * nbytes, nbytes, 4000, i)
+
+    views = [place(0, 9, i) for i in range(LARGE_SET)]
     names = sorted({material for _, _, material in entries})
-    maps = {
-        name: Place(f"0001-{i // per_shard:05d}.bin", i % per_shard * 8 * size**2, 8 * size**2, i)
-        for i, name in enumerate(names)
-    }
-    write_index(folder, entries, views, maps, size=size, compression="none", origin="synthetic")
-    for place in [*views, *maps.values()]:  # as long as real ones, and empty
-        with open(folder / SHARDS / place.shard, "ab") as shard:
-            shard.truncate(place.offset + place.nbytes)
+    maps = {name: place(1, 8, i) for i, name in enumerate(names)}
+    columns = {"cameras": np.zeros((LARGE_SET, *NOT_KNOWN.shape), NOT_KNOWN.dtype)}
+    write_index(folder, entries, views, maps, columns, sides=[size], origin="synthetic")
+    for shard, nbytes in used_bytes([*views, *maps.values()]).items():  # as long as real ones, and empty
+        with open(folder / SHARDS / shard, "wb") as file:
+            file.truncate(nbytes)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_open_large, args=(folder, theirs))
@@ -267,8 +303,8 @@ def _open_large(folder: Path, pipe: Any) -> None:
 def _touch(entries: Sequence[Any], pipe: Any) -> None:
     """How much of its own memory a forked worker takes to look at every entry."""
     before = _private()
-    for entry in entries:
-        entry.key  # noqa: B018
+    for sample in entries:
+        sample.key  # noqa: B018
     pipe.send(_private() - before)
 
 
@@ -283,10 +319,12 @@ def _private() -> float:
 def table(figures: dict[str, Any]) -> str:
     """The figures as lines for people."""
     seconds = figures["one core"]
-    base, copy = seconds["PIL, ToTensor, Normalize"], seconds["copy of the same bytes"]
-    lines = [f"{'one core, a sample':32}{'ms':>9}{'x plain':>9}{'of a copy':>11}"]
+    base = seconds["PIL, ToTensor, Normalize"]
+    lines = [f"{'one core, a sample':32}{'ms':>9}{'x plain':>9}{'of a copy':>11}{'MB read':>9}"]
     for way, taken in seconds.items():
-        lines.append(f"{way:32}{1e3 * taken:9.1f}{base / taken:9.1f}{copy / taken:11.0%}")
+        copy = seconds[copy_of(way)]
+        read = f"{figures['bytes'][way] / 1e6:9.1f}" if way in figures["bytes"] else ""
+        lines.append(f"{way:32}{1e3 * taken:9.1f}{base / taken:9.1f}{copy / taken:11.0%}{read}")
     for name, rate in figures["workers"].items():
         lines.append(f"{WORKERS} processes, {name}: {rate:.1f} samples/s")
     for name, epochs in figures["memory"].items():

@@ -10,10 +10,14 @@ from typing import Any
 import torch
 
 from benchmarks.allocator import limit_memory, outside_bytes
-from benchmarks.setting import Setting, need_gpu, setting
+from benchmarks.options import STEP, fields_of, measurement, plans_of
+from benchmarks.setting import say, setting, title, write_figures
 from benchmarks.step import StepBench
-from neuropbr_dist.training.engines import engine_of, need_of, precision_of
+from benchmarks.step_table import add_plans
+from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.training.estimate import GIB, available_bytes, fastest_plan
+from neuropbr_dist.training.memory import PLANS
+from neuropbr_dist.training.setup import Setup
 
 CARDS = {16: 15.3, 24: 23.1, 40: 39.0, 80: 78.5, 141: 139.0}
 """GB in a card's name -> GiB that are free on it once CUDA has started; cards of one name differ by some tenths."""
@@ -24,42 +28,54 @@ HEAD = """\
 |---|---|---|---|---|---|---|---|---|---|"""
 
 
-def add_arguments(p: argparse.ArgumentParser) -> None:
-    """The words of `launch/benchmark.py memory`, besides those it has in common with `step`."""
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py memory`."""
+    p = measurement(__doc__, prog)
+    add_plans(p)
     p.add_argument(
         "--limit-gib", type=float, metavar="N", help="as on a card of N GiB; default: all of this one"
     )
+    return p
 
 
-def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
-    """A row a memory plan, printed as they come; then what `auto` takes here and elsewhere.
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Print a row a memory plan as they come; then what `auto` takes here and elsewhere."""
+    args = parser(prog).parse_args(argv)
+    cfg = fields_of(args, STEP).configuration()
+    plans = plans_of(cfg, args.plans, PLANS)
+    with setting(cfg, "memory") as where:
+        found = measure(where, plans, args.steps, args.limit_gib)
+    write_figures(args.out, found)
+
+
+def measure(where: Setup, plans: Sequence[str], steps: int, limit_gib: float | None) -> dict[str, Any]:
+    """Return rows and choices, which are printed as they come.
 
     Args:
-        args: `plans`, `steps` to time, `limit_gib`.
-        words: for launch/train.py.
+        steps: timed, of each plan.
+        limit_gib: of the card to stand in for; None: this one.
 
     Raises:
-        UserError: no GPU, or none of `limit_gib`.
+        UserError: no GPU of `limit_gib`.
     """
-    need_gpu("memory")
-    with setting(words, "cuda") as where:
-        if args.limit_gib is not None:
-            limit_memory(where.device, args.limit_gib)
-        room = available_bytes(where.device, where.env.local_world_size)
-        need = need_of(where.cfg, where.env, where.device)
-        wanted = need.at(where.size)
-        limit = "" if args.limit_gib is None else f", as on a card of {args.limit_gib:g} GiB"
-        where.say(f"{where}{limit}\n\n{HEAD}")
-        rows = []
-        for plan in args.plans:
-            rows.append(row(where, plan, Predicted(wanted[plan] / GIB, need.state().held / GIB), args.steps))
-            where.say(line(rows[-1]))
-        here = choice(wanted, room)
-        cards = [{"card_gb": gb, **choice(wanted, int(free * GIB))} for gb, free in CARDS.items()]
-        where.say(f"\nHere `auto` takes {in_words(here)}\n\n{card_table(cards)}")
+    if limit_gib is not None:
+        limit_memory(where.device, limit_gib)
+    room = available_bytes(where.device, where.env.local_world_size)
+    need = where.need
+    wanted = need.at(where.samples.side)
+    limit = "" if limit_gib is None else f", as on a card of {limit_gib:g} GiB"
+    say(where, f"{title(where)}{limit}\n\n{HEAD}")
+    rows = []
+    for plan in plans:
+        rows.append(row(where, plan, Predicted(wanted[plan] / GIB, need.state().held / GIB), steps))
+        say(where, line(rows[-1]))
+    here = choice(wanted, room)
+    cards = [{"card_gb": gb, **choice(wanted, int(free * GIB))} for gb, free in CARDS.items()]
+    say(where, f"\nHere `auto` takes {in_words(here)}\n\n{card_table(cards)}")
     return {
-        "engine": engine_of(where.cfg, where.env), "world": where.env.world_size, "size": where.size,
-        "precision": precision_of(where.cfg, where.device), "limit_gib": args.limit_gib,
+        "engine": where.engine, "world": where.env.world_size, "size": where.samples.side,
+        "precision": where.precision, "limit_gib": limit_gib,
         "rows": rows, "here": here, "cards": cards,
     }  # fmt: skip
 
@@ -76,7 +92,7 @@ class Predicted:
     """Of it parameters and Adam's state; activations are the rest."""
 
 
-def row(where: Setting, plan: str, predicted: Predicted, steps: int) -> dict[str, Any]:
+def row(where: Setup, plan: str, predicted: Predicted, steps: int) -> dict[str, Any]:
     """Measure one memory plan; a step that doesn't fit is a result like any other. GiB, of this rank."""
     found: dict[str, Any] = {
         "plan": plan, "predicted_gib": predicted.peak, "predicted_state_gib": predicted.state,
@@ -93,7 +109,7 @@ def row(where: Setting, plan: str, predicted: Predicted, steps: int) -> dict[str
         }
 
 
-def held(where: Setting, plan: str, predicted: Predicted, steps: int) -> dict[str, Any]:
+def held(where: Setup, plan: str, predicted: Predicted, steps: int) -> dict[str, Any]:
     """What the steps of a memory plan take. `state_gib` is held between steps: parameters, Adam's state, and
     gradients where the engine keeps them; others come and go with the activations.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
+import shlex
 import statistics
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from neuropbr_dist.cluster import detect
 from neuropbr_dist.config import TrainConfig, from_yaml
+from neuropbr_dist.data.open import fill_cache, open_samples
 from neuropbr_dist.monitor.look_files import TRUE, look_keys, look_steps
+from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, run_log
 from neuropbr_dist.objectives import MAP_SLICES
 from neuropbr_dist.training.baseline import mean_maps_metrics
-from neuropbr_dist.training.data import open_samples
 from neuropbr_dist.training.facts import device_name, versions
 
 CELL = 192
@@ -35,7 +35,7 @@ class Result:
     stopped: bool
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return run_log(self.folder, METRICS).read()
 
     def validations(self) -> list[dict[str, Any]]:
         return [line for line in self.lines() if "val/loss" in line]
@@ -52,9 +52,9 @@ OVERALL = (("loss", 3), ("l1", 4), ("psnr", 2), ("ssim", 3), ("normal_angle_mean
 PER_MAP = (("mae", 4), ("psnr", 2), ("ssim", 3))
 
 
-def report(args: argparse.Namespace, results: list[Result]) -> str:
+def report(args: argparse.Namespace, argv: Sequence[str], results: list[Result]) -> str:
     """Markdown: what ran, all variants, and each map of each variant."""
-    facts = json.loads((results[0].folder / "history.jsonl").read_text().splitlines()[0])
+    facts = run_log(results[0].folder, HISTORY).read()[0]
     shared = f", {args.per_gpu} variants on each at a time" if args.per_gpu > 1 else ""
     data = f"{args.builtin} built-in materials" if args.builtin else "the given set"
     mean = mean_maps(results[0])
@@ -63,7 +63,7 @@ def report(args: argparse.Namespace, results: list[Result]) -> str:
             f"# Held-out validation after at most {args.minutes:g} minutes, {data}\n",
             f"- **Hardware**: {args.gpus_each} x {device_name(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))} a variant{shared}",
             f"- **Software**: {', '.join(f'{name} {found}' for name, found in versions().items())}",
-            f"- **Command**: `python benchmarks/quality.py {' '.join(sys.argv[1:])}`",
+            f"- **Command**: `python launch/benchmark.py quality {shlex.join(argv)}`",
             f"- **Data**: {facts['train_samples']} entries to train on, {facts['val_samples']} held out, "
             f"{facts['image_size']} px; micro-batch {facts['micro_batch']}, global batch {facts['global_batch']}",
             f"- **Networks**: {networks(results[0], facts)}\n",
@@ -97,7 +97,9 @@ def networks(result: Result, facts: dict[str, Any]) -> str:
 def mean_maps(result: Result) -> dict[str, float]:
     """Validation of the training set's mean maps, on the same samples."""
     cfg = config_of(result)
-    return mean_maps_metrics(cfg, open_samples(cfg, detect(), lambda _text: None))
+    samples = open_samples(cfg)
+    fill_cache(samples.source)
+    return mean_maps_metrics(cfg, samples)
 
 
 def best_of(result: Result) -> dict[str, Any]:

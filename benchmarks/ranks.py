@@ -16,6 +16,7 @@ from neuropbr_dist.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_S = 0.2
+LATE = "over its time limit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Launch:
 
     name: str
     """Of its log."""
-    words: Sequence[str]
+    argv: Sequence[str]
     """The script and its arguments."""
     ranks: int
     """As many GPUs."""
@@ -35,7 +36,7 @@ class Launch:
         each = self.ranks // self.nodes
         place = [f"--nnodes={self.nodes}", f"--node-rank={node}", f"--nproc-per-node={each}"]
         meeting = ["--master-addr=127.0.0.1", f"--master-port={port}"]
-        return [sys.executable, "-m", "torch.distributed.run", *place, *meeting, *self.words]
+        return [sys.executable, "-m", "torch.distributed.run", *place, *meeting, *self.argv]
 
 
 class Running:
@@ -43,7 +44,7 @@ class Running:
 
     def __init__(self, launch: Launch, gpus: Sequence[int], log: Path, limit_s: float) -> None:
         self.launch, self.gpus, self.log = launch, gpus, log
-        self.ends = time.monotonic() + limit_s
+        self.ends, self.late = time.monotonic() + limit_s, ""
         self.processes: list[subprocess.Popen] = []
         each, port = launch.ranks // launch.nodes, free_port()
         with log.open("w") as out:
@@ -60,16 +61,20 @@ class Running:
                 )
 
     def fault(self) -> str | None:
-        """None while it runs; then what was wrong, or "" if nothing was."""
+        """Return None while it runs; then what was wrong, or "" if nothing was.
+
+        At its limit torchrun is told to end: it tells its ranks, a run of `launch/train.py` saves, and kills them in time.
+        """
         codes = [p.poll() for p in self.processes]
         if any(code for code in codes):  # a node that has failed leaves the others waiting for it
             self.kill()
-            return f"ended with code {next(code for code in codes if code)}: {error_in(self.log)}"
+            return self.late or f"ended with code {next(filter(None, codes))}: {error_in(self.log)}"
         if all(code == 0 for code in codes):
-            return ""
-        if time.monotonic() > self.ends:
-            self.kill()
-            return f"over its time limit: {error_in(self.log)}"
+            return self.late
+        if time.monotonic() > self.ends and not self.late:
+            self.late = f"{LATE}: {error_in(self.log)}"
+            for process in self.processes:
+                process.terminate()
         return None
 
     def kill(self) -> None:
@@ -121,18 +126,18 @@ def run_all(
             one.kill()
 
 
-def run_alone(words: Sequence[str], **variables: str) -> None:
+def run_alone(argv: Sequence[str], **variables: str) -> None:
     """One Python process to its end.
 
     Args:
-        words: after the interpreter.
+        argv: after the interpreter.
         variables: of its environment.
 
     Raises:
         UserError: it failed; with its last lines.
     """
     done = subprocess.run(
-        [sys.executable, *words], env=environment(**variables),
+        [sys.executable, *argv], env=environment(**variables),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     if done.returncode:

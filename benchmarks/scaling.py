@@ -10,16 +10,21 @@ from typing import Any
 
 import torch
 
-from benchmarks.ranks import ROOT, Launch, run_all
-from neuropbr_dist.errors import UserError
+from benchmarks.options import ENGINE, STEP, add_size, fields_of, measurement, plans_of
+from benchmarks.ranks import Launch, run_all
+from benchmarks.setting import need_gpu
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.config.overrides import Overrides
+from neuropbr_dist.data.sources import BUILTIN_SIZE
+from neuropbr_dist.training.memory import PLANS
 
 ENGINES = {
     "single": ["--engine", "single"],
     "fsdp": ["--engine", "fsdp"],
     "hsdp": ["--engine", "fsdp", "--shard", "node"],
-    "zero1": ["--ds", str(ROOT / "ds_configs" / "zero1.json")],
-    "zero2": ["--ds", str(ROOT / "ds_configs" / "zero2.json")],
-    "zero3": ["--ds", str(ROOT / "ds_configs" / "zero3.json")],
+    "zero1": ["--ds", "zero1"],
+    "zero2": ["--ds", "zero2"],
+    "zero3": ["--ds", "zero3"],
     "ddp": ["--engine", "ddp"],
 }
 ROW = "benchmarks.scaling_row"
@@ -27,17 +32,24 @@ NODES_OF_HSDP = 2
 """This machine's ranks stand as two nodes: sharded inside, replicated across."""
 
 
-def add_arguments(p: argparse.ArgumentParser) -> None:
-    """The words of `launch/benchmark.py scaling`."""
+SET_HERE = ENGINE | {
+    "training.global_batch_size": STEP["training.global_batch_size"],
+    "data.input_dir": "a packed set (--data) or random tensors are measured",
+    "data.output_dir": "a packed set (--data) or random tensors are measured",
+}
+
+
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py scaling`; with `--data`, each row has one on that set beside it."""
+    p = measurement(__doc__, prog)
     p.add_argument("--worlds", nargs="+", type=int, default=[1, 2, 4], metavar="N", help="default 1 2 4")
     p.add_argument(
         "--engines", nargs="+", choices=ENGINES, default=["fsdp", "zero2"], metavar="NAME",
         help=f"{', '.join(ENGINES)}; default fsdp zero2. single is for one rank, hsdp for 4 or more",
     )  # fmt: skip
-    p.add_argument("--plan", default="balanced", metavar="NAME", help="memory plan; default balanced")
-    p.add_argument("--size", type=int, default=2048, metavar="PX", help="default 2048")
+    p.add_argument("--plan", choices=PLANS, help="memory plan; default: training.memory, or balanced")
+    add_size(p, BUILTIN_SIZE)
     p.add_argument("--steps", type=int, default=8, metavar="N", help="timed steps; default 8")
-    p.add_argument("--data", metavar="DIR", help="beside each row one on this packed set")
     p.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="of one launch; default 300")
     p.add_argument(
         "--fill-cache", action="store_true",
@@ -45,27 +57,26 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     p.add_argument("--folder", type=Path, default=Path("scaling"), metavar="DIR",
                    help="tables, rows and logs go here; default ./scaling")  # fmt: skip
+    return p
 
 
-def measure(args: argparse.Namespace, words: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows as they come, in `scaling.json` and `scaling.md` of the folder after each; a failed row holds its error.
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Write rows as they come, to `scaling.json` and `scaling.md` of the folder; a failed row holds its error.
 
     Rows that need fewer GPUs than there are run beside others, on GPUs of their own.
-
-    Args:
-        words: for launch/train.py, the same for all rows (--config, --set, ...).
-
-    Raises:
-        UserError: there is no GPU.
     """
-    if not torch.cuda.is_available():
-        raise UserError("launch/benchmark.py scaling needs a CUDA device; there is none")
+    args = parser(prog).parse_args(argv)
+    fields = fields_of(args, SET_HERE, BUILTIN_SIZE)
+    cfg = fields.configuration()
+    (plan,) = plans_of(cfg, args.plan and [args.plan], ["balanced"])
+    need_gpu("scaling")
     gpus = range(torch.cuda.device_count())
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.fill_cache:
-        fill = cache_launches(args, words, len(gpus))
+        fill = cache_launches(args, fields, len(gpus))
         run_all(fill, [*gpus] * len(fill), args.folder, say, args.limit)
-        return []
+        return
     rows: list[dict[str, Any]] = []
 
     def note(launch: Launch, fault: str) -> None:
@@ -78,9 +89,8 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> list[dict[str, An
         (args.folder / "scaling.md").write_text(as_table(rows) + "\n")
         say(launch, fault or f"{row['ms']:.0f} ms a step, in {row['launch_s']:.0f} s")
 
-    run_all(launches(args, words), gpus, args.folder, note, args.limit)
+    run_all(launches(args, fields, plan), gpus, args.folder, note, args.limit)
     print(as_table(rows))
-    return rows
 
 
 def say(launch: Launch, what: str) -> None:
@@ -88,27 +98,23 @@ def say(launch: Launch, what: str) -> None:
     print(f"{launch.name}: {what or 'done'}", flush=True)
 
 
-def launches(args: argparse.Namespace, words: Sequence[str]) -> list[Launch]:
-    """Random tensors first; of each, the fewest GPUs first."""
-    found = []
-    for data in ("random", "packed") if args.data else ("random",):
-        for world in args.worlds:
-            for engine in args.engines:
-                if not runs_on(engine, world):
-                    continue
-                name = f"{engine}-{world}-{data}"
-                more = ["--data", args.data] if data == "packed" else []
-                nodes = NODES_OF_HSDP if engine == "hsdp" else 1
-                out = args.folder / f"{name}.json"
-                found.append(
-                    Launch(
-                        name=name,
-                        words=row_words(args, engine, args.plan, args.steps, out, [*more, *words]),
-                        ranks=world,
-                        nodes=nodes,
-                    )
-                )
-    return found
+def launches(args: argparse.Namespace, fields: Overrides, plan: str) -> list[Launch]:
+    """Return the rows' launches: random tensors first; of each, the fewest GPUs first."""
+    sets = {"random": fields.with_field("data.packed_dir", None)}
+    if fields.configuration().data.packed_dir is not None:
+        sets["packed"] = fields
+    return [
+        Launch(
+            name=f"{engine}-{world}-{data}",
+            argv=row_argv(engine, plan, args.steps, args.folder / f"{engine}-{world}-{data}.json", of_row),
+            ranks=world,
+            nodes=NODES_OF_HSDP if engine == "hsdp" else 1,
+        )
+        for data, of_row in sets.items()
+        for world in args.worlds
+        for engine in args.engines
+        if runs_on(engine, world)
+    ]
 
 
 def runs_on(engine: str, world: int) -> bool:
@@ -116,8 +122,8 @@ def runs_on(engine: str, world: int) -> bool:
     return {"single": world == 1, "hsdp": world >= 2 * NODES_OF_HSDP}.get(engine, True)
 
 
-def cache_launches(args: argparse.Namespace, words: Sequence[str], gpus: int) -> list[Launch]:
-    """Every rank on its own, as what is compiled for one GPU isn't found again for the next.
+def cache_launches(args: argparse.Namespace, fields: Overrides, gpus: int) -> list[Launch]:
+    """Return launches of every rank on its own, as what is compiled for one GPU isn't found again for the next.
 
     The engines share the GPUs, so they take the plan that needs least memory: its graphs are mostly
     those of the other plans.
@@ -126,19 +132,17 @@ def cache_launches(args: argparse.Namespace, words: Sequence[str], gpus: int) ->
         Launch(
             name=f"cache-{engine}",
             ranks=gpus,
-            words=row_words(args, engine, "low", 0, args.folder / "none", words),
+            argv=row_argv(engine, "low", 0, args.folder / "none", fields.with_field("data.packed_dir", None)),
         )
         for engine in args.engines
         if engine != "hsdp"  # FSDP's
     ]
 
 
-def row_words(
-    args: argparse.Namespace, engine: str, plan: str, steps: int, out: Path, words: Sequence[str]
-) -> list[str]:
-    """The command line of one row's ranks, after the interpreter."""
-    own = ["--size", str(args.size), "--plan", plan, "--steps", str(steps), "--out", str(out)]
-    return ["-m", ROW, *own, *ENGINES[engine], "--set", "model.encoder_pretrained=false", *words]
+def row_argv(engine: str, plan: str, steps: int, out: Path, fields: Overrides) -> list[str]:
+    """Return the command line of one row's ranks, after the interpreter."""
+    own = ["--plan", plan, "--steps", str(steps), "--out", str(out)]
+    return ["-m", ROW, *own, *ENGINES[engine], "--set", "model.encoder_pretrained=false", *fields.argv()]
 
 
 def compare(rows: Sequence[dict[str, Any]]) -> None:

@@ -14,26 +14,26 @@ from typing import Any
 import torch
 
 from benchmarks.communication import communication_ms
-from benchmarks.setting import Setting
+from benchmarks.options import fields_of, measurement
+from benchmarks.setting import setting
 from benchmarks.step import StepBench, StepTime
-from neuropbr_dist.cluster import detect, pick_device, process_group
-from neuropbr_dist.commands.train import config_of
+from neuropbr_dist.cluster import detect
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import TrainingSlots
+from neuropbr_dist.data.loader import TrainingSlots, batches_of
+from neuropbr_dist.data.open import open_source
 from neuropbr_dist.data.order import SampleOrder
-from neuropbr_dist.data.packed.source import PackedSource
 from neuropbr_dist.ranks import all_gather_object
-from neuropbr_dist.training.data import batches_of
-from neuropbr_dist.training.engines import engine_of, precision_of
 from neuropbr_dist.training.facts import device_name, versions
 from neuropbr_dist.training.flops import matmul_flops
+from neuropbr_dist.training.setup import Setup
 
 
-def row_parser() -> argparse.ArgumentParser:
-    """The words of one row; others are those of launch/train.py."""
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    p.add_argument("--size", type=int, required=True, metavar="PX")
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of one row."""
+    p = measurement(__doc__, prog)
     p.add_argument("--plan", required=True, metavar="NAME", help="memory plan")
     p.add_argument(
         "--steps", type=int, required=True, metavar="N", help="timed; 0: fill the compile cache only"
@@ -45,7 +45,7 @@ def row_parser() -> argparse.ArgumentParser:
 class PackedBench(StepBench):
     """Steps on a packed set, through the loader of a run: worker processes, copies to the device."""
 
-    def __init__(self, where: Setting, memory: str, loader: Iterator[MicroBatch]) -> None:
+    def __init__(self, where: Setup, memory: str, loader: Iterator[MicroBatch]) -> None:
         super().__init__(where, memory)
         self.cfg, self.samples = where.cfg, where.cfg.training.batch_size * where.env.world_size
         self.loader = loader
@@ -65,26 +65,27 @@ class PackedBench(StepBench):
         self.step()
 
 
-def packed_batches(where: Setting) -> AbstractContextManager[Iterator[MicroBatch]]:
+def packed_batches(where: Setup) -> AbstractContextManager[Iterator[MicroBatch]]:
     """This rank's micro-batches of `cfg.data.packed_dir`, over and over."""
     cfg, env = where.cfg, where.env
     data, batch = cfg.data, cfg.training.batch_size
     assert data.packed_dir is not None
-    source = PackedSource(data.packed_dir, data.render_curriculum, where.size)
+    source = open_source(replace(data, image_size=where.samples.side), cfg.training.seed)
     order = SampleOrder(len(source.entries), batch * env.world_size, epochs=10_000, seed=cfg.training.seed)
     slots = TrainingSlots(order, 0, env.world_size, env.rank, batch)
-    return batches_of(data, source, source.entries, slots, where.device)
+    alignment = Alignment.of_run(cfg, training=True)
+    return batches_of(data, source, source.entries, slots, where.device, alignment=alignment)
 
 
-def measure(where: Setting, args: argparse.Namespace) -> dict[str, Any]:
+def measure(where: Setup, plan: str, steps: int) -> dict[str, Any]:
     """Collective. Times in ms, memory in GiB; lists are by rank."""
     cfg = where.cfg
     if cfg.data.packed_dir is None:
-        found, (nccl, exposed) = timed(StepBench(where, args.plan), args.steps)
+        found, (nccl, exposed) = timed(StepBench(where, plan), steps)
     else:
         with packed_batches(where) as batches:
-            found, (nccl, exposed) = timed(PackedBench(where, args.plan, batches), args.steps)
-    peak = matmul_flops(where.device, precision_of(cfg, where.device)) / 1e12
+            found, (nccl, exposed) = timed(PackedBench(where, plan, batches), steps)
+    peak = matmul_flops(where.device, where.need.dtype) / 1e12
     return {
         "ms": found.ms, "spread_ms": found.spread_ms, "first_step_s": found.first_step_s, "losses": found.losses,
         "samples_per_s_rank": cfg.training.batch_size / found.ms * 1e3, "data_wait": all_gather_object(found.data_wait),
@@ -108,29 +109,26 @@ def profile(bench: StepBench) -> tuple[float, float]:
     return communication_ms(found.events())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Measure this rank's part of a row; rank 0 writes it."""
-    args, words = row_parser().parse_known_args(argv)
+    args = parser(prog).parse_args(argv)
     began = time.perf_counter()
-    cfg = config_of(words)
-    env = detect()
+    cfg, env = fields_of(args, {}).configuration(), detect()
     if not args.steps:  # this rank on its own
-        env = replace(env, launcher="none", rank=0, world_size=1)
-    device = pick_device("cuda", env)
-    where = Setting(cfg, env, device, args.size)
-    with process_group(env, device, cfg.training.timeout_minutes):
-        if not args.steps:
+        with setting(cfg, "scaling", replace(env, launcher="none", rank=0, world_size=1)) as where:
             StepBench(where, args.plan).step()
             torch.cuda.synchronize()
-            return
+        return
+    with setting(cfg, "scaling", env) as where:
         row = {
-            "engine": engine_of(cfg, env), "shard": cfg.training.shard, "world": env.world_size,
-            "plan": args.plan, "size": args.size, "device": device_name(device), "versions": versions(),
-            **measure(where, args), "launch_s": time.perf_counter() - began,
+            "engine": where.engine, "shard": cfg.training.shard, "world": env.world_size,
+            "plan": args.plan, "size": where.samples.side, "device": device_name(where.device), "versions": versions(),
+            **measure(where, args.plan, args.steps), "launch_s": time.perf_counter() - began,
         }  # fmt: skip
         if env.rank == 0:
             args.out.write_text(json.dumps(row, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run()

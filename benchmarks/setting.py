@@ -1,64 +1,79 @@
-"""Where steps are measured: a training configuration, this rank's device, its process group."""
+"""Where steps are measured: the set-up of a run, on this rank's device, inside its process group; where figures go."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from neuropbr_dist.cluster import Environment, detect, pick_device, process_group
-from neuropbr_dist.commands.train import config_of
-from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.config import TrainConfig, with_fields
+from neuropbr_dist.data.sources import BUILTIN_SIZE
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.training.engines import engine_of
-from neuropbr_dist.training.facts import device_name
+from neuropbr_dist.training.facts import device_name, versions
+from neuropbr_dist.training.setup import SampleFacts, Setup, set_up
 
-NATIVE_SIZE = 2048  # px, where the configuration names none
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the networks of a measurement are built from."""
-
-    cfg: TrainConfig
-    """Resolved; `training.batch_size` samples a rank and step."""
-    env: Environment
-    device: torch.device
-    size: int
-    """Side of the pictures in pixels."""
-
-    def __str__(self) -> str:
-        engine, world = engine_of(self.cfg, self.env), self.env.world_size
-        return f"{engine} on {world} x {device_name(self.device)}, torch {torch.__version__}, {self.size} px"
-
-    def say(self, line: str) -> None:
-        """Print it, on rank 0."""
-        if self.env.rank == 0:
-            print(line, flush=True)
+ONE_MICRO_BATCH = {"global_batch_size": None}
+"""`training.batch_size` samples a rank and step."""
 
 
 @contextmanager
-def setting(words: Sequence[str], device: str | None = None) -> Iterator[Setting]:
-    """What the words of `launch/train.py` mean on this rank, inside the process group if one is needed.
+def setting(
+    cfg: TrainConfig, needs_gpu: str | None = None, env: Environment | None = None
+) -> Iterator[Setup]:
+    """Yield the set-up of `cfg` on this rank, inside the process group if one is needed.
 
     Args:
-        device: in place of `training.device`.
+        needs_gpu: the measurement, if it is one of a GPU.
+        env: this rank among the others; None: as its launcher says.
 
     Raises:
-        UserError: words or a configuration that training would refuse.
+        UserError: no such device, or none that the measurement needs; or training would refuse `cfg`.
     """
-    cfg, env = config_of(words), detect()
-    place = pick_device(device or cfg.training.device, env)
-    engines = {engine_of(cfg, env, part) for part in ("generator", "discriminator")}
-    needs_group = env.distributed or engines != {"single"}
-    with process_group(env, place, cfg.training.timeout_minutes) if needs_group else nullcontext():
-        yield Setting(cfg, env, place, cfg.data.image_size or NATIVE_SIZE)
+    if needs_gpu:
+        need_gpu(needs_gpu)
+    cfg, env = with_fields(cfg, training=ONE_MICRO_BATCH), env or detect()
+    device = pick_device(cfg.training.device, env)
+    if needs_gpu and device.type != "cuda":
+        raise UserError(
+            f"launch/benchmark.py {needs_gpu} needs a CUDA device, not training.device = {device}"
+        )
+    torch.use_deterministic_algorithms(cfg.training.deterministic)
+    setup = set_up(cfg, env, device, SampleFacts(side=cfg.data.image_size or BUILTIN_SIZE))
+    group = process_group(env, device, cfg.training.timeout_minutes)
+    with group if setup.needs_process_group else nullcontext():
+        yield setup
+
+
+def changed(setup: Setup, room: int | None = None, **training: Any) -> Setup:
+    """Return the set-up with other values in fields of `training`.
+
+    Args:
+        room: bytes that the memory plan is to fit into.
+    """
+    cfg = with_fields(setup.cfg, training=training)
+    return set_up(cfg, setup.env, setup.device, setup.samples, room)
+
+
+def title(setup: Setup) -> str:
+    """Return what is measured, for a table's head."""
+    where = f"{setup.engine} on {setup.env.world_size} x {device_name(setup.device)}"
+    return f"{where}, torch {torch.__version__}, {setup.samples.side} px"
+
+
+def say(setup: Setup, line: str) -> None:
+    """Print it, on rank 0."""
+    if setup.env.rank == 0:
+        print(line, flush=True)
 
 
 def need_gpu(what: str) -> torch.device:
-    """The current CUDA device.
+    """Return the current CUDA device.
 
     Raises:
         UserError: there is none; `what` needs it.
@@ -66,3 +81,11 @@ def need_gpu(what: str) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError(f"launch/benchmark.py {what} needs a CUDA device; there is none")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def write_figures(out: Path | None, found: Mapping[str, Any]) -> None:
+    """Write figures as JSON, where asked, on rank 0: with the versions and the device they hold for."""
+    if out is not None and os.environ.get("RANK", "0") == "0":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        facts = {"versions": versions(), "device": device_name(device)}
+        out.write_text(json.dumps({**facts, **found}, indent=1) + "\n")

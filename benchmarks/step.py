@@ -13,13 +13,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.setting import Setting
+from benchmarks.setting import changed
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.models import view_channels
 from neuropbr_dist.monitor.throughput import peak_memory_gib
 from neuropbr_dist.parallel import Network
-from neuropbr_dist.training.engines import build_networks, compiles_losses
+from neuropbr_dist.training.ema import WeightAverage
+from neuropbr_dist.training.networks import build_networks
 from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.setup import Setup
 from neuropbr_dist.training.step import gan_step
 
 WARM_UP = 2
@@ -53,7 +56,8 @@ def random_batch(cfg: TrainConfig, size: int, device: torch.device, seed: int = 
     """`training.batch_size` samples of noise of the right shapes and ranges."""
     n = cfg.training.batch_size
     g = torch.Generator(device).manual_seed(seed)
-    views = torch.randn(n, 3, 3, size, size, device=device, generator=g)
+    views = torch.randn(n, 3, view_channels(cfg.model), size, size, device=device, generator=g)
+    views[:, :, 3:4] = 1  # of views on the plane: everything is seen
     maps = torch.rand(n, 8, size, size, device=device, generator=g)
     normal = F.normalize(maps[:, 5:] * 2 - 1, dim=1)
     samples = n * (dist.get_world_size() if dist.is_initialized() else 1)
@@ -68,17 +72,19 @@ class StepBench:
         memory: memory plan, resolved.
     """
 
-    def __init__(self, where: Setting, memory: str) -> None:
-        cfg, self.device = where.cfg, where.device
+    def __init__(self, where: Setup, memory: str) -> None:
+        setup, self.device = changed(where, memory=memory), where.device
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         self.began = time.perf_counter()
-        cfg.training.global_batch_size = cfg.training.batch_size * where.env.world_size
-        self.networks: dict[str, Network] = build_networks(cfg, where.env, self.device, None, memory)
-        self.objective = Objective(cfg, compiles_losses(cfg, self.device))
-        self.batch = random_batch(cfg, where.size, self.device)
+        self.networks: dict[str, Network] = build_networks(setup)
+        self.objective = Objective(setup.cfg, setup.compile_losses)
+        self.batch = random_batch(setup.cfg, setup.samples.side, self.device)
+        decay, g = setup.cfg.training.ema_decay, self.networks["generator"]
+        self.ema = WeightAverage(g, decay) if decay is not None else None
+        self.d_steps = setup.cfg.training.d_steps_per_g_step
         self.waited = 0.0
         """Seconds that steps have waited for their samples."""
         self.losses: dict[str, Tensor] = {}
@@ -86,7 +92,10 @@ class StepBench:
     def step(self, *, gan: bool = True) -> None:
         """One step; with `gan` of the discriminator too, if there is one."""
         d = self.networks.get("discriminator") if gan else None
-        self.losses = gan_step(self.networks["generator"], d, [self.batch], self.objective).losses
+        report = gan_step(self.networks["generator"], d, [self.batch], self.objective, d_steps=self.d_steps)
+        if self.ema is not None:
+            self.ema.update(report.generator)
+        self.losses = report.losses
 
     def settle(self) -> None:
         """Wait until the device has done what it was given."""

@@ -4,51 +4,73 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from benchmarks.setting import Setting, need_gpu, setting
+from benchmarks.options import STEP, fields_of, measurement, plans_of
+from benchmarks.setting import say, setting, title, write_figures
 from benchmarks.step import StepBench, kernel_table
-from neuropbr_dist.training.engines import engine_of, precision_of
+from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.training.flops import matmul_flops, sample_flops
+from neuropbr_dist.training.memory import PLANS
+from neuropbr_dist.training.setup import Setup
 
 
-def measure(args: argparse.Namespace, words: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a memory plan, printed as they come.
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py step`."""
+    p = measurement(__doc__, prog)
+    add_plans(p)
+    p.add_argument("--kernels", type=int, default=0, metavar="N", help="list the N longest kernels of a step")
+    return p
 
-    Args:
-        args: `plans`, `steps` to time, `kernels` to list.
-        words: for launch/train.py.
-    """
-    need_gpu("step")
-    with setting(words, "cuda") as where:
-        where.say(str(where))
-        where.say(
-            "plan       ms a step (range)   samples/s/rank  TFLOP/s   MFU   GiB allocated  reserved  first step s"
+
+def add_plans(p: argparse.ArgumentParser) -> None:
+    """Add what a table with a row a memory plan has."""
+    p.add_argument("--plans", nargs="+", choices=PLANS, help="memory plans; default: training.memory, or all")
+    p.add_argument("--steps", type=int, default=8, metavar="N", help="timed; default %(default)s")
+    p.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+
+
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Print one row a memory plan as they come; under torchrun or deepspeed, samples/s a rank."""
+    args = parser(prog).parse_args(argv)
+    cfg = fields_of(args, STEP).configuration()
+    plans = plans_of(cfg, args.plans, PLANS)
+    with setting(cfg, "step") as where:
+        say(where, title(where))
+        say(
+            where,
+            "plan       ms a step (range)   samples/s/rank  TFLOP/s   MFU   GiB allocated  reserved  first step s",
         )
-        return [row(where, plan, args) for plan in args.plans]
+        rows = [row(where, plan, args) for plan in plans]
+    write_figures(args.out, {"rows": rows})
 
 
-def row(where: Setting, plan: str, args: argparse.Namespace) -> dict[str, Any]:
+def row(where: Setup, plan: str, args: argparse.Namespace) -> dict[str, Any]:
     """Measure one memory plan and print its line. Collective."""
-    cfg, precision = where.cfg, precision_of(where.cfg, where.device)
-    flops = cfg.training.batch_size * sample_flops(cfg, where.size).step(gan=cfg.model.use_gan)
+    cfg, precision = where.cfg, where.precision
+    flops = cfg.training.batch_size * sample_flops(cfg, where.samples.side).step(
+        gan=cfg.model.use_gan, d_steps=cfg.training.d_steps_per_g_step
+    )
     bench = StepBench(where, plan)
     found = bench.time(args.steps)
     kernels = bench.profile(found) if args.kernels else []
     samples = cfg.training.batch_size / found.ms * 1e3
-    mfu = 1e3 * flops / found.ms / matmul_flops(where.device, precision)
-    where.say(
+    mfu = 1e3 * flops / found.ms / matmul_flops(where.device, where.need.dtype)
+    say(
+        where,
         f"{plan:9} {found.ms:8.0f} ({found.spread_ms:5.0f})  {samples:14.3f}  {flops / found.ms / 1e9:9.0f}  {mfu:5.1%}"
-        f"  {found.allocated_gib:13.1f}  {found.reserved_gib:8.1f}  {found.first_step_s:12.1f}"
+        f"  {found.allocated_gib:13.1f}  {found.reserved_gib:8.1f}  {found.first_step_s:12.1f}",
     )
     if args.kernels:
-        where.say(kernel_table(kernels[: args.kernels]))
+        say(where, kernel_table(kernels[: args.kernels]))
     if dist.is_initialized():
         dist.barrier()
     return {
-        "plan": plan, "size": where.size, "engine": engine_of(cfg, where.env), "world": where.env.world_size,
+        "plan": plan, "size": where.samples.side, "engine": where.engine, "world": where.env.world_size,
         "precision": precision, "samples_per_s_rank": samples, "model_tflop": flops / 1e12, "mfu": mfu,
         "kernels": kernels, **vars(found),
     }  # fmt: skip

@@ -8,7 +8,9 @@ saves them, converted there and back, and asked for the same picture. Nothing of
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
 
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.commands.flags import add_debug, new_parser
 from neuropbr_dist.inference import load_generator
 from neuropbr_dist.inference.upstream import from_upstream, to_upstream
 
@@ -51,7 +55,7 @@ def configured(backbone: str, stride: int, transformer: bool) -> Any:
 def networks(config: Any) -> tuple[nn.Module, nn.Module]:
     """Upstream's generator and discriminator, in evaluation mode."""
     from models.gan.discriminator import PatchGANDiscriminator
-    from train import MultiViewPBRGenerator
+    from train import MultiViewPBRGenerator  # type: ignore[attr-defined]
 
     return MultiViewPBRGenerator(config).eval(), PatchGANDiscriminator(8, 64, 3, use_sigmoid=False).eval()
 
@@ -60,6 +64,7 @@ def shaken(network: nn.Module) -> nn.Module:
     """Running statistics that are not the initial ones."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
             module.running_mean.normal_(0, 0.05)
             module.running_var.uniform_(0.8, 1.2)
     return network
@@ -89,9 +94,19 @@ def compare(folder: Path, backbone: str, stride: int, transformer: bool) -> list
     return [difference.abs().max().item() for difference in differences]
 
 
-def main(clone: Path) -> None:
-    """A line a kind of model."""
-    sys.path.insert(0, str(clone / "training"))
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `launch/benchmark.py upstream`."""
+    p = new_parser(__doc__ or "", prog)
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_debug(p)
+    p.add_argument("clone", type=Path, metavar="NEUROPBR", help="a clone of upstream's repository")
+    return p
+
+
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Print a line a kind of model."""
+    sys.path.insert(0, str(parser(prog).parse_args(argv).clone / "training"))
     without_download()
     torch.manual_seed(0)
     print(
@@ -104,4 +119,4 @@ def main(clone: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run()

@@ -1,11 +1,11 @@
-"""Measure a step, its memory, compiling, scaling, attention, the loader or checkpoints; --help lists the words."""
+"""Measure; --help lists what."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, installed or not
 
-from neuropbr_dist.main import benchmark
+from benchmarks.cli import run
 
 if __name__ == "__main__":
-    benchmark()
+    run()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone, installed or not
 
-from neuropbr_dist.main import train
+from neuropbr_dist.commands.train import run
 
 if __name__ == "__main__":
-    train()
+    run()

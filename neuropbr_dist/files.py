@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
+import re
 import shutil
+import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from neuropbr_dist.errors import UserError
 
 log = logging.getLogger(__name__)
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp(\..*)?")
 
 
 @contextmanager
@@ -29,9 +31,9 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         durable: flush the file and its folder to the device first; a crash of the machine then loses neither.
 
     Raises:
-        OSError: it can't be written.
+        OSError: it can't be written; the error names `path`.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp{path.suffix}")
+    temporary = _temporary(path)
     try:
         yield temporary
         if durable:
@@ -39,8 +41,12 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         os.replace(temporary, path)
         if durable:
             sync(path.parent)
+    except OSError as error:
+        _name(path, temporary, error)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # after the rename there is none; else the first error is the one to tell
+            temporary.unlink()
 
 
 @contextmanager
@@ -48,21 +54,44 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a new, empty folder beside `path`, which takes its place by one rename at the end.
 
     Raises:
-        OSError: it can't be written, or `path` is there and isn't an empty folder.
+        OSError: it can't be written, or `path` is there and isn't an empty folder; the error names `path`.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = _temporary(path)
     try:
         temporary.mkdir(parents=True)
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        _name(path, temporary, error)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers that were killed have left in a folder. For the only process that writes there.
+
+    Raises:
+        OSError: it can't be deleted.
+    """
+    for path in folder.glob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def write_bytes(path: Path, content: bytes | memoryview, *, durable: bool = False) -> None:
+    """Write bytes by `replacing`.
+
+    Also for libraries that write files of their own: numpy's doesn't say why it can't write, and torch's may end
+    the process then. Both write into an `io.BytesIO` as well.
+    """
+    with replacing(path, durable=durable) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Write UTF-8 text by `replacing`."""
-    with replacing(path, durable=durable) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode(), durable=durable)
 
 
 def write_json(path: Path, content: Any, *, durable: bool = False, indent: int | None = None) -> None:
@@ -80,77 +109,163 @@ def sync(path: Path) -> None:
 
 
 class JsonLines:
-    """A file of JSON objects, one a line, that only grows.
+    """A file of JSON values, one a line, that only grows.
 
-    One rule for what a crash leaves: a last line without its newline is not there; any other line that is no
-    object is left out, with a warning that names it; a file in which no line is good isn't ours.
+    One rule for what a crash leaves: a last line without its newline is not there; any other line that isn't
+    good is left out, with a warning that names it. Where no line is good, and not all of them can be a crash's
+    (begun objects, holes of NUL bytes), the file isn't ours: it is neither read nor rewritten.
 
     Args:
         path: the file; it appears with the first line.
         what: what the file is, for messages.
-        valid: whether an object can be a line of this file.
+        valid: whether a value can be a line of this file; any JSON object if not given.
     """
 
     def __init__(
         self, path: Path, what: str = "a log of this package", valid: Callable[[Any], bool] | None = None
     ) -> None:
-        self.path, self.what, self.valid = path, what, valid or (lambda _record: True)
+        self.path, self.what = path, what
+        self.valid = valid or (lambda value: isinstance(value, dict))
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Hand one more line to the operating system, in one call.
-
-        Raises:
-            OSError: it can't be written, or not whole (disk full).
-        """
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        with open(self.path, "ab+", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-                line = b"\n" + line  # a line that a crash tore must not swallow this one
-            written = file.write(line)
-            if written < len(line):
-                os.ftruncate(file.fileno(), size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return the good lines' objects, in order; none if there is no file.
+    def append(self, value: Any) -> None:
+        """Hand one more line to the operating system, whole or not at all.
 
         Raises:
-            UserError: the file can't be read, or holds lines of which none is good.
+            UserError: it can't be written (disk full, say).
+            ValueError: the value holds a NaN or an infinity, which JSON hasn't.
         """
+        line = json.dumps(value, allow_nan=False).encode() + b"\n"
         try:
-            content = self.path.read_bytes()
+            with open(self.path, "ab+", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                    line = b"\n" + line  # a line that a crash tore must not swallow this one
+                try:
+                    while line:
+                        line = line[file.write(line) :]
+                except OSError:
+                    os.ftruncate(file.fileno(), size)
+                    raise
+        except OSError as error:
+            raise UserError(f"{self.path}: can't be written: {error.strerror}") from error
+
+    def read(self) -> list[Any]:
+        """Return the good lines' values, in order; none if there is no file.
+
+        Raises:
+            UserError: the file can't be read, or isn't ours.
+        """
+        return [value for _, value in self._good(self._content())]
+
+    def keep(self, wanted: Callable[[Any], bool]) -> list[Any]:
+        """Return the values of the good lines that are `wanted`, and rewrite the file, durably, if it holds more.
+
+        Raises:
+            UserError: the file can't be read or written, or isn't ours.
+        """
+        content = self._content()
+        kept = [(line, value) for line, value in self._good(content) if wanted(value)]
+        lines = b"".join(line + b"\n" for line, _ in kept)
+        if lines != content:
+            try:
+                write_bytes(self.path, lines, durable=True)
+            except OSError as error:
+                raise UserError(f"{self.path}: can't be written: {error.strerror}") from error
+        return [value for _, value in kept]
+
+    def _content(self) -> bytes:
+        try:
+            return self.path.read_bytes()
         except FileNotFoundError:
-            return []
+            return b""
         except OSError as error:
             raise UserError(f"{self.path}: can't be read: {error.strerror}") from error
-        lines = content.split(b"\n")[:-1]  # what follows the last newline isn't whole
-        found, damaged = [], []
+
+    def _good(self, content: bytes) -> list[tuple[bytes, Any]]:
+        """Return the good lines, each as it stands in the file and as a value."""
+        lines = content.split(b"\n")
+        good: list[tuple[bytes, Any]] = []
+        damaged: list[int] = []
+        foreign: list[int] = []
         for number, line in enumerate(lines, 1):
-            if not line:
-                continue
-            record = None
-            with suppress(ValueError, RecursionError):
-                record = json.loads(line)
-            if isinstance(record, dict) and self.valid(record):
-                found.append(record)
-            else:
+            value, whole = _value(line), number < len(lines)
+            fits = value is not None and self.valid(value)
+            if fits and whole:
+                good.append((line, value))
+            elif line and whole:
                 damaged.append(number)
-        if damaged and not found:
-            raise UserError(f"{self.path}: not {self.what} (line {damaged[0]}); delete it or name another")
+            if line and not fits and (value is not None or not _from_a_crash(line)):
+                foreign.append(number)
+        if foreign and not good:
+            raise UserError(f"{self.path}: not {self.what} (line {foreign[0]}); delete it or name another")
         if damaged:
-            log.warning(
-                "%s: %d damaged line(s) left out, the first is line %d", self.path, len(damaged), damaged[0]
-            )
+            log.warning("%s: %d damaged line(s) left out, the first is line %d",
+                        self.path, len(damaged), damaged[0])  # fmt: skip
+        return good
+
+
+def read_json(path: Path, *, limit: int = 1 << 30) -> Any:
+    """Return what a JSON file from outside holds. Keys may not repeat; NaN and infinities come through.
+
+    Args:
+        limit: largest size in bytes.
+
+    Raises:
+        UserError: it is missing, no regular file, larger than `limit`, not UTF-8 or not JSON, a key stands
+            twice in an object, or it is nested too deeply or holds a number too long to be read.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{path}: {twice!r} appears more than once")
         return found
 
-    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Rewrite the file with the good lines that are `wanted` alone; nothing if there is no file.
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: not a file")
+        if status.st_size > limit:
+            raise UserError(f"{path}: {status.st_size:,} bytes; allowed: {limit:,}")
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path}: not JSON at {where}: {error.msg}") from error
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply") from None
+    except ValueError as error:  # a whole number of more digits than Python reads
+        raise UserError(f"{path}: {error}") from error
 
-        Raises:
-            UserError: see `read`.
-            OSError: it can't be written.
-        """
-        if self.path.exists():
-            lines = [json.dumps(record) + "\n" for record in self.read() if wanted(record)]
-            write_text(self.path, "".join(lines))
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{uuid.uuid4().hex}.tmp{path.suffix}")
+
+
+def _name(path: Path, temporary: Path, error: OSError) -> None:
+    """Let an error speak of `path`: nobody knows the temporary name, and a full disk names none."""
+    named = Path(error.filename if isinstance(error.filename, str) else path)
+    if named.is_relative_to(temporary):
+        named = path / named.relative_to(temporary)
+    if error.errno is not None:  # else the text is all it has, and a name would take its place
+        error.filename = str(named)
+        del error.filename2
+
+
+def _value(line: bytes) -> Any:
+    """What a line of JSON says; None if it isn't JSON."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(line.decode())
+    return None
+
+
+def _from_a_crash(line: bytes) -> bool:
+    """Whether a bad line can be ours: begun and not ended, or with a hole that the disk never got."""
+    return line.startswith((b"{", b"[")) or b"\0" in line

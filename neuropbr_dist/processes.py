@@ -6,16 +6,19 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import TypeVar
 
 from neuropbr_dist.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What a person, a launcher or a batch system sends to end a run."""
 
 CHUNK = 4
 """Items handed to a process at a time, unless told; as many are redone a process after an interruption."""
@@ -26,9 +29,15 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def ignore_stop_signals() -> None:
+    """For processes that read ahead of training: it decides when they end."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def in_parallel(
     function: Callable[[T], R],
-    items: Sequence[T],
+    items: Iterable[T],
     workers: int,
     start: Callable[..., None] | None = None,
     arguments: tuple = (),
@@ -36,7 +45,7 @@ def in_parallel(
 ) -> Iterator[tuple[T, R]]:
     """Each item with its result, as they are done; up to one worker stays in this process.
 
-    After a `UserError` nothing new is begun, but all that was done is handed out before it is raised.
+    Items are asked for as they are needed, twice as many chunks ahead as there are workers. After a `UserError` nothing new is begun, but all that was done is handed out before it is raised.
 
     Args:
         start: called with `arguments` in every working process, first.
@@ -65,16 +74,19 @@ def in_parallel(
 
 
 def _chunk_by_chunk(
-    pool: ProcessPoolExecutor, function: Callable[[T], R], items: Sequence[T], workers: int, size: int
+    pool: ProcessPoolExecutor, function: Callable[[T], R], items: Iterable[T], workers: int, size: int
 ) -> Iterator[tuple[T, R]]:
-    chunks = deque(items[i : i + size] for i in range(0, len(items), size))
-    under_way: dict[Future[tuple[list[R], UserError | None]], Sequence[T]] = {}
+    remaining = iter(items)
+    under_way: dict[Future[tuple[list[R], UserError | None]], list[T]] = {}
     failure: UserError | None = None
-    while under_way or (chunks and failure is None):
-        while chunks and failure is None and len(under_way) < 2 * workers:  # none waits for work
-            chunk = chunks.popleft()
-            under_way[pool.submit(_do, function, chunk)] = chunk
-        for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+    more = True
+    while under_way or (more and failure is None):
+        while more and failure is None and len(under_way) < 2 * workers:  # none waits for work
+            chunk = list(islice(remaining, size))
+            more = len(chunk) == size
+            if chunk:
+                under_way[pool.submit(_do, function, chunk)] = chunk
+        for future in wait(under_way, return_when=FIRST_COMPLETED).done if under_way else ():
             chunk = under_way.pop(future)
             results, error = future.result()
             yield from zip(chunk, results, strict=False)  # fewer results, if one of them failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -12,7 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from neuropbr_dist.logs import CONSOLE
 from tests.support.distributed import close_pools
+from tests.support.said import said
 from tests.support.train_runs import half_run, whole_run
 
 torch.set_num_threads(1)
@@ -27,6 +30,23 @@ SUMMARY: dict[str, list[str]] = {}
 def pools():
     yield
     close_pools()
+
+
+@pytest.fixture(autouse=True)
+def nothing_on_the_console():
+    """A command that a test calls sets up the console for its process, which is the next test's too."""
+    yield
+    package = logging.getLogger("neuropbr_dist")
+    package.removeHandler(CONSOLE)
+    package.propagate = True
+    package.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def messages():
+    """What the package's loggers say during the test, a list that grows."""
+    with said() as lines:
+        yield lines
 
 
 @pytest.fixture

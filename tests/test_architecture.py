@@ -14,12 +14,14 @@ import pytest
 from tests.support.distributed import ROOT
 
 PACKAGE = ROOT / "neuropbr_dist"
-GROUND = {"errors", "files", "ranks", "processes"}
+GROUND = {"errors", "files", "ranks", "processes", "fragment", "logs"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "ranks": {"errors"},
     "processes": {"errors"},
+    "fragment": set(),
+    "logs": set(),
     "config": GROUND,
     "cluster": GROUND,
     "kernels": GROUND,
@@ -29,9 +31,10 @@ MAY_IMPORT = {
     "objectives": GROUND | {"config", "materials", "kernels"},
     "data": GROUND | {"config", "materials", "kernels"},
     "parallel": GROUND | {"config", "cluster", "kernels", "models"},
-    "monitor": GROUND | {"config", "materials", "data", "objectives"},
+    "monitor": GROUND | {"materials", "objectives"},
+    "report": GROUND | {"config", "materials", "monitor"},
 }
-"""Folders of the lower floors, with what they may know; those above (training, inference, …) compose them."""
+"""Folders with what they may know; those above (training, inference, commands) compose them."""
 ENGINES = ("deepspeed", "torch.distributed.fsdp", "torch.nn.parallel")
 
 
@@ -46,6 +49,22 @@ def imports(path: Path) -> set[str]:
             module = ".".join([*package, *([node.module] if node.module else [])])
             found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
     return found
+
+
+def calls(*names: str) -> set[str]:
+    """Files of the package that call a function or class of one of these names, as `name(…)` or `dist.name(…)`."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in names:
+                found.add(path.relative_to(PACKAGE).as_posix())
+    return found
+
+
+def tokens(path: Path) -> list[tuple[int, str]]:
+    """Kind and text of each."""
+    code = io.StringIO(path.read_text(encoding="utf-8"))
+    return [(token.type, token.string) for token in tokenize.generate_tokens(code.readline)]
 
 
 def folder_of(module: str) -> str | None:
@@ -82,7 +101,7 @@ def test_no_circles():
     graph = {folder: known_to(folder) for folder in folders()}
     assert len(graph) > 10
     order = list(graphlib.TopologicalSorter(graph).static_order())  # raises on a circle
-    assert order.index("config") < order.index("training") < order.index("main")
+    assert order.index("config") < order.index("training") < order.index("commands")
 
 
 def test_of_the_models_parallel_knows_the_norm_layers_alone():
@@ -100,13 +119,61 @@ def test_only_parallel_imports_engines():
     assert users == {"parallel"}
 
 
+def test_only_the_door_opens_data():
+    assert calls("FileSource", "BuiltinSource", "PackedSource") == {"data/open.py"}
+
+
+def test_only_files_py_puts_a_file_in_anothers_place():
+    """But for checkpoints, whose folders and links have names of their own while they are made."""
+    moves = {"os.replace", "os.rename", "os.renames", "os.link", "shutil.move"}
+    found = calls(*moves)
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            # A path's `replace` takes one argument, a text's two.
+            renames = node.func.attr == "rename" or (node.func.attr == "replace" and len(node.args) == 1)
+            if renames and not node.keywords:
+                found.add(path.relative_to(PACKAGE).as_posix())
+    assert found == {"files.py", "checkpoint/folders.py", "checkpoint/store.py"}
+
+
+def test_only_ranks_py_hands_objects_round():
+    names = ("all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list")
+    exchanged = calls(*(f"{where}.{name}" for name in names for where in ("dist", "torch.distributed")))
+    assert exchanged == {"ranks.py"}
+
+
+def test_a_byte_becomes_a_number_in_one_place():
+    """Whoever divides by 255 knows how bytes hold values; that is said in `materials/channels.py`."""
+    users = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            divides = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)
+            if divides and isinstance(node.right, ast.Constant) and node.right.value in (255, 127.5, 65535):
+                users.add(path.relative_to(PACKAGE).as_posix())
+    assert users == {"materials/channels.py"}
+
+
+def test_an_argparse_namespace_does_not_leave_commands():
+    users = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in PACKAGE.rglob("*.py")
+        if {"argparse", "Namespace"} & {text for kind, text in tokens(path) if kind == tokenize.NAME}
+    }
+    assert users == {"commands"}
+
+
+def test_nothing_that_measures_is_imported_by_the_package():
+    users = [path for path in PACKAGE.rglob("*.py") for m in imports(path) if m.split(".")[0] == "benchmarks"]
+    assert users == []
+
+
 def test_the_gan_step_names_no_engine():
-    text = (PACKAGE / "training" / "step.py").read_text(encoding="utf-8")
     code = [
-        token.string
-        for token in tokenize.generate_tokens(io.StringIO(text).readline)
-        if token.type == tokenize.NAME
-        or (token.type == tokenize.STRING and not token.string.startswith('"""'))
+        text
+        for kind, text in tokens(PACKAGE / "training" / "step.py")
+        if kind == tokenize.NAME or (kind == tokenize.STRING and not text.startswith('"""'))
     ]
     assert "gan_step" in code
     assert [word for word in code if re.search(r"(?i)fsdp|ddp|deepspeed|engine|isinstance|stage", word)] == []

@@ -16,7 +16,7 @@ from tests.support.train_runs import tiny_words
 @pytest.mark.multiprocess
 def test_a_table_and_json(tmp_path, capsys):
     out = tmp_path / "figures.json"
-    checkpoint.main(["--folder", str(tmp_path), "--out", str(out), *tiny_words()])
+    checkpoint.run(["--folder", str(tmp_path), "--out", str(out), *tiny_words()])
     found = json.loads(out.read_text())
     newest = (tmp_path / "run" / "latest").resolve()
     assert found["bytes"] == pytest.approx(sum(f.stat().st_size for f in newest.iterdir()), rel=0.02)

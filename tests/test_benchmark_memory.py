@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from benchmarks import allocator, memory
-from benchmarks.cli import benchmark, parser
+from benchmarks.cli import run as benchmark
 from benchmarks.setting import setting
 from benchmarks.step import StepBench
+from neuropbr_dist.commands.train import config_of
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.estimate import available_bytes
+from neuropbr_dist.training.memory import PLANS
 from tests.test_benchmark_step import TINY
 
 GIB = 2**30
@@ -118,10 +120,8 @@ def test_every_plan_is_a_row_and_the_next_goes_on_after_one_that_fails(card, mon
             self.memory = memory
 
     monkeypatch.setattr(memory, "StepBench", Large)
-    monkeypatch.setattr(memory, "need_gpu", lambda _what: None)
-    monkeypatch.setattr(memory, "setting", lambda words, _device: setting(words))
-    args, words = parser().parse_known_args(["memory", "--steps", "1", "--limit-gib", "16", *TINY])
-    found = memory.measure(args, words)
+    with setting(config_of(TINY)) as where:
+        found = memory.measure(where, PLANS, steps=1, limit_gib=16)
     assert card.share == 15 / 80
     assert [row.get("error") for row in found["rows"]] == ["out of memory", None, None]
     assert [row.get("retries") for row in found["rows"]] == [None, 0, 0]

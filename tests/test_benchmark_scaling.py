@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import random
 import sys
-from argparse import ArgumentParser
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import scaling
-from benchmarks.cli import benchmark
+from benchmarks import scaling, scaling_row
+from benchmarks.cli import run as benchmark
 from benchmarks.communication import communication_ms, length, overlap, union
+from benchmarks.options import fields_of
 from benchmarks.ranks import Launch, error_in, run_all
 from neuropbr_dist.data.packed.pack import pack
 from tests.support.material_files import write_set
@@ -79,7 +79,7 @@ def test_a_launch_has_gpus_of_its_own_and_a_failed_one_costs_itself_only(tmp_pat
     script.write_text(SCRIPT)
 
     def launch(name: str, ranks: int, nodes: int = 1, *more: str) -> Launch:
-        return Launch(name=name, ranks=ranks, nodes=nodes, words=[str(script), str(tmp_path / name), *more])
+        return Launch(name=name, ranks=ranks, nodes=nodes, argv=[str(script), str(tmp_path / name), *more])
 
     ended: dict[str, str] = {}
     launches = [launch("two-nodes", 2, 2), launch("broken", 1, 1, "no such thing"), launch("large", 4)]
@@ -101,7 +101,7 @@ def test_a_launch_over_its_limit_is_ended_with_its_ranks(tmp_path: Path):
         f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(999)"
     )
     ended: list[str] = []
-    launch = Launch(name="slow", ranks=1, words=[str(script)])
+    launch = Launch(name="slow", ranks=1, argv=[str(script)])
     run_all([launch], [0], tmp_path, lambda _one, fault: ended.append(fault), 20)
     assert ended[0].startswith("over its time limit")
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
@@ -115,29 +115,26 @@ def test_the_error_of_a_log_is_the_first_rank_s(tmp_path: Path):
     assert error_in(log) == "last words"
 
 
-def test_rows_are_launched_for_every_engine_and_world(tmp_path: Path):
-    p = ArgumentParser()
-    scaling.add_arguments(p)
-    words = [
-        "--engines",
-        "fsdp",
-        "hsdp",
-        "single",
-        "--worlds",
-        "1",
-        "4",
-        "--data",
-        "set",
-        "--folder",
-        str(tmp_path),
-    ]
-    found = scaling.launches(p.parse_args(words), ["--set", "a=1"])
+def test_rows_are_launched_for_every_engine_and_world():
+    """Those on random tensors don't get the packed set, however it is named."""
+    words = (
+        "--engines fsdp hsdp single --worlds 1 4 --set data.packed_dir=set --set data.val_ratio=0.3 --size 64"
+    )
+    args = scaling.parser().parse_args(words.split())
+    found = scaling.launches(args, fields_of(args, {}), "low")
     assert [one.name for one in found] == [
         "fsdp-1-random", "single-1-random", "fsdp-4-random", "hsdp-4-random",
         "fsdp-1-packed", "single-1-packed", "fsdp-4-packed", "hsdp-4-packed",
     ]  # fmt: skip
     assert [one.nodes for one in found] == [1, 1, 1, 2, 1, 1, 1, 2]
-    assert found[-1].words[-4:] == ["--data", "set", "--set", "a=1"]
+    for one in found:
+        row = scaling_row.parser().parse_args(one.argv[2:])
+        cfg = fields_of(row, {}).configuration()
+        assert row.plan == "low" and cfg.data.image_size == 64 and cfg.data.val_ratio == 0.3
+        assert cfg.data.packed_dir == ("set" if one.name.endswith("packed") else None)
+        assert not cfg.model.encoder_pretrained and cfg.training.engine == one.name.split("-")[0].replace(
+            "h", "f"
+        )
 
 
 # -- tables --------------------------------------------------------------------------------

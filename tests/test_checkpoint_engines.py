@@ -179,7 +179,7 @@ def test_a_save_changes_nothing(name, saved):
 def test_neither_compiled_nor_recomputed_blocks_change_what_is_saved(how):
     """So a resume may turn either on or off; that they compute the same is the parity suite's matter."""
     plain, other = (
-        [(s.name, s.start, s.data.shape) for network in networks(BASIC, row) for s in network.shards()]
+        [(s.name, s.start, s.data.shape) for network in networks(BASIC, row) for s in network.fragments()]
         for row in (ROWS["single"], replace(ROWS["single"], **how))
     )
     assert plain == other and len(plain) > 100

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from neuropbr_dist.checkpoint import Fragment, RunLock, find, open_newest, retain, save, step_name
+from tests.support.said import said
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 
@@ -51,8 +52,7 @@ def test_kill_at_random_moments(tmp_path):
             except EOFError:
                 break
 
-        complaints = []
-        with open_newest(tmp_path, log=complaints.append) as checkpoint:
+        with said() as complaints, open_newest(tmp_path) as checkpoint:
             step = checkpoint.state["step"]
             assert step >= last_done
             content = checkpoint.read()

@@ -1,7 +1,6 @@
 """Several ranks over gloo: replicas are written once, cuts differ between save and load, errors are agreed on."""
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,9 @@ import torch.distributed as dist
 from neuropbr_dist.checkpoint import AsyncSaver, Fragment, RunLock, open_newest, save, step_name, verify
 from neuropbr_dist.checkpoint.manifest import read_manifest
 from neuropbr_dist.errors import UserError
+from tests.support.disks import small_disk
 from tests.support.distributed import run
+from tests.support.said import said
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 
@@ -123,16 +124,9 @@ def fail_and_recover(folder: Path):
 
 
 def test_errors_are_raised_on_all_ranks(tmp_path):
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    try:
+    with small_disk(tmp_path, "4m"):
         messages = run(4, f"{__name__}:fail_and_recover", folder=tmp_path)
         left = {path.name for path in tmp_path.iterdir()}
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
     assert messages[1:] == messages[:-1]
     expected = [
         "UserError: .*No space left on device",
@@ -173,8 +167,7 @@ def test_async_saver_on_several_ranks(tmp_path):
 
 
 def verify_shared(folder):
-    lines = []
-    with open_newest(folder, log=lines.append) as checkpoint:
+    with said() as lines, open_newest(folder) as checkpoint:
         return checkpoint.state["step"], lines
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import pickle
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +28,8 @@ from neuropbr_dist.checkpoint import (
 from neuropbr_dist.checkpoint import clear as clear_run
 from neuropbr_dist.checkpoint.manifest import FileRecord, read_manifest, write_manifest
 from neuropbr_dist.errors import UserError
+from tests.support.disks import remount, small_disk
+from tests.support.said import said
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 FILES = ["manifest.json", "tensors.json", "state.json", "config.yaml", "shard_00000_000.bin"]
@@ -115,14 +116,13 @@ def test_damage_is_named_and_the_save_before_is_taken(tmp_path, file, damage):
         shutil.copy(older / file, victim)
     assert any(file in fault for fault in verify(newest))
 
-    lines = []
-    with open_newest(tmp_path / "latest", log=lines.append) as checkpoint:
+    with said() as lines, open_newest(tmp_path / "latest") as checkpoint:
         assert_holds(checkpoint, 1)
     assert newest.name in lines[0] and file in lines[0] and older.name in lines[1]
 
     (older / file).write_bytes(b"")
     with pytest.raises(UserError, match=rf"no checkpoint .* is good: .*{file}") as caught:
-        open_newest(tmp_path, log=lines.append)
+        open_newest(tmp_path)
     assert newest.name in str(caught.value) and older.name in str(caught.value)
 
 
@@ -326,14 +326,14 @@ def test_retention_counts_good_saves_only(tmp_path):
         save_step(tmp_path, step)
     for step in (3, 4):
         (tmp_path / step_name(step) / "state.json").write_text("{}")
-    lines = []
-    retain(tmp_path, 3, log=lines.append)  # two good ones: nothing may go
+    with said() as lines:
+        retain(tmp_path, 3)  # two good ones: nothing may go
     assert len(find(tmp_path)) == 4 and len(lines) == 2
-    retain(tmp_path, 1, log=lines.append)
+    retain(tmp_path, 1)
     assert names(tmp_path) == {"latest", step_name(4), step_name(2)}  # `latest` means 4 until the next save
     save_step(tmp_path, 5)
     (tmp_path / step_name(4) / "manifest.json").unlink()
-    retain(tmp_path, 1, log=lines.append)
+    retain(tmp_path, 1)
     assert names(tmp_path) == {"latest", step_name(5)}
 
 
@@ -353,36 +353,29 @@ def test_links_that_a_kill_left_out_are_made_later(tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MiB, or a skip where mounting isn't allowed."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+def disk(tmp_path):
+    """A file system of 4 MiB."""
+    with small_disk(tmp_path / "disk", "4m") as folder:
+        yield folder
 
 
-def test_a_full_disk_leaves_the_save_before(small_disk):
-    save_step(small_disk, 1)
+def test_a_full_disk_leaves_the_save_before(disk):
+    save_step(disk, 1)
     big = whole({"w": torch.zeros(2**21)})
     with pytest.raises(UserError, match="No space left on device"):
-        save(small_disk, step_name(2), big, {}, "")
-    assert names(small_disk) == {"latest", step_name(1)}
-    with open_newest(small_disk) as checkpoint:
+        save(disk, step_name(2), big, {}, "")
+    assert names(disk) == {"latest", step_name(1)}
+    with open_newest(disk) as checkpoint:
         assert_holds(checkpoint, 1)
 
 
-def test_a_read_only_folder_can_be_loaded_from_but_not_saved_to(small_disk):
-    save_step(small_disk, 1)
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with open_newest(small_disk) as checkpoint:
+def test_a_read_only_folder_can_be_loaded_from_but_not_saved_to(disk):
+    save_step(disk, 1)
+    remount(disk, "ro")
+    with open_newest(disk) as checkpoint:
         assert_holds(checkpoint, 1)
     with pytest.raises(UserError, match="Read-only file system"):
-        save_step(small_disk, 2)
+        save_step(disk, 2)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7, 50])

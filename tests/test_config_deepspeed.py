@@ -1,11 +1,12 @@
 """DeepSpeed's JSON files against the run's configuration."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from neuropbr_dist.config.deepspeed import read, resolve
+from neuropbr_dist.config.deepspeed import anywhere, file_of, read, resolve
 from neuropbr_dist.errors import UserError
 from tests.test_config_presets import assert_names
 
@@ -35,6 +36,34 @@ def autos(tree):
 
 def test_five_files_are_shipped():
     assert [path.stem for path in SHIPPED] == ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
+
+
+def test_a_name_is_a_shipped_file_and_a_path_is_a_path_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert file_of("zero2").samefile(SHIPPED[1]) and read("zero2")["zero_optimization"]["stage"] == 2
+    (tmp_path / "zero2").write_text("no JSON")  # a name stays a name
+    (tmp_path / "zero3.json").write_text('{"zero_optimization": {"stage": 1}}')
+    assert [anywhere(given) for given in ("zero2", "zero3.json", "./zero2", str(SHIPPED[0]))] == [
+        "zero2", f"{tmp_path}/zero3.json", f"{tmp_path}/zero2", "zero1",
+    ]  # fmt: skip
+    assert read("zero3.json")["zero_optimization"]["stage"] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "zero9",
+            "--ds zero9: no such file; there are zero1, zero2, zero2_offload, zero3, zero3_offload, or a",
+        ),
+        ("ds_configs/zero2.json", "zero2.json: no such file; the one that comes with neuropbr is --ds zero2"),
+        ("mine.json", "--ds mine.json: no such file"),
+    ],
+)
+def test_a_file_that_is_not_there_is_named_with_those_that_are(tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(message)):
+        read(given)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)

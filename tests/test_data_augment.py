@@ -12,10 +12,11 @@ from neuropbr_dist.config import DataConfig, TransformConfig
 from neuropbr_dist.data.augment import Augmentation, turn_maps, turn_views
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import TrainingSlots, make_loader
+from neuropbr_dist.data.loader import TrainingSlots, batches_of
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.sources import BuiltinSource
-from neuropbr_dist.materials.render import render, texels_from_maps
+from neuropbr_dist.materials.channels import texels
+from neuropbr_dist.materials.render import render
 from neuropbr_dist.materials.scene import Camera, Lamp, Lighting, Sky
 
 SIDE = 32
@@ -82,10 +83,10 @@ def turned_point(point, orientation):
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_a_rendered_view_of_the_turned_maps_is_the_turned_view(material, orientation):
     def view(maps):
-        picture = render(texels_from_maps(maps.numpy()), CAMERA, lighting(orientation), SIDE)
+        picture = render(texels(maps.numpy()), CAMERA, lighting(orientation), SIDE)
         return torch.from_numpy(np.rint(np.clip(picture, 0, 1) * 255)).int()
 
-    upright = render(texels_from_maps(material.numpy()), CAMERA, lighting(0), SIDE)
+    upright = render(texels(material.numpy()), CAMERA, lighting(0), SIDE)
     expected = turn_views(torch.from_numpy(np.rint(np.clip(upright, 0, 1) * 255)).int(), orientation)
     error = (view(turn_maps(material, orientation)) - expected).abs()
     assert error.max() <= 2
@@ -122,10 +123,11 @@ def loaded(workers, world, seed=4):
     seen = []
     for rank in range(world):
         slots = TrainingSlots(order, 0, world, rank, batch_size=2)
-        with make_loader(
-            source, source.entries, slots, workers=workers, prefetch=2, pin=False,
-            worker_start=lambda: None, augmentation=Augmentation(seed, True, True),
-        ) as loader:  # fmt: skip
+        turns = Augmentation(seed, True, True)
+        read = DataConfig(num_workers=workers)
+        with batches_of(
+            read, source, source.entries, slots, torch.device("cpu"), augmentation=turns
+        ) as loader:
             for batch in loader:
                 rows = zip(batch.keys, batch.orientations, batch.weight.tolist(), strict=True)
                 seen += [(key, turn) for key, turn, weight in rows if weight]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,8 +12,9 @@ from PIL import Image
 
 from neuropbr_dist.data.builtin import BuiltinCache, generate
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.materials import FAMILIES, family_name, material_maps, render_views
-from neuropbr_dist.materials.render import render, texels_from_maps
+from neuropbr_dist.materials.channels import texels
+from neuropbr_dist.materials.families import FAMILIES, family_name, material_maps
+from neuropbr_dist.materials.render import render, render_views
 from neuropbr_dist.materials.scene import FIELD_OF_VIEW, Camera, Lamp, Lighting, Sky, Window
 
 DARK = Sky(zenith=np.zeros(3), horizon=np.zeros(3), lean=np.zeros(3))
@@ -78,7 +80,8 @@ def test_same_bytes_again_and_in_another_process():
         return hashlib.sha256(b"".join(a.tobytes() for a in (maps, *views))).hexdigest()
 
     code = (
-        "import hashlib; from neuropbr_dist.materials import material_maps, render_views\n"
+        "import hashlib; from neuropbr_dist.materials.families import material_maps\n"
+        "from neuropbr_dist.materials.render import render_views\n"
         "m = material_maps(7, 4, 32); v = [render_views(m, 7, 4, dirty=d) for d in (False, True)]\n"
         "print(hashlib.sha256(b''.join(a.tobytes() for a in (m, *v))).hexdigest())"
     )
@@ -121,7 +124,7 @@ def test_views_follow_the_maps():
 @pytest.mark.parametrize(("towards", "channel"), [((1.0, 0.0), 0), ((0.0, 1.0), 1)])
 def test_normals_are_opengl(towards, channel):
     """A bump: its right side has +X and its upper side +Y, and a lamp over there brightens that side."""
-    from neuropbr_dist.materials.surface import Surface, Tile, encode
+    from neuropbr_dist.materials.families.surface import Surface, Tile, encode
 
     tile = Tile(64, np.random.default_rng(0))
     bump = 0.15 * np.exp(-((tile.x - 0.5) ** 2 + (tile.y - 0.5) ** 2) / 0.02)
@@ -132,7 +135,7 @@ def test_normals_are_opengl(towards, channel):
     assert maps[5 + channel][bright] > 150 > 105 > maps[5 + channel][dark]
 
     lamp = Lamp(np.array([3 * towards[0], 3 * towards[1], 2.0]), np.full(3, 20.0))
-    picture = render(texels_from_maps(maps), FROM_ABOVE, Lighting((lamp,), DARK), 64).mean(0)
+    picture = render(texels(maps), FROM_ABOVE, Lighting((lamp,), DARK), 64).mean(0)
     # The camera sees 1.04 repeats, so picture and map coordinates nearly agree.
     assert picture[bright] > 1.5 * picture[dark]
 
@@ -165,7 +168,7 @@ def test_renderer_against_ggx_per_pixel(roughness, metallic):
         Lamp(np.array([0.6, 0.8, 2.0]), np.array([9.0, 8.0, 7.0])),
         Lamp(np.array([-1, 0.3, 1.5]), np.ones(3)),
     )
-    picture = render(texels_from_maps(maps), FROM_ABOVE, Lighting(lamps, DARK, exposure=1.3), size)
+    picture = render(texels(maps), FROM_ABOVE, Lighting(lamps, DARK, exposure=1.3), size)
     albedo = ((150 / 255 + 0.055) / 1.055) ** 2.4
     normal = np.array([150, 110, 250]) / 127.5 - 1
     for row, column in [(260, 260), (0, 0), (519, 3), (100, 400)]:
@@ -187,7 +190,7 @@ def test_texture_lies_where_the_camera_looks():
     maps = uniform_maps(albedo=255, roughness=255, size=64)
     maps[:3, 10, 40] = 0  # row 10, column 40 of the map
     lamp = Lamp(np.array([0.0, 0.0, 3.0]), np.full(3, 9.0))
-    picture = render(texels_from_maps(maps), FROM_ABOVE, Lighting((lamp,), DARK), 520)[0]
+    picture = render(texels(maps), FROM_ABOVE, Lighting((lamp,), DARK), 520)[0]
     across = 2 * np.tan(FIELD_OF_VIEW / 2)  # plane units that the picture spans
     row, column = (((np.array([10, 40]) + 0.5) / 64 - 0.5) / across + 0.5) * 520
     # The plane repeats, and a little of the next repeats is in the picture: look near the one texel.
@@ -303,6 +306,17 @@ def test_generate_names_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/set: can't be written: Not a directory$"):
         generate(tmp_path / "file/set", count=1, size=16, seed=5, workers=0, progress=False)
+
+
+def test_generate_goes_on_after_a_kill_and_clears_up(tmp_path):
+    """What a killed call was writing has a name of its own; the next call, which has the folder to itself, drops it."""
+    out = tmp_path / "set"
+    order = dict(count=2, size=16, seed=5, workers=0, progress=False)
+    generate(out, **order)
+    left = out / "input/clean" / f".{'0a' * 16}.tmp"
+    shutil.copytree(out / "input/clean/sample_0001", left)
+    generate(out, **order)
+    assert not left.exists() and len(list((out / "input/clean").iterdir())) == 2
 
 
 def test_generate_resumes_and_refuses(tmp_path):

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.headers import check_headers
-from neuropbr_dist.data.files.layout import Sample, scan
+from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 from tests.support.material_files import png, write_set, write_views
+from tests.support.said import said
 
 
 def drop(path):
@@ -69,8 +71,8 @@ def test_partial_render_sets_are_only_noted(tmp_path):
     rewrite(inputs / "render_metadata.json", {"a": "wood", "b": "wood", "unrendered": "absent"})
     (inputs / "clean/.cache").mkdir()
     (inputs / "clean/readme.txt").write_text("not a sample")
-    notes = []
-    assert [sample.name for sample in scan(inputs, outputs, on_note=notes.append)] == ["a", "b"]
+    with said() as notes:
+        assert [sample.name for sample in scan(inputs, outputs)] == ["a", "b"]
     assert notes == [
         "1 metadata entries have no sample folder: unrendered",
         "1 material folders are not in the metadata: tin",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
-import pytest
 
 from benchmarks.loader import large_set
 from neuropbr_dist.data.files.decode import read_maps
@@ -40,24 +41,25 @@ def test_without_room_nothing_is_kept(tmp_path):
     assert source.load(entry)[1] is not source.load(entry)[1]
 
 
-@pytest.mark.parametrize(("name", "limit", "kept"), [("MAPPED_RECORDS", 3, 3), ("MAPPED_BYTES", 16_000, 3)])
-def test_mapped_records_are_bounded(tmp_path, monkeypatch, name, limit, kept):
-    writer = ShardWriter(tmp_path, "a", "none", 40_000)
-    records = [np.full((5, 32, 32), i, np.uint8) for i in range(12)]  # 5,120 bytes each
-    places = [writer.append(record) for record in records]
-    monkeypatch.setattr(shards, name, limit)
-    reader, out = ShardReader(tmp_path, "none"), np.empty((5, 32, 32), np.uint8)
+def test_open_shards_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 3)
+    writer = ShardWriter(tmp_path, "a", 20_000)  # two records each
+    records = [np.full((5, 32, 32), i, np.uint8) for i in range(12)]
+    places = [writer.append({"x": record}) for record in records]
+    writer.close()
+    reader, out = ShardReader(tmp_path), np.empty((5, 32, 32), np.uint8)
     for _ in range(2):
         for i, place in enumerate(places):
-            reader.read(place, out, str(i))
+            reader.record(place, str(i)).read("x", out)
             np.testing.assert_array_equal(out, records[i])
-            assert len(reader._maps) <= kept
-    assert len(reader._maps) == kept and mapped_lines(tmp_path) == kept
+            assert open_files(tmp_path) <= 3
+    assert open_files(tmp_path) == 3
+    del reader
+    assert open_files(tmp_path) == 0
 
 
-def mapped_lines(folder):
-    with open("/proc/self/maps") as maps:
-        return sum(str(folder) in line for line in maps)
+def open_files(folder):
+    return sum(str(folder) in str(link.resolve()) for link in Path("/proc/self/fd").iterdir())
 
 
 def test_the_index_of_100_000_samples_is_small_and_shared(tmp_path):

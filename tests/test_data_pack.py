@@ -1,10 +1,9 @@
-"""A packed set holds what the PNG files hold, whatever interrupts its making; and no altered byte of it is used."""
+"""Packing goes on whatever interrupts it, and comes to what the PNG files hold; nobody else's files are touched."""
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -15,21 +14,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
 
-from neuropbr_dist.data.files.decode import read_maps, read_views
-from neuropbr_dist.data.files.layout import scan
+from neuropbr_dist.commands.data import run as data
 from neuropbr_dist.data.files.verify import verify
-from neuropbr_dist.data.loader import TrainingSlots, make_loader
-from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.packed.pack import pack
-from neuropbr_dist.data.packed.source import PackedSource, head_checksum
-from neuropbr_dist.data.sources import FileSource, fingerprint
-from neuropbr_dist.data.split import split
+from neuropbr_dist.data.packed.source import PackedSource
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.main import data_parser, pack_set
 from tests.support.distributed import ROOT
 from tests.support.material_files import save, write_set
+from tests.support.packed_sets import assert_same_as_files
 
 SIZE = 32
 METADATA = {f"sample_{i:04d}": f"material_{i % 4}" for i in range(6)}
@@ -42,80 +35,15 @@ def pictures(tmp_path_factory):
     return write_set(tmp_path_factory.mktemp("pictures"), METADATA, sources=("clean", "dirty"), size=SIZE)
 
 
-@pytest.fixture(scope="module", params=["none", "deflate"])
-def packed(request, pictures, tmp_path_factory):
-    dest = tmp_path_factory.mktemp("packed") / request.param
-    # A shard holds three records or so.
-    assert pack(*pictures, dest, compression=request.param, progress=False, shard_bytes=30_000).clean
+@pytest.fixture(scope="module")
+def packed(pictures, tmp_path_factory):
+    dest = tmp_path_factory.mktemp("packed") / "set"
+    assert pack(*pictures, dest, progress=False).clean
     return dest
 
 
 def copied(packed, tmp_path):
     return Path(shutil.copytree(packed, tmp_path / "copy"))
-
-
-def files(pictures, curriculum=1, size=None):
-    entries = scan(*pictures, None, curriculum)
-    return FileSource(entries, size or SIZE, resize=size is not None, cache_mib=1)
-
-
-# -- the same as from PNG ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("curriculum", [0, 1, 2])
-@pytest.mark.parametrize("size", [None, 20])
-def test_every_sample_has_the_same_name_place_and_bits(pictures, packed, curriculum, size):
-    ours, theirs = PackedSource(packed, curriculum, size), files(pictures, curriculum, size)
-    ours.check_shards()
-    assert len(list((packed / "shards").iterdir())) > 3
-    assert [(e.key, e.name, e.source, e.material) for e in ours.entries] == [
-        (e.key, e.name, e.source, e.material) for e in theirs.entries
-    ]
-    assert fingerprint(ours.entries, ours.size) == fingerprint(theirs.entries, theirs.size)
-    for entry, sample in zip(ours.entries, theirs.entries, strict=True):
-        views, maps = ours.load(entry)
-        np.testing.assert_array_equal(views, read_views(sample, size))
-        np.testing.assert_array_equal(maps, read_maps(sample, size))
-    for split_by in ("material", "sample"):
-        for mine, other in zip(
-            split(ours.entries, 0.3, split_by, 5), split(theirs.entries, 0.3, split_by, 5), strict=True
-        ):
-            assert [e.key for e in mine] == [e.key for e in other]
-
-
-def batches(source, workers=0):
-    order = SampleOrder(len(source.entries), global_batch=3, epochs=2, seed=4)
-    slots = TrainingSlots(order, 0, world=1, rank=0, batch_size=3)
-    with make_loader(
-        source, source.entries, slots, workers=workers, prefetch=2, pin=False, worker_start=lambda: None
-    ) as loader:
-        return list(loader)
-
-
-@pytest.mark.multiprocess
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_same_batches_in_the_same_order(pictures, packed, workers):
-    ours, theirs = batches(PackedSource(packed, 1), workers), batches(files(pictures), workers)
-    assert len(ours) == 8
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.keys == other.keys
-        assert torch.equal(one.views, other.views) and torch.equal(one.maps, other.maps)
-        assert torch.equal(one.weight, other.weight)
-
-
-def test_a_material_is_stored_once(packed):
-    records = np.load(packed / "records.npy")
-    assert len(records) == 12 + 4
-    assert len({(record["name"], record["offset"]) for record in records}) == 16
-
-
-def test_a_spawned_process_maps_the_index_itself(packed):
-    source = PackedSource(packed, 2, 20)
-    text = pickle.dumps(source)
-    assert len(text) < 400
-    again = pickle.loads(text)
-    assert again.size == 20 and [e.key for e in again.entries] == [e.key for e in source.entries]
-    assert isinstance(again._samples, np.memmap)
 
 
 # -- only what verify accepts --------------------------------------------------------------
@@ -169,16 +97,6 @@ def start_packing(pictures, dest, workers=2):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def same_as_files(dest, pictures):
-    source = PackedSource(dest, 1)
-    source.check_shards()
-    theirs = files(pictures)
-    assert [e.key for e in source.entries] == [e.key for e in theirs.entries]
-    for entry, sample in zip(source.entries, theirs.entries, strict=True):
-        for ours, other in zip(source.load(entry), theirs.load(sample), strict=True):
-            np.testing.assert_array_equal(ours, other)
-
-
 @pytest.mark.drill
 @pytest.mark.multiprocess
 def test_killed_again_and_again_it_comes_to_the_same_set(tmp_path):
@@ -204,7 +122,7 @@ def test_killed_again_and_again_it_comes_to_the_same_set(tmp_path):
         garble_the_tail(dest, kills)
     assert packer.returncode == 0, packer.communicate()
     assert kills >= 2
-    same_as_files(dest, pictures)
+    assert_same_as_files(dest, pictures)
     names = [line["task"] for line in lines(dest)[1:]]
     assert len(names) == len(set(names)) == 32 + 16, "nothing noted was done twice"
 
@@ -223,17 +141,7 @@ def test_interrupted_at_the_keyboard_it_says_one_word_and_goes_on(tmp_path, work
     assert err.splitlines()[-1].endswith("interrupted") and "Traceback" not in err
     assert not (dest / "packed.json").exists() and 2 <= records(dest) < 1 + 32
     assert pack(*pictures, dest, progress=False).clean
-    same_as_clean_files(dest, pictures)
-
-
-def same_as_clean_files(dest, pictures):
-    for ours, theirs in zip(
-        PackedSource(dest, 0).entries, files(pictures, curriculum=0).entries, strict=True
-    ):
-        for mine, other in zip(
-            PackedSource(dest, 0).load(ours), (read_views(theirs), read_maps(theirs)), strict=True
-        ):
-            np.testing.assert_array_equal(mine, other)
+    assert_same_as_files(dest, pictures, 0)
 
 
 def records(dest):
@@ -253,11 +161,11 @@ def test_every_cut_of_the_journal_goes_on(pictures, tmp_path):
     dest = tmp_path / "dest"
     pack(*pictures, dest, progress=False)
     whole = (dest / "journal.jsonl").read_bytes()
-    for cut in range(0, len(whole), 331):
+    for cut in range(0, len(whole), 787):
         (dest / "packed.json").unlink(missing_ok=True)
         (dest / "journal.jsonl").write_bytes(whole[:cut])
         assert pack(*pictures, dest, progress=False).clean
-        same_as_files(dest, pictures)
+        assert_same_as_files(dest, pictures)
 
 
 def test_a_record_that_the_disk_never_got_is_written_again(pictures, tmp_path):
@@ -266,8 +174,11 @@ def test_a_record_that_the_disk_never_got_is_written_again(pictures, tmp_path):
     (dest / "packed.json").unlink()
     shard = max((dest / "shards").iterdir())
     os.truncate(shard, shard.stat().st_size // 2)
+    left = dest / f".{'0123456789abcdef' * 2}.tmp.npy"  # a file of the index, half written
+    left.touch()
     assert pack(*pictures, dest, progress=False).clean
-    same_as_files(dest, pictures)
+    assert_same_as_files(dest, pictures)
+    assert not left.exists()
 
 
 def test_a_full_disk_is_one_line_and_nothing_half_visible(pictures, tmp_path):
@@ -292,7 +203,7 @@ def test_a_full_disk_is_one_line_and_nothing_half_visible(pictures, tmp_path):
         packer = start_packing(pictures, dest)
         packer.communicate(timeout=DEADLINE_S)
         assert packer.returncode == 0
-        same_as_files(dest, pictures)
+        assert_same_as_files(dest, pictures)
         assert records(dest) == 1 + 16
     finally:
         subprocess.run(["umount", mount], check=True)
@@ -316,148 +227,51 @@ def test_a_second_packer_is_refused(tmp_path):
     assert f"{dest} is in use by another packer: host " in err and f"pid {first.pid}" in err
     first.communicate(timeout=DEADLINE_S)
     assert first.returncode == 0
-    same_as_files(dest, pictures)
+    assert_same_as_files(dest, pictures)
 
 
 # -- what is refused -----------------------------------------------------------------------
-
-
-def test_an_altered_record_is_named_and_refused(packed, tmp_path):
-    dest = copied(packed, tmp_path)
-    records = np.load(dest / "records.npy")
-    source = PackedSource(dest, 1)
-    keys = [entry.key for entry in source.entries] + [f"material_{i}" for i in range(4)]
-    rng = np.random.default_rng(0)
-    for record, key in zip(records, keys, strict=True):
-        shard = dest / "shards" / record["name"].decode()
-        at = int(record["offset"] + rng.integers(record["nbytes"]))
-        flip(shard, at)
-        refused = 0
-        for entry in PackedSource(dest, 1).entries:
-            fresh = PackedSource(dest, 1)
-            if key in (entry.key, entry.material):
-                with pytest.raises(UserError, match=rf"{shard.name}: the record of .*{key}.* was altered"):
-                    fresh.load(entry)
-                with pytest.raises(UserError, match="was altered"):  # mapped already: looked at again
-                    source.load(entry)
-                refused += 1
-            else:
-                fresh.load(entry)
-        assert refused == (1 if "/" in key else sum(e.material == key for e in source.entries))
-        flip(shard, at)
-
-
-def flip(path, at):
-    with open(path, "r+b") as file:
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ 0x10]))
-
-
-def test_a_truncated_or_missing_shard_is_named_at_start_and_on_reading(packed, tmp_path):
-    dest = copied(packed, tmp_path)
-    source = PackedSource(dest, 1)
-    for entry in source.entries:
-        source.load(entry)
-    shard = min((dest / "shards").iterdir())
-    os.truncate(shard, shard.stat().st_size - 1)
-    with pytest.raises(UserError, match=rf"{shard.name}: truncated: \d+ bytes of \d+"):
-        source.check_shards()
-    for opened in (source, PackedSource(dest, 1)):  # mapped before, and not
-        with pytest.raises(UserError, match=rf"{shard.name}.*truncated"):
-            for entry in opened.entries:
-                opened.load(entry)
-    shard.unlink()
-    with pytest.raises(UserError, match=rf"{shard.name}: missing"):
-        source.check_shards()
-    with pytest.raises(UserError, match=rf"{shard.name}: .*No such file"):
-        for entry in PackedSource(dest, 1).entries:
-            PackedSource(dest, 1).load(entry)
-
-
-def test_only_the_shards_of_a_sample_are_opened(packed, tmp_path):
-    dest = copied(packed, tmp_path)
-    source = PackedSource(dest, 0)
-    entry = source.entries[3]
-    used = used_shards(dest, entry)
-    for shard in (dest / "shards").iterdir():
-        if shard.name not in used:
-            shard.unlink()
-    expected = PackedSource(packed, 0).load(entry)
-    for ours, other in zip(source.load(entry), expected, strict=True):
-        np.testing.assert_array_equal(ours, other)
-
-
-def used_shards(dest, entry):
-    samples, materials, records = (np.load(dest / f"{n}.npy") for n in ("samples", "materials", "records"))
-    row = samples[entry.row]
-    places = row["record"], materials[row["material"]]["record"]
-    return {records[place]["name"].decode() for place in places}
-
-
-@pytest.mark.parametrize("name", ["samples.npy", "materials.npy", "records.npy", "packed.json"])
-def test_an_altered_index_is_refused(packed, tmp_path, name):
-    dest = copied(packed, tmp_path)
-    flip(dest / name, (dest / name).stat().st_size // 2)
-    with pytest.raises(UserError, match=name.replace(".", r"\.")):
-        PackedSource(dest, 0)
-    (dest / name).unlink()
-    with pytest.raises(UserError, match=r"missing|has not come to its end"):
-        PackedSource(dest, 0)
-
-
-@pytest.mark.parametrize(
-    ("version", "message"),
-    [
-        (0, r"an older format, version 0; .* pack it again: python launch/data\.py pack IN OUT DEST"),
-        (99, r"a newer format, version 99; .* update this program"),
-    ],
-)
-def test_another_format_version_says_what_to_do(packed, tmp_path, version, message):
-    dest = copied(packed, tmp_path)
-    head = json.loads((dest / "packed.json").read_text())
-    head["version"] = version
-    del head["checksum"]
-    (dest / "packed.json").write_text(json.dumps({**head, "checksum": head_checksum(head)}))
-    with pytest.raises(UserError, match=message):
-        PackedSource(dest, 0)
-
-
-@pytest.mark.parametrize("text", ["[]", "1", "{}", '{"version": "x"}', '{"version": null}', "no JSON"])
-def test_a_foreign_head_is_named(tmp_path, text):
-    (tmp_path / "packed.json").write_text(text)
-    with pytest.raises(
-        UserError, match=r"packed\.json: not the head of a packed set; delete it and pack it again"
-    ):
-        PackedSource(tmp_path, 0)
-
-
-def test_what_is_no_packed_set(pictures, packed, tmp_path):
-    with pytest.raises(UserError, match="not a packed set \\(no such folder\\)"):
-        PackedSource(tmp_path / "none", 0)
-    with pytest.raises(UserError, match=r"not a packed set \(no packed\.json in it\)"):
-        PackedSource(pictures[0], 0)
-    clean = write_set(tmp_path / "clean", size=SIZE)
-    pack(*clean, tmp_path / "dest", progress=False)
-    with pytest.raises(UserError, match=r"no samples for data\.render_curriculum = 2 \(dirty renders\)"):
-        PackedSource(tmp_path / "dest", 2)
 
 
 def test_a_destination_that_holds_something_else_is_left_alone(pictures, packed, tmp_path):
     with pytest.raises(UserError, match="not empty, and no packed set was begun in it"):
         pack(*pictures, pictures[0], progress=False)
     dest = copied(packed, tmp_path)
-    compression = json.loads((dest / "packed.json").read_text())["compression"]
-    before = sorted((path, path.stat().st_mtime_ns) for path in dest.rglob("*.bin"))
-    assert pack(*pictures, dest, compression=compression, progress=False).clean  # done already
+    before = sorted((path, path.stat().st_mtime_ns) for path in dest.rglob("*.*"))
+    assert pack(*pictures, dest, progress=False).clean  # done already
     other = write_set(tmp_path / "other", METADATA, size=SIZE, seed=1)
     with pytest.raises(UserError, match="packing was begun there with input_dir = "):
-        pack(*other, dest, compression=compression, progress=False)
-    another = {"none": "deflate", "deflate": "none"}[compression]
-    with pytest.raises(UserError, match=f"begun there with compression = {compression}"):
-        pack(*pictures, dest, compression=another, progress=False)
-    assert sorted((path, path.stat().st_mtime_ns) for path in dest.rglob("*.bin")) == before
+        pack(*other, dest, progress=False)
+    assert sorted((path, path.stat().st_mtime_ns) for path in dest.rglob("*.*")) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["my notes", "my notes\n", '{"my": "notes"}\n', '[["a list", "of verify"]]\n']
+)
+def test_a_journal_of_something_else_is_refused_before_anything_is_written_to_it(pictures, tmp_path, text):
+    (tmp_path / "journal.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"journal\.jsonl: not the journal of a packed set"):
+        pack(*pictures, tmp_path, progress=False)
+    assert (tmp_path / "journal.jsonl").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        (
+            {"version": 1, "compression": "none", "input_dir": "in", "output_dir": "out"},
+            r"begun there in format version 1, .*; delete the set and pack it again",
+        ),
+        ("damaged", "its first line is damaged"),
+    ],
+)
+def test_a_set_begun_otherwise_is_refused(pictures, packed, tmp_path, first, message):
+    dest = copied(packed, tmp_path)
+    (dest / "packed.json").unlink()
+    rest = (dest / "journal.jsonl").read_text().splitlines()[1:]
+    (dest / "journal.jsonl").write_text("\n".join([json.dumps(first), *rest, ""]))
+    with pytest.raises(UserError, match=message):
+        pack(*pictures, dest, progress=False)
 
 
 def test_a_finished_set_is_not_changed_by_changed_pictures(pictures, tmp_path):
@@ -467,11 +281,10 @@ def test_a_finished_set_is_not_changed_by_changed_pictures(pictures, tmp_path):
     save(np.random.default_rng(8).integers(0, 256, (SIZE, SIZE, 3)), folders[0] / "clean/sample_0001/0.png")
     with pytest.raises(UserError, match="holds a packed set of other pictures"):
         pack(*folders, dest, progress=False)
-    same_as_files(dest, pictures)
+    assert_same_as_files(dest, pictures)
 
 
 def test_a_finished_set_that_has_lost_a_file_says_so(pictures, packed, tmp_path):
-    compression = json.loads((packed / "packed.json").read_text())["compression"]
     for lost, message in (
         ("shards", r"missing; .*delete it and pack it again"),
         ("journal.jsonl", "without its journal"),
@@ -480,12 +293,11 @@ def test_a_finished_set_that_has_lost_a_file_says_so(pictures, packed, tmp_path)
         dest = copied(packed, tmp_path / lost)
         (next((dest / "shards").iterdir()) if lost == "shards" else dest / lost).unlink()
         with pytest.raises(UserError, match=message):
-            pack(*pictures, dest, compression=compression, progress=False)
+            pack(*pictures, dest, progress=False)
 
 
 def test_a_refused_command_leaves_nothing_in_the_folder(pictures, tmp_path):
     (tmp_path / "mine.txt").touch()
-    args = data_parser().parse_args(["pack", *map(str, pictures), str(tmp_path)])
     with pytest.raises(UserError, match="not empty, and no packed set was begun in it"):
-        pack_set(args)
+        data(["pack", *map(str, pictures), str(tmp_path), "--debug"])
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

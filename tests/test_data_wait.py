@@ -10,28 +10,30 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from neuropbr_dist.monitor import Console, Throughput
 from tests.support.material_files import write_set
+from tests.support.said import said
 from tests.support.train_runs import command, tiny_words
 
 SPEED = Throughput(ms_per_step=1000, samples_per_s=1, data_wait=0.01, memory_gib=1, reserved_gib=1)
 
 
-def hints(capsys, *waits):
+def hints(*waits):
     console = Console()
-    for step, wait in enumerate(waits):
-        console.log(step, 1, {"G_loss": 0.1}, 1e-4, replace(SPEED, data_wait=wait))
-    return [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
+    with said() as lines:
+        for step, wait in enumerate(waits):
+            console.log(step, 1, {"G_loss": 0.1}, 1e-4, replace(SPEED, data_wait=wait))
+    return [line for line in lines if "waiting for data" in line]
 
 
-def test_one_line_when_the_share_passes_five_percent(capsys):
-    (hint,) = hints(capsys, 0.01, 0.049, 0.2, 0.3)
+def test_one_line_when_the_share_passes_five_percent():
+    (hint,) = hints(0.01, 0.049, 0.2, 0.3)
     assert hint.startswith(
         "20% of the time goes into waiting for data: raise data.num_workers, or pack the set"
     )
     assert "--data" in hint
 
 
-def test_none_below_it_nor_for_the_start_of_the_loaders_processes(capsys):
-    assert hints(capsys, 0.9, 0.05, 0.0) == []
+def test_none_below_it_nor_for_the_start_of_the_loaders_processes():
+    assert hints(0.9, 0.05, 0.0) == []
 
 
 @pytest.mark.multiprocess

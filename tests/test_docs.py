@@ -19,7 +19,17 @@ from tests.support.train_runs import SETTINGS, command
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = [example for page in PAGES for example in examples(page)]
-CARRIED = ("neuropbr_dist", "launch", "ds_configs", "slurm", "docs", "Makefile", "setup.py", "README.md")
+CARRIED = (
+    "neuropbr_dist",
+    "benchmarks",
+    "launch",
+    "ds_configs",
+    "slurm",
+    "docs",
+    "Makefile",
+    "setup.py",
+    "README.md",
+)
 LIMIT_S = 240
 SIZE = 64
 
@@ -170,6 +180,9 @@ def test_a_loop_is_one_command_and_its_lines_are_checked(tmp_path):
         ("sbatch slurm/none.sbatch --config demo", "slurm/none.sbatch: no such file"),
         ("torchrun launch/train.py --no-such 1", "train: its parser refuses --no-such 1"),
         ("A=1 sbatch --nodes=2 slurm/train.sbatch --epochs x", "train: its parser refuses --epochs x"),
+        ("neuropbr no-such", "no-such: its parser refuses "),
+        ("deepspeed --module neuropbr_dist train --epochs x", "train: its parser refuses --epochs x"),
+        ("python launch/benchmark.py step --no-such", "benchmark: its parser refuses step --no-such"),
         ("python launch/export.py inference only-one", "export: its parser refuses inference only-one"),
         (
             "python launch/submit.py --nodes 2 --nonsense 3",

@@ -10,12 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from neuropbr_dist.checkpoint import Fragment, open_newest, save
+from neuropbr_dist.commands.export import run as export
 from neuropbr_dist.config import from_yaml
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import check, consolidate, export_inference, load_generator, read_tensor_file
-from neuropbr_dist.main import export
 from neuropbr_dist.models import Generator
 from tests.support.distributed import run as run_ranks
+from tests.support.said import said
 from tests.support.trained_run import trained_run
 from tests.test_inference_generator import flip_a_byte, some_views
 
@@ -164,17 +165,17 @@ def test_an_exported_file_among_checkpoints_hides_none_of_them(run, tmp_path):
         export_inference(run, copy)
     export_inference(run, copy / "model.safetensors")
     assert load_generator(copy).origin == (copy / "latest").resolve()
-    said = []
-    assert check(copy, log=said.append) and len(said) == 3
+    with said() as lines:
+        assert check(copy) and len(lines) == 3
     flip_a_byte((copy / "latest").resolve() / "shard_00000_000.bin")
-    assert not check(copy, log=said.append)
+    assert not check(copy)
 
 
 def test_check_reads_exported_files_too(run, tmp_path):
     path = export_inference(run, tmp_path / "exported")
-    said = []
-    assert check(tmp_path / "exported", log=said.append) and said == [f"{path}: sound"]
+    with said() as lines:
+        assert check(tmp_path / "exported") and lines == [f"{path}: sound"]
     flip_a_byte(path, at=path.stat().st_size - 100)
-    assert not check(path, log=said.append)
+    assert not check(path)
     with pytest.raises(UserError, match="no checkpoint and no exported file"):
         check(tmp_path)

@@ -7,6 +7,7 @@ import torch
 
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
+from tests.support.said import said
 from tests.support.trained_run import SIZE, normalised, reference, trained_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process saves and loads
@@ -50,13 +51,13 @@ def test_a_damaged_newest_checkpoint_falls_back_loudly_and_none_is_an_error(run,
     copy = shutil.copytree(run, tmp_path / "run", symlinks=True)
     older, newer = sorted(copy.glob("step_*"))
     flip_a_byte(newer / "shard_00000_000.bin")
-    warnings = []
-    model = load_generator(copy, log=warnings.append)
+    with said() as warnings:
+        model = load_generator(copy)
     assert model.origin == older and model.step == 1
     assert len(warnings) == 2 and "shard_00000_000.bin: altered" in warnings[0]
     (older / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"no checkpoint in .* is good: .*manifest.json: missing.*altered"):
-        load_generator(copy, log=warnings.append)
+        load_generator(copy)
 
 
 def flip_a_byte(path, at=1000):

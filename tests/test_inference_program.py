@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
+from neuropbr_dist.commands.export import run as export
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator
 from neuropbr_dist.inference.program import export_program
 from neuropbr_dist.inference.upstream import from_upstream
-from neuropbr_dist.main import export
 from tests.support import upstream_stand_in as upstream
 from tests.support.train_runs import SINGLE_PROCESS_SAVES
 from tests.support.trained_run import SIZE, trained_run
@@ -49,7 +49,7 @@ def test_resnet_and_attention(tmp_path, monkeypatch, stride):
 def test_a_trained_run_as_its_user_has_it(tmp_path, capsys):
     """In a process that has torch and the file, and nothing of ours."""
     run, program = trained_run()[0], tmp_path / "model.pt2"
-    export(["program", str(run), str(program), "--size", "48"])
+    export(["program", str(run), str(program), "--set", "data.image_size=48"])
     assert f"Wrote {program}" in capsys.readouterr().out
     views = some_views(48)[None]
     torch.save(views, tmp_path / "views.pt")
@@ -74,6 +74,8 @@ def test_impossible_names_and_sizes(tmp_path):
         export_program(trained_run()[0], tmp_path / "model.onnx")
     with pytest.raises(UserError, match=r"--size: 30 px a side.* nearest: 28 or 32"):
         export_program(trained_run()[0], tmp_path / "model.pt2", 30)
+    with pytest.raises(UserError, match=r"--size 32 means data\.image_size, but that is 64"):
+        export(["program", "run", "a.pt2", "--size", "32", "--set", "data.image_size=64", "--debug"])
     for size in (0, -4):
         with pytest.raises(UserError, match=f"--size {size}: must be 1 or more"):
             export_program(trained_run()[0], tmp_path / "model.pt2", size)

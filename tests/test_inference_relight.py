@@ -5,15 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
+from neuropbr_dist.commands.infer import run as infer
 from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.inference.relight import FRAME_MS, FRAMES, NAME, SMALLEST_SIDE, to_bytes, write_animation
-from neuropbr_dist.main import infer
-from neuropbr_dist.materials import material_maps
-from neuropbr_dist.materials.render import render, texels_from_maps
+from neuropbr_dist.materials import bench
+from neuropbr_dist.materials.bench import CAMERA_HEIGHT, EXPOSURE, INTENSITY, LAMP_RADIUS, SKY, orbit, relit
+from neuropbr_dist.materials.channels import linear_to_srgb, texels
+from neuropbr_dist.materials.families import material_maps
+from neuropbr_dist.materials.render import render
 from neuropbr_dist.materials.scene import Camera, Lamp, Lighting
-from neuropbr_dist.materials.surface import linear_to_srgb
-from neuropbr_dist.monitor import relight
-from neuropbr_dist.monitor.relight import CAMERA_HEIGHT, EXPOSURE, INTENSITY, LAMP_RADIUS, SKY, orbit, relit
 from tests.support.train_runs import SINGLE_PROCESS_SAVES
 from tests.support.trained_run import trained_run
 
@@ -37,7 +37,7 @@ def test_the_bench_is_the_built_in_renderer_seen_straight_from_above(turn):
     lamp = Lamp(orbit(turn), INTENSITY * np.ones(3), LAMP_RADIUS)
     lighting = Lighting((lamp,), SKY, EXPOSURE)
     camera = Camera(np.array([0, 0, CAMERA_HEIGHT]), np.zeros(3))
-    rendered = linear_to_srgb(np.clip(render(texels_from_maps(maps), camera, lighting, SIZE), 0, 1))
+    rendered = linear_to_srgb(np.clip(render(texels(maps), camera, lighting, SIZE), 0, 1))
     rendered = np.rint(rendered.transpose(1, 2, 0) * 255)
     shaded = relit(maps, lamp.position).astype(float)
     assert shaded.std() > 10
@@ -66,7 +66,7 @@ def test_slopes_face_the_lamp():
 def test_the_chunks_of_rows_leave_no_trace(monkeypatch):
     maps = material_maps(3, 2, 48)
     whole = relit(maps, orbit(0.1))
-    monkeypatch.setattr(relight, "_PIXELS_AT_ONCE", 48 * 7)
+    monkeypatch.setattr(bench, "PIXELS_AT_ONCE", 48 * 7)
     assert (relit(maps, orbit(0.1)) == whole).all()
 
 

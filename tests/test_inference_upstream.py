@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from neuropbr_dist.checkpoint import Fragment, open_newest, save
+from neuropbr_dist.commands.export import run as export
 from neuropbr_dist.config import differences, from_yaml
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator
 from neuropbr_dist.inference.upstream import from_upstream, to_upstream
-from neuropbr_dist.main import export
 from neuropbr_dist.models import Discriminator
 from tests.support import upstream_stand_in as upstream
 from tests.support.train_runs import SINGLE_PROCESS_SAVES, command, half_run, tensors, tiny_set

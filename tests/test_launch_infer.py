@@ -12,13 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from neuropbr_dist.commands.data import run as data
+from neuropbr_dist.commands.demo import run as demo
+from neuropbr_dist.commands.infer import run as infer
 from neuropbr_dist.data.files.decode import read_picture
 from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
 from neuropbr_dist.inference.pictures import maps_to_16_bit, save_png_16
-from neuropbr_dist.main import data, demo, infer
 from neuropbr_dist.monitor import maps_to_images
 from tests.support.material_files import save, write_set, write_views
 from tests.support.trained_run import METADATA, SIZE, trained_run
@@ -136,10 +138,16 @@ def test_own_renders_are_taken_alphabetically_at_the_runs_size(run, tmp_path, ca
     assert "Renders Amber.PNG, m.png, zinc.png" in said and "MAE" not in said
 
 
-@pytest.mark.parametrize(("size", "side"), [("native", 40), ("48", 48)])
-def test_size_overrides_the_runs(run, tmp_path, size, side):
+@pytest.mark.parametrize(
+    ("words", "side"),
+    [
+        ("--size native", 40), ("--size 48", 48), ("--set data.image_size=48", 48), ("--set data.image_size=null", 40),
+        ("--size 48 --set data.image_size=48", 48),
+    ],
+)  # fmt: skip
+def test_size_overrides_the_runs(run, tmp_path, words, side):
     write_views(tmp_path / "in", 40, np.random.default_rng(0))
-    infer_to(tmp_path / "out", "--checkpoint", run, "--input-dir", tmp_path / "in", "--size", size)
+    infer_to(tmp_path / "out", "--checkpoint", run, "--input-dir", tmp_path / "in", *words.split())
     assert Image.open(tmp_path / "out" / "normal.png").size == (side, side)
     assert Image.open(tmp_path / "out" / "view_0.png").size == (side, side)
 
@@ -236,6 +244,12 @@ def test_renders_that_cannot_be_used_are_named(run, tmp_path, spoil, message):
         (["--input-dir", ".", "--split", "val"], "--split is about --sample-idx"),
         (["--overlap", "40"], "--overlap needs --tile"),
         (["--size", "30"], "30 px a side.*nearest: 28 or 32"),
+        (["--set", "data.image_size=30"], "30 px a side.*nearest: 28 or 32"),
+        (["--size", "32", "--set", "data.image_size=64"], "--size 32 means data.image_size, but that is 64"),
+        (
+            ["--set", "model.transformer_depth=3"],
+            r"--set model\.transformer_depth: the checkpoint says it.*data\.\*",
+        ),
         (["--sample-idx", "-1"], "--sample-idx -1; allowed: 0 to 5"),
     ],
 )
@@ -278,7 +292,7 @@ def test_output_that_nobody_reads_ends_it_quietly(tmp_path, unbuffered):
 
 @pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["--steps", "3"], 2)])
 def test_demo_takes_no_words(monkeypatch, words, code):
-    monkeypatch.setattr("neuropbr_dist.demo.demo", lambda: pytest.fail("it trains"))
+    monkeypatch.setattr("neuropbr_dist.commands.demo.call", lambda *_: pytest.fail("it trains"))
     with pytest.raises(SystemExit) as stopped:
         demo(words)
     assert stopped.value.code == code

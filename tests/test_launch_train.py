@@ -188,7 +188,7 @@ def load(self, slots):
 SlotDataset.__getitems__ = load
 """,
 }
-TRAIN = "from neuropbr_dist.main import train\ntrain()\n"
+TRAIN = "from neuropbr_dist.commands.train import run\nrun()\n"
 
 
 def changed(folder: Path, code: str, **settings) -> subprocess.CompletedProcess[str]:
@@ -218,7 +218,7 @@ def write(*args, plain=saver.write, **kwargs):
     return plain(*args, **kwargs)
 
 def step(self, batches, plain=Trainer.step):
-    if self.run.progress.step == 2:
+    if self.progress.step == 2:
         raise UserError("a fault")
     plain(self, batches)
 

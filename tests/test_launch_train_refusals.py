@@ -27,7 +27,7 @@ REFUSED = {
     "--engine magic": ["training.engine", "magic", "auto, single, ddp, fsdp, deepspeed"],
     "--engine deepspeed": ["training.engine = deepspeed", "--ds FILE"],
     "--engine fsdp --ds ds_configs/zero1.json": ["--ds ds_configs/zero1.json", "fsdp"],
-    "--ds no/such.json": ["--ds no/such.json", "no such file"],
+    "--ds no/such.json": ["--ds ", "/no/such.json: no such file"],
     "--ds {folder}/clip.json": ["clip.json", "gradient_clipping = 5", "training.grad_clip_norm", "1.0"],
     "--ds {folder}/bad.json": ["bad.json", "line 1, column 2"],
     "--set loss.custom={{mse: 1}}": ["loss.custom", "'mse'", "loss.custom_module"],

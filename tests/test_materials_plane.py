@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from neuropbr_dist.data.augment import turn_maps, turn_views
-from neuropbr_dist.materials import render_views
 from neuropbr_dist.materials.plane import (
     PlaneCamera,
     canonical,
@@ -20,7 +19,7 @@ from neuropbr_dist.materials.plane import (
     shifted,
 )
 from neuropbr_dist.materials.rectify import rectify, turn_cameras
-from neuropbr_dist.materials.render import scene_cameras
+from neuropbr_dist.materials.render import render_views, scene_cameras
 from neuropbr_dist.materials.scene import FIELD_OF_VIEW, Camera
 
 STRAIGHT = np.array([[1.0, 0.0, 0.5], [0.0, -1.0, 0.5], [0.0, 0.0, 1.0]])

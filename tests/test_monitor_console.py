@@ -1,6 +1,7 @@
 """What a run prints, on a terminal and into a file; and the figures it prints."""
 
 import fcntl
+import logging
 import math
 import os
 import pty
@@ -13,6 +14,7 @@ from contextlib import redirect_stdout, suppress
 import pytest
 import torch
 
+from neuropbr_dist.logs import CONSOLE, to_console
 from neuropbr_dist.monitor import Console, Meter, Throughput
 from neuropbr_dist.monitor.console import number
 
@@ -35,7 +37,14 @@ def on_a_terminal(action):
     return printed.decode().replace("\r\n", "\n")
 
 
-def test_a_stdout_that_is_gone_is_said_once_and_training_goes_on(monkeypatch, capsys):
+@pytest.fixture
+def shown():
+    """The package's loggers on the console, as a command has them; gives the package's logger."""
+    to_console(outlive=True)
+    return logging.getLogger("neuropbr_dist")
+
+
+def test_a_stdout_that_is_gone_is_said_once_and_training_goes_on(monkeypatch, capsys, shown):
     """As behind `| head`, or with a full disk under the log."""
 
     class Gone:
@@ -46,12 +55,29 @@ def test_a_stdout_that_is_gone_is_said_once_and_training_goes_on(monkeypatch, ca
             return False
 
     monkeypatch.setattr("sys.stdout", Gone())
-    console = Console()
-    console.line("one")
-    console.line("two")
+    shown.info("one")
+    shown.info("two")
     assert (
         capsys.readouterr().err == "stdout: [Errno 32] Broken pipe; the run goes on and says no more here\n"
     )
+    to_console()
+    monkeypatch.setattr("sys.stdout", Gone())
+    with pytest.raises(BrokenPipeError):  # other commands end there
+        shown.info("three")
+
+
+def test_a_warning_says_that_it_is_one_and_other_ranks_are_silent(capsys, shown):
+    shown.warning("careful")
+    to_console(rank=1)
+    shown.error("not here")
+    assert capsys.readouterr() == ("WARNING: careful\n", "")
+
+
+def test_a_program_with_its_own_logging_is_left_alone(capsys):
+    to_console(default=True)  # pytest has handlers at the root
+    assert CONSOLE not in logging.getLogger("neuropbr_dist").handlers
+    Console().saved("somewhere")
+    assert capsys.readouterr().out == ""
 
 
 def one_epoch(console):
@@ -76,7 +102,7 @@ Saved best model: checkpoints/best_model.pth
 """
 
 
-def test_a_file_gets_plain_lines(capsys):
+def test_a_file_gets_plain_lines(capsys, shown):
     one_epoch(Console())
     captured = capsys.readouterr()
     assert captured.out == (
@@ -86,14 +112,14 @@ def test_a_file_gets_plain_lines(capsys):
     assert captured.err == ""
 
 
-def test_a_terminal_gets_the_guides_bar():
+def test_a_terminal_gets_the_guides_bar(shown):
     bar, after = on_a_terminal(lambda: one_epoch(Console())).split("Epoch 10 Summary:")
     last = bar.strip().split("\r")[-1]
     assert re.fullmatch(r"Epoch 10: 100%\|.*\| 4/4 \[.*(it/s|s/it), G_loss=0\.123, D_loss=0\.568\]", last)
     assert "Epoch 10 Summary:" + after == AFTER_THE_EPOCH
 
 
-def test_a_line_amid_an_epoch_stands_above_the_bar():
+def test_a_line_amid_an_epoch_stands_above_the_bar(shown):
     def save_amid_an_epoch():
         console = Console()
         console.start_epoch(3, 10)
@@ -104,12 +130,13 @@ def test_a_line_amid_an_epoch_stands_above_the_bar():
     assert "Epoch 3:   0%" in before and "Epoch 3:   0%" in after
 
 
-def test_without_a_discriminator_its_line_is_left_out(capsys):
+def test_without_a_discriminator_its_line_is_left_out(capsys, shown):
     Console().summary(1, 0.5)
     assert capsys.readouterr().out == "Epoch 1 Summary:\n  Generator Loss: 0.500\n"
 
 
-def test_other_ranks_print_nothing(capfd):
+def test_other_ranks_print_nothing(capfd, shown):
+    to_console(rank=1)
     one_epoch(Console(enabled=False))
     assert capfd.readouterr() == ("", "")
 

@@ -10,7 +10,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.parallel import Plan
+from neuropbr_dist.parallel import NetworkSetup
 from neuropbr_dist.parallel.build import fsdp_mesh
 from neuropbr_dist.training.step import gan_step
 from tests.support.distributed import run
@@ -58,7 +58,7 @@ def test_gradients_are_reduced_on_the_last_micro_batch_only():
 
 
 def node_mesh(ranks_per_node: int) -> Any:
-    plan = Plan(
+    plan = NetworkSetup(
         engine="fsdp", adam=ADAM, clip=None, dtype=None, recompute="none", compile_blocks=False,
         shard="node", ranks_per_node=ranks_per_node,
     )  # fmt: skip
@@ -78,7 +78,7 @@ def test_nodes_must_have_equally_many_ranks():
 def held_elements() -> int:
     """Elements of parameters and moments that this rank holds."""
     g, _ = networks(CASE, Row(engine="fsdp"))
-    return sum(shard.data.numel() for shard in g.shards() if not shard.name.startswith("buffer/"))
+    return sum(shard.data.numel() for shard in g.fragments() if not shard.name.startswith("buffer/"))
 
 
 @pytest.mark.multiprocess

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.parallel.zero_section import refuse_unknown
+from neuropbr_dist.parallel.zero_section import check_zero_section
 from tests.support.distributed import ROOT
 from tests.support.train_runs import run
 
@@ -18,7 +18,7 @@ SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 def test_shipped_files_pass_unchanged(path):
     section = json.loads(path.read_text())["zero_optimization"]
     before = json.dumps(section)
-    refuse_unknown(section, str(path))
+    check_zero_section(section, str(path))
     assert json.dumps(section) == before
 
 
@@ -39,7 +39,7 @@ def test_shipped_files_pass_unchanged(path):
 )
 def test_faults_are_named(section, words):
     with pytest.raises(UserError) as found:
-        refuse_unknown(section, "my.json")
+        check_zero_section(section, "my.json")
     assert str(found.value).startswith("my.json: ")
     assert all(word in str(found.value) for word in words)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from neuropbr_dist.commands.report import run as report
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.main import report
 from neuropbr_dist.report.curves import MOST_POINTS, charts, marks, thin
 from neuropbr_dist.report.folder import read_run
 from neuropbr_dist.report.samples import choose
@@ -126,10 +126,8 @@ def test_what_is_no_runs_folder(tmp_path, stopped):
     refused(
         tmp_path, r"not a run's folder \(no config.yaml and no metrics.jsonl in it\); runs inside it: run"
     )
-    (stopped / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, \n{"step": 3}\n')
-    refused(stopped, "metrics.jsonl, line 2: damaged")
     (stopped / "metrics.jsonl").write_text('{"step": 1, "epoch": 1}\n[1]\n')
-    refused(stopped, "metrics.jsonl, line 2: expected an object with a step")
+    refused(stopped, r"metrics.jsonl: not a run's metrics.jsonl \(line 1\)")
     (stopped / "config.yaml").write_text("data: [")
     refused(stopped, "config.yaml: not YAML")
 
@@ -149,6 +147,18 @@ def test_a_run_that_is_going(stopped):
     assert found.step == 5 and "not yet, or without a word" in history_table(found)
     page = (stopped / "report.html").read_text()
     assert '"step":5' in page and '"step":8' not in page
+
+
+def test_lines_that_a_power_cut_damaged_are_left_out(stopped, messages):
+    """A hole of NUL bytes, and a line that was torn and written after."""
+    whole = read_run(stopped)
+    for name in ("metrics.jsonl", "history.jsonl"):
+        content = (stopped / name).read_bytes()
+        (stopped / name).write_bytes(b'{"step": 1, "ep\n' + content + b"\0" * 700 + b"\n")
+    report([str(stopped), "--debug"])
+    found = read_run(stopped)
+    assert (found.metrics, found.history) == (whole.metrics, whole.history)
+    assert f"{stopped / 'metrics.jsonl'}: 2 damaged line(s) left out, the first is line 1" in messages
 
 
 def test_a_start_without_an_end_before_another_was_killed(stopped):

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from neuropbr_dist.main import report
-from neuropbr_dist.materials import material_maps
-from neuropbr_dist.monitor.relight import orbit, relit
+from neuropbr_dist.commands.report import run as report
+from neuropbr_dist.materials.bench import orbit, relit
+from neuropbr_dist.materials.families import material_maps
 from tests.support.chromium import NO_WEBGL, WEBGL, browser
 from tests.support.distributed import ROOT
 from tests.support.material_files import write_set
@@ -168,7 +168,7 @@ def test_play_turns_the_light(window):
 
 
 def test_the_shader_is_the_built_in_materials_renderer(window):
-    """The same numbers as `monitor.relight.relit`, of which a test says that it is the renderer."""
+    """The same numbers as `materials.bench.relit`, of which a test says that it is the renderer."""
     shader = {"WebGL": "glShader", "2D canvas": "canvasShader"}[window.kind]
     script = f"""
         const [size, channels, lamps] = arguments, canvas = document.createElement("canvas");

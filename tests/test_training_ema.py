@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from neuropbr_dist.commands.export import run as export
 from neuropbr_dist.inference import load_generator
-from neuropbr_dist.main import export
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.step import gan_step
 from tests.support.checkpoint_matrix import Case, forward, networks
@@ -204,4 +204,7 @@ def test_switched_off_at_a_resume_it_is_left_behind(averaged, tmp_path):
 @pytest.mark.parametrize("decay", ["0", "1", "1.5", "-0.1"])
 def test_impossible_decays_are_named(tmp_path, decay):
     ended = run(tmp_path, training__ema_decay=float(decay))
-    assert ended.code == 2 and f"training.ema_decay = {float(decay)}; allowed: above 0, below 1" in ended.err
+    assert (
+        ended.code == 2
+        and f"training.ema_decay = {float(decay)}; allowed: float, above 0, below 1" in ended.err
+    )

@@ -68,7 +68,7 @@ def test_the_share_of_the_ceiling_reaches_tensorboard(tmp_path, monkeypatch):
 
 
 def test_the_ceiling_is_a_rate_that_a_product_can_reach():
-    side, rate = 512, matmul_flops(torch.device("cpu"), "fp32")
+    side, rate = 512, matmul_flops(torch.device("cpu"), torch.float32)
     assert 1e8 < rate < 1e14
     assert 2 * side**3 / rate < 10
 

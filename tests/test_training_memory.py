@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import Generator
 from neuropbr_dist.parallel.activation import checkpoint_segment
 from neuropbr_dist.parallel.blocks import kind_of, prepare_segments
-from neuropbr_dist.training.estimate import Need, State, choose_plan, refuse_too_small
+from neuropbr_dist.training.estimate import Need, State, choose_plan
 from neuropbr_dist.training.memory import GENERATOR_PLANS, PLANS, recompute_patterns
 
 GIB = 2**30
@@ -37,6 +39,23 @@ def gradients(patterns) -> list[torch.Tensor]:
 def test_a_plan_changes_no_gradient(plan):
     for found, wanted in zip(gradients(GENERATOR_PLANS[plan]), gradients("none"), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_the_plane_asks_for_more():
+    """Seven channels a view, and skips of several merges."""
+
+    def bytes_at(size, **changes):
+        cfg = load("default")
+        cfg.model = replace(small_model(), use_gan=False, **changes)
+        return Need(cfg, torch.float32, "single", 0, 1).at(size)["fast"]
+
+    plain, mean, most = (
+        bytes_at(64, align=align, skip_merge=merge, normals="free")
+        for align, merge in (("none", "mean"), ("plane", "mean"), ("plane", "max_mean_var"))
+    )
+    assert bytes_at(64) == plain
+    assert mean - plain >= 3 * 4 * 64 * 64 * 4
+    assert most - mean >= 2 * 64 * 64 * 64 * 4  # the stem's skip alone
 
 
 def test_every_pattern_names_a_segment_of_the_default_or_the_unet_encoder():
@@ -93,8 +112,8 @@ def need(memory: str = "auto") -> Need:
 @pytest.mark.parametrize(("room", "plan"), [(78, "fast"), (44, "balanced"), (23, "low"), (15.7, "low")])
 def test_the_fastest_plan_that_fits_is_chosen(room, plan):
     """At 2048 px: an 80 GB, a 48 GB, a 24 GB and a 16 GB card."""
-    assert choose_plan(need(), 2048, int(room * GIB))[0] == plan
-    refuse_too_small(need(), 2048, int(room * GIB), "cuda")
+    name, why = choose_plan(need(), 2048, int(room * GIB), "cuda")
+    assert name == plan and why.endswith(f" of {room:.1f} GiB free")
 
 
 MEASURED = [
@@ -145,12 +164,18 @@ def test_where_nothing_fits_the_error_names_a_size_that_does():
     with pytest.raises(
         UserError, match=r"2048 px on this cuda device: about 14 GiB needed.*data.image_size=1024"
     ):
-        refuse_too_small(need(), 2048, 12 * GIB, "cuda")
+        choose_plan(need(), 2048, 12 * GIB, "cuda")
 
 
 def test_a_named_plan_that_does_not_fit_is_refused_with_one_that_does():
     with pytest.raises(UserError, match=r"training.memory = fast at 2048 px: .*auto or low fits"):
-        refuse_too_small(need("fast"), 2048, 40 * GIB, "cuda")
+        choose_plan(need("fast"), 2048, 40 * GIB, "cuda")
+
+
+def test_a_plan_that_is_named_needs_no_reason_and_an_unknown_room_means_low():
+    assert choose_plan(need("balanced"), 2048, 78 * GIB, "cuda") == ("balanced", "")
+    assert choose_plan(need("balanced"), 2048, None, "cuda") == ("balanced", "")
+    assert choose_plan(need(), 2048, None, "cuda") == ("low", "")
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,7 @@
 
 import pytest
 
-from neuropbr_dist.cluster import Environment
-from neuropbr_dist.config import TrainConfig
-from neuropbr_dist.errors import UserError
-from neuropbr_dist.training.engines import build_networks, engine_of
 from tests.support.train_runs import SINGLE_PROCESS_SAVES, command, metrics, run, state, tensors
-from tests.test_config_presets import assert_names
 
 pytestmark = SINGLE_PROCESS_SAVES
 
@@ -128,71 +123,3 @@ def test_a_saved_deepspeed_run_resumes_by_itself(tmp_path):
     ended = command("--resume", "auto", "--checkpoint-dir", tmp_path, "--engine", "single")
     assert ended.code == 0, ended.err
     assert "Engine: single" in ended.out and tensors(tmp_path)
-
-
-# -- which engine ----------------------------------------------------------------------------
-
-
-def environment(world):
-    return Environment(launcher="torchrun" if world > 1 else "none", world_size=world, local_world_size=world)
-
-
-@pytest.mark.parametrize(
-    "settings, world, engines",
-    [
-        ({}, 1, ("single", "single")),
-        ({}, 2, ("fsdp", "fsdp")),
-        ({"ds_config": "z.json"}, 1, ("deepspeed", "deepspeed")),
-        ({"ds_config": "z.json"}, 2, ("deepspeed", "deepspeed")),
-        ({"engine": "ddp"}, 2, ("ddp", "ddp")),
-        ({"engine": "fsdp", "engine_discriminator": "ddp"}, 2, ("fsdp", "ddp")),
-        ({"engine_discriminator": "fsdp"}, 1, ("single", "fsdp")),
-        ({"ds_config": "z.json", "engine_discriminator": "ddp"}, 2, ("deepspeed", "ddp")),
-        (
-            {"engine_discriminator": "deepspeed", "ds_config_discriminator": "z.json"},
-            2,
-            ("fsdp", "deepspeed"),
-        ),
-    ],
-)
-def test_auto_engine(settings, world, engines):
-    cfg = configured(settings)
-    found = tuple(engine_of(cfg, environment(world), part) for part in ("generator", "discriminator"))
-    assert found == engines
-
-
-@pytest.mark.parametrize(
-    "settings, world, named",
-    [
-        ({"engine": "single"}, 2, ["training.engine = single", "2 ranks", "fsdp"]),
-        ({"engine_discriminator": "single"}, 2, ["training.engine_discriminator = single", "2 ranks", "ddp"]),
-        ({"engine": "deepspeed"}, 1, ["training.engine = deepspeed", "--ds FILE"]),
-        (
-            {"engine_discriminator": "deepspeed"},
-            1,
-            ["training.engine_discriminator", "--ds-discriminator FILE"],
-        ),
-    ],
-)
-def test_engines_that_cannot_be(settings, world, named):
-    with pytest.raises(UserError) as found:
-        for part in ("generator", "discriminator"):
-            engine_of(configured(settings), environment(world), part)
-    assert_names(found.value, named)
-
-
-@pytest.mark.parametrize("field", ["norm", "encoder_norm"])
-@pytest.mark.parametrize("kind", ["batch", "sync_batch"])
-def test_batch_norm_needs_equal_shares(field, kind):
-    cfg = configured({"global_batch_size": 4})
-    setattr(cfg.model, field, kind)
-    with pytest.raises(UserError) as found:
-        build_networks(cfg, environment(3), "cpu", None)
-    assert_names(found.value, [f"model.{field} = {kind}", "global_batch_size = 4", "3 ranks"])
-
-
-def configured(settings):
-    cfg = TrainConfig()
-    for name, value in settings.items():
-        setattr(cfg.training, name, value)
-    return cfg

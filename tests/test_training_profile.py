@@ -11,6 +11,7 @@ import torch
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.profile import StepProfiler
 from neuropbr_dist.training.start import steps_of
+from tests.support.said import said
 from tests.support.train_runs import run
 
 
@@ -49,11 +50,11 @@ def test_a_run_that_ends_before_writes_what_it_has(tmp_path):
 
 
 def test_steps_that_were_never_taken_are_said(tmp_path):
-    said = []
-    profiler = StepProfiler((2, 3), tmp_path, torch.device("cpu"), said.append)
-    for step in (7, 8):  # a resumed run
-        profiler.before(step)
-        profiler.after(step)
-    assert said == []
-    profiler.finish(8)
-    assert said == ["--profile 2-3: no trace, step 2 wasn't taken; the last was 8"]
+    profiler = StepProfiler((2, 3), tmp_path, torch.device("cpu"))
+    with said() as lines:
+        for step in (7, 8):  # a resumed run
+            profiler.before(step)
+            profiler.after(step)
+        assert lines == []
+        profiler.finish(8)
+    assert lines == ["--profile 2-3: no trace, step 2 wasn't taken; the last was 8"]

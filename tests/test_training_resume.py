@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from neuropbr_dist.commands.report import run as report
 from tests.drills.kill import wait_until
 from tests.support.slurm import Gate
 from tests.support.train_runs import (
@@ -18,6 +19,7 @@ from tests.support.train_runs import (
     assert_same_run,
     command,
     half_run,
+    logged_samples,
     metrics,
     resume,
     run,
@@ -52,6 +54,22 @@ def test_resumed_amid_an_epoch_twice(uninterrupted, tmp_path):
     assert resume(tmp_path, "--stop-after-steps", "7").code == 0
     assert resume(tmp_path).code == 0
     assert_same_run(uninterrupted, tmp_path)
+
+
+def test_logs_that_a_power_cut_damaged_block_nothing(tmp_path):
+    """A hole of NUL bytes, half a line amid the file, and a NUL tail, in every log of the run."""
+    run(tmp_path, "--stop-after-steps", "5", training__log_samples=True)
+    logs = [tmp_path / f"{name}.jsonl" for name in ("metrics", "samples", "history", "timings")]
+    for log in logs:
+        first, *rest = log.read_bytes().splitlines(keepends=True)
+        log.write_bytes(first[:9] + b"\0" * 600 + first[9:] + first[:9] + b"\n" + b"".join(rest) + b"\0" * 99)
+    ended = resume(tmp_path)
+    assert ended.code == 0, ended.err
+    assert f"{logs[0]}: 2 damaged line(s) left out, the first is line 1" in ended.out
+    assert [line["step"] for line in logged_samples(tmp_path)] == list(range(2, 11))
+    assert [line["step"] for line in metrics(tmp_path)][-1] == 10
+    assert b"\0" not in logs[0].read_bytes() + logs[1].read_bytes()
+    report([str(tmp_path), "--debug"])
 
 
 def test_other_schedulers_survive(tmp_path):

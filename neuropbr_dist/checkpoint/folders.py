@@ -16,18 +16,20 @@ than what it left behind.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 from neuropbr_dist.checkpoint.lock import FileLock
 from neuropbr_dist.checkpoint.manifest import MANIFEST, Damaged, read_manifest
 from neuropbr_dist.checkpoint.verify import verify
 from neuropbr_dist.errors import UserError
+
+log = logging.getLogger(__name__)
 
 LATEST, BEST = "latest", "best_model"
 _STEP = re.compile(r"step_\d+(-\d+)?")
@@ -109,7 +111,6 @@ def retain(
     keep_latest: int,
     *,
     verified: set[Path] | None = None,
-    log: Callable[[str], None] = print,
 ) -> None:
     """Delete what isn't needed any more: all but the newest `keep_latest` good saves and those with a name.
 
@@ -138,7 +139,7 @@ def retain(
     good: list[Path] = []
     for path in saves:
         if path not in verified and (faults := verify(path, alone=True)):
-            log(f"WARNING: {path} is damaged: {faults[0]}")
+            log.warning(f"{path} is damaged: {faults[0]}")
             continue
         verified.add(path)
         good.append(path)

@@ -8,47 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from neuropbr_dist.fragment import Fragment
+
 ALIGNMENT = 64
 """Bytes; staged pieces start at multiples of it."""
 SLAB_BYTES = 256 * 2**20
 """Staging memory is allocated in slabs of this size: torch rounds page-locked blocks up to a power of two."""
-
-
-@dataclass
-class Fragment:
-    """One rank's piece of a named tensor.
-
-    Ranks may hold disjoint pieces, the same piece (replicas), or nothing. A save needs
-    every element of a tensor on at least one rank, and replicas cut alike; a load may cut
-    the tensor in any other way.
-
-    Raises:
-        ValueError: the piece isn't flat or doesn't lie inside the global tensor.
-    """
-
-    name: str
-    """Canonical name, the same in every engine, e.g. `generator/param/encoder.stem.conv.weight`."""
-    data: torch.Tensor
-    """The piece, 1-D, on any device. A live view: a load writes into it in place."""
-    start: int
-    """Offset of the piece in the flattened global tensor, in elements."""
-    shape: torch.Size
-    """Shape of the global tensor; `()` for a scalar."""
-
-    def __post_init__(self) -> None:
-        self.shape = torch.Size(self.shape)
-        if self.data.dim() != 1:
-            raise ValueError(f"{self.name}: a fragment is 1-D, this one has shape {tuple(self.data.shape)}")
-        if not 0 <= self.start <= self.start + self.data.numel() <= self.shape.numel():
-            raise ValueError(
-                f"{self.name}: elements {self.start} to {self.start + self.data.numel()} "
-                f"lie outside of shape {tuple(self.shape)}"
-            )
-
-    @classmethod
-    def whole(cls, name: str, tensor: torch.Tensor) -> Fragment:
-        """The fragment of a rank that holds all of `tensor` (contiguous, so that a load reaches it)."""
-        return cls(name, tensor.detach().view(-1), 0, tensor.shape)
 
 
 Layouts = dict[str, tuple[torch.dtype, torch.Size]]

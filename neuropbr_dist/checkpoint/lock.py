@@ -34,8 +34,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from neuropbr_dist.checkpoint.ranks import Ranks
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.ranks import on_rank_0
 
 LOCK_FILE = "run.lock"
 RECORD_BYTES = 512
@@ -109,7 +109,7 @@ class RunLock:
         self.path = Path(folder) / LOCK_FILE
         self.who, self.remedy = who, remedy
         self.beat_seconds = beat_seconds
-        self._ranks = Ranks(process_group)
+        self._group = process_group
         self._lock = FileLock(self.path)
         self._record: dict[str, Any] = {}
         self._usurper: dict[str, Any] | None = None
@@ -117,7 +117,7 @@ class RunLock:
         self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
 
     def __enter__(self) -> RunLock:
-        self._ranks.from_first(self._acquire)
+        on_rank_0(self._acquire, self._group)
         return self
 
     def __exit__(

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import sync
 
 FORMAT = 1
 MANIFEST, TENSORS, STATE, CONFIG = "manifest.json", "tensors.json", "state.json", "config.yaml"
@@ -103,20 +104,9 @@ def write_json(path: Path, content: Any) -> FileRecord:
 
 def write_bytes(path: Path, content: bytes) -> FileRecord:
     """Write a small file, flushed to the device."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_bytes(content)
+    sync(path)
     return FileRecord(len(content), hashlib.sha256(content).hexdigest())
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the device: a rename lasts only after this."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

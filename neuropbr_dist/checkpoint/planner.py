@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from neuropbr_dist.checkpoint.fragments import Fragment, merge_layouts
+from neuropbr_dist.checkpoint.fragments import merge_layouts
+from neuropbr_dist.fragment import Fragment
 
 
 class FlatPieces:

@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 
 from neuropbr_dist.checkpoint.folders import LATEST, retain
-from neuropbr_dist.checkpoint.fragments import Fragment, StagedState, reserve, stage
+from neuropbr_dist.checkpoint.fragments import StagedState, reserve, stage
 from neuropbr_dist.checkpoint.lock import RunLock
-from neuropbr_dist.checkpoint.ranks import Ranks
 from neuropbr_dist.checkpoint.store import write
+from neuropbr_dist.fragment import Fragment
+from neuropbr_dist.ranks import is_rank_0, on_rank_0
 
 FIRST_SAVE_S = 10.0
 SLOW_DISK = 1e8
@@ -55,7 +56,6 @@ class AsyncSaver:
         folder: the run's folder.
         keep_latest: number of newest good saves that stay, besides those with a name.
         lock: the run's lock; a run that lost it stops saving.
-        log: prints warnings; first rank only.
         timeout: limit on any one collective of a save. None: torch's.
         on_saved: told the folder, names and timing of a save that is on disk; first rank only, in the writing thread.
     """
@@ -66,11 +66,10 @@ class AsyncSaver:
         *,
         keep_latest: int = 2,
         lock: RunLock | None = None,
-        log: Callable[[str], None] = print,
         timeout: datetime.timedelta | None = None,
         on_saved: Callable[[Path, Sequence[str], SaveTiming], None] = lambda _path, _links, _timing: None,
     ) -> None:
-        self.folder, self.keep_latest, self.lock, self.log = Path(folder), keep_latest, lock, log
+        self.folder, self.keep_latest, self.lock = Path(folder), keep_latest, lock
         self.on_saved = on_saved
         distributed = dist.is_available() and dist.is_initialized()
         self._group: dist.ProcessGroup | None = None
@@ -169,14 +168,14 @@ class AsyncSaver:
         links: Sequence[str],
         timing: SaveTiming,
     ) -> Path:
-        ranks, began = Ranks(self._group), time.monotonic()
+        began = time.monotonic()
         if self.lock is not None:
-            ranks.from_first(self.lock.check)
+            on_rank_0(self.lock.check, self._group)
         path = write(staged, self.folder, name, state, config_yaml, links=links, process_group=self._group)
-        if ranks.is_first:
+        if is_rank_0(self._group):
             timing.behind_s = time.monotonic() - began
             timing.bytes = sum(file.stat().st_size for file in path.iterdir())
             self.longest = max(self.longest or 0.0, timing.held_s + timing.behind_s)
             self.on_saved(path, links, timing)
-        ranks.from_first(lambda: retain(self.folder, self.keep_latest, verified=self._verified, log=self.log))
+        on_rank_0(lambda: retain(self.folder, self.keep_latest, verified=self._verified), self._group)
         return path

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from neuropbr_dist.checkpoint.folders import (
     temporary_name,
     update_links,
 )
-from neuropbr_dist.checkpoint.fragments import Fragment, Layouts, StagedState, layouts, merge_layouts, stage
+from neuropbr_dist.checkpoint.fragments import Layouts, StagedState, layouts, merge_layouts, stage
 from neuropbr_dist.checkpoint.lock import FileLock
 from neuropbr_dist.checkpoint.manifest import (
     CONFIG,
@@ -37,17 +38,20 @@ from neuropbr_dist.checkpoint.manifest import (
     read_manifest,
     read_state,
     read_tensors,
-    sync_folder,
     write_bytes,
     write_json,
     write_manifest,
     write_tensors,
 )
 from neuropbr_dist.checkpoint.planner import FragmentLoadPlanner, FragmentSavePlanner, as_state_dict
-from neuropbr_dist.checkpoint.ranks import Ranks, joint_error
 from neuropbr_dist.checkpoint.storage import ShardReader, ShardWriter
 from neuropbr_dist.checkpoint.verify import verify
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import sync
+from neuropbr_dist.fragment import Fragment
+from neuropbr_dist.ranks import all_gather_object, is_rank_0, joint_error, on_each_rank, on_rank_0, world_size
+
+log = logging.getLogger(__name__)
 
 # DCP says this on every save and load of a single process, which is an ordinary case here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -110,11 +114,11 @@ def write(
         }
         names = [plain_name(link) for link in links]
         write_manifest(made, Manifest(save_id, next_serial(folder), names, files))
-        sync_folder(made)
+        sync(made)
         final = free_name(folder, plain_name(name))
         made.rename(final)
         update_links(folder)
-        sync_folder(folder)
+        sync(folder)  # a rename lasts only after this
         return final
 
     writer = ShardWriter(folder, temporary_name(name), seal)
@@ -124,7 +128,7 @@ def write(
             storage_writer=writer,
             planner=FragmentSavePlanner(),
             process_group=process_group,
-            no_dist=Ranks(process_group).size == 1,
+            no_dist=world_size(process_group) == 1,
         )
     except CheckpointException as failure:
         errors = {rank: error for rank, (error, _) in failure.failures.items()}
@@ -183,8 +187,8 @@ class Checkpoint:
             UserError: on all ranks: tensors are missing, unexpected or of another shape or kind.
         """
         fragments = list(fragments)
-        ranks = Ranks(process_group)
-        wanted = merge_layouts(ranks.gather(lambda: layouts(fragments)))
+        own = on_each_rank(lambda: layouts(fragments), process_group)
+        wanted = merge_layouts(all_gather_object(own, process_group))
         self._check_match(wanted, strict, leave_out)
         try:
             dcp.load(
@@ -192,7 +196,7 @@ class Checkpoint:
                 storage_reader=ShardReader(self.path, self.tensors),
                 planner=FragmentLoadPlanner(),
                 process_group=process_group,
-                no_dist=ranks.size == 1,
+                no_dist=world_size(process_group) == 1,
             )
         except CheckpointException as failure:
             errors = {rank: error for rank, (error, _) in failure.failures.items()}
@@ -246,7 +250,6 @@ def open_newest(
     path: str | os.PathLike,
     *,
     process_group: dist.ProcessGroup | None = None,
-    log: Callable[[str], None] = print,
 ) -> Checkpoint | None:
     """Verify and open the newest good checkpoint that `path` may mean (see `find`). Collective.
 
@@ -256,34 +259,32 @@ def open_newest(
     Raises:
         UserError: on all ranks: there are checkpoints but none is good, or the newest has another format version.
     """
-    ranks = Ranks(process_group)
-    candidates = ranks.from_first(lambda: find(path))
+    candidates = on_rank_0(lambda: find(path), process_group)
     damaged: list[str] = []
     for candidate in candidates:
-        checkpoint, faults = _open_if_good(candidate, ranks)
+        checkpoint, faults = _open_if_good(candidate, process_group)
         if checkpoint is not None:
-            if damaged and ranks.is_first:
-                log(f"WARNING: falling back to {candidate}")
+            if damaged and is_rank_0(process_group):
+                log.warning(f"falling back to {candidate}")
             return checkpoint
         damaged.append(f"{candidate}: {_shorten(faults)}")
-        if ranks.is_first:
-            log(f"WARNING: checkpoint is damaged: {damaged[-1]}")
+        if is_rank_0(process_group):
+            log.warning(f"checkpoint is damaged: {damaged[-1]}")
     if damaged:
         raise UserError(f"no checkpoint in {path} is good: {'; '.join(damaged)}")
     return None
 
 
-def _open_if_good(path: Path, ranks: Ranks) -> tuple[Checkpoint | None, list[str]]:
+def _open_if_good(path: Path, process_group: dist.ProcessGroup | None) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint, or its faults. Collective."""
     with ExitStack() as on_failure:
-        hold = ranks.each(
-            lambda: _hold(path)
-        )  # before it is verified: a run may be deleting old saves just now
+        # Before it is verified: a run may be deleting old saves just now.
+        hold = on_each_rank(lambda: _hold(path), process_group)
         if hold is not None:
             on_failure.callback(hold.release)
-        if faults := verify(path, process_group=ranks.group):
+        if faults := verify(path, process_group=process_group):
             return None, faults
-        checkpoint = ranks.each(lambda: Checkpoint(path, hold))
+        checkpoint = on_each_rank(lambda: Checkpoint(path, hold), process_group)
         on_failure.pop_all()
         return checkpoint, []
 

@@ -21,8 +21,8 @@ from neuropbr_dist.checkpoint.manifest import (
     read_state,
     read_tensors,
 )
-from neuropbr_dist.checkpoint.ranks import Ranks
 from neuropbr_dist.checkpoint.storage import THREADS
+from neuropbr_dist.ranks import all_gather_object, on_each_rank, rank, world_size
 
 
 def verify(
@@ -42,12 +42,12 @@ def verify(
     folder = Path(checkpoint)
     if alone:
         return _faults(folder, 0, 1)
-    ranks = Ranks(process_group)
-    found = ranks.gather(lambda: _faults(folder, ranks.rank, ranks.size))
+    own = on_each_rank(lambda: _faults(folder, rank(process_group), world_size(process_group)), process_group)
+    found = all_gather_object(own, process_group)
     return sorted({fault for faults in found for fault in faults})
 
 
-def _faults(folder: Path, rank: int, size: int) -> list[str]:
+def _faults(folder: Path, number: int, count: int) -> list[str]:
     try:
         manifest = read_manifest(folder)
     except FileNotFoundError:
@@ -56,9 +56,11 @@ def _faults(folder: Path, rank: int, size: int) -> list[str]:
         return [f"{MANIFEST}: {error}"]
     by_size = sorted(manifest.files, key=lambda name: (-manifest.files[name].bytes, name))
     with ThreadPoolExecutor(THREADS) as pool:
-        checks = pool.map(lambda name: file_fault(folder / name, manifest.files[name]), by_size[rank::size])
+        checks = pool.map(
+            lambda name: file_fault(folder / name, manifest.files[name]), by_size[number::count]
+        )
         faults = [fault for fault in checks if fault]
-    return faults + _content_faults(folder, manifest) if rank == 0 else faults
+    return faults + _content_faults(folder, manifest) if number == 0 else faults
 
 
 def _content_faults(folder: Path, manifest: Manifest) -> list[str]:

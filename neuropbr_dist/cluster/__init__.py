@@ -2,30 +2,19 @@
 
 from neuropbr_dist.cluster.deadline import Deadline, Every, allocation_end, last_resort
 from neuropbr_dist.cluster.environment import Environment, detect
-from neuropbr_dist.cluster.process_group import pick_device, process_group, refuse_differences
-from neuropbr_dist.cluster.stop import (
-    FAILED_WRITE,
-    GOES_ON,
-    SIGNAL,
-    TIME_LIMIT,
-    StopFlag,
-    ignore_stop_signals,
-)
+from neuropbr_dist.cluster.process_group import check_alike, pick_device, process_group
+from neuropbr_dist.cluster.stop import StopFlag, StopReason
 
 __all__ = [
-    "FAILED_WRITE",
-    "GOES_ON",
-    "SIGNAL",
-    "TIME_LIMIT",
     "Deadline",
     "Environment",
     "Every",
     "StopFlag",
+    "StopReason",
     "allocation_end",
+    "check_alike",
     "detect",
-    "ignore_stop_signals",
     "last_resort",
     "pick_device",
     "process_group",
-    "refuse_differences",
 ]

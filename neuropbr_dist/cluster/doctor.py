@@ -102,8 +102,10 @@ def free_space(folder: Path, needed_bytes: int, faults: list[str]) -> int:
     probe = folder / f".doctor-{socket.gethostname()}-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
+        try:
+            probe.write_bytes(b"x")
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         faults.append(f"{folder} cannot be written to: {error.strerror}")
         return 0

@@ -136,7 +136,7 @@ def record_collectives(env: MutableMapping[str, str], folder: Path) -> None:
         env.setdefault(name, value)
 
 
-def refuse_differences(facts: dict[str, str], host: str) -> None:
+def check_alike(facts: dict[str, str], host: str) -> None:
     """Stop the run if a rank's `facts` (hashes of code, config, data set) differ from rank 0's."""
     reports = all_gather_object((host, facts))
     reference = reports[0][1]

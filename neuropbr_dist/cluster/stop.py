@@ -8,18 +8,38 @@ import signal
 import socket
 import threading
 import time
+from enum import Enum
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from neuropbr_dist.processes import STOP_SIGNALS as SIGNALS
+
 SAME_SIGNAL_S = 5.0  # Slurm and a forwarding trap deliver one warning twice, 4 ms apart (seen)
 FORCED_EXIT = 75  # EX_TEMPFAIL: try again
-SIGNAL, TIME_LIMIT, FAILED_WRITE = "signal", "time limit", "failed write"
-REASONS = (None, SIGNAL, TIME_LIMIT, FAILED_WRITE)
-GOES_ON = (SIGNAL, TIME_LIMIT)
-"""Stops after which the run wants another start of its job."""
+
+
+class StopReason(Enum):
+    """Why a run stops before its end, in the words of the console and of `history.jsonl`; the weightiest last."""
+
+    AFTER_EPOCHS = "--stop-after-epochs"
+    AFTER_STEPS = "--stop-after-steps"
+    SIGNAL = "signal"
+    TIME_LIMIT = "time limit"
+    FAILED_WRITE = "failed write"
+
+    @property
+    def requeues(self) -> bool:
+        """Whether the run wants another start of its job: it was stopped from outside."""
+        return self in (StopReason.SIGNAL, StopReason.TIME_LIMIT)
+
+    def __str__(self) -> str:
+        return self.value
+
+
+BY_WEIGHT = (None, *StopReason)
+"""What ranks agree on by its index: the largest that any of them has counts."""
 
 
 class StopFlag:
@@ -39,18 +59,25 @@ class StopFlag:
         """`time.monotonic` of it."""
         self.save_agreed = False
         """Some rank called `request_save` before the boundary that `agreed` told of; the same on every rank."""
-        self._wish = 0  # index of REASONS
+        self._wish = 0  # index of BY_WEIGHT
         self._save = False
         self._inbox, self._outbox = socket.socketpair()
         self._outbox.setblocking(False)
         threading.Thread(target=self._listen, name="stop-signals", daemon=True).start()
-        signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
-        for number in SIGNALS:
-            signal.signal(number, handled_elsewhere)
+        self._wakeup = signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
+        self._handlers = {number: signal.signal(number, handled_elsewhere) for number in SIGNALS}
+
+    def close(self) -> None:
+        """Give the signals back. Not after one has come: its sender may send it again until this process has ended."""
+        if self.signal is None:
+            signal.set_wakeup_fd(self._wakeup)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+            self._outbox.close()  # ends the thread
 
     def _listen(self) -> None:
-        while True:
-            for number in self._inbox.recv(64):
+        while numbers := self._inbox.recv(64):
+            for number in numbers:
                 # A child's end, or what submitit's handler has taken over again.
                 if signal.getsignal(number) is not handled_elsewhere:
                     continue
@@ -61,30 +88,24 @@ class StopFlag:
                     os.write(2, b"second stop signal: leaving now, the last checkpoint stands\n")
                     os._exit(FORCED_EXIT)
 
-    def request(self, reason: str) -> None:
-        """Ask for a stop; `reason` is one of `REASONS`, of which the last that any rank gives counts."""
-        self._wish = max(self._wish, REASONS.index(reason))
+    def request(self, reason: StopReason) -> None:
+        """Ask for a stop; of all ranks' reasons the weightiest counts."""
+        self._wish = max(self._wish, BY_WEIGHT.index(reason))
 
     def request_save(self) -> None:
         """Ask for a save at the next boundary that all ranks agree on."""
         self._save = True
 
-    def agreed(self) -> str | None:
-        """Called by every rank at every step boundary; why to stop here, the same on every rank at once."""
-        wish = max(self._wish, REASONS.index(SIGNAL if self.signal else None))
+    def agreed(self) -> StopReason | None:
+        """Return why to stop at this step boundary, the same on every rank at once. Collective."""
+        wish = max(self._wish, BY_WEIGHT.index(StopReason.SIGNAL if self.signal else None))
         wishes, self._save = torch.tensor([wish, self._save], dtype=torch.int32), False
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(wishes, op=dist.ReduceOp.MAX)
         reason, save = wishes.tolist()
         self.save_agreed = bool(save)
-        return REASONS[reason]
+        return BY_WEIGHT[reason]
 
 
 def handled_elsewhere(_number: int, _frame: FrameType | None) -> None:
     """A handler that only keeps a signal from ending the process; see `StopFlag`."""
-
-
-def ignore_stop_signals() -> None:
-    """For loader workers: the training process decides when they end."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

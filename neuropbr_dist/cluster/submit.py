@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import submitit
 
-from neuropbr_dist.cluster.stop import GOES_ON
+from neuropbr_dist.cluster.stop import StopReason
 from neuropbr_dist.errors import UserError
 
 NEWEST = "latest"
@@ -34,13 +34,13 @@ class Job:
     counts the time-out and requeues.
 
     Args:
-        train: trains with the words of `launch/train.py` and returns why it stopped, if it did; picklable.
-        words: those words.
+        train: trains in a folder, told whether it holds a save of an earlier start of the job, and returns why it
+            stopped, if it did; picklable.
         folder: the run's folder; `%j` in it stands for the job's number.
     """
 
-    def __init__(self, train: Callable[[list[str]], str | None], words: list[str], folder: str) -> None:
-        self.train, self.words, self.folder = train, words, folder
+    def __init__(self, train: Callable[[Path, bool], StopReason | None], folder: str) -> None:
+        self.train, self.folder = train, folder
         self.restarted = False
 
     def __call__(self) -> str:
@@ -54,22 +54,16 @@ class Job:
         if env.cluster != "debug":  # a requeue may have cut a rank's result off
             result = env.paths.result_pickle
             result.with_suffix(result.suffix + ".save_tmp").unlink(missing_ok=True)
-        reason = self.train(self.words_for(folder))
-        if env.global_rank == 0 and reason in GOES_ON and still_wanted(env):
+        restarted = self.restarted or int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+        reason = self.train(folder, restarted and (folder / NEWEST).exists())
+        if env.global_rank == 0 and reason is not None and reason.requeues and still_wanted(env):
             signal.signal(number, submitits)
             signal.raise_signal(number)
         return str((folder / NEWEST).resolve())
 
-    def words_for(self, folder: Path) -> list[str]:
-        words = ["--resume", "auto", *self.words, "--checkpoint-dir", str(folder)]
-        restarted = self.restarted or int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
-        if restarted and (folder / NEWEST).exists():
-            words += ["--resume", "auto"]  # a --resume PATH was for the first start
-        return words
-
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """For submitit, on rank 0 alone: what to run after the requeue. Everything is saved by now."""
-        again = Job(self.train, self.words, self.folder)
+        again = Job(self.train, self.folder)
         again.restarted = True
         return submitit.helpers.DelayedSubmission(again)
 
@@ -206,7 +200,7 @@ def state_of(job: submitit.Job) -> str:
     return "" if job.done() else "RUNNING"
 
 
-def follow(job: submitit.Job, show: Callable[[str], None]) -> str:
+def follow(job: submitit.Job) -> str:
     """Show rank 0's output and each change of the job's state until it has ended; returns the newest checkpoint.
 
     Raises:
@@ -216,12 +210,12 @@ def follow(job: submitit.Job, show: Callable[[str], None]) -> str:
     while state != "":
         state = state_of(job)  # before the last look at the log
         if state and state != before:
-            show(f"-- {time.strftime('%H:%M:%S')} job {job.job_id}: {state}\n")
+            print(f"-- {time.strftime('%H:%M:%S')} job {job.job_id}: {state}", flush=True)
             before = state
         if path.exists():
             with path.open(errors="replace") as log:
                 log.seek(shown)
-                show(log.read())
+                print(log.read(), end="", flush=True)
                 shown = log.tell()
         if state:
             time.sleep(POLL_S)

@@ -1,41 +1,20 @@
-"""The command line of `launch/train.py`: the guide's flags, and `--set` for any field."""
+"""`neuropbr train`: the guide's flags, and `--set` for any field."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.commands.flags import add_fields, named, new_parser, overrides_of
 from neuropbr_dist.config import TrainConfig
-from neuropbr_dist.config.overrides import FIELD_FLAGS, INTEGER_FLAGS, Overrides
-from neuropbr_dist.config.presets import PRESETS
 from neuropbr_dist.training.start import Start, steps_of
 
 
-def named(text: str) -> str:
-    """A flag's value that may not be empty: a shell variable that isn't set would mean this folder, or the default."""
-    if not text:
-        raise argparse.ArgumentTypeError("empty text")
-    return text
-
-
-def train_parser() -> argparse.ArgumentParser:
-    """Every flag of `launch/train.py`."""
-    p = argparse.ArgumentParser(
-        description="Train the NeuroPBR GAN: three rendered views in, four PBR maps out.", allow_abbrev=False
-    )
-    p.add_argument(
-        "--config",
-        type=named,
-        help=f"preset ({', '.join(PRESETS)}), .yaml file or .py file with get_config()",
-    )
-    for flag, name in FIELD_FLAGS.items():
-        p.add_argument(flag, metavar="VALUE", help=name)
-    for flag, name in INTEGER_FLAGS.items():
-        p.add_argument(flag, type=int, metavar="N", help=name)
-    p.add_argument("--use-dirty", action="store_true", help="legacy: --render-curriculum 2")
-    p.add_argument(
-        "--set", action="append", default=[], metavar="PART.FIELD=VALUE", help="any field; repeatable"
-    )
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `neuropbr train`."""
+    p = new_parser("Train the NeuroPBR GAN: three rendered views in, four PBR maps out.", prog)
+    add_fields(p)
     p.add_argument(
         "--resume",
         type=named,
@@ -58,19 +37,7 @@ def train_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--debug", action="store_true", help="one device, no launcher: look at one batch, overfit it"
     )
-    p.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher
     return p
-
-
-def overrides_of(args: argparse.Namespace) -> Overrides:
-    """Return what the parsed words say of fields."""
-    given = {flag: getattr(args, flag.lstrip("-").replace("-", "_")) for flag in FIELD_FLAGS | INTEGER_FLAGS}
-    return Overrides(
-        config=args.config,
-        flags={flag: value for flag, value in given.items() if value is not None},
-        use_dirty=args.use_dirty,
-        assignments=tuple(args.set),
-    )
 
 
 def start_of(args: argparse.Namespace) -> Start:
@@ -87,9 +54,25 @@ def start_of(args: argparse.Namespace) -> Start:
 
 
 def config_of(words: Sequence[str]) -> TrainConfig:
-    """Return the configuration that words of `launch/train.py` mean.
+    """Return the configuration that words of `neuropbr train` mean.
 
     Raises:
         UserError: a value or a combination that can't be.
     """
-    return overrides_of(train_parser().parse_args(words)).configuration()
+    return overrides_of(parser().parse_args(words)).configuration()
+
+
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Train, or with `--debug` look at one batch and overfit it."""
+    args = parser(prog).parse_args(argv)
+    start = start_of(args)
+    cfg = start.overrides.configuration()
+    if args.debug:
+        from neuropbr_dist.training.debug import debug
+
+        debug(cfg, start)
+    else:
+        from neuropbr_dist.training.run import train
+
+        train(cfg, start)

@@ -1,20 +1,70 @@
-"""DeepSpeed JSON files: `"auto"` values filled from the run, contradictions refused."""
+"""DeepSpeed JSON files: found by name or path, `"auto"` values filled from the run, contradictions refused."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import neuropbr_dist
 from neuropbr_dist.config.text import read_text
 from neuropbr_dist.errors import UserError
 
+PACKAGE = Path(neuropbr_dist.__file__).parent
+FOLDERS = PACKAGE / "ds_configs", PACKAGE.parent / "ds_configs"
+"""Of the files that come with the package: installed, and in a clone."""
 
-def read(path: str) -> dict[str, Any]:
-    """The file's JSON object.
+
+def shipped() -> dict[str, Path]:
+    """Return the files that come with the package, by name."""
+    folder = next(folder for folder in FOLDERS if folder.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+def is_name(given: str) -> bool:
+    """Whether `--ds` names a file that comes with the package: a bare word, no path and no suffix."""
+    return given == Path(given).stem
+
+
+def anywhere(given: str) -> str:
+    """Return what `--ds` was given as a word that means the same in any folder: a name, or a whole path.
+
+    Raises:
+        UserError: a name that isn't one; lists those that are.
+    """
+    files = shipped()
+    if is_name(given):
+        if given not in files:
+            raise UserError(
+                f"--ds {given}: no such file; there are {', '.join(files)}, or a path of your own"
+            )
+        return given
+    path = Path(given).absolute()
+    ours = files.get(path.stem)
+    return path.stem if ours is not None and path.exists() and path.samefile(ours) else str(path)
+
+
+def file_of(given: str) -> Path:
+    """Return the file that a name or a path means.
+
+    Raises:
+        UserError: a name that isn't one.
+    """
+    return shipped()[anywhere(given)] if is_name(given) else Path(given)
+
+
+def read(given: str) -> dict[str, Any]:
+    """Return the file's JSON object.
+
+    Args:
+        given: its name or path.
 
     Raises:
         UserError: missing, malformed or not an object, or a section that we read isn't one.
     """
+    path = file_of(given)
+    if not path.exists() and path.stem in shipped():
+        raise UserError(f"--ds {path}: no such file; the one that comes with neuropbr is --ds {path.stem}")
     try:
         tree = json.loads(read_text(path, "--ds"))
     except json.JSONDecodeError as error:
@@ -28,7 +78,7 @@ def read(path: str) -> dict[str, Any]:
 
 
 def resolve(
-    path: str,
+    given: str,
     *,
     global_batch: int,
     micro_batch: int,
@@ -37,10 +87,10 @@ def resolve(
     clip: float | None,
     precision: str,
 ) -> dict[str, Any]:
-    """The file as DeepSpeed gets it.
+    """Return the file as DeepSpeed gets it.
 
     Args:
-        path: JSON file in DeepSpeed's own format.
+        given: name or path of a JSON file in DeepSpeed's own format.
         global_batch: samples per step, `training.global_batch_size`.
         micro_batch, accumulation, world_size: how the batch is cut.
         clip: `training.grad_clip_norm`.
@@ -50,7 +100,7 @@ def resolve(
         UserError: a value contradicts the run's configuration, or `"auto"`
             stands where nothing fills it.
     """
-    tree = read(path)
+    tree, path = read(given), str(file_of(given))
     refuse_foreign_sections(tree, path)
     stage = tree.setdefault("zero_optimization", {}).setdefault("stage", 0)
     if stage not in (0, 1, 2, 3):

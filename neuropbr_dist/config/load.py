@@ -11,7 +11,7 @@ import yaml
 from neuropbr_dist.config.presets import PRESETS
 from neuropbr_dist.config.schema import TrainConfig
 from neuropbr_dist.config.text import read_text
-from neuropbr_dist.config.values import describe, field_types, fit, to_dict, update
+from neuropbr_dist.config.values import fit_fields, to_dict, update
 from neuropbr_dist.errors import UserError, running
 
 
@@ -22,7 +22,7 @@ def load(source: str) -> TrainConfig:
         UserError: none of these, or the file holds what a configuration may not.
     """
     if source in PRESETS:
-        return PRESETS[source]()
+        return fit_fields(PRESETS[source](), f"preset {source}")
     path = Path(source)
     if path.suffix not in (".py", ".yaml", ".yml"):
         raise UserError(
@@ -60,22 +60,7 @@ def from_python(path: Path) -> TrainConfig:
         )
     if not isinstance(cfg, TrainConfig):
         raise UserError(f"{path}: get_config() returned {type(cfg).__name__}; expected TrainConfig")
-    return checked_types(cfg, str(path))
-
-
-def checked_types(cfg: TrainConfig, where: str) -> TrainConfig:
-    """Values set in Python meet the same types as those from text."""
-    for part_name, fields in to_dict(cfg).items():
-        part = getattr(cfg, part_name)
-        kinds = field_types(part)
-        for field, value in fields.items():
-            try:
-                setattr(part, field, fit(value, kinds[field]))
-            except TypeError:
-                raise UserError(
-                    f"{where}: {part_name}.{field} = {value!r}; allowed: {describe(kinds[field])}"
-                ) from None
-    return cfg
+    return fit_fields(cfg, str(path))
 
 
 def to_yaml(cfg: TrainConfig) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from neuropbr_dist.config.check import fold_legacy, resolve
@@ -48,6 +49,43 @@ class Overrides:
     flags: Mapping[str, Any] = field(default_factory=dict)
     use_dirty: bool = False
     assignments: tuple[str, ...] = ()
+
+    def with_flag(self, flag: str, value: Any) -> Overrides:
+        """Return these with one flag more, or with another value of it."""
+        return replace(self, flags={**self.flags, flag: value})
+
+    def with_field(self, name: str, value: Any) -> Overrides:
+        """Return these with one `--set` more, which wins over those before."""
+        return replace(self, assignments=(*self.assignments, f"{name}={json.dumps(value)}"))
+
+    def with_size(self, size: int | None) -> Overrides:
+        """Return these with the value of `--size`, which is short for `--set data.image_size`.
+
+        Raises:
+            UserError: another side is named already.
+        """
+        given = TrainConfig()
+        for assignment in self.assignments:
+            set_text(given, assignment)
+        if "data.image_size" in self.named() and given.data.image_size != size:
+            raise UserError(
+                f"--size {size or 'native'} means data.image_size, but that is {given.data.image_size}; leave one out"
+            )
+        return self.with_field("data.image_size", size)
+
+    def argv(self) -> list[str]:
+        """Return a command line that says the same."""
+        config = [] if self.config is None else ["--config", self.config]
+        flags = [word for flag, value in self.flags.items() for word in (flag, str(value))]
+        sets = [word for assignment in self.assignments for word in ("--set", assignment)]
+        return [*config, *flags, *(["--use-dirty"] if self.use_dirty else []), *sets]
+
+    def named(self) -> dict[str, str]:
+        """Return the fields that are named, each with the word that does."""
+        flags = {(FIELD_FLAGS | INTEGER_FLAGS)[flag]: flag for flag in self.flags}
+        dirty = {"data.render_curriculum": "--use-dirty"} if self.use_dirty else {}
+        fields = (assignment.partition("=")[0].strip() for assignment in self.assignments)
+        return flags | dirty | {field: f"--set {field}" for field in fields}
 
     def configuration(self) -> TrainConfig:
         """Return the preset or file, then flags, resolved and checked.

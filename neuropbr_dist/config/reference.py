@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import dataclasses
 import inspect
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 
 from neuropbr_dist.config import schema
+from neuropbr_dist.config.fields import describe, field_types
 from neuropbr_dist.config.overrides import FIELD_FLAGS, INTEGER_FLAGS
 from neuropbr_dist.config.presets import PRESETS
 from neuropbr_dist.config.schema import TrainConfig
-from neuropbr_dist.config.values import describe, differences, field_types
+from neuropbr_dist.config.values import differences
 
 COMMAND = "python -m neuropbr_dist.config.reference docs/configuration.md"
 HEAD = f"""\
@@ -94,6 +95,4 @@ def cell(content: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("page", type=Path, help="the file to write")
-    parser.parse_args().page.write_text(reference(), encoding="utf-8")
+    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")

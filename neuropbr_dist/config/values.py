@@ -1,89 +1,22 @@
-"""Reading and setting fields by dotted name, checked against the dataclasses' types."""
+"""Reading and setting fields by dotted name, checked against the dataclasses' types and ranges."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import types
-import typing
 from typing import Any
 
 import yaml
 
-from neuropbr_dist.config import schema
+from neuropbr_dist.config.fields import describe, field_types, fit
 from neuropbr_dist.config.schema import TrainConfig
 from neuropbr_dist.errors import UserError
-
-
-def field_types(part: Any) -> dict[str, Any]:
-    """Field -> type of one part of a configuration."""
-    return typing.get_type_hints(type(part), vars(schema))
-
-
-def describe(kind: Any) -> str:
-    """A type as a person would say it: `one of resnet, unet`, `list of int`, `int or none`."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(map(str, args))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join("none" if a is type(None) else describe(a) for a in args)
-    if origin is list:
-        return f"list of {describe(args[0])}"
-    if origin is dict:
-        return f"map of {describe(args[0])} to {describe(args[1])}"
-    return {str: "text", bool: "true or false"}.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-def fit(value: Any, kind: Any) -> Any:
-    """`value` as `kind`, without loss.
-
-    Raises:
-        TypeError: it can't be.
-    """
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        for arm in args:
-            try:
-                return fit(value, arm)
-            except TypeError:
-                continue
-    elif origin is typing.Literal:
-        if value is False and "off" in args:  # YAML reads a bare off as false
-            return "off"
-        if any(value == a and type(value) is type(a) for a in args):
-            return value
-    elif origin is list:
-        if isinstance(value, list | tuple):
-            return [fit(v, args[0]) for v in value]
-    elif origin is dict:
-        if isinstance(value, dict):
-            return {fit(k, args[0]): fit(v, args[1]) for k, v in value.items()}
-    elif kind is type(None):
-        if value is None:
-            return None
-    elif kind is float:
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
-            return _finite(value)
-    elif type(value) is kind:
-        return value
-    raise TypeError
-
-
-def _finite(value: float | str) -> float:
-    try:
-        number = float(value)  # YAML reads 1e-4 as text
-    except ValueError:
-        raise TypeError from None
-    if not math.isfinite(number):
-        raise TypeError
-    return number
 
 
 def set_field(cfg: TrainConfig, name: str, value: Any, where: str) -> None:
     """Set `part.field`.
 
     Raises:
-        UserError: unknown name (nearest ones are named) or a value of another type.
+        UserError: unknown name (nearest ones are named), or a value of another type or outside of its range.
     """
     part_name, _, field = name.partition(".")
     parts = [f.name for f in dataclasses.fields(cfg)]
@@ -95,10 +28,29 @@ def set_field(cfg: TrainConfig, name: str, value: Any, where: str) -> None:
     kinds = field_types(part)
     if field not in kinds:
         raise UserError(f"{where}: unknown key {name!r}{_suggest(field, kinds, part_name)}")
+    setattr(part, field, fitted(name, value, kinds[field], where))
+
+
+def fit_fields(cfg: TrainConfig, where: str) -> TrainConfig:
+    """Values that were set in Python meet the same types and ranges as those from text. In place.
+
+    Raises:
+        UserError: names the first field whose value doesn't fit.
+    """
+    for part_name, fields in to_dict(cfg).items():
+        part = getattr(cfg, part_name)
+        kinds = field_types(part)
+        for field, value in fields.items():
+            setattr(part, field, fitted(f"{part_name}.{field}", value, kinds[field], where))
+    return cfg
+
+
+def fitted(name: str, value: Any, kind: Any, where: str) -> Any:
+    """Return `value` as `kind`; the one message of a value that no field of its type may have."""
     try:
-        setattr(part, field, fit(value, kinds[field]))
+        return fit(value, kind)
     except TypeError:
-        raise UserError(f"{where}: {name} = {value!r}; allowed: {describe(kinds[field])}") from None
+        raise UserError(f"{where}: {name} = {value!r}; allowed: {describe(kind)}") from None
 
 
 def _suggest(field: str, kinds: dict[str, Any], part: str) -> str:

@@ -19,8 +19,9 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-NORMAL_X, NORMAL_Y = 5, 6
-"""Channels of the maps."""
+from neuropbr_dist.materials.channels import NORMAL
+
+NORMAL_X, NORMAL_Y = NORMAL.start, NORMAL.start + 1
 
 
 @dataclass(frozen=True)

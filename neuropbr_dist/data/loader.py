@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from neuropbr_dist.config import DataConfig
+from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.order import SampleOrder, Slot, plan_step, rank_share
 from neuropbr_dist.data.sources import Entry, Source
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.processes import ignore_stop_signals
 
 
 class SlotDataset(Dataset):
@@ -27,15 +29,26 @@ class SlotDataset(Dataset):
     Returned, not raised: a worker's exception would reach the user inside a traceback.
     """
 
-    def __init__(self, source: Source, entries: Sequence[Entry], augmentation: Augmentation | None) -> None:
-        self.source, self.entries, self.augmentation = source, entries, augmentation
+    def __init__(
+        self,
+        source: Source,
+        entries: Sequence[Entry],
+        augmentation: Augmentation | None,
+        alignment: Alignment | None,
+    ) -> None:
+        self.source, self.entries, self.augmentation, self.alignment = (
+            source,
+            entries,
+            augmentation,
+            alignment,
+        )
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitems__(self, slots: Sequence[Slot]) -> MicroBatch | UserError:
         try:
-            return load_batch(self.source, self.entries, slots, self.augmentation)
+            return load_batch(self.source, self.entries, slots, self.augmentation, self.alignment)
         except UserError as error:
             return error
 
@@ -45,8 +58,12 @@ def load_batch(
     entries: Sequence[Entry],
     slots: Sequence[Slot],
     augmentation: Augmentation | None = None,
+    alignment: Alignment | None = None,
 ) -> MicroBatch:
     """Samples loaded straight into the batch's own memory, which a worker process shares with its parent.
+
+    Args:
+        alignment: which cameras go along; None: none do, and views stay as they are.
 
     Raises:
         UserError: a file can't be read, or holds what it may not.
@@ -60,8 +77,12 @@ def load_batch(
     turns = []
     if augmentation:
         turns = [augmentation.orientation(s.epoch, e.key) for s, e in zip(slots, chosen, strict=True)]
+    cameras = None
+    if alignment:
+        rows = [alignment.of(source.cameras(e), s.epoch, e.key) for s, e in zip(slots, chosen, strict=True)]
+        cameras = torch.from_numpy(np.stack(rows))
     weights = torch.tensor([slot.weight for slot in slots], dtype=torch.float32)
-    return MicroBatch(views, maps, weights, [entry.key for entry in chosen], turns)
+    return MicroBatch(views, maps, weights, [entry.key for entry in chosen], turns, cameras)
 
 
 def empty(nbytes: int) -> Tensor:
@@ -103,37 +124,39 @@ def validation_slots(n: int, world: int, rank: int, batch_size: int) -> list[lis
 
 
 @contextmanager
-def make_loader(
+def batches_of(
+    data: DataConfig,
     source: Source,
     entries: Sequence[Entry],
     slots: TrainingSlots | list[list[Slot]],
-    *,
-    workers: int,
-    prefetch: int,
-    pin: bool,
-    worker_start: Callable[[], None],
+    device: torch.device,
+    workers: int | None = None,
     augmentation: Augmentation | None = None,
+    alignment: Alignment | None = None,
 ) -> Iterator[Iterator[MicroBatch]]:
-    """Batches in the order of `slots`, until the `with` ends.
+    """This rank's micro-batches in the order of `slots`, read ahead by processes until the `with` ends.
 
-    The worker processes end there and nowhere else: left to the interpreter's exit, which a traceback's
-    frames do, they would be sent SIGTERM, which they may ignore, and be waited for without end.
+    The processes end there and nowhere else: left to the interpreter's exit, which a traceback's
+    frames do, they would be sent SIGTERM, which they ignore, and be waited for without end.
 
     Args:
-        worker_start: called in each worker process first (stop signals are the
-            training process's affair, not theirs).
+        slots: which of `entries` each micro-batch holds.
+        device: where they go; for a GPU they lie in pinned memory.
+        workers: None: `data.num_workers`.
+        augmentation, alignment: see `load_batch`.
 
     Raises:
         UserError: while iterating: a file can't be read, or holds what it may not.
     """
+    workers = data.num_workers if workers is None else workers
     loader = DataLoader(
-        SlotDataset(source, entries, augmentation),
+        SlotDataset(source, entries, augmentation, alignment),
         batch_sampler=slots,  # type: ignore[arg-type]
         collate_fn=as_it_is,  # type: ignore[arg-type]  # not a list: `__getitems__` made the batch
         num_workers=workers,
-        prefetch_factor=prefetch if workers else None,
-        pin_memory=pin,
-        worker_init_fn=partial(start_worker, worker_start),
+        prefetch_factor=data.prefetch_factor if workers else None,
+        pin_memory=data.pin_memory and device.type == "cuda",
+        worker_init_fn=start_worker,
     )
     batches = iter(loader)
     try:
@@ -161,8 +184,8 @@ def good(batches: Iterable[MicroBatch | UserError]) -> Iterator[MicroBatch]:
         yield batch
 
 
-def start_worker(worker_start: Callable[[], None], _worker: int) -> None:
-    """A loader process's first act: its caller's wishes, and one thread."""
-    worker_start()
+def start_worker(_worker: int) -> None:
+    """A loader process's first act: stop signals are the training process's affair, and one thread is enough."""
+    ignore_stop_signals()
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)

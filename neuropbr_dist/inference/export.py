@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 from neuropbr_dist.checkpoint import find, verify
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_text
 from neuropbr_dist.inference.generator import WEIGHTS_FILE, build, open_checkpoint, read_weights
 from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file, write_tensor_file
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
-def export_inference(checkpoint: Path | str, out: Path | str, *, log: Say = print) -> Path:
+def export_inference(checkpoint: Path | str, out: Path | str) -> Path:
     """Write the generator alone, for `load_generator` or any safetensors reader.
 
     Args:
@@ -30,16 +31,16 @@ def export_inference(checkpoint: Path | str, out: Path | str, *, log: Say = prin
     out = Path(out)
     if out.suffix != SUFFIX and find(out):
         raise UserError(f"{out}: holds a run; name another folder, or a file ending in {SUFFIX}")
-    weights, origin = read_weights(Path(checkpoint), log)
+    weights, origin = read_weights(Path(checkpoint))
     build(weights, origin)  # what is written must load
     path = out if out.suffix == SUFFIX else out / WEIGHTS_FILE
     write_tensor_file(path, weights)
     if path != out:
-        (out / "config.yaml").write_text(weights.config_yaml)
+        write_text(out / "config.yaml", weights.config_yaml)
     return path
 
 
-def consolidate(checkpoint: Path | str, out: Path | str, *, log: Say = print) -> Path:
+def consolidate(checkpoint: Path | str, out: Path | str) -> Path:
     """Write a sharded checkpoint as one file: all tensors by canonical name, state and configuration.
 
     The whole checkpoint passes through this machine's memory. `read_tensor_file` reads it back.
@@ -50,13 +51,13 @@ def consolidate(checkpoint: Path | str, out: Path | str, *, log: Say = print) ->
     out = Path(out)
     if out.suffix != SUFFIX:
         raise UserError(f"{out}: a consolidated checkpoint is one file; its name must end in {SUFFIX}")
-    with open_checkpoint(Path(checkpoint), log) as opened:
+    with open_checkpoint(Path(checkpoint)) as opened:
         content = TensorFile("consolidated", opened.read(), opened.config_yaml, opened.state)
     write_tensor_file(out, content)
     return out
 
 
-def check(path: Path | str, *, log: Say = print) -> bool:
+def check(path: Path | str) -> bool:
     """Read every byte of a checkpoint, of all checkpoints of a run, or of an exported file; log each fault.
 
     Returns:
@@ -74,8 +75,8 @@ def check(path: Path | str, *, log: Say = print) -> bool:
         raise UserError(f"{path}: no checkpoint and no exported file there")
     for found, wrong in faults.items():
         for fault in wrong:
-            log(f"{found}: {fault}")
-        log(f"{found}: {f'damaged ({len(wrong)} faults)' if wrong else 'sound'}")
+            log.info(f"{found}: {fault}")
+        log.info(f"{found}: {f'damaged ({len(wrong)} faults)' if wrong else 'sound'}")
     return not any(faults.values())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -12,18 +11,22 @@ from torch import Tensor
 
 from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_bytes
 from neuropbr_dist.inference.inputs import Subject
+from neuropbr_dist.materials.channels import MAP_SLICES, as_stored
 from neuropbr_dist.monitor import comparison, maps_to_images, save_png, take_look
-from neuropbr_dist.objectives import MAP_SLICES, NORMAL
 
 
-def write_pictures(folder: Path, subject: Subject, pred: Tensor, *, bits: int, title: str) -> list[str]:
+def write_pictures(
+    folder: Path, subject: Subject, seen: Tensor, pred: Tensor, *, bits: int, title: str
+) -> list[str]:
     """Write `albedo.png`, `roughness.png`, `metallic.png`, `normal.png`, `view_0..2.png`, `picture.png`.
 
     Roughness and metallic have one channel; normals are stored as (n + 1) / 2. Views are as the
-    model saw them, resized but not normalised.
+    model saw them, resized and perhaps rectified but not normalised.
 
     Args:
+        seen: (3, 3, S, S) uint8, see `InferenceGenerator.seen`.
         pred: (8, S, S) float.
         bits: 8 or 16 a channel of the maps.
         title: above the figure.
@@ -41,20 +44,17 @@ def write_pictures(folder: Path, subject: Subject, pred: Tensor, *, bits: int, t
     images = maps_to_images(pred) if bits == 8 else maps_to_16_bit(pred)
     for name, image in images.items():
         (save_png if bits == 8 else save_png_16)(folder / f"{name}.png", image)
-    for i, view in enumerate(subject.views):
+    for i, view in enumerate(seen):
         save_png(folder / f"view_{i}.png", view.permute(1, 2, 0).numpy())
     target = None if subject.maps is None else decode_maps(subject.maps[None])[0]
-    save_png(
-        folder / "picture.png", comparison(take_look(subject.title, subject.views, pred, target), title=title)
-    )
+    save_png(folder / "picture.png", comparison(take_look(subject.title, seen, pred, target), title=title))
     return [*(f"{name}.png" for name in images), *(f"view_{i}.png" for i in range(3)), "picture.png"]
 
 
 def maps_to_16_bit(maps: Tensor) -> dict[str, np.ndarray]:
     """As `monitor.maps_to_images`, with values 0..65535 in uint16."""
-    pictures = maps.detach().float().cpu().clone()
-    pictures[NORMAL] = (pictures[NORMAL] + 1) / 2
-    levels = np.rint(pictures.clamp(0, 1).double().numpy() * 65535).astype(np.uint16)
+    stored = as_stored(maps.detach().float().cpu()).clamp(0, 1)
+    levels = np.rint(stored.double().numpy() * 65535).astype(np.uint16)
     return {
         name: levels[part].transpose(1, 2, 0) if name in ("albedo", "normal") else levels[part][0]
         for name, part in MAP_SLICES.items()
@@ -78,6 +78,4 @@ def save_png_16(path: Path, image: np.ndarray) -> None:
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in chunks
     )
-    part = path.with_name(path.name + ".tmp")
-    part.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
-    os.replace(part, path)
+    write_bytes(path, b"\x89PNG\r\n\x1a\n" + content)

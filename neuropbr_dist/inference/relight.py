@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from neuropbr_dist.monitor.pictures import maps_to_images, shrink_maps
-from neuropbr_dist.monitor.relight import orbit, relit
+from neuropbr_dist.files import replacing
+from neuropbr_dist.materials.bench import orbit, relit
+from neuropbr_dist.monitor.pictures import maps_to_bytes, shrink_maps
 
 NAME = "relit.webp"
 FRAMES, FRAME_MS = 36, 60
@@ -31,25 +31,15 @@ def write_animation(path: Path, pred: Tensor, target: Tensor | None) -> None:
     if target is not None:
         materials["Ground truth"] = to_bytes(target)
     first, *rest = [frame(materials, turn / FRAMES) for turn in range(FRAMES)]
-    part = path.with_name(path.name + ".tmp")
-    first.save(
-        part,
-        format="WEBP",
-        save_all=True,
-        append_images=rest,
-        duration=FRAME_MS,
-        loop=0,
-        quality=85,
-        method=3,
-    )
-    os.replace(part, path)
+    with replacing(path) as part:
+        first.save(
+            part, format="WEBP", save_all=True, append_images=rest, duration=FRAME_MS, loop=0, quality=85, method=3
+        )  # fmt: skip
 
 
 def to_bytes(maps: Tensor) -> np.ndarray:
     """Maps (8, S, S) float -> uint8 (8, s, s) as files hold them, no larger than a look."""
-    images = maps_to_images(shrink_maps(maps.detach().float()))
-    channels = [image.transpose(2, 0, 1) if image.ndim == 3 else image[None] for image in images.values()]
-    return np.concatenate(channels)
+    return maps_to_bytes(shrink_maps(maps.detach().float())).numpy()
 
 
 def frame(materials: dict[str, np.ndarray], turn: float) -> Image.Image:

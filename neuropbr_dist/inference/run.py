@@ -1,20 +1,29 @@
-"""`launch/infer.py`: from parsed arguments to files."""
+"""From a checkpoint and materials to files: maps, pictures, metrics."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from neuropbr_dist.cluster import Environment, pick_device
-from neuropbr_dist.config import LossConfig
+from neuropbr_dist.config import LossConfig, from_yaml, to_yaml
+from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
-from neuropbr_dist.inference.inputs import Subject, find_triples, open_subjects, open_triple
+from neuropbr_dist.inference.inputs import (
+    Part,
+    Subject,
+    cameras_of_triples,
+    find_triples,
+    open_subjects,
+    open_triple,
+)
 from neuropbr_dist.inference.pictures import write_pictures
 from neuropbr_dist.inference.predict import measure, predict, resolve_precision, table
 from neuropbr_dist.inference.relight import NAME as ANIMATION
@@ -22,23 +31,85 @@ from neuropbr_dist.inference.relight import write_animation
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
 
 
-def infer(args: argparse.Namespace) -> None:
-    """Predict a sample, or one or more triples of renders, and write what comes out."""
-    refuse_idle_flags(args)
-    device = pick_device(args.device, Environment(launcher="none"))
-    model = load_generator(args.checkpoint).to(device)
-    precision = resolve_precision(args.precision, device)
+@dataclass(frozen=True, kw_only=True)
+class SetSamples:
+    """Samples of a data set with their true maps: of the run's own set, or of one that is named.
+
+    Args:
+        index: a sample's place, or every one.
+        part: what `index` counts in: all samples by name, or one side of the run's split.
+        packed_dir: a packed set.
+        input_dir, output_dir: where the run's renders and maps lie now, or another set's.
+    """
+
+    index: int | Literal["all"] = 0
+    part: Part = "all"
+    packed_dir: str | None = None
+    input_dir: str | None = None
+    output_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Renders:
+    """A folder with three PNG renders, or with such folders."""
+
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to predict, by which weights, and what to write.
+
+    Args:
+        checkpoint: whatever `load_generator` takes.
+        source: the materials.
+        out_dir: where files go; several materials get a folder each in it.
+        overrides: fields of `data` in place of the run's own; `data.image_size` is the side that views are resized to.
+        device: as `training.device`.
+        precision: `auto` (bf16 on GPUs that have it), `bf16` or `fp32`.
+        batch_size: materials in a forward pass, 1 or more.
+        tile, overlap: predict in tiles of so many pixels that share so many (see `predict`); None: whole.
+        bits: 8 or 16 a channel of the maps' files.
+        relight: write an animation under a moving lamp as well.
+    """
+
+    checkpoint: str
+    source: SetSamples | Renders
+    out_dir: Path
+    overrides: Overrides = field(default_factory=Overrides)
+    device: str = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    batch_size: int = 1
+    tile: int | None = None
+    overlap: int | None = None
+    bits: Literal[8, 16] = 8
+    relight: bool = False
+
+
+def infer(request: Request) -> None:
+    """Predict, write what comes out, and print how good it is where the true maps are known.
+
+    Raises:
+        UserError: no such checkpoint, sample or render, or one that can't be used.
+    """
+    r = request
+    device = pick_device(r.device, Environment(launcher="none"))
+    model = load_generator(r.checkpoint).to(device)
+    precision = resolve_precision(r.precision, device)
     parameters = sum(p.numel() for p in model.parameters())
     kind = ", averaged weights" if model.averaged else ""
     print(
         f"Generator of {model.origin} (step {model.step}{kind}): {parameters / 1e6:.1f} M, {device}, {precision}"
     )
     sums, count = MetricSums(ReconstructionLoss(LossConfig()), "cpu"), 0
-    for group in batched(subjects(args, model), args.batch_size):
+    for group in batched(subjects(r, model), r.batch_size):
         views = torch.stack([subject.views for subject, _ in group])
-        preds = predict(model, views, precision=precision, tile=args.tile, overlap=args.overlap)
+        known = [subject.cameras for subject, _ in group if subject.cameras is not None]
+        cameras = torch.stack(known) if known else None
+        preds = predict(model, views, cameras, precision=precision, tile=r.tile, overlap=r.overlap)
         for (subject, folder), pred in zip(group, preds, strict=True):
-            show(subject, pred, folder, model.step, bits=args.bits, relight=args.relight)
+            seen = model.seen(subject.views, subject.cameras)
+            show(subject, seen, pred, folder, model.step, bits=r.bits, relight=r.relight)
             if subject.maps is not None:
                 sums.update(pred[None], decode_maps(subject.maps[None]))
                 count += 1
@@ -46,17 +117,20 @@ def infer(args: argparse.Namespace) -> None:
         print(f"Mean of {count} samples:\n{table(sums.result())}")
 
 
-def show(subject: Subject, pred: Tensor, folder: Path, step: int, *, bits: int, relight: bool) -> None:
+def show(
+    subject: Subject, seen: Tensor, pred: Tensor, folder: Path, step: int, *, bits: int, relight: bool
+) -> None:
     """Write one material's files, and print how good they are where the true maps are known.
 
     Args:
+        seen: what the model saw of it.
         pred: (8, S, S) float.
         step: of the checkpoint.
     """
     print(f"{subject.label}, {subject.views.shape[-1]} px")
     if subject.maps is not None:
         print(table(measure(pred, subject.maps)))
-    files = write_pictures(folder, subject, pred, bits=bits, title=f"{subject.title}, step {step}")
+    files = write_pictures(folder, subject, seen, pred, bits=bits, title=f"{subject.title}, step {step}")
     if relight:
         target = None if subject.maps is None else decode_maps(subject.maps[None])[0]
         write_animation(folder / ANIMATION, pred, target)
@@ -79,35 +153,23 @@ def batched(found: Iterable[Placed], count: int) -> Iterator[list[Placed]]:
         yield group
 
 
-def subjects(args: argparse.Namespace, model: InferenceGenerator) -> Iterator[Placed]:
-    """What to predict, one at a time, and the folder for each."""
-    out, size = Path(args.out_dir), model.config.data.image_size
-    if args.size is not None:
-        size = None if args.size == "native" else args.size
-    if args.input_dir is None:
-        data_folders = args.data_input_dir, args.data_output_dir, args.data
-        index = args.sample_idx or 0
-        for subject in open_subjects(model.config, index, args.split or "all", size, *data_folders):
-            yield subject, out / subject.name if index == "all" else out
+def subjects(request: Request, model: InferenceGenerator) -> Iterator[Placed]:
+    """Yield what to predict, one at a time, and the folder for each."""
+    source, out = request.source, request.out_dir
+    cfg = from_yaml(to_yaml(model.config), str(model.origin))
+    request.overrides.apply(cfg)
+    size = cfg.data.image_size
+    if isinstance(source, SetSamples):
+        folders = source.input_dir, source.output_dir, source.packed_dir
+        for subject in open_subjects(cfg, source.index, source.part, size, *folders):
+            yield subject, out / subject.name if source.index == "all" else out
         return
-    renders = Path(args.input_dir)
+    renders = source.folder
     if renders.resolve() == out.resolve():
         raise UserError(f"--out-dir {out}: the same as --input-dir; name another folder")
     triples = find_triples(renders, skip=out)
-    for triple in triples:
-        yield open_triple(triple, size), out if triples == [renders] else out / triple.name
-
-
-def refuse_idle_flags(args: argparse.Namespace) -> None:
-    """A flag that would do nothing is a mistake."""
-    for name in ("split", "data", "data_input_dir", "data_output_dir"):
-        if args.input_dir is not None and getattr(args, name) is not None:
-            raise UserError(
-                f"--{name.replace('_', '-')} is about --sample-idx; leave it out with --input-dir"
-            )
-    if args.data is not None and (args.data_input_dir or args.data_output_dir):
-        raise UserError("--data names a packed set, --data-input-dir PNG files; name one or the other")
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size {args.batch_size}; allowed: 1 or more")
-    if args.overlap is not None and args.tile is None:
-        raise UserError("--overlap needs --tile")
+    cameras: Sequence[Tensor | None] = [None] * len(triples)
+    if model.on_plane:
+        cameras = cameras_of_triples(renders, triples, cfg.data)
+    for triple, known in zip(triples, cameras, strict=True):
+        yield open_triple(triple, size, known), out if triples == [renders] else out / triple.name

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import replacing
 
 FORMAT = "neuropbr_dist 1"
 SUFFIX = ".safetensors"
@@ -57,19 +56,11 @@ def write_tensor_file(path: Path, content: TensorFile) -> None:
     }
     metadata["sha256"] = _checksum(content.tensors, metadata)
     try:
-        _save_whole(path, content.tensors, metadata)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            save_file(content.tensors, part, metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} was not written: {error}") from error
-
-
-def _save_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
-    try:
-        save_file(tensors, part, metadata)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_tensor_file(path: Path | str) -> TensorFile:

@@ -9,9 +9,9 @@ in [-1, 1] and has that to unlearn. Normals mean the same in both.
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+import io
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,17 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from neuropbr_dist.checkpoint import Fragment, find, save, step_name
-from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
+from neuropbr_dist.config import ModelConfig, TrainConfig, as_saved, from_yaml, settled, to_yaml
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_bytes
 from neuropbr_dist.inference import upstream_names as names
 from neuropbr_dist.inference.generator import open_checkpoint, read_weights
 from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file, write_tensor_file
 from neuropbr_dist.inference.upstream_config import config_of
 from neuropbr_dist.inference.upstream_file import OUR_CONFIG, UpstreamFile, read_pth
 from neuropbr_dist.models import Discriminator, Generator, encoder_norm
+from neuropbr_dist.monitor.run_logs import METRICS
 from neuropbr_dist.training.state import Progress
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 State = dict[str, Tensor]
 LISTED = 5  # tensors named in an error
 
@@ -41,7 +44,6 @@ def from_upstream(
     trust_pickle: bool = False,
     discriminator: bool = True,
     assignments: Sequence[str] = (),
-    log: Say = print,
 ) -> Path:
     """Convert a `.pth` of upstream's trainer.
 
@@ -65,7 +67,7 @@ def from_upstream(
         file = UpstreamFile(file.generator, None, file.settings, file.config_yaml, file.epoch)
     cfg = config_of(file, str(source), assignments)
     if file.config_yaml is None and not file.settings and cfg.model.use_transformer:
-        log(
+        log.info(
             f"{source} has no configuration: {cfg.model.transformer_num_heads} attention heads are taken as given "
             "(--set model.transformer_num_heads=N)"
         )
@@ -121,7 +123,7 @@ def write_run(
     folder: Path, cfg: TrainConfig, modules: Mapping[str, nn.Module], states: Mapping[str, State]
 ) -> Path:
     """A run's folder with one checkpoint at step 0."""
-    if find(folder) or (folder / "metrics.jsonl").exists():
+    if find(folder) or (folder / METRICS).exists():
         raise UserError(f"{folder} holds a run; name another folder")
     cfg.training.checkpoint_dir = str(folder)
     progress = Progress(counters={part: {"step": 0.0} for part in modules})
@@ -138,7 +140,7 @@ def write_run(
     return folder
 
 
-def to_upstream(checkpoint: Path | str, out: Path | str, *, log: Say = print) -> Path:
+def to_upstream(checkpoint: Path | str, out: Path | str) -> Path:
     """Write a checkpoint that upstream's `load_state_dict` takes.
 
     It has no pickled configuration: upstream's scripts then build their default architecture, or the one
@@ -154,8 +156,8 @@ def to_upstream(checkpoint: Path | str, out: Path | str, *, log: Say = print) ->
     out = Path(out)
     if out.suffix != ".pth":
         raise UserError(f"{out}: upstream's checkpoints end in .pth")
-    weights, origin = read_weights(Path(checkpoint), log)
-    cfg = from_yaml(weights.config_yaml, f"{origin}: its configuration")
+    weights, origin = read_weights(Path(checkpoint))
+    cfg = as_saved(from_yaml(weights.config_yaml, f"{origin}: its configuration"))
     refuse_foreign(cfg, origin)
     content = {
         "epoch": 0,
@@ -163,7 +165,7 @@ def to_upstream(checkpoint: Path | str, out: Path | str, *, log: Say = print) ->
         "generator_state_dict": names.generator_to(weights.tensors),
         OUR_CONFIG: weights.config_yaml,
     }
-    if discriminator := discriminator_of(origin, log):
+    if discriminator := discriminator_of(origin):
         layers = cfg.model.discriminator_n_layers
         content["discriminator_state_dict"] = {
             names.discriminator_name(name, layers): value for name, value in discriminator.items()
@@ -179,6 +181,12 @@ def refuse_foreign(cfg: TrainConfig, origin: Path) -> None:
         raise UserError(
             f"{origin}: model.encoder_type = {m.encoder_type}; upstream has only the ResNet in common"
         )
+    theirs = settled(ModelConfig(align="none"))
+    for field in ("align", "skip_merge", "token_embedding", "normals"):
+        if getattr(m, field) != getattr(theirs, field):
+            raise UserError(
+                f"{origin}: model.{field} = {getattr(m, field)}; upstream's networks know {getattr(theirs, field)} alone"
+            )
     for field, kind in (("norm", m.norm), ("encoder_norm", encoder_norm(m))):
         if kind == "group":
             raise UserError(
@@ -187,10 +195,10 @@ def refuse_foreign(cfg: TrainConfig, origin: Path) -> None:
             )
 
 
-def discriminator_of(origin: Path, log: Say) -> State:
+def discriminator_of(origin: Path) -> State:
     """Its `state_dict()`; {} if there is none."""
     if origin.is_dir():
-        with open_checkpoint(origin, log) as opened:
+        with open_checkpoint(origin) as opened:
             stored = opened.read("discriminator/")
     else:
         stored = read_tensor_file(origin).tensors
@@ -200,12 +208,10 @@ def discriminator_of(origin: Path, log: Say) -> State:
 
 def write_whole(path: Path, content: Mapping[str, object]) -> None:
     """By one rename."""
-    part = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, part)
-        os.replace(part, path)
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_bytes(path, buffer.getbuffer())
     except OSError as error:
         raise UserError(f"{path} was not written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)

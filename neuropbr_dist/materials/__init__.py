@@ -1,10 +1,10 @@
-"""What a material is and how it looks: built-in procedural families, scenes, shading. Knows no data set.
+"""What a material is and how it looks; knows no data set. Plain numpy so far.
 
-Material (seed, index) of the built-in families has correlated maps at any size, three clean and three
-dirty views, and always the same bytes.
+channels    the eight channels of maps, and how bytes hold them
+families    built-in procedural materials
+scene       cameras, lamps and skies
+shading     the light that a lit surface sends to the viewer
+render      a material's views, clean and dirty (`dirt`)
+bench       a material seen from above under one lamp that moves
+noise       tileable noise and cells that families and dirt are made of
 """
-
-from neuropbr_dist.materials.families import FAMILIES, family_name, material_maps
-from neuropbr_dist.materials.render import render_views
-
-__all__ = ["FAMILIES", "family_name", "material_maps", "render_views"]

@@ -29,8 +29,18 @@ def rectify(views: Tensor, cameras: Tensor, side: int, rows: tuple[int, int] | N
         (x, y, z) to the eye. Zeros where the mask is 0; the direction is 0 too where the eye isn't known.
     """
     factors = reductions(cameras, views.shape[-2:], side)
-    cameras = cameras.to(views, non_blocking=True)
-    place, mask, direction = locate(cameras, side, rows or (0, side))
+    return resample(views, cameras.to(views, non_blocking=True), side, rows or (0, side), factors)
+
+
+def resample(
+    views: Tensor, cameras: Tensor, side: int, rows: tuple[int, int], factors: list[int] | None = None
+) -> Tensor:
+    """`rectify` with nothing left to be decided by the cameras' numbers.
+
+    Args:
+        factors: by how much each of the B * V pictures is reduced first; None: none is.
+    """
+    place, mask, direction = locate(cameras, side, rows)
     pictures = sample(views.flatten(0, 1), place.flatten(0, 1), factors).unflatten(0, views.shape[:2])
     return torch.cat([pictures * mask, mask, direction * mask], dim=2)
 
@@ -81,17 +91,16 @@ def reductions(cameras: Tensor, picture: torch.Size, side: int) -> list[int]:
     return (pixels / side).round().clamp(1).long().flatten().tolist()
 
 
-def sample(pictures: Tensor, place: Tensor, factors: list[int]) -> Tensor:
+def sample(pictures: Tensor, place: Tensor, factors: list[int] | None) -> Tensor:
     """Bilinear samples of pictures (N, C, h, w), reduced by `factors` first, at `place` (N, R, W, 2)."""
+    if factors is None or max(factors) == 1:
+        return F.grid_sample(pictures, place, padding_mode="border", align_corners=False)
     out = pictures.new_empty(*pictures.shape[:2], *place.shape[1:3])
     for factor in sorted(set(factors)):
         chosen = [i for i, each in enumerate(factors) if each == factor]
-        some = slice(None) if len(chosen) == len(factors) else chosen
-        fine = pictures[some]
-        if factor > 1:
-            size = [max(1, round(length / factor)) for length in pictures.shape[-2:]]
-            fine = F.interpolate(fine, size=size, mode="area")
-        out[some] = F.grid_sample(fine, place[some], padding_mode="border", align_corners=False)
+        size = [max(1, round(length / factor)) for length in pictures.shape[-2:]]
+        coarse = F.interpolate(pictures[chosen], size=size, mode="area")
+        out[chosen] = sample(coarse, place[chosen], None)
     return out
 
 

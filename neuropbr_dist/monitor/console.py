@@ -2,67 +2,54 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
+from neuropbr_dist.logs import CONSOLE
 from neuropbr_dist.monitor.throughput import Throughput
+
+log = logging.getLogger(__name__)
 
 DATA_WAIT_HINT = 0.05
 """Share of the time spent waiting for data above which a run says so."""
 
 
 class Console:
-    """Prints a run's progress to stdout, in the training guide's words.
+    """Says how a run gets on, in the training guide's words.
 
     On a terminal an epoch is one tqdm bar. Elsewhere (a Slurm log, a pipe) each log
     step is one plain line instead, without control characters.
 
     Args:
-        enabled: False prints nothing; only rank 0 prints.
+        enabled: whether this rank may show a bar; its lines go to the logger, as all lines.
     """
 
     def __init__(self, enabled: bool = True):
-        self.enabled = enabled
         self.on_terminal = enabled and sys.stdout.isatty()
-        self._bar: tqdm | None = None
         self._logged = self._hinted = False
-
-    def line(self, text: str) -> None:
-        """Print one line, above the bar if there is one."""
-        if not self.enabled:
-            return
-        try:
-            if self._bar is not None:
-                self._bar.write(text, file=sys.stdout)
-            else:
-                print(text, flush=True)
-        except OSError as error:  # `| head` has gone, or the log's disk is full: training goes on without
-            self.enabled, self._bar = False, None
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is in the old one's buffer can't be flushed at the exit
-            print(f"stdout: {error}; the run goes on and says no more here", file=sys.stderr, flush=True)
 
     def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None:
         """Begin an epoch of `steps` steps, of which a resumed run has `done` behind it."""
         self.close()
         if self.on_terminal:
-            self._bar = tqdm(total=steps, initial=done, desc=f"Epoch {epoch}", file=sys.stdout)
+            CONSOLE.bar = tqdm(total=steps, initial=done, desc=f"Epoch {epoch}", file=sys.stdout)
 
     def advance(self) -> None:
         """One step is done."""
-        if self._bar is not None:
-            self._bar.update()
+        if CONSOLE.bar is not None:
+            CONSOLE.bar.update()
 
     def log(self, step: int, epoch: int, losses: dict[str, float], lr: float, throughput: Throughput) -> None:
         """Show a log step's losses (`G_loss`, `D_loss`, ...): at the bar's end, or as one plain line."""
         shown = {name: number(value) for name, value in losses.items()}
         self._hint(throughput)
-        if self._bar is not None:
-            self._bar.set_postfix(shown)
+        if CONSOLE.bar is not None:
+            CONSOLE.bar.set_postfix(shown)
             return
-        self.line(
+        log.info(
             "  ".join(
                 [
                     f"Epoch {epoch}",
@@ -81,7 +68,7 @@ class Console:
         """Once a run. The first interval doesn't count: the loader's processes were starting."""
         if self._logged and not self._hinted and throughput.data_wait > DATA_WAIT_HINT:
             self._hinted = True
-            self.line(
+            log.info(
                 f"{throughput.data_wait:.0%} of the time goes into waiting for data: raise data.num_workers, "
                 "or pack the set (launch/data.py pack) and train on it by --data"
             )
@@ -90,28 +77,28 @@ class Console:
     def summary(self, epoch: int, generator_loss: float, discriminator_loss: float | None = None) -> None:
         """End an epoch with its mean losses; None: no discriminator was trained."""
         self.close()
-        self.line(f"Epoch {epoch} Summary:")
-        self.line(f"  Generator Loss: {number(generator_loss)}")
+        log.info(f"Epoch {epoch} Summary:")
+        log.info(f"  Generator Loss: {number(generator_loss)}")
         if discriminator_loss is not None:
-            self.line(f"  Discriminator Loss: {number(discriminator_loss)}")
+            log.info(f"  Discriminator Loss: {number(discriminator_loss)}")
 
     def validation(self, epoch: int, loss: float) -> None:
         """The validation loss of an epoch."""
-        self.line(f"[Validation] Epoch {epoch} - Loss: {number(loss)}")
+        log.info(f"[Validation] Epoch {epoch} - Loss: {number(loss)}")
 
     def saved(self, path: Path | str) -> None:
         """A checkpoint is on disk."""
-        self.line(f"Saved checkpoint: {path}")
+        log.info(f"Saved checkpoint: {path}")
 
     def saved_best(self, path: Path | str) -> None:
         """A best model is on disk."""
-        self.line(f"Saved best model: {path}")
+        log.info(f"Saved best model: {path}")
 
     def close(self) -> None:
         """End the bar, if there is one."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if CONSOLE.bar is not None:
+            CONSOLE.bar.close()
+            CONSOLE.bar = None
 
 
 def number(value: float) -> str:

@@ -10,9 +10,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from neuropbr_dist.materials.channels import MAP_SLICES
 from neuropbr_dist.monitor.heat import heat
 from neuropbr_dist.monitor.pictures import Look, channels_last, maps_to_images
-from neuropbr_dist.objectives.maps import MAP_SLICES
 
 ERROR_LIMIT = 0.3
 """Absolute error at the bright end of the heat scale. Fixed, so that figures of all epochs compare."""

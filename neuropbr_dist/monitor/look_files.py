@@ -16,6 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from neuropbr_dist.files import replacing_folder
 from neuropbr_dist.monitor.pictures import Look, channels_last, maps_to_images, save_png
 
 FOLDER = "looks"
@@ -70,6 +71,8 @@ def _step_folders(folder: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _save_maps(folder: Path, maps: Tensor) -> None:
-    folder.mkdir(exist_ok=True)
-    for name, image in maps_to_images(maps).items():
-        save_png(folder / f"{name}.png", image)
+    """The folder appears whole; one of that name, which a run that was taken back has left, goes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with replacing_folder(folder) as part:
+        for name, image in maps_to_images(maps).items():
+            save_png(part / f"{name}.png", image)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from neuropbr_dist.objectives.maps import MAP_SLICES, NORMAL
+from neuropbr_dist.files import replacing
+from neuropbr_dist.materials.channels import MAP_SLICES, NORMAL, as_stored
 from neuropbr_dist.objectives.normals import normal_angle
 
 LARGEST_SIDE = 384
@@ -20,14 +20,14 @@ LARGEST_SIDE = 384
 
 
 def maps_to_images(maps: Tensor) -> dict[str, np.ndarray]:
-    """Maps `(8, H, W)` -> name to uint8: albedo and normal HWC, roughness and metallic HW.
-
-    Values are clipped to [0, 1]; normals are stored as (n + 1) / 2.
-    """
-    pictures = maps.detach().float().cpu().clone()
-    pictures[NORMAL] = (pictures[NORMAL] + 1) / 2
-    levels = (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
+    """Maps `(8, H, W)`, floats -> name to uint8: albedo and normal HWC, roughness and metallic HW."""
+    levels = maps_to_bytes(maps)
     return {name: channels_last(levels[part]) for name, part in MAP_SLICES.items()}
+
+
+def maps_to_bytes(maps: Tensor) -> Tensor:
+    """Maps `(8, H, W)`, floats -> uint8 on the CPU as files hold them, clipped to [0, 1]."""
+    return (as_stored(maps.detach().float().cpu()).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def channels_last(picture: Tensor) -> np.ndarray:
@@ -37,10 +37,8 @@ def channels_last(picture: Tensor) -> np.ndarray:
 
 def save_png(path: Path | str, image: np.ndarray) -> None:
     """Write uint8 HWC or HW as PNG; a reader sees the whole file or none."""
-    path = Path(path)
-    part = path.with_name(path.name + ".tmp")
-    Image.fromarray(image).save(part, format="PNG")
-    os.replace(part, path)
+    with replacing(Path(path)) as part:
+        Image.fromarray(image).save(part, format="PNG")
 
 
 def error_maps(pred: Tensor, target: Tensor) -> dict[str, Tensor]:

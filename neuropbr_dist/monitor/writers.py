@@ -8,9 +8,7 @@ its files in `{folder}/wandb`.
 from __future__ import annotations
 
 import html
-import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
@@ -21,11 +19,11 @@ import numpy as np
 import yaml
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_text
 from neuropbr_dist.monitor.figure import ERROR, VIEWS, comparison
 from neuropbr_dist.monitor.look_files import LookFiles
 from neuropbr_dist.monitor.pictures import Look
-
-METRICS, HISTORY = "metrics.jsonl", "history.jsonl"
+from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, SAMPLES, run_log
 
 
 class Writer(Protocol):
@@ -39,10 +37,10 @@ class Writer(Protocol):
 
 
 class RunLog:
-    """Scalars, pictures and texts of a run.
+    """Scalars, pictures and texts of a run, and the lines of its other logs.
 
     A file that can't be written (disk full, say) ends the log, not the call: the first
-    failure is kept in `failure`, for the ranks to agree on at the next step's end.
+    failure is kept in `failure`, for the ranks to agree on at the next step's end, and `check` raises it.
 
     Args:
         folder: the run's folder; made if missing.
@@ -60,11 +58,10 @@ class RunLog:
         self.writers: list[Writer] = []
         self.enabled = enabled
         self._looks = LookFiles(self.folder)
-        self._history = JsonLines(self.folder / HISTORY)
         if not enabled:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.writers.append(JsonLines(self.folder / METRICS))
+        self.writers.append(Metrics(self.folder))
         if tensorboard:
             self.writers.append(TensorBoard(self.folder / "logs"))
         if wandb is not None:
@@ -72,12 +69,16 @@ class RunLog:
 
     def started(self, step: int, facts: dict[str, Any]) -> None:
         """The run starts, or goes on, after `step`; `facts` say where and on what."""
-        self._guarded(lambda: self._history.line({"event": "start", "step": step, "time": now()} | facts))
+        self.line(HISTORY, {"event": "start", "step": step, "time": now()} | facts)
         self.text(step, {"start": yaml.safe_dump(facts, sort_keys=False)})
 
     def ended(self, step: int, how: str) -> None:
         """The run ends after `step`: `finished`, or why it stopped."""
-        self._guarded(lambda: self._history.line({"event": "end", "step": step, "time": now(), "how": how}))
+        self.line(HISTORY, {"event": "end", "step": step, "time": now(), "how": how})
+
+    def line(self, name: str, record: dict[str, Any]) -> None:
+        """Append to one of `run_logs.LOGS`; the record has a `step`."""
+        self._guarded(lambda: run_log(self.folder, name).append(record))
 
     def scalars(self, step: int, epoch: int, samples: int, values: dict[str, float]) -> None:
         """Values such as `train/G_loss` at a step; `samples` counts those the run has consumed."""
@@ -108,7 +109,13 @@ class RunLog:
     def cut_back(self, step: int) -> None:
         """Forget what lies after `step`: a resumed run calls this once, before it writes."""
         self._each(lambda writer: writer.cut_back(step))
+        self._guarded(lambda: run_log(self.folder, SAMPLES).keep(lambda line: line["step"] <= step))
         self._guarded(lambda: self._looks.cut_back(step))
+
+    def check(self) -> None:
+        """Raise the first failure, a UserError, if something couldn't be written."""
+        if self.failure is not None:
+            raise self.failure
 
     def close(self) -> None:
         """Write out everything."""
@@ -119,13 +126,14 @@ class RunLog:
         for writer in self.writers:
             self._guarded(partial(call, writer))
 
-    def _guarded(self, write: Callable[[], None]) -> None:
+    def _guarded(self, write: Callable[[], object]) -> None:
         if not self.enabled or self.failure:
             return
         try:
             write()
-        except OSError as error:
-            self.failure = UserError(f"{self.folder}: the log can't be written: {error}")
+        except (OSError, UserError) as error:
+            told = f"{self.folder}: the log can't be written: {error}"
+            self.failure = error if isinstance(error, UserError) else UserError(told)
             self.writers = []
 
 
@@ -134,27 +142,21 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-class JsonLines:
+class Metrics:
     """Scalars as one JSON object a line: step, epoch, samples, then the values.
 
     JSON has no NaN and no infinity: they are the strings "nan", "inf" and "-inf",
     which Python's `float` reads back.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, folder: Path):
+        self._log = run_log(folder, METRICS)
 
     def scalars(self, step: int, epoch: int, samples: int, values: dict[str, float]) -> None:
         finite = {
             name: value if math.isfinite(value) else str(float(value)) for name, value in values.items()
         }
-        self.line({"step": step, "epoch": epoch, "samples": samples, **finite})
-
-    def line(self, record: dict[str, Any]) -> None:
-        """Append one object; it has a `step`."""
-        line = json.dumps(record, allow_nan=False)
-        with self.path.open("a") as file:
-            file.write(line + "\n")
+        self._log.append({"step": step, "epoch": epoch, "samples": samples, **finite})
 
     def images(self, step: int, images: dict[str, np.ndarray]) -> None:
         pass
@@ -163,15 +165,7 @@ class JsonLines:
         pass
 
     def cut_back(self, step: int) -> None:
-        """Drop the lines after `step`, and a last line that a killed run left half written."""
-        if not self.path.exists():
-            return
-        lines = self.path.read_text().splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-        part = self.path.with_name(self.path.name + ".tmp")
-        part.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
-        os.replace(part, self.path)
+        self._log.keep(lambda line: line["step"] <= step)
 
     def close(self) -> None:
         pass
@@ -242,7 +236,7 @@ class WeightsAndBiases:
                 f"training.use_wandb: W&B refused to start ({error}); run `wandb login`, "
                 "set WANDB_MODE=offline, or set it to false"
             ) from error
-        id_file.write_text(self._run.id + "\n")
+        write_text(id_file, self._run.id + "\n")
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         self._image, self._html = wandb.Image, wandb.Html

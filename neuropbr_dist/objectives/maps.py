@@ -1,20 +1,11 @@
-"""The four PBR maps as channel slices of one `(B, 8, H, W)` tensor."""
+"""What losses and metrics do with `(B, 8, H, W)` maps alike: full precision, a mean a map."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-ALBEDO = slice(0, 3)
-"""RGB in [0, 1]."""
-ROUGHNESS = slice(3, 4)
-"""One channel in [0, 1]."""
-METALLIC = slice(4, 5)
-"""One channel in [0, 1]."""
-NORMAL = slice(5, 8)
-"""Unit XYZ in [-1, 1]; +Y up in the picture, +Z out of the surface."""
-
-MAP_SLICES = {"albedo": ALBEDO, "roughness": ROUGHNESS, "metallic": METALLIC, "normal": NORMAL}
+from neuropbr_dist.materials.channels import MAP_SLICES
 
 
 def full_precision(tensor: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from neuropbr_dist.objectives.maps import MAP_SLICES, NORMAL, full_precision, mean_per_map
+from neuropbr_dist.materials.channels import MAP_SLICES, NORMAL, as_stored
+from neuropbr_dist.objectives.maps import full_precision, mean_per_map
 from neuropbr_dist.objectives.normals import normal_angle
 from neuropbr_dist.objectives.reconstruction import ReconstructionLoss, l1
 from neuropbr_dist.objectives.ssim import ssim
@@ -105,7 +106,7 @@ class MetricSums:
 def _sample_metrics(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Maps `(B, 8, H, W)` -> L1, and MAE, PSNR and SSIM per map and overall, each `(B,)`."""
     values = {"l1": torch.stack(list(l1(pred, target).values())).mean(0)}
-    pred, target = _as_pictures(pred), _as_pictures(target)
+    pred, target = as_stored(pred), as_stored(target)
     error = pred - target
     psnr = {name: _psnr(mse) for name, mse in mean_per_map(error.square().mean((2, 3))).items()}
     metrics = {
@@ -117,12 +118,6 @@ def _sample_metrics(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
         values |= {f"{name}_{metric}": value for name, value in maps.items()}
         values[metric] = torch.stack(list(maps.values())).mean(0)
     return values
-
-
-def _as_pictures(maps: Tensor) -> Tensor:
-    maps = maps.clone()
-    maps[:, NORMAL] = (maps[:, NORMAL] + 1) / 2
-    return maps
 
 
 def _psnr(mean_square: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.config import LossConfig
-from neuropbr_dist.objectives.maps import ALBEDO, NORMAL, full_precision, mean_per_map
+from neuropbr_dist.materials.channels import ALBEDO, NORMAL
+from neuropbr_dist.objectives.maps import full_precision, mean_per_map
 from neuropbr_dist.objectives.normals import normal_angle, normal_loss
 from neuropbr_dist.objectives.registry import custom_loss, load_custom_module
 from neuropbr_dist.objectives.ssim import ssim, ssim_of_planes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ from neuropbr_dist.parallel.network import Adam, Network
 from neuropbr_dist.parallel.sync_batch import synchronise_batch_norms
 
 
-@dataclass(kw_only=True)
-class Plan:
-    """How one network is spread over the ranks."""
+@dataclass(frozen=True, kw_only=True)
+class NetworkSetup:
+    """How one network is spread over the ranks, computed and optimised."""
 
     engine: str
     """single, ddp, fsdp or deepspeed."""
@@ -26,7 +27,7 @@ class Plan:
     clip: float | None
     dtype: torch.dtype | None
     """Compute dtype, or None for the parameters' own."""
-    recompute: str | Mapping[str, str]
+    recompute: str | Mapping[str, str] = "none"
     """none, selective, full or split; or patterns of segment names to these (`blocks.kind_of`)."""
     compile_blocks: bool
     """Compile each segment."""
@@ -35,39 +36,53 @@ class Plan:
     """FSDP: world, or node (HSDP)."""
     ranks_per_node: int = 1
     cpu_offload: bool = False
-    ds_config: dict[str, Any] | None = None
+    ds_file: str | None = None
+    """Where `ds_config` is from, for messages."""
+    ds_config: Mapping[str, Any] | None = None
+    """DeepSpeed's own configuration, complete."""
+
+    @property
+    def zero_stage(self) -> int:
+        """DeepSpeed's ZeRO stage; 0 on other engines."""
+        return 0 if self.ds_config is None else self.ds_config["zero_optimization"]["stage"]
 
 
-def build_network(module: Any, device: torch.device, plan: Plan) -> Network:
-    """Spread `module` (on CPU, the same on every rank) as `plan` says."""
-    if plan.sync_batch and dist.is_initialized() and dist.get_world_size() > 1:
+def build_network(module: Any, device: torch.device, setup: NetworkSetup) -> Network:
+    """Spread `module` (on CPU, the same on every rank) as `setup` says. Collective.
+
+    Raises:
+        UserError: ranks that don't divide into nodes, or a section that DeepSpeed refuses.
+    """
+    if setup.sync_batch and dist.is_initialized() and dist.get_world_size() > 1:
         synchronise_batch_norms(module)
-    prepare_segments(module.segments(), recompute=plan.recompute, compile_blocks=plan.compile_blocks)
-    if plan.engine == "fsdp":
+    prepare_segments(module.segments(), recompute=setup.recompute, compile_blocks=setup.compile_blocks)
+    if setup.engine == "fsdp":
         from neuropbr_dist.parallel.fsdp import FSDPNetwork
 
-        mesh = fsdp_mesh(device.type, plan)
-        return FSDPNetwork(module, device, mesh, plan.adam, plan.clip, plan.dtype, plan.cpu_offload)
-    if plan.engine == "deepspeed":
+        mesh = fsdp_mesh(device.type, setup)
+        return FSDPNetwork(module, device, mesh, setup.adam, setup.clip, setup.dtype, setup.cpu_offload)
+    if setup.engine == "deepspeed":
         from neuropbr_dist.parallel.zero import ZeRONetwork
+        from neuropbr_dist.parallel.zero_section import check_zero_section
 
-        assert plan.ds_config is not None
-        return ZeRONetwork(module, device, plan.ds_config, plan.adam)
+        assert setup.ds_config is not None
+        check_zero_section(setup.ds_config["zero_optimization"], setup.ds_file or "ds_config")
+        return ZeRONetwork(module, device, deepcopy(dict(setup.ds_config)), setup.adam)
     from neuropbr_dist.parallel.replicated import ReplicatedNetwork
 
-    distributed = plan.engine == "ddp"
-    return ReplicatedNetwork(module, device, plan.adam, plan.clip, plan.dtype, distributed)
+    distributed = setup.engine == "ddp"
+    return ReplicatedNetwork(module, device, setup.adam, setup.clip, setup.dtype, distributed)
 
 
-def fsdp_mesh(device_type: str, plan: Plan) -> DeviceMesh:
-    """All ranks in one dimension (shard), or nodes x ranks of a node (HSDP). Collective."""
+def fsdp_mesh(device_type: str, setup: NetworkSetup) -> DeviceMesh:
+    """Return all ranks in one dimension (shard), or nodes x ranks of a node (HSDP). Collective."""
     world = dist.get_world_size()
-    if plan.shard == "world":
+    if setup.shard == "world":
         return init_device_mesh(device_type, (world,), mesh_dim_names=("shard",))
-    if world % plan.ranks_per_node:
+    if world % setup.ranks_per_node:
         raise UserError(
-            f"training.shard = node: {world} ranks don't divide into nodes of {plan.ranks_per_node}; "
+            f"training.shard = node: {world} ranks don't divide into nodes of {setup.ranks_per_node}; "
             "start the same number of ranks on every node, or use --shard world"
         )
-    nodes = world // plan.ranks_per_node
-    return init_device_mesh(device_type, (nodes, plan.ranks_per_node), mesh_dim_names=("replicate", "shard"))
+    nodes = world // setup.ranks_per_node
+    return init_device_mesh(device_type, (nodes, setup.ranks_per_node), mesh_dim_names=("replicate", "shard"))

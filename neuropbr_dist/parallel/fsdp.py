@@ -11,17 +11,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from neuropbr_dist.parallel.network import Adam, Network, Shard, StepResult
-from neuropbr_dist.parallel.optimizer import ClippedAdamW
+from neuropbr_dist.parallel.network import Adam, StepResult
+from neuropbr_dist.parallel.optimizer import ClippedAdamW, ClippedNetwork
 
 
-def first_element(p: Any) -> int:
-    """Offset of this rank's rows in the flattened parameter (sharded on dimension 0)."""
-    _, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
-    return offset[0] * p.shape[1:].numel()
-
-
-class FSDPNetwork(Network):
+class FSDPNetwork(ClippedNetwork):
     """`--engine fsdp`, one unit a segment and one for the rest.
 
     Args:
@@ -58,13 +52,9 @@ class FSDPNetwork(Network):
         for buffer in module.buffers():
             buffer.data = buffer.data.to(device)
         self.trained = [name for name, p in module.named_parameters() if p.requires_grad]
-        local = {name: self._local(p) for name, p in self._trained_parameters()}
+        local = {name: p.detach().to_local() for name, p in self._trained_parameters()}
         group = mesh.get_group("shard")
         self.optimizer = ClippedAdamW(local, adam, clip, group, fp16=dtype == torch.float16)
-
-    @staticmethod
-    def _local(p: Any) -> Tensor:
-        return p.detach().to_local()
 
     def _trained_parameters(self) -> list[tuple[str, Any]]:
         # By name and afresh: while unsharded, parameters() yields other objects.
@@ -89,22 +79,6 @@ class FSDPNetwork(Network):
             p.grad = None
         return result
 
-    def set_learning_rate(self, lr: float) -> None:
-        self.optimizer.set_learning_rate(lr)
-
-    def shards(self) -> list[Shard]:
-        found = []
-        for name, p in self.module.named_parameters():
-            local, start = self._local(p), first_element(p)
-            found.append(Shard(f"param/{name}", local.view(-1), start, p.shape))
-            if name in self.optimizer.params:
-                state = self.optimizer.adamw.state[self.optimizer.params[name]]
-                for key in ("exp_avg", "exp_avg_sq"):
-                    found.append(Shard(f"{key}/{name}", state[key].view(-1), start, p.shape))
-        return found + self.buffer_shards()
-
-    def counters(self) -> dict[str, float]:
-        return self.optimizer.counters()
-
-    def loaded(self, counters: dict[str, float]) -> None:
-        self.optimizer.load_counters(counters)
+    def piece(self, p: Any) -> tuple[Tensor, int]:
+        _, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+        return p.detach().to_local().view(-1), offset[0] * p.shape[1:].numel()

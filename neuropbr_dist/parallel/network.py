@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from neuropbr_dist.fragment import Fragment
 from neuropbr_dist.models.norm import commit_statistics, no_statistics
 from neuropbr_dist.parallel.activation import has_batch_statistics
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Adam:
     """AdamW's settings for one network."""
 
@@ -30,19 +31,6 @@ class StepResult(NamedTuple):
 
     grad_norm: Tensor  # () float32, before clipping; not finite: there was no update
     finite: Tensor  # () bool; False: the update was skipped on all ranks alike
-
-
-class Shard(NamedTuple):
-    """This rank's piece of one float32 master tensor.
-
-    `data` is a live 1-D view: a load writes into it. `start` is its offset in
-    the flattened tensor of `shape`.
-    """
-
-    name: str
-    data: Tensor
-    start: int
-    shape: torch.Size
 
 
 class Network(ABC):
@@ -121,8 +109,11 @@ class Network(ABC):
     def set_learning_rate(self, lr: float) -> None: ...
 
     @abstractmethod
-    def shards(self) -> list[Shard]:
-        """Parameters (`param/NAME`), Adam moments (`exp_avg/NAME`, `exp_avg_sq/NAME`), buffers (`buffer/NAME`)."""
+    def fragments(self) -> list[Fragment]:
+        """Return this rank's pieces of the float32 masters and their state, as live views.
+
+        Parameters (`param/NAME`), Adam moments (`exp_avg/NAME`, `exp_avg_sq/NAME`), buffers (`buffer/NAME`).
+        """
 
     @abstractmethod
     def counters(self) -> dict[str, float]:
@@ -130,13 +121,11 @@ class Network(ABC):
 
     @abstractmethod
     def loaded(self, counters: dict[str, float]) -> None:
-        """Take `counters` and rebuild what is derived from `shards` after a load into them."""
+        """Take `counters` and rebuild what is derived from `fragments` after a load into them."""
 
     def refresh(self) -> None:  # noqa: B027
         """Rebuild what is computed with (low-precision copies, say) after a write into the masters. Collective."""
 
-    def buffer_shards(self) -> list[Shard]:
-        return [
-            Shard(f"buffer/{name}", b.detach().view(-1), 0, b.shape)
-            for name, b in self.module.named_buffers()
-        ]
+    def buffer_fragments(self) -> list[Fragment]:
+        """Return the module's buffers, whole: every rank holds them."""
+        return [Fragment.whole(f"buffer/{name}", b) for name, b in self.module.named_buffers()]

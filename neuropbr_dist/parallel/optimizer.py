@@ -7,6 +7,7 @@ host never goes through DTensor dispatch for every parameter.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from neuropbr_dist.parallel.network import Adam, StepResult
+from neuropbr_dist.fragment import Fragment
+from neuropbr_dist.parallel.network import Adam, Network, StepResult
 
 INITIAL_SCALE, GROWTH_INTERVAL, SMALLEST_SCALE = 2.0**16, 2000, 1.0
 
@@ -124,3 +126,31 @@ class ClippedAdamW:
         if self.scale is not None and "loss_scale" in counters:
             self.scale.fill_(counters["loss_scale"])
             self.growth.fill_(int(counters["growth"]))
+
+
+class ClippedNetwork(Network):
+    """A network whose masters are updated by `ClippedAdamW`, whole or sharded on dimension 0."""
+
+    optimizer: ClippedAdamW
+
+    @abstractmethod
+    def piece(self, p: Any) -> tuple[Tensor, int]:
+        """Return what this rank holds of parameter `p`, 1-D, and its offset in the flattened parameter."""
+
+    def set_learning_rate(self, lr: float) -> None:
+        self.optimizer.set_learning_rate(lr)
+
+    def fragments(self) -> list[Fragment]:
+        found, trained, state = [], self.optimizer.params, self.optimizer.adamw.state
+        for name, p in self.module.named_parameters():
+            data, start = self.piece(p)
+            found.append(Fragment(f"param/{name}", data, start, p.shape))
+            for key in ("exp_avg", "exp_avg_sq") if name in trained else ():
+                found.append(Fragment(f"{key}/{name}", state[trained[name]][key].view(-1), start, p.shape))
+        return found + self.buffer_fragments()
+
+    def counters(self) -> dict[str, float]:
+        return self.optimizer.counters()
+
+    def loaded(self, counters: dict[str, float]) -> None:
+        self.optimizer.load_counters(counters)

@@ -7,11 +7,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from neuropbr_dist.parallel.network import Adam, Network, Shard, StepResult
-from neuropbr_dist.parallel.optimizer import ClippedAdamW
+from neuropbr_dist.parallel.network import Adam, StepResult
+from neuropbr_dist.parallel.optimizer import ClippedAdamW, ClippedNetwork
 
 
-class ReplicatedNetwork(Network):
+class ReplicatedNetwork(ClippedNetwork):
     """`--engine single` and `--engine ddp`.
 
     Args:
@@ -63,21 +63,5 @@ class ReplicatedNetwork(Network):
     def apply(self) -> StepResult:
         return self.optimizer.step(p.grad for p in self.trained.values())
 
-    def set_learning_rate(self, lr: float) -> None:
-        self.optimizer.set_learning_rate(lr)
-
-    def shards(self) -> list[Shard]:
-        found = []
-        for name, p in self.module.named_parameters():
-            found.append(Shard(f"param/{name}", p.detach().view(-1), 0, p.shape))
-            if name in self.trained:
-                state = self.optimizer.adamw.state[p]
-                for key in ("exp_avg", "exp_avg_sq"):
-                    found.append(Shard(f"{key}/{name}", state[key].view(-1), 0, p.shape))
-        return found + self.buffer_shards()
-
-    def counters(self) -> dict[str, float]:
-        return self.optimizer.counters()
-
-    def loaded(self, counters: dict[str, float]) -> None:
-        self.optimizer.load_counters(counters)
+    def piece(self, p: Tensor) -> tuple[Tensor, int]:
+        return p.detach().view(-1), 0

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from neuropbr_dist.parallel.network import Adam, Network, Shard, StepResult
+from neuropbr_dist.fragment import Fragment
+from neuropbr_dist.parallel.network import Adam, Network, StepResult
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -168,46 +169,45 @@ class ZeRONetwork(Network):
 
     def _restore_masters(self, values: dict[str, Tensor]) -> None:
         """DeepSpeed casts the module first and makes its masters from that: bf16's 8 bits of the weights."""
-        for shard in self.shards():
-            kind, _, name = shard.name.partition("/")
+        for piece in self.fragments():
+            kind, _, name = piece.name.partition("/")
             if kind == "param":
-                end = shard.start + shard.data.numel()
-                shard.data.copy_(values[name].view(-1)[shard.start : end])
+                end = piece.start + piece.data.numel()
+                piece.data.copy_(values[name].view(-1)[piece.start : end])
 
-    def shards(self) -> list[Shard]:
+    def fragments(self) -> list[Fragment]:
         found = []
         for name, p in self.module.named_parameters():
             if name in self._frozen_masters:
-                master = self._frozen_masters[name]
-                found.append(Shard(f"param/{name}", master.view(-1), 0, master.shape))
+                found.append(Fragment.whole(f"param/{name}", self._frozen_masters[name]))
             else:
-                found.extend(self._trained_shards(name, p))
-        return found + self.buffer_shards()
+                found.extend(self._trained_fragments(name, p))
+        return found + self.buffer_fragments()
 
-    def _trained_shards(self, name: str, p: Any) -> Iterator[Shard]:
+    def _trained_fragments(self, name: str, p: Any) -> Iterator[Fragment]:
         key: str | None
         if self.stage == 0:
             state = self.adamw.state[p]
-            yield Shard(f"param/{name}", p.detach().view(-1), 0, p.shape)
+            yield Fragment(f"param/{name}", p.detach().view(-1), 0, p.shape)
             for key in MOMENTS:
-                yield Shard(f"{key}/{name}", state[key].view(-1), 0, p.shape)
+                yield Fragment(f"{key}/{name}", state[key].view(-1), 0, p.shape)
         elif self.stage == 3:
             for key in (None, *MOMENTS):
-                yield self._stage_3_shard(name, p, key)
+                yield self._stage_3_fragment(name, p, key)
         elif p._hp_mapping is not None:  # None: this rank holds nothing of it
             start = p._hp_mapping.lp_fragment_address.start
             for key in (None, *MOMENTS):
                 data = p._hp_mapping.get_hp_fragment(key).detach()
-                yield Shard(f"{key or 'param'}/{name}", data, start, p.shape)
+                yield Fragment(f"{key or 'param'}/{name}", data, start, p.shape)
 
-    def _stage_3_shard(self, name: str, p: Any, key: str | None) -> Shard:
+    def _stage_3_fragment(self, name: str, p: Any, key: str | None) -> Fragment:
         piece, _ = self.engine.optimizer._get_fp32_opt_state_partition(
             p, release_swap_buffers=False, optim_state_key=key
         )
         # The last partitions are padded, or wholly padding: ranks may outnumber elements.
         start = min(p.ds_tensor.ds_numel * dist.get_rank(), p.ds_numel)
         held = min(piece.numel(), p.ds_numel - start)
-        return Shard(f"{key or 'param'}/{name}", piece.detach().view(-1)[:held], start, p.ds_shape)
+        return Fragment(f"{key or 'param'}/{name}", piece.detach().view(-1)[:held], start, p.ds_shape)
 
     def counters(self) -> dict[str, float]:
         found = {"step": max(float(s["step"]) for s in self.adamw.state.values())}

@@ -9,7 +9,7 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.parallel.zero import import_deepspeed
 
 
-def refuse_unknown(section: dict[str, Any], path: str) -> None:
+def check_zero_section(section: dict[str, Any], path: str) -> None:
     """Let DeepSpeed read the section before any engine is built.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from neuropbr_dist.objectives.maps import MAP_SLICES
+from neuropbr_dist.materials.channels import MAP_SLICES
 from neuropbr_dist.report.folder import RunFolder
 
 MOST_POINTS = 400

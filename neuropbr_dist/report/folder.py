@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from neuropbr_dist.config import TrainConfig, from_yaml
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.monitor.writers import HISTORY, METRICS
+from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, run_log
 
 CONFIG = "config.yaml"
 
@@ -43,16 +42,17 @@ class RunFolder:
 
 
 def read_run(path: Path) -> RunFolder:
-    """
+    """Read what the folder of a run says; damaged lines of its logs are left out.
+
     Raises:
-        UserError: no run's folder, or a file in it is damaged.
+        UserError: no run's folder, or a file in it isn't what it is called.
     """
     refuse_other_folder(path)
     config = from_yaml((path / CONFIG).read_text(), str(path / CONFIG))
     files = [path / name for name in (METRICS, HISTORY) if (path / name).exists()]
-    metrics = [{key: _finite(value) for key, value in line.items()} for line in read_lines(path / METRICS)]
+    metrics = [{key: _finite(value) for key, value in line.items()} for line in run_log(path, METRICS).read()]
     written = datetime.fromtimestamp(max(file.stat().st_mtime for file in files), timezone.utc)
-    return RunFolder(path, config, metrics, read_lines(path / HISTORY), written)
+    return RunFolder(path, config, metrics, run_log(path, HISTORY).read(), written)
 
 
 def refuse_other_folder(path: Path) -> None:
@@ -66,28 +66,6 @@ def refuse_other_folder(path: Path) -> None:
         inside = sorted(found.parent.name for found in path.glob(f"*/{METRICS}"))
         hint = f"; runs inside it: {', '.join(inside[:5])}" if inside else ""
         raise UserError(f"{path}: not a run's folder (no {' and no '.join(missing)} in it){hint}")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a file of JSON lines; a last line that is being written is left out.
-
-    Raises:
-        UserError: any other line isn't a JSON object with a `step`.
-    """
-    if not path.exists():
-        return []
-    text = path.read_text()
-    lines = text.split("\n")[:-1]  # what follows the last newline isn't whole yet
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: damaged ({error.msg})") from error
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise UserError(f"{path}, line {number}: expected an object with a step")
-        found.append(record)
-    return found
 
 
 def _finite(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import datetime, timezone
 from html import escape
 from importlib.resources import files
@@ -13,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_text
+from neuropbr_dist.materials.bench import bench
+from neuropbr_dist.materials.channels import decode
 from neuropbr_dist.monitor.figure import ANGLE_LIMIT, ERROR_LIMIT
 from neuropbr_dist.monitor.heat import heat
-from neuropbr_dist.monitor.relight import bench
 from neuropbr_dist.report.curves import charts, marks
 from neuropbr_dist.report.folder import RunFolder, read_run
 from neuropbr_dist.report.samples import samples
@@ -32,10 +33,9 @@ def write_page(folder: Path) -> Path:
         UserError: no run's folder, a damaged file in it, or it can't be written to.
     """
     page = render(read_run(folder))
-    path, part = folder / PAGE, folder / (PAGE + ".tmp")
+    path = folder / PAGE
     try:
-        part.write_text(page, encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, page)
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror}") from error
     return path
@@ -77,7 +77,7 @@ def page_data(run: RunFolder) -> dict[str, Any]:
         "step": run.step,
         "worlds": [[start["step"], start["world_size"]] for start in run.starts],
         "samples": samples(run),
-        "heat": heat(np.arange(256) / 255).ravel().tolist(),
+        "heat": heat(decode(np.arange(256.0))).ravel().tolist(),
         "limits": {"error": ERROR_LIMIT, "angle": ANGLE_LIMIT},
         "bench": bench(),
     }

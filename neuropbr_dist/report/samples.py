@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.channels import MAP_SLICES
 from neuropbr_dist.monitor.look_files import FOLDER, TRUE, look_keys, look_steps
-from neuropbr_dist.objectives.maps import MAP_SLICES
 from neuropbr_dist.report.folder import RunFolder
 
 MOST_STEPS = 24

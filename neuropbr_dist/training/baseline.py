@@ -8,8 +8,8 @@ from torch import Tensor
 
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.device import decode_maps
+from neuropbr_dist.data.open import Samples
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
-from neuropbr_dist.training.data import Samples
 
 
 def mean_maps(samples: Samples) -> Tensor:

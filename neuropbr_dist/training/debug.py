@@ -8,20 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from neuropbr_dist.cluster import detect, pick_device
-from neuropbr_dist.config import TrainConfig, differences, from_yaml, to_yaml
+from neuropbr_dist.config import TrainConfig, differences, with_fields
+from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.batch import DeviceBatch
-from neuropbr_dist.data.device import to_device
+from neuropbr_dist.data.device import shown, to_device
 from neuropbr_dist.data.loader import load_batch
+from neuropbr_dist.data.open import Samples, fill_cache, open_samples
 from neuropbr_dist.data.order import Slot
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import size_multiple, smallest_side
 from neuropbr_dist.monitor import comparison, save_png, take_look
 from neuropbr_dist.parallel import Network
-from neuropbr_dist.training.data import Samples, open_samples
-from neuropbr_dist.training.engines import build_networks
 from neuropbr_dist.training.estimate import Activations, State, available_bytes
+from neuropbr_dist.training.facts import describe_samples
 from neuropbr_dist.training.memory import GENERATOR_PLANS
+from neuropbr_dist.training.networks import build_networks
 from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.setup import SampleFacts, set_up
 from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.step import gan_step
 
@@ -30,40 +33,45 @@ LARGEST_ON_CPU = 128  # px: a step of the default preset takes seconds there
 
 
 def debug(cfg: TrainConfig, start: Start) -> None:
-    """Table of modules, first batch as a picture, and whether one batch can be overfitted."""
+    """Print a table of modules, write the first batch as a picture, and say whether one batch can be overfitted."""
     env = detect()
     if env.world_size > 1:
         raise UserError("--debug is for one process; start it with python launch/train.py --debug")
-    asked = from_yaml(to_yaml(cfg), "")
     device = pick_device(cfg.training.device, env)
-    plain_settings(cfg, device)
-    for name, (old, new) in differences(asked, cfg).items():
+    plain = plain_settings(cfg, device)
+    for name, (old, new) in differences(cfg, plain).items():
         print(f"debug: {name} = {new} (was {old})")
     torch.use_deterministic_algorithms(True)
-    samples = open_samples(cfg, env, print)
-    cfg.training.global_batch_size = cfg.training.batch_size = min(
-        cfg.training.batch_size, len(samples.train)
-    )
-    networks = build_networks(cfg, env, device, None)
-    batch, views = first_batch(cfg, samples, device)
+    samples = open_samples(plain)
+    describe_samples(plain.data, samples)
+    batch_size = min(plain.training.batch_size, len(samples.train))
+    one_batch = {"batch_size": batch_size, "global_batch_size": batch_size}
+    setup = set_up(with_fields(plain, training=one_batch), env, device, SampleFacts.of(samples))
+    fill_cache(samples.source)
+    networks = build_networks(setup)
+    batch = first_batch(setup.cfg, samples, device)
     for part, network in networks.items():
         x = batch.views if part == "generator" else batch.maps
         print(f"\n{part}\n{module_table(network.module, x)}")
     folder = Path(cfg.training.checkpoint_dir) / "debug"
     with torch.autograd.set_detect_anomaly(True):
-        overfit(cfg, networks, batch, views, folder, start.stop_after_steps or STEPS[device.type])
+        overfit(setup.cfg, networks, batch, folder, start.stop_after_steps or STEPS[device.type])
 
 
-def plain_settings(cfg: TrainConfig, device: torch.device) -> None:
-    """Everything that hides what goes on is off; pictures are no larger than the device takes."""
-    t = cfg.training
-    t.engine, t.engine_discriminator, t.ds_config, t.ds_config_discriminator = "single", "same", None, None
-    t.compile, t.deterministic, t.precision = "off", True, "fp32"
-    cfg.data.num_workers, cfg.data.pin_memory = 0, False
-    cfg.model.encoder_pretrained = False
-    cfg.data.builtin_count = min(cfg.data.builtin_count, 4)
-    if cfg.data.image_size is None:
-        cfg.data.image_size = fitting_size(cfg, device)
+def plain_settings(cfg: TrainConfig, device: torch.device) -> TrainConfig:
+    """Return `cfg` with all off that hides what goes on; pictures are no larger than the device takes."""
+    plain = with_fields(
+        cfg,
+        training={
+            "engine": "single", "engine_discriminator": "same", "ds_config": None, "ds_config_discriminator": None,
+            "compile": "off", "deterministic": True, "precision": "fp32",
+        },
+        data={"num_workers": 0, "pin_memory": False, "builtin_count": min(cfg.data.builtin_count, 4)},
+        model={"encoder_pretrained": False},
+    )  # fmt: skip
+    if cfg.data.image_size is not None:
+        return plain
+    return with_fields(plain, data={"image_size": fitting_size(plain, device)})
 
 
 def fitting_size(cfg: TrainConfig, device: torch.device) -> int | None:
@@ -81,12 +89,14 @@ def needed(cfg: TrainConfig, size: int) -> int:
     return Activations.of(cfg, size, torch.float32).bytes(GENERATOR_PLANS["low"])
 
 
-def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> tuple[DeviceBatch, Tensor]:
-    """The first training samples on the device, and their views as uint8."""
+def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> DeviceBatch:
+    """The first training samples on the device."""
     entries = samples.train[: cfg.training.batch_size]
-    host = load_batch(samples.source, entries, [Slot(0, i, 1.0) for i in range(len(entries))])
+    alignment = Alignment.of_run(cfg, training=False)
+    slots = [Slot(0, i, 1.0) for i in range(len(entries))]
+    host = load_batch(samples.source, entries, slots, alignment=alignment)
     print(f"First batch: {', '.join(host.keys)}")
-    return to_device(host, len(entries), cfg.transform, device), host.views
+    return to_device(host, len(entries), cfg.transform, device)
 
 
 def module_table(network: nn.Module, x: Tensor) -> str:
@@ -131,7 +141,6 @@ def overfit(
     cfg: TrainConfig,
     networks: dict[str, Network],
     batch: DeviceBatch,
-    views: Tensor,
     folder: Path,
     steps: int,
 ) -> None:
@@ -157,11 +166,12 @@ def overfit(
     before, after = folder / "first_batch.png", folder / "after.png"
     folder.mkdir(parents=True, exist_ok=True)
     assert first is not None
+    views = shown(batch.views[0], cfg.transform)
     for path, pred, title in (
         (before, first[0], "first batch, after one step"),
         (after, predict(g, batch)[0], f"after {steps} steps"),
     ):
-        look = take_look("first batch", views[0].to(pred.device), pred, batch.maps[0])
+        look = take_look("first batch", views, pred, batch.maps[0])
         save_png(path, comparison(look, title=title))
     fell = losses[-1] < losses[0]
     print(f"\nPictures: {before}, {after}")

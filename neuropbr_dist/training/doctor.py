@@ -8,11 +8,11 @@ from pathlib import Path
 from neuropbr_dist.cluster import detect, pick_device, process_group
 from neuropbr_dist.cluster.doctor import bandwidth_line, diagnose, examine
 from neuropbr_dist.config import TrainConfig
-from neuropbr_dist.data.files.layout import scan
-from neuropbr_dist.data.packed.source import HEAD, INDEX_FILES
-from neuropbr_dist.data.sources import default_folders
+from neuropbr_dist.data.open import first_files
+from neuropbr_dist.data.sources import BUILTIN_SIZE
 from neuropbr_dist.ranks import on_rank_0
-from neuropbr_dist.training.facts import code_hash, count_parameters
+from neuropbr_dist.training.facts import code_hash
+from neuropbr_dist.training.setup import SampleFacts, set_up
 
 STATE_BYTES = 12  # a parameter and Adam's two moments, float32
 
@@ -21,11 +21,12 @@ def doctor(cfg: TrainConfig) -> bool:
     """Print the table of all ranks (rank 0); whether all is well, on every rank."""
     env = detect()
     device = pick_device(cfg.training.device, env)
+    setup = set_up(cfg, env, device, SampleFacts(side=cfg.data.image_size or BUILTIN_SIZE))
     with ExitStack() as stack:
         if env.distributed:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes))
-        sample = on_rank_0(lambda: one_sample(cfg))
-        saves = (cfg.training.keep_latest + 1) * STATE_BYTES * sum(count_parameters(cfg).values())
+        sample = on_rank_0(lambda: first_files(cfg.data))
+        saves = (cfg.training.keep_latest + 1) * STATE_BYTES * sum(setup.parameters.values())
         reports = examine(device, code_hash(), sample, Path(cfg.training.checkpoint_dir), saves)
     lines, well = diagnose(reports)
     if env.rank == 0:
@@ -36,14 +37,3 @@ def doctor(cfg: TrainConfig) -> bool:
             flush=True,
         )
     return well
-
-
-def one_sample(cfg: TrainConfig) -> list[Path]:
-    """Return the files of the set's first sample, or of a packed set's index; none of built-in materials."""
-    if cfg.data.packed_dir is not None:
-        return [Path(cfg.data.packed_dir) / name for name in (HEAD, *INDEX_FILES)]
-    folders = default_folders(cfg.data)
-    if folders is None:
-        return []
-    samples = scan(*folders, cfg.data.metadata_path, cfg.data.render_curriculum)
-    return [Path(path) for path in (*samples[0].views, *samples[0].maps)]

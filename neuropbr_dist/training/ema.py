@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from neuropbr_dist.checkpoint import Fragment
-from neuropbr_dist.parallel import Network, Shard, StepResult
+from neuropbr_dist.fragment import Fragment
+from neuropbr_dist.parallel import Network, StepResult
 
 PREFIX = "ema/"
 
@@ -29,9 +30,9 @@ class WeightAverage:
         self.network, self.decay = network, decay
         self.average: list[Tensor] = [master.data.clone() for master in self._masters()]
 
-    def _masters(self) -> list[Shard]:
+    def _masters(self) -> list[Fragment]:
         # Afresh each time: an engine may hand out other views after a load.
-        return [shard for shard in self.network.shards() if shard.name.startswith("param/")]
+        return [piece for piece in self.network.fragments() if piece.name.startswith("param/")]
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         for average, master in zip(self.average, self._masters(), strict=True):
@@ -78,6 +79,6 @@ class WeightAverage:
     def fragments(self) -> list[Fragment]:
         """This rank's pieces as a checkpoint holds them: `ema/NAME` beside the masters' `param/NAME`."""
         return [
-            Fragment(PREFIX + master.name.removeprefix("param/"), average, master.start, master.shape)
+            replace(master, name=PREFIX + master.name.removeprefix("param/"), data=average)
             for average, master in zip(self.average, self._masters(), strict=True)
         ]

@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from neuropbr_dist.config import ModelConfig, TrainConfig
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.models import Discriminator, Generator, encoder_norm, size_multiple
+from neuropbr_dist.models import Discriminator, Generator, encoder_norm, size_multiple, view_channels
 from neuropbr_dist.parallel.blocks import kind_of
 from neuropbr_dist.training.memory import PLANS, Recompute, recompute_patterns
 
@@ -84,7 +84,10 @@ class Activations:
         always = LOSS_COPIES * batch * 8 * size * size * 4
         with torch.device("meta"):
             g = Generator(model).to(dtype)
-            kept = trace(g, torch.empty(batch, 3, 3, size, size, dtype=dtype), tokens)
+            channels = view_channels(model)
+            # The batch itself, float32, was in what the figures above were taken with; what the plane adds wasn't.
+            always += batch * 3 * (channels - 3) * size * size * 4
+            kept = trace(g, torch.empty(batch, 3, channels, size, size, dtype=dtype), tokens)
             if model.use_gan:
                 d = Discriminator(model).to(dtype)
                 judged = trace(d, torch.empty(batch, 8, size, size, dtype=dtype), 0)
@@ -127,10 +130,7 @@ class State:
             stage: of ZeRO.
             dtype: compute dtype; DeepSpeed's parameters have it, others' are float32.
         """
-        with torch.device("meta"):
-            count = sum(p.numel() for p in Generator(model).parameters())
-            if model.use_gan:
-                count += sum(p.numel() for p in Discriminator(model).parameters())
+        count = sum(count_parameters(model).values())
         low = dtype.itemsize
         adam = 12 if low < 4 else 8  # bytes a parameter; a float32 master beside a short parameter
         if engine == "fsdp":
@@ -145,6 +145,15 @@ class State:
     def bytes(self) -> int:
         """At most, when no activation is left."""
         return self.held + self.gradients
+
+
+def count_parameters(model: ModelConfig) -> dict[str, int]:
+    """Return each network's parameters, counted in the model itself: of a sharded one a rank has a piece only."""
+    with torch.device("meta"):
+        models: dict[str, nn.Module] = {"generator": Generator(model)}
+        if model.use_gan:
+            models["discriminator"] = Discriminator(model)
+    return {part: sum(p.numel() for p in net.parameters()) for part, net in models.items()}
 
 
 def available_bytes(device: torch.device, ranks_here: int) -> int:
@@ -205,34 +214,46 @@ def fastest_plan(wanted: Mapping[str, int], room: int) -> str:
     return next((plan for plan in PLANS if wanted[plan] <= FILL * room), PLANS[-1])
 
 
-def choose_plan(need: Need, size: int, room: int) -> tuple[str, str]:
-    """The fastest memory plan that fits into `room` bytes (the slowest if none does), and why."""
+def choose_plan(need: Need, size: int, room: int | None, device_type: str) -> tuple[str, str]:
+    """Return a run's memory plan, and why this one where `training.memory` leaves it open (else empty).
+
+    Args:
+        size: side of the pictures in pixels.
+        room: this rank's memory in bytes. `auto` is the fastest plan that fits into it, the slowest if none
+            does. None: unknown; then it is the slowest.
+        device_type: for messages.
+
+    Raises:
+        UserError: the estimate is above `room` under any plan allowed; names the side that would fit.
+    """
+    t = need.cfg.training
+    plan = PLANS[-1] if t.memory == "auto" else t.memory
+    if room is None:
+        return plan, ""
     wanted = need.at(size)
+    if wanted[plan] > room:
+        raise UserError(too_small(need, size, room, device_type, plan, wanted))
+    if t.memory != "auto" or t.activation_checkpointing != "plan":
+        return plan, ""
     plan = fastest_plan(wanted, room)
     return plan, f"about {wanted[plan] / GIB:.1f} of {room / GIB:.1f} GiB free"
 
 
-def refuse_too_small(need: Need, size: int, room: int, device_type: str) -> None:
-    """Stop before anything is made if a step won't fit, and name the size that would.
-
-    Raises:
-        UserError: the estimate is above `room`, this rank's memory in bytes, under any memory plan allowed.
-    """
-    cfg, wanted = need.cfg, need.at(size)
-    plan = PLANS[-1] if cfg.training.memory == "auto" else cfg.training.memory
-    if wanted[plan] <= room:
-        return
+def too_small(
+    need: Need, size: int, room: int, device_type: str, plan: str, wanted: Mapping[str, int]
+) -> str:
+    """Return in one line that `plan` doesn't fit into `room` bytes, and what would."""
     if wanted[PLANS[-1]] <= room:
-        raise UserError(
+        return (
             f"training.memory = {plan} at {size} px: about {wanted[plan] / GIB:.0f} GiB needed a rank, "
             f"{room / GIB:.0f} GiB free; training.memory = auto or low fits"
         )
     smaller, fits = size, False
-    while smaller > size_multiple(cfg.model) and not fits:
+    while smaller > size_multiple(need.cfg.model) and not fits:
         smaller //= 2
         fits = need.at(smaller)[plan] <= room
     remedy = f"--set data.image_size={smaller}" if fits else "--config quick_test"
-    raise UserError(
+    return (
         f"{size} px on this {device_type} device: about {wanted[plan] / GIB:.0f} GiB needed a rank, "
         f"{room / GIB:.0f} GiB there. What fits: --config demo (minutes on a CPU), or {remedy}; "
         "less memory also by --set model.encoder_stride=2 or more GPUs"

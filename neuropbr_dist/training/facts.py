@@ -3,65 +3,52 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import socket
 from collections import Counter
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import neuropbr_dist
-from neuropbr_dist.cluster import Environment
-from neuropbr_dist.config import TrainConfig, to_yaml
-from neuropbr_dist.data.order import micro_batches
-from neuropbr_dist.models import Discriminator, Generator
+from neuropbr_dist import kernels
+from neuropbr_dist.config import DataConfig, TrainConfig, to_yaml
+from neuropbr_dist.data.open import Samples
+from neuropbr_dist.data.sources import BuiltinSource
 from neuropbr_dist.ranks import all_gather_object
-from neuropbr_dist.training.data import Samples
-from neuropbr_dist.training.engines import attention_name, compile_of, engine_of, precision_of, recompute_name
+from neuropbr_dist.training.setup import Setup
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "deepspeed", "timm", "numpy")
 
 
-def start_facts(
-    cfg: TrainConfig,
-    env: Environment,
-    device: torch.device,
-    samples: Samples,
-    parameters: dict[str, int],
-    memory: str,
-) -> dict[str, Any]:
-    """Facts of this start, plain enough for JSON. Collective.
-
-    Args:
-        parameters: of each network, counted whole.
-        memory: the memory plan, resolved.
-    """
-    t = cfg.training
-    ranks = all_gather_object((socket.gethostname(), device_name(device)))
-    micro = micro_batches(t.global_batch_size or 1, env.world_size, t.batch_size)
+def start_facts(setup: Setup) -> dict[str, Any]:
+    """Return the facts of this start, plain enough for JSON. Collective."""
+    env, networks, samples = setup.env, setup.networks, setup.samples
+    ranks = all_gather_object((socket.gethostname(), device_name(setup.device)))
     return {
         "world_size": env.world_size,
         "nodes": len({host for host, _ in ranks}),
         "devices": dict(Counter(name for _, name in ranks)),
         "launcher": env.launcher,
-        "engine": engine_of(cfg, env),
-        "engine_discriminator": engine_of(cfg, env, "discriminator") if cfg.model.use_gan else None,
-        "precision": precision_of(cfg, device),
-        "activation_checkpointing": recompute_name(cfg, memory),
-        "compile": compile_of(cfg, device),
-        "global_batch": t.global_batch_size,
-        "micro_batch": micro.size,
-        "micro_batches_per_step": micro.per_step,
-        "epochs": t.epochs,
-        "train_samples": len(samples.train),
-        "val_samples": len(samples.val),
-        "image_size": samples.source.size,
-        "parameters": parameters,
+        "engine": setup.engine,
+        "engine_discriminator": networks["discriminator"].engine if "discriminator" in networks else None,
+        "precision": setup.precision,
+        "activation_checkpointing": setup.recompute,
+        "compile": setup.compile,
+        "global_batch": setup.cfg.training.global_batch_size,
+        "micro_batch": setup.micro.size,
+        "micro_batches_per_step": setup.micro.per_step,
+        "epochs": setup.cfg.training.epochs,
+        "train_samples": samples.train,
+        "val_samples": samples.val,
+        "image_size": samples.side,
+        "parameters": setup.parameters,
         "versions": versions(),
     }
 
@@ -97,37 +84,55 @@ def versions() -> dict[str, str]:
     return found | {"system": f"{platform.system()} {platform.release()}"}
 
 
-def describe(
-    cfg: TrainConfig,
-    env: Environment,
-    device: torch.device,
-    parameter_counts: dict[str, int],
-    memory: str,
-    say: Callable[[str], None],
-) -> None:
-    """What runs, in a few lines."""
-    t = cfg.training
-    micro = micro_batches(t.global_batch_size or 1, env.world_size, t.batch_size)
-    sizes = [f"{part} {count / 1e6:.1f} M" for part, count in parameter_counts.items()]
-    say(f"Networks: {', '.join(sizes)} parameters")
-    say(
-        f"Engine: {engine_of(cfg, env)} on {env.world_size} x {device.type} ({env.launcher} launcher), "
-        f"{precision_of(cfg, device)}, {recompute_name(cfg, memory)}, "
-        f"torch.compile {compile_of(cfg, device)}{attention_name(cfg, device)}"
+def describe_samples(asked: DataConfig, samples: Samples) -> None:
+    """Say what the run trains on.
+
+    Args:
+        asked: before it was filled in by what was found.
+    """
+    side = samples.source.size
+    if isinstance(samples.source, BuiltinSource):
+        why = "data.builtin" if asked.builtin else "No data named and none at ./data"
+        log.info(
+            f"{why}: training on {asked.builtin_count} built-in procedural "
+            f"materials at {side} px (--input-dir and --output-dir take your own)"
+        )
+    kept, entries = samples.cameras
+    if samples.align == "plane":
+        missing = (
+            "" if kept == entries else f"; {entries - kept} of {entries} samples have none and are left out"
+        )
+        log.info(f"Views are rectified by their cameras (model.align = plane){missing}")
+    elif kept:
+        log.info(
+            f"Views stay as they are (model.align = none), though {kept} of {entries} samples have cameras"
+        )
+    log.info(f"Samples: {len(samples.train)} for training, {len(samples.val)} for validation, {side} px")
+
+
+def describe(setup: Setup) -> None:
+    """Say what runs, in a few lines."""
+    t, env = setup.cfg.training, setup.env
+    sizes = [f"{part} {count / 1e6:.1f} M" for part, count in setup.parameters.items()]
+    log.info(f"Networks: {', '.join(sizes)} parameters")
+    log.info(
+        f"Engine: {setup.engine} on {env.world_size} x {setup.device.type} ({env.launcher} launcher), "
+        f"{setup.precision}, {setup.recompute}, torch.compile {setup.compile}{attention_name(setup)}"
     )
-    say(
-        f"Batch: {t.global_batch_size} = up to {micro.per_step} x {micro.size} on {env.world_size} rank(s); "
-        f"run folder {t.checkpoint_dir}"
+    log.info(
+        f"Batch: {t.global_batch_size} = up to {setup.micro.per_step} x {setup.micro.size} on "
+        f"{env.world_size} rank(s); run folder {t.checkpoint_dir}"
     )
 
 
-def count_parameters(cfg: TrainConfig) -> dict[str, int]:
-    """From the model itself: a sharded network's `parameters()` hold this rank's piece only."""
-    with torch.device("meta"):
-        models: dict[str, nn.Module] = {"generator": Generator(cfg.model)}
-        if cfg.model.use_gan:
-            models["discriminator"] = Discriminator(cfg.model)
-    return {part: sum(p.numel() for p in model.parameters()) for part, model in models.items()}
+def attention_name(setup: Setup) -> str:
+    """Return `FlashAttention-4` where it runs or would, nothing elsewhere; for the line of the engine."""
+    t = setup.cfg.training
+    if setup.device.type != "cuda" or not t.kernels or t.deterministic or setup.precision != "bf16":
+        return ""
+    if not kernels.flash_gains():
+        return ""
+    return ", FlashAttention-4" if kernels.flash_installed() else " (faster: pip install flash-attn-4)"
 
 
 def facts(cfg: TrainConfig, samples: Samples) -> dict[str, str]:

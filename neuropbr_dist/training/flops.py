@@ -10,9 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuropbr_dist.config import TrainConfig
-from neuropbr_dist.models import Discriminator, Generator
+from neuropbr_dist.models import Discriminator, Generator, view_channels
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SIDE_CUDA, SIDE_CPU = 8192, 512
 """Of the matrices that the ceiling is measured with: large enough to reach it, small enough to cost nothing."""
 
@@ -42,7 +41,7 @@ def sample_flops(cfg: TrainConfig, size: int) -> SampleFlops:
     `discriminator` is 0 where the configuration has none.
     """
     with torch.device("meta"), torch.no_grad():
-        of_g = _counted(Generator(cfg.model), torch.empty(1, 3, 3, size, size))
+        of_g = _counted(Generator(cfg.model), torch.empty(1, 3, view_channels(cfg.model), size, size))
         of_d = 0.0
         if cfg.model.use_gan:
             of_d = _counted(Discriminator(cfg.model), torch.empty(1, 8, size, size))
@@ -55,14 +54,14 @@ def _counted(network: nn.Module, x: torch.Tensor) -> float:
     return float(counter.get_total_flops())
 
 
-def matmul_flops(device: torch.device, precision: str) -> float:
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     """This device's own ceiling in FLOP/s: the fastest of a few products of square matrices.
 
     Args:
-        precision: `bf16`, `fp16` or `fp32`, the run's.
+        dtype: that the run computes in.
     """
     side = SIDE_CUDA if device.type == "cuda" else SIDE_CPU
-    a, b = (torch.randn(side, side, device=device, dtype=DTYPES[precision]) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     fastest = float("inf")
     for _ in range(8):
         if device.type == "cuda":

@@ -4,101 +4,121 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
 
 import torch
 
-from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, epoch_name, step_name
-from neuropbr_dist.cluster import FAILED_WRITE, SIGNAL, TIME_LIMIT, Deadline, Environment, Every, StopFlag
-from neuropbr_dist.config import TrainConfig, to_yaml
+from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, Checkpoint, RunLock, epoch_name, step_name
+from neuropbr_dist.cluster import StopReason
+from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
+from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import TrainingSlots, validation_slots
-from neuropbr_dist.data.order import SampleOrder, micro_batches
-from neuropbr_dist.data.sources import Entry, Source
-from neuropbr_dist.monitor import Console, Meter, RunLog
-from neuropbr_dist.parallel import Network
-from neuropbr_dist.ranks import all_gather_object, broadcast_object
-from neuropbr_dist.training.averages import Averages
-from neuropbr_dist.training.data import batches_of
+from neuropbr_dist.data.loader import TrainingSlots, batches_of, validation_slots
+from neuropbr_dist.data.open import Samples
+from neuropbr_dist.data.order import SampleOrder
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.monitor import Console, RunLog
+from neuropbr_dist.monitor.run_logs import TIMINGS
+from neuropbr_dist.ranks import on_rank_0
+from neuropbr_dist.training.boundary import Boundary
 from neuropbr_dist.training.ema import WeightAverage
-from neuropbr_dist.training.engines import precision_of
-from neuropbr_dist.training.faults import FaultWatch
-from neuropbr_dist.training.flops import matmul_flops, sample_flops
+from neuropbr_dist.training.facts import describe, start_facts
+from neuropbr_dist.training.folder import delete_run, is_newest, mark_end, saved, write_config
+from neuropbr_dist.training.networks import Weights, build_networks
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.profile import StepProfiler
 from neuropbr_dist.training.sample_log import SampleLog
 from neuropbr_dist.training.schedule import Schedule
-from neuropbr_dist.training.state import Progress, saved_fragments, snapshot
-from neuropbr_dist.training.step import StepReport, gan_step
-from neuropbr_dist.training.timings import StartUp, note_timing
+from neuropbr_dist.training.setup import Setup
+from neuropbr_dist.training.start import Start
+from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
+from neuropbr_dist.training.step import gan_step
+from neuropbr_dist.training.step_log import StepLog
+from neuropbr_dist.training.timings import StartUp
 from neuropbr_dist.training.validation import validate
 
 LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
-
-
-@dataclass(kw_only=True)
-class Run:
-    """Everything a training run is made of, put together by `setup`."""
-
-    cfg: TrainConfig
-    env: Environment
-    device: torch.device
-    source: Source
-    train: Sequence[Entry]
-    val: Sequence[Entry]
-    networks: dict[str, Network]
-    objective: Objective
-    progress: Progress
-    saver: AsyncSaver
-    log: RunLog
-    console: Console
-    stop: StopFlag
-    ema: WeightAverage | None = None
-    start_up: StartUp = field(default_factory=StartUp)
-    end: float | None = None
-    """Of the allocation, Unix seconds."""
-    stop_after_epochs: int | None = None
-    stop_after_steps: int | None = None
-    profiler: StepProfiler | None = None
-    """Of this rank, if it traces steps."""
-    saved_at: int = -1
-    """Step of the newest save; -1: none, or another folder's."""
+LAST_SAVE_S = 120.0
+"""For a save in flight when an error ends the run; without end if another rank is gone."""
 
 
 class Trainer:
-    """Drives a `Run` from its progress to its end, or to a stop."""
+    """A run's parts, and the loop over them.
 
-    def __init__(self, run: Run) -> None:
-        self.run, cfg = run, run.cfg
-        t = cfg.training
-        self.order = SampleOrder(len(run.train), run.progress.global_batch, t.epochs, t.seed)
-        self.micro = micro_batches(run.progress.global_batch, run.env.world_size, t.batch_size)
+    Args:
+        backbone: what the generator's encoder starts from; None: random weights, or a checkpoint's.
+        start_up: told what takes how long until the first step is done.
+    """
+
+    def __init__(
+        self, setup: Setup, samples: Samples, backbone: Weights | None, start: Start, start_up: StartUp
+    ) -> None:
+        cfg, t = setup.cfg, setup.cfg.training
+        self.setup, self.samples, self.start, self.start_up = setup, samples, start, start_up
+        self.cfg, self.env, self.device = cfg, setup.env, setup.device
+        self.folder = Path(t.checkpoint_dir)
+        # What a checkpoint holds.
+        self.networks = build_networks(setup, backbone)
+        self.start_up.mark("networks")
+        self.ema = WeightAverage(self.networks["generator"], t.ema_decay) if t.ema_decay is not None else None
+        self.progress = Progress()
         self.schedules = {
             "generator": Schedule(cfg.optimizer, cfg.optimizer.g_lr),
             "discriminator": Schedule(cfg.optimizer, cfg.optimizer.d_lr),
         }
-        for part, state in run.progress.plateau.items():
-            self.schedules[part].load(state)
-        self.faults = FaultWatch(t.max_skipped_steps, run.console.line)
-        self.sample_log: SampleLog | None = None
-        if t.log_samples and run.env.rank == 0:
-            self.sample_log = SampleLog(run.saver.folder, self.order, run.train, run.progress.step)
-        first = run.env.rank == 0  # its clock counts for all
-        self.deadline = Deadline(run.end if first else None)
-        self.save_clock = Every(t.save_every_n_minutes if first else None)
-        self.flops, peak = None, None
-        if first and run.device.type == "cuda":  # a CPU's cores are shared: its ceiling says little
-            self.flops = sample_flops(cfg, run.source.size)
-            peak = matmul_flops(run.device, precision_of(cfg, run.device))
-        self.meter = Meter(run.device, peak)
-        self.averages = Averages(run.device)
-        self.saved_at = run.saved_at
+        self.saved_at = -1
+        """Step of the newest save in the run's folder; -1: none."""
+        # What a step needs besides.
+        self.objective = Objective(cfg, setup.compile_losses)
+        self.order = SampleOrder(len(samples.train), t.global_batch_size or 1, t.epochs, t.seed)
+        self.rates: dict[str, float] = {}
+        """Learning rates of the last step, as they are logged."""
         self.step_epoch = 0
-        self.lr = self.d_lr = 0.0
+
+    def go_on_from(self, checkpoint: Checkpoint) -> None:
+        """Take up the state that a checkpoint holds. Collective."""
+        self.progress = restore(checkpoint, self.networks, self.ema)
+        for part, state in self.progress.plateau.items():
+            self.schedules[part].load(state)
+        self.saved_at = self.progress.step if is_newest(checkpoint, self.folder) else -1
+        self.start_up.mark("load")
+
+    def open_folder(self, lock: RunLock, end: float | None) -> None:
+        """Open all that writes into the run's folder, as everything else is known to be good. Collective."""
+        setup, p, t, first = self.setup, self.progress, self.cfg.training, self.env.rank == 0
+        p.begin(self.order.global_batch, self.samples.fingerprint, self.env.world_size, setup.engine)
+        if self.start.overwrite:
+            on_rank_0(partial(delete_run, self.folder))
+        on_rank_0(partial(write_config, self.cfg, self.folder))
+        wandb = {"project": t.wandb_project, "name": t.wandb_run_name, "config": to_dict(self.cfg)}
+        self.log = RunLog(
+            self.folder, tensorboard=t.use_tensorboard, wandb=wandb if t.use_wandb else None, enabled=first
+        )
+        self.log.cut_back(p.step or -1)  # at step 0 the first validation is done again
+        self.console = Console(first)
+        told = partial(saved, self.console, self.log, self.folder)
+        timeout = timedelta(minutes=t.timeout_minutes)
+        self.saver = AsyncSaver(
+            self.folder, keep_latest=t.keep_latest, lock=lock, timeout=timeout, on_saved=told
+        )
+        self.saver.prepare(saved_fragments(self.networks, self.ema))
+        describe(setup)
+        self.log.started(p.step, start_facts(setup))
+        self.log.text(p.step, {"config": to_yaml(self.cfg)})
+        traced = self.start.profile if first else None
+        self.profiler = StepProfiler(traced, self.folder / "profile", self.device) if traced else None
+        logged = t.log_samples and first
+        self.sample_log = SampleLog(self.log, self.order, self.samples.train) if logged else None
+        self.step_log = StepLog(setup, self.log, self.console)
+        # Not before: a rank that waits in the set-up for a dead one would wait on, and there is nothing to save yet.
+        self.boundary = Boundary(self.start, t, end)
+        self.start_up.mark("logs")
 
     # -- progress --------------------------------------------------------------------------
 
@@ -107,168 +127,140 @@ class Trainer:
 
     @property
     def epochs_done(self) -> int:
-        return self.order.epoch_of(self.run.progress.cursor)
+        return self.order.epoch_of(self.progress.cursor)
+
+    @property
+    def over(self) -> bool:
+        return self.progress.cursor >= self.order.total_samples
 
     @property
     def gan_on(self) -> bool:
         """Whether the step at hand trains the discriminator too."""
-        started = self.epochs_done + 1 >= self.run.cfg.training.gan_start_epoch
-        return "discriminator" in self.run.networks and started
-
-    def wanted_stop(self) -> str | None:
-        """Why to stop at this boundary although the run isn't over; the same on every rank."""
-        run = self.run
-        if run.saver.failed or run.log.failure:  # not on all ranks at a time; `finish` raises on all
-            run.stop.request(FAILED_WRITE)
-        if self.deadline.reached(run.saver.expected):
-            run.stop.request(TIME_LIMIT)
-        if self.save_clock.due():
-            run.stop.request_save()
-        if reason := run.stop.agreed():
-            return reason
-        if run.stop_after_steps is not None and run.progress.step >= run.stop_after_steps:
-            return "--stop-after-steps"
-        if run.stop_after_epochs is not None and self.epochs_done >= run.stop_after_epochs:
-            return "--stop-after-epochs"
-        return None
+        started = self.epochs_done + 1 >= self.cfg.training.gan_start_epoch
+        return "discriminator" in self.networks and started
 
     # -- the loop --------------------------------------------------------------------------
 
-    def train(self) -> str | None:
-        """Run to the end; returns why it stopped before, if it did."""
-        run, p = self.run, self.run.progress
-        if p.step == 0:
-            self.validation(figures=False)
-            run.start_up.mark("first validation")
-        with self.batches() as batches:
-            reason = self.steps(batches)
-            self.finish(reason)  # the loader's end can wait, a save can't
+    def train(self, lock: RunLock, end: float | None) -> StopReason | None:
+        """Run to the end, or to a stop; return why it stopped. Collective.
+
+        Args:
+            lock: held on the run's folder.
+            end: of the allocation in Unix seconds, or None for no end.
+        """
+        self.open_folder(lock, end)
+        try:
+            if self.progress.step == 0:
+                self.validation(figures=False)
+                self.start_up.mark("first validation")
+            with self.batches() as batches:
+                reason = self.steps(batches)
+                self.finish(reason)  # the loader's end can wait, a save can't
+            self.log.ended(self.progress.step, str(reason or "finished"))
+            mark_end(self.folder, self.progress.step, reason, self.boundary.flag.signal)
+        except UserError as error:
+            self.log.ended(self.progress.step, f"error: {error}")
+            self.saver.leave(LAST_SAVE_S)
+            raise
+        finally:
+            self.boundary.flag.close()
+            self.console.close()
+            self.log.close()
+        self.saver.close()
         return reason
 
-    def steps(self, batches: Iterator[MicroBatch]) -> str | None:
+    def steps(self, batches: Iterator[MicroBatch]) -> StopReason | None:
         """All that is between the first step and the last save; returns why it stopped early, if it did."""
-        run, p, reason = self.run, self.run.progress, None
+        p, reason = self.progress, None
         self.start_epoch()
-        self.meter.restart()
-        while p.cursor < self.order.total_samples and (reason := self.wanted_stop()) is None:
+        self.step_log.meter.restart()
+        while not self.over and (reason := self.wanted_stop()) is None:
             before = self.epochs_done
-            if run.profiler is not None:
-                run.profiler.before(p.step + 1)
+            if self.profiler is not None:
+                self.profiler.before(p.step + 1)
             self.step(batches)
-            if run.profiler is not None:
-                run.profiler.after(p.step)
-            if run.start_up.open:
-                self.started_up()
-            due = p.step % run.cfg.training.log_every_n_steps == 0
+            if self.profiler is not None:
+                self.profiler.after(p.step)
+            self.start_up.first_step(self.device, self.log, p.step)
             ended = self.epochs_done > before
-            if due or ended or p.cursor >= self.order.total_samples:
+            if p.step % self.cfg.training.log_every_n_steps == 0 or ended or self.over:
                 self.log_step()
             if ended:
                 self.end_epoch(before)
                 self.start_epoch()
-            elif self.save_due():
+            elif self.boundary.save_due(p.step):
                 self.save([LATEST])
         return reason
 
-    def started_up(self) -> None:
-        """After the first step of this life: how long it took to get here."""
-        run = self.run
-        if run.device.type == "cuda":
-            torch.cuda.synchronize(run.device)
-        run.start_up.mark("first step")
-        run.start_up.open = False
-        run.console.line(str(run.start_up))
-        if run.env.rank == 0:
-            note_timing(run.saver.folder, {"step": run.progress.step, "start": run.start_up.phases})
+    def wanted_stop(self) -> StopReason | None:
+        """Why to stop at this boundary although the run isn't over; the same on every rank."""
+        failed = self.saver.failed or self.log.failure is not None  # `finish` raises it on all ranks
+        return self.boundary.stop(
+            self.progress.step, self.epochs_done, failed=failed, save_seconds=self.saver.expected
+        )
 
     def batches(self) -> AbstractContextManager[Iterator[MicroBatch]]:
-        run, t = self.run, self.run.cfg.training
-        slots = TrainingSlots(self.order, run.progress.cursor, run.env.world_size, run.env.rank, t.batch_size)
-        data = run.cfg.data
+        """This rank's micro-batches, from the cursor to the end of the run."""
+        t, data, env = self.cfg.training, self.cfg.data, self.env
+        slots = TrainingSlots(self.order, self.progress.cursor, env.world_size, env.rank, t.batch_size)
         augmentation = Augmentation(t.seed, data.augment_flips, data.augment_rotations)
-        return batches_of(data, run.source, run.train, slots, run.device, augmentation=augmentation)
+        alignment = Alignment.of_run(self.cfg, training=True)
+        source, entries = self.samples.source, self.samples.train
+        return batches_of(
+            data, source, entries, slots, self.device, augmentation=augmentation, alignment=alignment
+        )
 
     def step(self, batches: Iterator[MicroBatch]) -> None:
-        run, p, cfg = self.run, self.run.progress, self.run.cfg
+        p, cfg = self.progress, self.cfg
         samples, self.step_epoch = self.order.batch_size_at(p.cursor), self.epochs_done
-        with self.meter.waiting():
-            host = [next(batches) for _ in range(self.micro.per_step)]
-        run.start_up.mark("first batch")
-        batch = [to_device(micro, samples, cfg.transform, run.device) for micro in host]
+        with self.step_log.meter.waiting():
+            host = [next(batches) for _ in range(self.setup.micro.per_step)]
+        self.start_up.mark("first batch")
+        batch = [to_device(micro, samples, cfg.transform, self.device) for micro in host]
         self.set_learning_rates((p.cursor + samples) / self.order.n)
         if has_dropout(cfg):  # keyed by step and rank: nothing to save
-            torch.manual_seed(hash((cfg.training.seed, p.step, run.env.rank)) % 2**63)
-        d = run.networks["discriminator"] if self.gan_on else None
-        report = gan_step(
-            run.networks["generator"], d, batch, run.objective, d_steps=cfg.training.d_steps_per_g_step
-        )
-        if run.ema is not None:
-            run.ema.update(report.generator)
+            torch.manual_seed(hash((cfg.training.seed, p.step, self.env.rank)) % 2**63)
+        d = self.networks["discriminator"] if self.gan_on else None
+        g, d_steps = self.networks["generator"], cfg.training.d_steps_per_g_step
+        report = gan_step(g, d, batch, self.objective, d_steps=d_steps)
+        if self.ema is not None:
+            self.ema.update(report.generator)
         if self.sample_log is not None:
             self.sample_log.step(p.step + 1, p.cursor, samples)
         p.step, p.cursor = p.step + 1, p.cursor + samples
-        self.note(report, [key for micro in host for key in micro.keys], samples)
+        self.step_log.note(p.step, [key for micro in host for key in micro.keys], samples, report)
 
     def set_learning_rates(self, epochs: float) -> None:
-        for part, network in self.run.networks.items():
-            network.set_learning_rate(self.schedules[part].at(epochs))
-        self.lr, self.d_lr = (self.schedules[part].at(epochs) for part in ("generator", "discriminator"))
-
-    def note(self, report: StepReport, keys: list[str], samples: int) -> None:
-        for name, value in report.losses.items():
-            self.averages.add(name, value)
-        for part, result in (("G", report.generator), ("D", report.discriminator)):
-            if result is not None:
-                # Every rank holds the whole norm; a sum over ranks follows.
-                norm = result.grad_norm.to(self.run.device) / self.run.env.world_size
-                self.averages.add(f"{part}_grad_norm", norm)
-        self.faults.note(self.run.progress.step, keys, report)
-        self.averages.steps += 1
-        flops, gan = 0.0, report.discriminator is not None
-        if self.flops is not None:
-            share = samples / self.run.env.world_size
-            flops = share * self.flops.step(gan=gan, d_steps=self.run.cfg.training.d_steps_per_g_step)
-        self.meter.step(samples, flops)
-        self.run.console.advance()
+        """Set the rates of the step that ends at `epochs` epochs into the run."""
+        rates = {part: schedule.at(epochs) for part, schedule in self.schedules.items()}
+        for part, network in self.networks.items():
+            network.set_learning_rate(rates[part])
+        names = {"generator": "lr", "discriminator": "D_lr"}
+        self.rates = {names[part]: rates[part] for part in self.networks}
 
     # -- what a person sees ----------------------------------------------------------------
 
     def log_step(self) -> None:
-        """Read the device once: mean losses over all ranks and the steps since the last look."""
-        run, p = self.run, self.run.progress
-        found = self.averages.look()
-        means = {f"train/{name}": value for name, value in found.items()}
-        self.faults.look(p.skipped)
-        speed = self.meter.read()
-        skipped = {f"train/skipped_{part}": float(n) for part, n in p.skipped.items()}
-        if "train/ssim_loss" in means:
-            means["train/ssim"] = 1 - means["train/ssim_loss"]
-        rates = {"train/lr": self.lr}
-        if "discriminator" in run.networks:
-            rates["train/D_lr"] = self.d_lr
-        epoch = self.step_epoch + 1  # a step belongs to the epoch of its first sample
-        run.log.scalars(p.step, epoch, p.cursor, {**means, **rates, **skipped, **speed.scalars()})
-        shown = {str(name): found[name] for name in ("G_loss", "D_loss") if name in found}
-        run.console.log(p.step, epoch, shown, self.lr, speed)
+        self.step_log.read(
+            self.progress, self.step_epoch + 1, self.rates
+        )  # a step is its first sample's epoch's
 
     def start_epoch(self) -> None:
-        p, batch = self.run.progress, self.order.global_batch
-        if p.cursor >= self.order.total_samples:
+        p, batch = self.progress, self.order.global_batch
+        if self.over:
             return
         first, last = self.epochs_done * self.order.n, (self.epochs_done + 1) * self.order.n
         steps = -(-(last - p.cursor) // batch)
         done = max(0, (p.cursor - first) // batch)
-        self.run.console.start_epoch(self.epochs_done + 1, steps + done, done)
+        self.console.start_epoch(self.epochs_done + 1, steps + done, done)
 
     def end_epoch(self, before: int) -> None:
         """Epochs `before + 1` to `epochs_done` have ended (several, if a batch is larger than the set)."""
-        run, t, done = self.run, self.run.cfg.training, self.epochs_done
-        means = self.averages.epoch()
-        run.console.summary(done, means["G_loss"], means.get("D_loss"))
-        last = run.progress.cursor >= self.order.total_samples
-        links = [LATEST]
-        if crossed(before, done, t.val_every_n_epochs) or last:
-            figures = crossed(before, done, t.log_images_every_n_epochs) or last
+        t, done, links = self.cfg.training, self.epochs_done, [LATEST]
+        means = self.step_log.epoch_means()
+        self.console.summary(done, means["G_loss"], means.get("D_loss"))
+        if crossed(before, done, t.val_every_n_epochs) or self.over:
+            figures = crossed(before, done, t.log_images_every_n_epochs) or self.over
             if self.validation(figures):
                 links.append(BEST)
         if crossed(before, done, t.save_every_n_epochs) and not t.save_best_only:
@@ -278,22 +270,24 @@ class Trainer:
 
     def validation(self, figures: bool) -> bool:
         """Validate, log, tell the schedules; True if it is the best so far."""
-        run, p, t = self.run, self.run.progress, self.run.cfg.training
+        p, env, val = self.progress, self.env, self.samples.val
         began = time.monotonic()
-        slots = validation_slots(len(run.val), run.env.world_size, run.env.rank, t.batch_size)
-        workers = min(run.cfg.data.num_workers, len(slots))
-        loader = batches_of(run.cfg.data, run.source, run.val, slots, run.device, workers)
-        looks = LOOKS if run.env.rank == 0 else 0
-        with loader as batches, run.ema.swapped_in() if run.ema else nullcontext():
-            metrics, kept = validate(
-                run.networks["generator"], batches, run.cfg.transform,
-                run.objective.reconstruction_loss, run.device, looks,
-            )  # fmt: skip
-        run.log.scalars(
-            p.step, self.epochs_done, p.cursor, {f"val/{name}": value for name, value in metrics.items()}
+        slots = validation_slots(len(val), env.world_size, env.rank, self.cfg.training.batch_size)
+        workers = min(self.cfg.data.num_workers, len(slots))
+        alignment = Alignment.of_run(self.cfg, training=False)
+        loader = batches_of(
+            self.cfg.data, self.samples.source, val, slots, self.device, workers, alignment=alignment
         )
-        run.log.looks(p.step, kept, figures=figures)
-        run.console.validation(self.epochs_done, metrics["loss"])
+        looks = LOOKS if env.rank == 0 else 0
+        with loader as batches, self.ema.swapped_in() if self.ema else nullcontext():
+            metrics, kept = validate(
+                self.networks["generator"], batches, self.cfg.transform,
+                self.objective.reconstruction_loss, self.device, looks,
+            )  # fmt: skip
+        values = {f"val/{name}": value for name, value in metrics.items()}
+        self.log.scalars(p.step, self.epochs_done, p.cursor, values)
+        self.log.looks(p.step, kept, figures=figures)
+        self.console.validation(self.epochs_done, metrics["loss"])
         if p.step > 0:
             for schedule in self.schedules.values():
                 schedule.validated(metrics["loss"])
@@ -301,55 +295,38 @@ class Trainer:
         best = p.step > 0 and metrics["loss"] < (math.inf if p.best is None else p.best)
         if best:
             p.best = metrics["loss"]
-        self.deadline.pause(time.monotonic() - began)
-        self.meter.restart()
+        self.boundary.deadline.pause(time.monotonic() - began)
+        self.step_log.meter.restart()
         return best
 
     # -- saving ----------------------------------------------------------------------------
 
-    def save_due(self) -> bool:
-        every = self.run.cfg.training.save_every_n_steps
-        by_step = every is not None and self.run.progress.step % every == 0
-        return by_step or self.run.stop.save_agreed
-
     def save(self, links: list[str]) -> None:
         """Copy the state to the host and write it behind training."""
-        run, p = self.run, self.run.progress
+        p = self.progress
         p.plateau = {part: schedule.state() for part, schedule in self.schedules.items()}
-        state = snapshot(p, run.networks)
-        pieces = saved_fragments(run.networks, run.ema)
-        run.saver.save(step_name(p.step), pieces, state, to_yaml(run.cfg), links=links)
+        state = snapshot(p, self.networks)
+        pieces = saved_fragments(self.networks, self.ema)
+        self.saver.save(step_name(p.step), pieces, state, to_yaml(self.cfg), links=links)
         self.saved_at = p.step
-        self.save_clock.met()
-        self.meter.restart()
+        self.boundary.save_clock.met()
+        self.step_log.meter.restart()
 
-    def finish(self, reason: str | None) -> None:
+    def finish(self, reason: StopReason | None) -> None:
         """The last save, waited for."""
-        run = self.run
-        if run.profiler is not None:
-            run.profiler.finish(run.progress.step)
-        if self.averages.steps:
+        p = self.progress
+        if self.profiler is not None:
+            self.profiler.finish(p.step)
+        if self.step_log.steps:
             self.log_step()
-        if self.saved_at != run.progress.step:
+        if self.saved_at != p.step:
             self.save([LATEST])
-        run.saver.wait()
-        if reason == SIGNAL:
-            self.note_stop()
-        if failure := broadcast_object(run.log.failure):
-            raise failure
-        run.console.close()
-
-    def note_stop(self) -> None:
-        """How long the signal took to become a save, beside what bounds it."""
-        run = self.run
-        waits = [w for w in all_gather_object(time.monotonic() - run.stop.signalled_at) if not math.isnan(w)]
-        if run.env.rank == 0:
-            stop = {
-                "signal_to_saved_s": max(waits),
-                "longest_step_s": self.deadline.longest_step,
-                "longest_save_s": run.saver.longest,
-            }
-            note_timing(run.saver.folder, {"step": run.progress.step, "stop": stop})
+        self.saver.wait()
+        if reason is StopReason.SIGNAL:
+            stop = self.boundary.stop_timing() | {"longest_save_s": self.saver.longest}
+            self.log.line(TIMINGS, {"step": p.step, "stop": stop})
+        on_rank_0(self.log.check)
+        self.console.close()
 
 
 def crossed(before: int, after: int, every: int) -> bool:

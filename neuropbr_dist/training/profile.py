@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity
 from torch.utils.checkpoint import set_checkpoint_early_stop
+
+log = logging.getLogger(__name__)
 
 
 class StepProfiler:
@@ -18,11 +20,9 @@ class StepProfiler:
     devices, in pytorch.org/memory_viz.
     """
 
-    def __init__(
-        self, steps: tuple[int, int], folder: Path, device: torch.device, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, steps: tuple[int, int], folder: Path, device: torch.device) -> None:
         self.first, self.last = steps
-        self.folder, self.device, self.say = folder, device, say
+        self.folder, self.device = folder, device
         self.running: ExitStack | None = None
         self.began = False
 
@@ -51,7 +51,7 @@ class StepProfiler:
         """Call after the run's last step, `step`."""
         self.close(step)
         if not self.began:
-            self.say(
+            log.info(
                 f"--profile {self.first}-{self.last}: no trace, step {self.first} wasn't taken; the last was {step}"
             )
 
@@ -67,4 +67,4 @@ class StepProfiler:
         self.running.close()
         self.running = None
         self.profile.export_chrome_trace(f"{stem}.trace.json.gz")
-        self.say(f"Profile of steps {self.first} to {step}: {stem}.trace.json.gz")
+        log.info(f"Profile of steps {self.first} to {step}: {stem}.trace.json.gz")

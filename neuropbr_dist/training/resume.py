@@ -1,24 +1,19 @@
-"""Which folder a run writes to, whether it starts fresh or goes on, and what it must not overwrite or change."""
+"""Which folder a run writes to, whether it starts fresh or goes on, and what it must not change then."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
-from neuropbr_dist.checkpoint import Checkpoint, clear, find, open_newest
-from neuropbr_dist.config import TrainConfig, from_yaml, refuse_other_networks, resolve, to_yaml
+from neuropbr_dist.checkpoint import Checkpoint, find, open_newest
+from neuropbr_dist.config import TrainConfig, as_saved, from_yaml, refuse_other_networks, resolve, writable
 from neuropbr_dist.config.values import differences
+from neuropbr_dist.data.open import Samples
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
-from neuropbr_dist.monitor.writers import HISTORY, METRICS
-from neuropbr_dist.ranks import all_gather_object, broadcast_object, is_rank_0
-from neuropbr_dist.training.data import Samples
+from neuropbr_dist.training.folder import refuse_held
 from neuropbr_dist.training.start import Start
-from neuropbr_dist.training.timings import TIMINGS
 
-Say = Callable[[str], None]
-PAGE = "report.html"  # the run page, if `launch/report.py` wrote one
+log = logging.getLogger(__name__)
 
 
 def run_folder(cfg: TrainConfig, start: Start) -> Path:
@@ -34,24 +29,24 @@ def run_folder(cfg: TrainConfig, start: Start) -> Path:
     return configured if "--checkpoint-dir" in start.overrides.flags else found[0].parent
 
 
-def fresh_or_resumed(cfg: TrainConfig, start: Start, say: Say) -> tuple[TrainConfig, Checkpoint | None]:
+def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Checkpoint | None]:
     """The configuration to run, and the checkpoint to go on from. Collective."""
     folder = run_folder(cfg, start)
     if start.resume is None:
         refuse_held(folder, start.overwrite)
         return cfg, None
     source = folder if start.resume == "auto" else Path(start.resume)
-    checkpoint = open_newest(source, log=say)
+    checkpoint = open_newest(source)
     if checkpoint is None:
-        say(f"No checkpoint in {folder}: starting fresh")
+        log.info(f"No checkpoint in {folder}: starting fresh")
         return cfg, None
     if checkpoint.path.parent != folder.resolve():  # a branch of that run, in a folder of its own
         refuse_held(folder, start.overwrite)
     elif start.overwrite:
         raise UserError(f"--overwrite would delete what --resume {start.resume} goes on from; leave one out")
-    saved = from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml"))
+    saved = as_saved(from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml")))
     saved.training.checkpoint_dir = str(folder)
-    now = from_yaml(to_yaml(saved), "")
+    now = writable(saved)
     follow_engine_flags(now, start)
     start.overrides.apply(now)
     now = resolve(now)
@@ -61,13 +56,13 @@ def fresh_or_resumed(cfg: TrainConfig, start: Start, say: Say) -> tuple[TrainCon
             "name the folder by --checkpoint-dir"
         )
     refuse_other_networks(saved, now, f"--resume {start.resume}")
-    say(f"Resuming from {checkpoint.path} (step {checkpoint.state['step']})")
+    log.info(f"Resuming from {checkpoint.path} (step {checkpoint.state['step']})")
     if start.overrides.config:
-        say(
+        log.info(
             f"  --config {start.overrides.config}: a resumed run keeps its saved fields; change one by a flag or --set"
         )
     for name, (old, new) in differences(saved, now).items():
-        say(f"  {name}: {old} -> {new} (command line)")
+        log.info(f"  {name}: {old} -> {new} (command line)")
     return now, checkpoint
 
 
@@ -83,29 +78,7 @@ def follow_engine_flags(cfg: TrainConfig, start: Start) -> None:
         cfg.training.engine = "auto"
 
 
-def refuse_held(folder: Path, overwrite: bool) -> None:
-    """Never start over another run's files unasked. Collective."""
-    holds_run = broadcast_object(bool(find(folder)) or (folder / METRICS).exists())
-    if holds_run and not overwrite:
-        raise UserError(
-            f"{folder} holds a run; go on with it by --resume auto, delete it by --overwrite, "
-            "or name another folder by --checkpoint-dir"
-        )
-
-
-def delete_run(folder: Path) -> None:
-    """For `--overwrite`. Collective."""
-    if is_rank_0():
-        clear(folder)
-        logs = (folder / "logs").glob("events.*")
-        names = (METRICS, HISTORY, TIMINGS, "samples.jsonl", "wandb_id", PAGE)
-        for path in (*(folder / name for name in names), *logs):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(folder / LOOKS, ignore_errors=True)
-    all_gather_object(None)
-
-
-def refuse_data_change(checkpoint: Checkpoint, cfg: TrainConfig, samples: Samples, allowed: bool) -> None:
+def check_data_unchanged(checkpoint: Checkpoint, cfg: TrainConfig, samples: Samples, allowed: bool) -> None:
     """Raises UserError on a resume with another data set or global batch, unless `allowed`."""
     state, changed = checkpoint.state, []
     seed = from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml")).training.seed

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch.distributed as dist
 
-from neuropbr_dist.checkpoint import Checkpoint, Fragment, share
+from neuropbr_dist.checkpoint import Checkpoint, share
+from neuropbr_dist.fragment import Fragment
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
 from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.ema import PREFIX, WeightAverage
+
+log = logging.getLogger(__name__)
 
 AVERAGE = f"generator/{PREFIX}"
 """What the names of the averaged weights begin with in a checkpoint."""
@@ -38,13 +41,18 @@ class Progress:
     lives: list[dict[str, Any]] = field(default_factory=list)
     """Each start of the run: from which step, at which world size, on which engine."""
 
+    def begin(self, global_batch: int, data: str, world_size: int, engine: str) -> None:
+        """Another start begins here; `data` is the training set's fingerprint."""
+        self.global_batch, self.data = global_batch, data
+        self.lives.append({"step": self.step, "world_size": world_size, "engine": engine})
+
 
 def fragments(networks: dict[str, Network], ema: WeightAverage | None = None) -> list[Fragment]:
     """This rank's pieces of all state, under canonical names: `generator/param/NAME`, `generator/ema/NAME`, …"""
     found = [
-        Fragment(f"{part}/{shard.name}", shard.data, shard.start, shard.shape)
+        replace(piece, name=f"{part}/{piece.name}")
         for part, network in networks.items()
-        for shard in network.shards()
+        for piece in network.fragments()
     ]
     averages = ema.fragments() if ema else []
     return found + [replace(piece, name=f"generator/{piece.name}") for piece in averages]
@@ -77,7 +85,6 @@ def restore(
     checkpoint: Checkpoint,
     networks: dict[str, Network],
     ema: WeightAverage | None = None,
-    say: Callable[[str], None] = print,
 ) -> Progress:
     """Fill networks and average from a checkpoint and return where the run stood. Collective.
 
@@ -91,5 +98,5 @@ def restore(
         network.loaded(progress.counters[part])
     if ema is not None and not averaged:
         ema.restart()
-        say(f"  training.ema_decay: {checkpoint.path} holds no average; it starts from the weights")
+        log.info(f"  training.ema_decay: {checkpoint.path} holds no average; it starts from the weights")
     return progress

@@ -1,17 +1,18 @@
-"""Where a run's time outside of its steps goes: `timings.jsonl`, one line a start and a save."""
+"""How long a start takes, phase by phase."""
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from neuropbr_dist.errors import UserError
-from neuropbr_dist.monitor.writers import JsonLines
+import torch
 
-TIMINGS = "timings.jsonl"
+from neuropbr_dist.monitor import RunLog
+from neuropbr_dist.monitor.run_logs import TIMINGS
+
+log = logging.getLogger(__name__)
 
 
 class StartUp:
@@ -29,6 +30,17 @@ class StartUp:
             self.phases[phase] = round(now - self._last, 3)
             self._last = now
 
+    def first_step(self, device: torch.device, run_log: RunLog, step: int) -> None:
+        """A step is done, `step` of the run; where it is this start's first, say and write how long that took."""
+        if not self.open:
+            return
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.mark("first step")
+        self.open = False
+        log.info(str(self))
+        run_log.line(TIMINGS, {"step": step, "start": self.phases})
+
     def __str__(self) -> str:
         parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in self.phases.items())
         return f"Start-up: {sum(self.phases.values()):.1f} s: {parts}"
@@ -41,15 +53,3 @@ def process_age() -> float:
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # the name may hold blanks
     began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return max(0.0, float(Path("/proc/uptime").read_text().split()[0]) - began)
-
-
-def note_timing(folder: Path, record: Mapping[str, Any]) -> None:
-    """Append a line to the run's timings.
-
-    Raises:
-        UserError: the file can't be written.
-    """
-    try:
-        JsonLines(folder / TIMINGS).line(dict(record))
-    except OSError as error:
-        raise UserError(f"{folder / TIMINGS} can't be written: {error}") from error

@@ -22,6 +22,7 @@ from typing import Any
 
 from neuropbr_dist.checkpoint import open_newest
 from tests.support.distributed import ROOT
+from tests.support.said import said
 from tests.support.train_runs import Launch, assert_same_run, start
 
 ENGINES = {
@@ -135,8 +136,8 @@ def kill(launch: Launch, chance: random.Random) -> int:
 
 def newest_step(folder: Path) -> int:
     """Step of the newest checkpoint, verified; 0: none yet."""
-    complaints: list[str] = []
-    checkpoint = open_newest(folder, log=complaints.append)
+    with said() as complaints:
+        checkpoint = open_newest(folder)
     assert complaints == []
     if checkpoint is None:
         return 0

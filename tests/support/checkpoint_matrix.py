@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.checkpoint import open_newest, save, step_name
-from neuropbr_dist.parallel import Network, Plan, build_network
+from neuropbr_dist.parallel import Network, NetworkSetup, build_network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
@@ -41,8 +41,6 @@ class Case(parity.Case):
 
     gan_from: int = 0
     """Step, counted from 0, at which the adversarial losses begin."""
-    frozen_encoder: bool = False
-    """As `model.freeze_backbone` does, on a small network."""
     bf16: bool = False
     """ZeRO computes in bfloat16 copies of its float32 masters."""
     ema_decay: float | None = None
@@ -51,10 +49,8 @@ class Case(parity.Case):
 
 def networks(case: Case, row: Row) -> dict[str, Network]:
     generator, discriminator = parity.models(case)
-    if case.frozen_encoder:
-        generator.encoder.requires_grad_(False)
     ds_config = parity.ds_config(case, row) | ({"bf16": {"enabled": True}} if case.bf16 else {})
-    plan = Plan(
+    plan = NetworkSetup(
         engine=row.engine,
         adam=parity.ADAM,
         clip=case.clip,
@@ -99,7 +95,7 @@ def resume(case: Case, row: Row, folder: Path, drop: str = "") -> dict[str, Any]
         progress = restore(checkpoint, nets, ema)
     assert progress.step == SAVED_AFTER
     for part, network in nets.items() if drop else ():
-        for shard in network.shards():
+        for shard in network.fragments():
             if shard.name.startswith(f"{drop}/"):
                 shard.data.zero_()
         lost = {"step": 0.0} if drop == "step" else {}

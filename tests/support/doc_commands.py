@@ -17,19 +17,17 @@ from __future__ import annotations
 
 import re
 import shlex
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.cli import parser as benchmark_parser
-from neuropbr_dist import main
-from neuropbr_dist.commands.train import config_of, overrides_of, train_parser
-from neuropbr_dist.inference.cli import infer_parser
-from neuropbr_dist.inference.export_cli import export_parser
+from benchmarks import cli as benchmarks
+from neuropbr_dist.commands import COMMANDS, submit
+from neuropbr_dist.commands.flags import overrides_of
+from neuropbr_dist.commands.train import config_of
 
 MARKS = ("gpu", "slurm", "install", "long")
-PROGRAMS = ("python", "torchrun", "deepspeed", "sbatch", "scancel", "make", "pip", "tensorboard")
+PROGRAMS = ("python", "torchrun", "deepspeed", "sbatch", "scancel", "make", "pip", "tensorboard", "neuropbr")
 SHORT = [
     "--set", "data.builtin_count=4", "--set", "data.image_size=32",
     "--set", "training.global_batch_size=2", "--set", "training.checkpoint_dir=shortened",
@@ -123,38 +121,33 @@ def _faults(words: list[str], root: Path) -> list[str]:
         return [f"make {word}: no such target" for word in words[1:] if word not in targets]
     found = []
     for i, word in enumerate(words):
-        if re.match(r"(launch|slurm|ds_configs|tests|docs)/", word) and not (root / word).exists():
+        if word in ("neuropbr", "neuropbr_dist") and i + 1 < len(words):  # the command, or what -m starts
+            found += refused(words[i + 1], words[i + 2 :])
+        elif re.match(r"(launch|slurm|ds_configs|tests|docs)/", word) and not (root / word).exists():
             found.append(f"{word}: no such file")
         elif (name := OURS.get(word)) is not None:
             found += refused(name, words[i + 1 :])
     return found
 
 
-OURS = {
-    "launch/train.py": "train", "slurm/train.sbatch": "train", "slurm/elastic.sbatch": "train",
-    "launch/infer.py": "infer", "slurm/infer.sbatch": "infer", "launch/export.py": "export",
-    "launch/data.py": "data", "launch/submit.py": "submit", "launch/report.py": "report",
-    "launch/benchmark.py": "benchmark",
+OURS = {f"launch/{name}.py": name for name in [*COMMANDS.commands, "benchmark"]} | {
+    "slurm/train.sbatch": "train", "slurm/elastic.sbatch": "train", "slurm/infer.sbatch": "infer",
 }  # fmt: skip
 
 
 def refused(script: str, words: list[str]) -> list[str]:
     """Why a script's own parser doesn't take the words; [] if it does."""
-    parsers: dict[str, ArgumentParser] = {
-        "train": train_parser(), "infer": infer_parser(), "export": export_parser(),
-        "data": main.data_parser(), "submit": main.submit_parser(), "report": main.report_parser(),
-        "benchmark": benchmark_parser(),
-    }  # fmt: skip
+    table = benchmarks.COMMANDS if script == "benchmark" else COMMANDS
     try:
-        if script in ("submit", "benchmark"):
-            _, rest = parsers[script].parse_known_args(words)
-            config_of(rest)
+        if script == "submit":
+            config_of(submit.parser().parse_known_args(words)[1])
             return []
-        args = parsers[script].parse_args(words)
-        if script == "train":
+        module, rest, prog = table.find(words if script == "benchmark" else [script, *words])
+        args = module.parser(prog).parse_args(rest)
+        if hasattr(args, "config"):
             overrides_of(args).configuration()
-    except SystemExit:  # argparse has printed why
-        return [f"{script}: its parser refuses {shlex.join(words)}"]
+    except SystemExit as stopped:  # argparse has printed why, or help
+        return [f"{script}: its parser refuses {shlex.join(words)}"] if stopped.code else []
     return []
 
 

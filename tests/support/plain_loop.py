@@ -72,7 +72,7 @@ def update(opt: torch.optim.Optimizer, grads: tuple[Tensor, ...], clip: float) -
 
 
 def state_of(net: nn.Module, opt: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Parameters and moments under the names of `Network.shards`."""
+    """Parameters and moments under the names of `Network.fragments`."""
     state = {f"param/{name}": p.detach().double().cpu() for name, p in net.named_parameters()}
     for name, p in net.named_parameters():
         if p.requires_grad:

@@ -13,8 +13,8 @@ import torch
 
 from neuropbr_dist.checkpoint import open_newest
 from neuropbr_dist.cluster.stop import SIGNALS
+from neuropbr_dist.commands.train import run as train
 from neuropbr_dist.config import TrainConfig, from_yaml
-from neuropbr_dist.main import train
 from neuropbr_dist.models import Generator
 from tests.support.material_files import write_set
 

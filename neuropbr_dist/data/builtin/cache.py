@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import os
-import uuid
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -11,16 +11,23 @@ from typing import Literal
 
 import numpy as np
 
+from neuropbr_dist.data.cameras import SampleCameras
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_bytes
 from neuropbr_dist.materials.families import material_maps
 from neuropbr_dist.materials.noise import Array
-from neuropbr_dist.materials.render import render_views
+from neuropbr_dist.materials.render import render_views, scene_cameras
 from neuropbr_dist.processes import in_parallel
 
 VERSION = 1
 """Raise it when a material or picture changes: old cache folders are then left alone."""
 
 Source = Literal["clean", "dirty"]
+
+
+def sample_cameras(seed: int, index: int) -> SampleCameras:
+    """Return the true cameras of built-in sample (seed, index), whose plane repeats."""
+    return SampleCameras({"clean": tuple(c.on_plane() for c in scene_cameras(seed, index))}, wrap=True)
 
 
 class BuiltinCache:
@@ -114,10 +121,5 @@ def _load(path: Path, shape: tuple[int, ...]) -> Array | None:
 
 def _save(path: Path, array: Array) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            np.save(file, array, allow_pickle=False)
-        os.replace(temporary, path)
-    finally:  # a full disk or Ctrl-C must not leave the temporary file behind
-        temporary.unlink(missing_ok=True)
+    np.save(buffer := io.BytesIO(), array, allow_pickle=False)
+    write_bytes(path, buffer.getbuffer())

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from neuropbr_dist.data.builtin.cache import VERSION
+from neuropbr_dist.data.builtin.cache import VERSION, sample_cameras
+from neuropbr_dist.data.cameras import CAMERAS_FILE, write_cameras
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.materials.families import family_name, material_maps, refuse_size
+from neuropbr_dist.files import remove_leftovers, replacing_folder, write_json
+from neuropbr_dist.materials.channels import MAP_SLICES
+from neuropbr_dist.materials.families import check_size, family_name, material_maps
 from neuropbr_dist.materials.noise import Array
 from neuropbr_dist.materials.render import render_views
 from neuropbr_dist.processes import in_parallel
 
 _MARKER = "builtin_materials.json"
-_MAPS = {"albedo": slice(0, 3), "roughness": slice(3, 4), "metallic": slice(4, 5), "normal": slice(5, 8)}
 
 
 def generate(
@@ -34,12 +34,12 @@ def generate(
 ) -> None:
     """Write samples 0 .. count - 1, one material each, as PNG files.
 
-    `input/{clean,dirty}/sample_0000/{0,1,2}.png`, `input/render_metadata.json` (sample to material, written last)
-    and `output/<material>/{albedo,roughness,metallic,normal}.png` (roughness and metallic in one channel).
+    `input/{clean,dirty}/sample_0000/{0,1,2}.png`, `input/cameras.json` (the true ones), `input/render_metadata.json`
+    (sample to material, written last) and `output/<material>/{albedo,roughness,metallic,normal}.png` (roughness and metallic in one channel).
     Finished samples of an earlier, interrupted call are kept.
 
     Args:
-        out: folder; missing, empty, or begun by an earlier call with the same seed and size.
+        out: folder; missing, empty, or begun by an earlier call with the same seed and size that has ended.
         count: number of samples, 1 or more.
         size: side in pixels, at least 4.
         seed: key of the set, 0 or more.
@@ -56,7 +56,7 @@ def generate(
         raise UserError(f"count must be 1 or more, got {count}")
     if seed < 0:
         raise UserError(f"seed must be 0 or more, got {seed}")
-    refuse_size(size)
+    check_size(size)
     try:
         _claim(out, {"version": VERSION, "seed": seed, "size": size}, count)
         _write_samples(out, count, size, seed, workers, curriculum_dirty, progress)
@@ -71,8 +71,10 @@ def _write_samples(
     with tqdm(total=count, unit="sample", desc=f"built-in materials in {out}", disable=not progress) as bar:
         for _ in in_parallel(make, range(count), workers, chunk=1):
             bar.update(1)
+    cameras = {_sample(index): sample_cameras(seed, index) for index in range(count)}
+    write_cameras(out / "input" / CAMERAS_FILE, cameras)
     names = {_sample(index): _material(seed, index) for index in range(count)}
-    _write_json(out / "input" / "render_metadata.json", names)
+    write_json(out / "input" / "render_metadata.json", names, indent=2)
 
 
 def _sample(index: int) -> str:
@@ -92,11 +94,13 @@ def _claim(out: Path, wanted: dict[str, int], count: int) -> None:
                 f"{out} is not empty and was not begun by this command: name a new or empty folder"
             )
         out.mkdir(parents=True, exist_ok=True)
-        _write_json(marker, wanted)
+        write_json(marker, wanted, indent=2)
         return
     found = json.loads(marker.read_text())
     if found != wanted:
         raise UserError(f"{out} holds built-in materials with {found}, not {wanted}: name another folder")
+    for folder in (out / "input" / "clean", out / "input" / "dirty", out / "output"):
+        remove_leftovers(folder)
     beyond = [p.name for p in (out / "input").glob("*/sample_*") if int(p.name.split("_")[1]) >= count]
     if beyond:
         raise UserError(
@@ -113,7 +117,7 @@ def _write_sample(out: Path, seed: int, size: int, with_dirty: bool, index: int)
         return
     maps = material_maps(seed, index, size)
     if not target.exists():
-        _write_pictures(target, {name: maps[channels] for name, channels in _MAPS.items()})
+        _write_pictures(target, {name: maps[channels] for name, channels in MAP_SLICES.items()})
     for source in missing:
         views = render_views(maps, seed, index, dirty=source == "dirty")
         _write_pictures(
@@ -123,16 +127,7 @@ def _write_sample(out: Path, seed: int, size: int, with_dirty: bool, index: int)
 
 def _write_pictures(folder: Path, pictures: dict[str, Array]) -> None:
     """PNG files `<name>.png` from uint8 (3, S, S) or (1, S, S)."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, picture in pictures.items():
-        pixels = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
-        Image.fromarray(pixels).save(temporary / f"{name}.png", compress_level=3)
-    os.replace(temporary, folder)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    with replacing_folder(folder) as temporary:
+        for name, picture in pictures.items():
+            pixels = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
+            Image.fromarray(pixels).save(temporary / f"{name}.png", compress_level=3)

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from neuropbr_dist.data.files.decode import GRAY_ALPHA_16, GRAY_NORMAL, Role
-from neuropbr_dist.data.files.layout import MAP_NAMES, Sample
+from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.png import IEND, NOT_WHOLE, SIGNATURE
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_json
+from neuropbr_dist.materials.channels import MAP_NAMES
 
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
 BIT_DEPTHS = {GRAY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GRAY_ALPHA: (8, 16), RGBA: (8, 16)}
@@ -166,6 +168,4 @@ def _save_cache(cache: Path | None, results: dict[Path, dict]) -> None:
     if cache is None:
         return
     good = {str(path): result for path, result in results.items() if "header" in result}
-    temporary = cache.with_name(f"{cache.name}.tmp")
-    temporary.write_text(json.dumps(good))
-    temporary.replace(cache)
+    write_json(cache, good)

@@ -1,36 +1,33 @@
-"""Records in shard files: uint8 arrays, one after another, each with a CRC-32.
+"""Shard files: records one after another.
 
-A record is read from a memory map, so that the bytes are copied once, into the batch.
+A level is read with `pread` straight into the batch, block by block, and summed while it is in the core's own cache:
+as fast as from a memory map (`benchmarks/results/2026-11-28-packed.md`), and a file that is cut or can't be read while
+it is read is an error rather than a SIGBUS.
 """
 
 from __future__ import annotations
 
-import errno
-import mmap
+import math
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from isal import isal_zlib
 
+from neuropbr_dist.data.packed.records import Level, aligned, decode_header, encode
 from neuropbr_dist.errors import UserError
 
-Compression = Literal["none", "deflate"]
-COMPRESSIONS: tuple[Compression, ...] = ("none", "deflate")
-
-ALIGNMENT = mmap.ALLOCATIONGRANULARITY
-"""Records begin at multiples of it: a map must."""
-BLOCK = 256 << 10
-"""Bytes copied and summed at a time: they stay in the core's own cache between the two (2 MiB do not)."""
-MAPPED_BYTES = 2 << 30
-MAPPED_RECORDS = 128
-"""What a process keeps mapped at most; maps are page cache, shared by all processes of a machine."""
-
-MADV_POPULATE_READ = 22
-"""Linux 5.14: reads a map's pages now, and reports as an error what would be a SIGBUS later."""
+OPEN_SHARDS = 64
+"""What a process keeps open at most."""
+ANNOUNCED_BYTES = 4 << 20
+"""Runs of up to so many are announced to the system, which else reads on beyond their end; longer ones it reads well."""
+ANNOUNCED_STEP = 128 << 10
+"""Bytes announced at a time: Linux heeds no more than a device's `read_ahead_kb`, whose default this is."""
+REPACK = "delete the set and pack it again: python launch/data.py pack IN OUT DEST"
 
 
 class Place(NamedTuple):
@@ -39,8 +36,10 @@ class Place(NamedTuple):
     shard: str
     offset: int
     nbytes: int
+    header: int
+    """Bytes of its header."""
     crc: int
-    """CRC-32 of the stored bytes."""
+    """CRC-32 of its header."""
 
 
 class ShardWriter:
@@ -51,32 +50,34 @@ class ShardWriter:
         limit: bytes after which a new shard is begun.
     """
 
-    def __init__(self, folder: Path, prefix: str, compression: Compression, limit: int) -> None:
-        self.folder, self.prefix = folder, prefix
-        self.compression, self.limit = compression, limit
+    def __init__(self, folder: Path, prefix: str, limit: int) -> None:
+        self.folder, self.prefix, self.limit = folder, prefix, limit
         self._path = folder
         self._descriptor: int | None = None
         self._count = self._end = 0
 
-    def append(self, record: np.ndarray) -> Place:
-        """Write uint8 (C, H, W); it is on disk when this returns.
+    def append(self, arrays: Mapping[str, np.ndarray]) -> Place:
+        """Write a record of `arrays`, (…, H, W) each; it is on disk when this returns.
 
         Raises:
             UserError: It can't be written (disk full, say).
         """
-        data = encode(record, self.compression)
+        header, levels = encode(arrays)
+        nbytes = max([len(header), *(offset + level.nbytes for offset, level in levels)])
         try:
-            if self._descriptor is None or self._end + len(data) > self.limit:
+            if self._descriptor is None or self._end + nbytes > self.limit:
                 self._begin()
             assert self._descriptor is not None
-            _write_all(self._descriptor, data, self._end)
+            for offset, level in levels:
+                _write_all(self._descriptor, level.data.cast("B"), self._end + offset)
+            _write_all(self._descriptor, memoryview(header), self._end)
             os.fdatasync(self._descriptor)
         except OSError as error:
             raise UserError(
                 f"{self._path}: {error.strerror}; what is packed stays: start the same command again to go on"
             ) from error
-        place = Place(self._path.name, self._end, len(data), isal_zlib.crc32(data))
-        self._end += -(-len(data) // ALIGNMENT) * ALIGNMENT
+        place = Place(self._path.name, self._end, nbytes, len(header), isal_zlib.crc32(header))
+        self._end = aligned(self._end + nbytes)
         return place
 
     def close(self) -> None:
@@ -91,107 +92,176 @@ class ShardWriter:
         self._count, self._end = self._count + 1, 0
 
 
-class ShardReader:
-    """Reads records of a folder of shards, in any order; each is checked every time.
+class Record:
+    """A record whose header has been read and checked.
 
-    Only the shards asked for are opened, record by record: the folder may lie on a mounted
+    Args:
+        what: its name, for messages.
+    """
+
+    def __init__(self, reader: ShardReader, place: Place, what: str) -> None:
+        self._reader, self._place, self._what = reader, place, what
+        header = np.empty(place.header, np.uint8)
+        reader.fill(header, place, place.offset, what)
+        self._data = place.offset + aligned(place.header)  # byte of the shard from which offsets count
+        try:
+            if isal_zlib.crc32(header) != place.crc:
+                raise ValueError("its checksum is wrong")
+            self._arrays = decode_header(header.tobytes())
+        except ValueError as error:
+            raise self._altered("the header", place.offset) from error
+
+    def sides(self, name: str) -> list[int]:
+        """Sides in pixels at which array `name` is stored, the smallest first.
+
+        Raises:
+            UserError: the record has no such array.
+        """
+        if name not in self._arrays:
+            raise UserError(f"{self._path}: the record of {self._what} holds no {name}; {REPACK}")
+        return [level.side for level in self._arrays[name]]
+
+    def read(self, name: str, out: np.ndarray, row: int = 0) -> None:
+        """Fill `out`, (…, h, S) in C order, with rows `row` to `row + h` of array `name` at side S.
+
+        Every block that is touched is checked, every time; no other byte is read.
+
+        Raises:
+            UserError: the array isn't stored at that side or has other channels, the shard is cut or can't be read, or a
+                checksum is wrong.
+        """
+        level = self._level(name, out, row)
+        height, width = level.shape[-2:]
+        row_bytes = width * out.itemsize
+        channels = out.reshape(math.prod(out.shape[:-2]), *out.shape[-2:])
+        per_channel = -(-height // level.rows)
+        blocks = range(row // level.rows, -(-(row + out.shape[-2]) // level.rows))
+        spare = np.empty((level.rows, width), out.dtype)  # for blocks of which `out` takes some rows only
+        self._announce(level, blocks, len(channels), row_bytes)
+        for c, channel in enumerate(channels):
+            for b in blocks:
+                first, last = b * level.rows, min((b + 1) * level.rows, height)
+                wanted = channel[max(first - row, 0) : last - row]
+                block = wanted if len(wanted) == last - first else spare[: last - first]
+                start = self._data + level.offset + (c * height + first) * row_bytes
+                self._reader.fill(block, self._place, start, self._what)
+                if isal_zlib.crc32(block) != level.crcs[c * per_channel + b]:
+                    raise self._altered(f"{level.side} px", start)
+                if block is not wanted:
+                    skipped = max(row - first, 0)
+                    wanted[:] = block[skipped : skipped + len(wanted)]
+
+    def _announce(self, level: Level, blocks: range, channels: int, row_bytes: int) -> None:
+        """Let the system fetch the runs of bytes that these blocks are, and no others."""
+        height = level.shape[-2]
+        run = (min(blocks.stop * level.rows, height) - blocks.start * level.rows) * row_bytes
+        whole = run == height * row_bytes
+        for c in range(1 if whole else channels):
+            start = self._data + level.offset + (c * height + blocks.start * level.rows) * row_bytes
+            self._reader.announce(self._place.shard, start, run * channels if whole else run)
+
+    def _level(self, name: str, out: np.ndarray, row: int) -> Level:
+        sides = self.sides(name)
+        if out.shape[-1] not in sides:
+            stored = ", ".join(map(str, sides))
+            raise UserError(
+                f"{self._path}: the record of {self._what} is stored at {stored} px, not at {out.shape[-1]}"
+            )
+        level = self._arrays[name][sides.index(out.shape[-1])]
+        assert out.flags.c_contiguous and row >= 0 and row + out.shape[-2] <= level.shape[-2]
+        if (level.dtype, level.shape[:-2]) != (out.dtype.str, out.shape[:-2]):
+            held = f"{level.dtype} {level.shape}"
+            raise UserError(f"{self._path}: the record of {self._what} holds {held}, another kind; {REPACK}")
+        return level
+
+    @property
+    def _path(self) -> Path:
+        return self._reader.folder / self._place.shard
+
+    def _altered(self, where: str, at: int) -> UserError:
+        return UserError(
+            f"{self._path}: the record of {self._what} was altered ({where}, at byte {at}: its checksum is wrong); "
+            f"{REPACK}"
+        )
+
+
+class ShardReader:
+    """Reads records of a folder of shards, in any order.
+
+    Only the shards asked for are opened, and only the bytes asked for are read: the folder may lie on a mounted
     file system and be larger than the local disk.
     """
 
-    def __init__(self, folder: Path, compression: Compression) -> None:
-        self.folder, self.compression = folder, compression
-        self._maps: OrderedDict[tuple[str, int], mmap.mmap] = OrderedDict()
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: OrderedDict[str, int] = OrderedDict()
 
-    def read(self, place: Place, out: np.ndarray, what: str) -> None:
-        """Fill `out`, uint8 (C, H, W), contiguous.
+    def __del__(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def record(self, place: Place, what: str) -> Record:
+        """Read a record's header.
 
         Args:
             what: the record's name, for messages.
 
         Raises:
-            UserError: The shard is missing, cut or can't be read, or the record's checksum is wrong.
+            UserError: the shard is missing, cut or can't be read, or the header's checksum is wrong.
         """
-        mapped = self._map(place, what)
-        stored = memoryview(mapped)[: place.nbytes]
-        if self.compression == "none":
-            target = out.reshape(-1)
-            crc = _copy_and_sum(np.frombuffer(stored, np.uint8), target)
-        else:
-            crc = isal_zlib.crc32(stored)
-        if crc != place.crc:
-            raise UserError(
-                f"{self.folder / place.shard}: the record of {what} (byte {place.offset}) was altered: "
-                f"CRC-32 {crc:08x}, {place.crc:08x} when it was packed; delete it and pack it again"
-            )
-        if self.compression != "none":
-            decode(stored, out)
+        return Record(self, place, what)
 
-    def _map(self, place: Place, what: str) -> mmap.mmap:
-        key, path = (place.shard, place.offset), self.folder / place.shard
-        mapped = self._maps.pop(key, None)
+    def announce(self, shard: str, start: int, nbytes: int) -> None:
+        """Let the system fetch bytes of a shard ahead of `fill`. Advice: nothing comes of it where it can't be taken."""
+        if nbytes > ANNOUNCED_BYTES or not hasattr(os, "posix_fadvise"):
+            return
+        with suppress(OSError):
+            descriptor = self._descriptor(shard)
+            for at in range(start, start + nbytes, ANNOUNCED_STEP):
+                length = min(ANNOUNCED_STEP, start + nbytes - at)
+                os.posix_fadvise(descriptor, at, length, os.POSIX_FADV_WILLNEED)
+
+    def fill(self, out: np.ndarray, place: Place, start: int, what: str) -> None:
+        """Fill `out`, in C order, with bytes of a shard from `start`.
+
+        Args:
+            place, what: of the record that they belong to, for messages.
+
+        Raises:
+            UserError: the shard is missing, cut or can't be read.
+        """
+        path, done = self.folder / place.shard, 0
         try:
-            if mapped is None:
-                mapped = _map_record(path, place)
-            size = mapped.size()  # of the file: a map beyond its end is a SIGBUS
+            descriptor = self._descriptor(place.shard)
+            while done < out.nbytes:
+                rest = out.data.cast("B")[done:] if done else out.data
+                read = os.preadv(descriptor, [rest], start + done)
+                if not read:
+                    break
+                done += read
         except OSError as error:
             raise UserError(f"{path}: the record of {what}: {error.strerror}") from error
-        if size < place.offset + place.nbytes:
+        if done < out.nbytes:
             raise UserError(
-                f"{path}: truncated: {size} bytes, but the record of {what} "
-                f"ends at byte {place.offset + place.nbytes}; delete it and pack it again"
+                f"{path}: truncated: {start + done} bytes, but the record of {what} "
+                f"ends at byte {place.offset + place.nbytes}; {REPACK}"
             )
-        self._maps[key] = mapped
-        while len(self._maps) > MAPPED_RECORDS or sum(map(len, self._maps.values())) > MAPPED_BYTES:
-            self._maps.popitem(last=False)
-        return mapped
+
+    def _descriptor(self, shard: str) -> int:
+        if shard not in self._open:
+            self._open[shard] = os.open(self.folder / shard, os.O_RDONLY)
+            if len(self._open) > OPEN_SHARDS:
+                os.close(self._open.popitem(last=False)[1])
+        self._open.move_to_end(shard)
+        return self._open[shard]
 
 
-def encode(record: np.ndarray, compression: Compression) -> memoryview:
-    """The bytes that are stored for uint8 (C, H, W): as they are, or each row less the one above, deflated."""
-    record = np.ascontiguousarray(record)
-    if compression == "none":
-        return record.data.cast("B")
-    rows = record.copy()
-    rows[:, 1:] -= record[:, :-1]
-    return memoryview(isal_zlib.compress(rows.data, 1))
-
-
-def decode(stored: memoryview, out: np.ndarray) -> None:
-    """Undo `encode` with "deflate" into `out`, uint8 (C, H, W)."""
-    out[:] = np.frombuffer(isal_zlib.decompress(stored, bufsize=out.nbytes + 1), np.uint8).reshape(out.shape)
-    for row in range(1, out.shape[1]):
-        np.add(out[:, row], out[:, row - 1], out=out[:, row])
-
-
-def used_bytes(places: Sequence[Place]) -> dict[str, int]:
+def used_bytes(places: Iterable[Place]) -> dict[str, int]:
     """Shard -> bytes up to the end of its last record."""
     ends: dict[str, int] = {}
     for place in places:
         ends[place.shard] = max(ends.get(place.shard, 0), place.offset + place.nbytes)
     return ends
-
-
-def _map_record(path: Path, place: Place) -> mmap.mmap:
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < place.offset + place.nbytes:  # `mmap` would only say that its arguments are wrong
-            raise OSError(errno.EIO, f"truncated: {size} bytes, {place.offset + place.nbytes} are needed")
-        mapped = mmap.mmap(file.fileno(), place.nbytes, access=mmap.ACCESS_READ, offset=place.offset)
-    try:
-        mapped.madvise(MADV_POPULATE_READ)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # older kernels: pages come as they are touched
-            raise OSError(errno.EIO, "can't be read from its disk") from error
-    return mapped
-
-
-def _copy_and_sum(source: np.ndarray, target: np.ndarray) -> int:
-    crc = 0
-    for start in range(0, len(source), BLOCK):
-        block = source[start : start + BLOCK]
-        crc = isal_zlib.crc32(block.data, crc)
-        target[start : start + BLOCK] = block
-    return crc
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:

@@ -1,0 +1,261 @@
+"""What a packed set holds, beside the pictures.
+
+    DEST/packed.json     format version, sides, shards and their sizes, checksums of the index; written last
+    DEST/samples.npy     one row a sample entry, in the order of training: name, source, material, record
+    DEST/materials.npy   one row a material: name, record
+    DEST/records.npy     one row a record: shard, offset, bytes, length and CRC-32 of its header
+    DEST/<column>.npy    optional: something small of every sample entry, a row each, as in samples.npy (`COLUMNS`)
+    DEST/shards/*.bin    records (`records.py`): `views` (3, 3, S, S) of a sample entry, `maps` (8, S, S) of a material
+
+Materials that several samples share are stored once; a set may hold materials alone. The index is memory-mapped:
+processes share it. Columns stand there rather than in the records, so that samples can be chosen by their cameras
+before a picture is touched, and cameras found later don't move a picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuropbr_dist.data.files.entries import SOURCES
+from neuropbr_dist.data.packed.shards import REPACK, Place, used_bytes
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_bytes, write_json
+from neuropbr_dist.materials.plane import ENCODED
+
+VERSION = 2
+"""Raise it when the format changes."""
+HEAD = "packed.json"
+SHARDS = "shards"
+JOURNAL = "journal.jsonl"
+INDEX_FILES = ("samples.npy", "materials.npy", "records.npy")
+FOLDERS = SOURCES[1]
+"""`source` of `samples.npy` counts in it."""
+
+COLUMNS: dict[str, tuple[np.dtype, tuple[int, ...]]] = {"cameras": (np.dtype("<f4"), (3, ENCODED))}
+"""Names that mean something, with dtype and shape of a row. `cameras`: as batches carry them (`materials.plane.encode`)."""
+FIELDS = {"sides": list, "samples": int, "materials": int, "shards": dict, "index": dict, "origin": str}
+_BEYOND_FILES = 1 << 62
+_COPY_AGAIN = "copy the set again, or delete it and pack it again"
+
+
+def read_head(folder: Path) -> dict[str, Any]:
+    """`packed.json`, of this format version.
+
+    Raises:
+        UserError: there is no whole packed set, it is of another version, or the file was altered.
+    """
+    path = folder / HEAD
+    if not path.is_file():
+        if (folder / JOURNAL).exists():
+            raise UserError(
+                f"{folder}: packing has not come to its end; go on by the same command again "
+                "(python launch/data.py pack IN OUT DEST)"
+            )
+        missing = f"no {HEAD} in it" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: not a packed set ({missing})")
+    try:
+        head = json.loads(path.read_bytes())
+        version = head["version"]
+        if not isinstance(version, int):
+            raise TypeError(version)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: not the head of a packed set; {REPACK}") from error
+    if version != VERSION:
+        age = "an older" if version < VERSION else "a newer"
+        remedy = REPACK if version < VERSION else f"update this program, or {REPACK}"
+        raise UserError(
+            f"{folder}: packed in {age} format, version {version}; this program reads version {VERSION}: {remedy}"
+        )
+    checksum = head.pop("checksum", None)
+    if checksum != head_checksum(head) or not _is_sound(head):
+        raise UserError(f"{path}: altered (its checksum is wrong); {REPACK}")
+    return head
+
+
+def _is_sound(head: dict[str, Any]) -> bool:
+    """Whether the fields are there, of their types, and name no file outside the set."""
+    return (
+        all(type(head.get(name)) is kind for name, kind in FIELDS.items())
+        and all(re.fullmatch(r"\w+\.npy", name) for name in head["index"])
+        and all(name in head["index"] for name in INDEX_FILES)
+        and all(
+            re.fullmatch(r"[\w-]+\.bin", name) and type(size) is int for name, size in head["shards"].items()
+        )
+        and bool(head["sides"])
+        and all(type(side) is int and side > 0 for side in head["sides"])
+    )
+
+
+def head_checksum(head: dict[str, Any]) -> str:
+    """SHA-256 of `packed.json`'s content, its own checksum left out."""
+    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
+
+
+def write_index(
+    folder: Path,
+    entries: Sequence[tuple[str, str, str]],
+    views: Sequence[Place],
+    maps: Mapping[str, Place],
+    columns: Mapping[str, np.ndarray] | None = None,
+    *,
+    sides: Sequence[int],
+    origin: str,
+) -> None:
+    """Make a set visible, by one rename, once all its records are on disk; or give it other columns.
+
+    A set that is visible with another index is not while this writes.
+
+    Args:
+        entries: (name, source, material) in the order of training.
+        views: places of their views.
+        maps: material to the place of its maps; also of materials that no entry names.
+        columns: name to an array with a row for each entry; see `COLUMNS`.
+        sides: of all pictures, in pixels.
+        origin: hash of the pictures and their names.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    places = [*views, *maps.values()]
+    tables = {**_tables(entries, places, maps), **{f"{name}.npy": a for name, a in (columns or {}).items()}}
+    contents = {name: _npy(array) for name, array in tables.items()}
+    head: dict[str, Any] = {
+        "version": VERSION,
+        "sides": sorted(set(sides)),
+        "samples": len(entries),
+        "materials": len(maps),
+        "shards": used_bytes(places),
+        "index": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+        "origin": origin,
+    }
+    try:
+        if (folder / HEAD).exists():
+            if read_head(folder) == head:
+                return
+            (folder / HEAD).unlink()
+        for name, content in contents.items():
+            write_bytes(folder / name, content, durable=True)
+        write_json(folder / HEAD, {**head, "checksum": head_checksum(head)}, durable=True, indent=1)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}") from error
+
+
+def _tables(
+    entries: Sequence[tuple[str, str, str]], places: Sequence[Place], maps: Mapping[str, Place]
+) -> dict[str, np.ndarray]:
+    materials = {material: row for row, material in enumerate(maps)}
+    rows = [
+        (name.encode(), FOLDERS.index(source), materials[material], row)  # type: ignore[arg-type]
+        for row, (name, source, material) in enumerate(entries)
+    ]
+    named = [(material.encode(), len(entries) + row) for material, row in materials.items()]
+    stored = [(place.shard.encode(), *place[1:]) for place in places]
+    return {
+        "samples.npy": table(rows, source="u1", material="<u4", record="<u4"),
+        "materials.npy": table(named, record="<u4"),
+        "records.npy": table(stored, offset="<u8", nbytes="<u8", header="<u4", crc="<u4"),
+    }
+
+
+def table(rows: list[tuple[Any, ...]], **columns: str) -> np.ndarray:
+    """A structured array whose first column, `name`, holds UTF-8."""
+    width = max((len(row[0]) for row in rows), default=1)
+    return np.array(rows, dtype=[("name", f"S{width}"), *columns.items()])
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+class PackedIndex:
+    """The tables of a packed set, opened and checked.
+
+    Raises:
+        UserError: see `read_head`; or a table is missing or was altered.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.head = folder, read_head(folder)
+        self.samples, self.materials, self.records = (self._table(name) for name in INDEX_FILES)
+        names = (name.removesuffix(".npy") for name in self.head["index"] if name not in INDEX_FILES)
+        self.columns = {name: self._table(f"{name}.npy") for name in names}
+        self._check()
+
+    def place(self, record: int) -> Place:
+        """Where a record stands."""
+        shard, *rest = self.records[record].item()
+        return Place(shard.decode(), *rest)
+
+    def check_shards(self) -> None:
+        """Every shard is there, with all its records.
+
+        Raises:
+            UserError: One is missing or cut.
+        """
+        for name, nbytes in self.head["shards"].items():
+            path = self.folder / SHARDS / name
+            found = path.stat().st_size if path.exists() else None
+            if found is None or found < nbytes:
+                problem = "missing" if found is None else f"truncated: {found} bytes of {nbytes}"
+                raise UserError(f"{path}: {problem}; {_COPY_AGAIN}")
+
+    def _table(self, name: str) -> np.ndarray:
+        path = self.folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing; {_COPY_AGAIN}")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != self.head["index"][name]:
+            raise UserError(f"{path}: altered (its checksum is wrong); {_COPY_AGAIN}")
+        try:
+            return np.lib.format.open_memmap(path, mode="r")
+        except ValueError as error:
+            raise UserError(f"{path}: not a table of a packed set; {_COPY_AGAIN}") from error
+
+    def _check(self) -> None:
+        """Rows point to rows that are there, and columns are what their names say."""
+        samples, materials, records = self.samples, self.materials, self.records
+        kinds = _tables([], [], {}).values()
+        sound = (
+            all(map(_same_columns, (samples, materials, records), kinds))
+            and _below(samples["source"], len(FOLDERS))
+            and _below(samples["material"], len(materials))
+            and _below(samples["record"], len(records))
+            and _below(materials["record"], len(records))
+            and _below(records["offset"], _BEYOND_FILES)
+            and {name.decode("latin-1") for name in np.unique(records["name"])} <= set(self.head["shards"])
+            and all(_is_utf8(table["name"]) for table in (samples, materials))
+        )
+        for name, column in self.columns.items():
+            dtype, shape = COLUMNS.get(name, (column.dtype, column.shape[1:]))
+            sound = sound and column.shape == (len(samples), *shape) and column.dtype == dtype
+            sound = sound and not (column.dtype.kind == "f" and not np.isfinite(column).all())
+        if not sound:
+            raise UserError(f"{self.folder}: its index doesn't hang together; {_COPY_AGAIN}")
+
+
+def _same_columns(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether tables have the same columns; names are bytes of any length."""
+    if one.ndim != 1 or one.dtype.names != other.dtype.names:
+        return False
+    return one.dtype["name"].kind == "S" and one.dtype.descr[1:] == other.dtype.descr[1:]
+
+
+def _is_utf8(names: np.ndarray) -> bool:
+    try:
+        names.tobytes().decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _below(values: np.ndarray, end: int) -> bool:
+    return bool((values < end).all())

@@ -1,0 +1,111 @@
+"""What is packed already: the journal of a packed set.
+
+Its first line says from what the set is made; each other that a task is done, and is written once its record is on
+disk. So a call that was interrupted at any byte goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuropbr_dist.data.files.judge import Finding, is_finding
+from neuropbr_dist.data.files.verify import Stamp
+from neuropbr_dist.data.packed.index import HEAD, JOURNAL, SHARDS, VERSION
+from neuropbr_dist.data.packed.shards import REPACK, Place
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import JsonLines
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a task. No place: a picture has a fault."""
+
+    findings: list[Finding]
+    place: Place | None
+
+
+class Progress:
+    """The tasks that are done in a folder; used by one process.
+
+    Args:
+        dest: the folder of the packed set.
+        origin: from what it is made; another call must give the same.
+
+    Raises:
+        UserError: the folder holds what another origin, another version or another program has begun.
+    """
+
+    def __init__(self, dest: Path, origin: Mapping[str, Any]) -> None:
+        self.dest, self._lines = dest, JsonLines(dest / JOURNAL, "the journal of a packed set", _is_line)
+        self._noted = self._lines.keep(lambda _: True)
+        begun = {"version": VERSION, **origin}
+        if not self._noted:
+            self._begin(begun)
+        elif self._noted[0] != begun:
+            self._refuse(self._noted[0], begun)
+
+    def done(self, wanted: Mapping[str, list[Stamp]]) -> dict[str, Done]:
+        """The tasks of `wanted` that were done to files which are still the same."""
+        sizes = {path.name: path.stat().st_size for path in (self.dest / SHARDS).iterdir()}
+        done = {}
+        for line in filter(lambda line: "task" in line, self._noted):
+            place = Place(*line["place"]) if line["place"] else None
+            # After a power cut the journal may name what the disk never got.
+            lost = place is not None and sizes.get(place.shard, 0) < place.offset + place.nbytes
+            if not lost and wanted.get(line["task"]) == [tuple(one) for one in line["stamps"]]:
+                done[line["task"]] = Done([Finding(**finding) for finding in line["findings"]], place)
+        return done
+
+    def note(self, task: str, stamps: list[Stamp], done: Done) -> None:
+        """One more task is done.
+
+        Raises:
+            UserError: It can't be written (disk full, say).
+        """
+        findings = [vars(finding) for finding in done.findings]
+        self._lines.append({"task": task, "stamps": stamps, "findings": findings, "place": done.place})
+
+    def _begin(self, begun: dict[str, Any]) -> None:
+        if (self.dest / HEAD).exists():
+            raise UserError(
+                f"{self.dest}: holds a packed set without its {JOURNAL}, so nobody knows from which pictures; "
+                "it can be trained on; to pack, delete that folder or name another"
+            )
+        self._lines.append(begun)
+
+    def _refuse(self, found: dict[str, Any], begun: dict[str, Any]) -> None:
+        if "version" not in found:
+            raise UserError(f"{self._lines.path}: its first line is damaged; {REPACK}")
+        if found["version"] != VERSION:
+            raise UserError(
+                f"{self.dest}: packing was begun there in format version {found['version']}, "
+                f"this program writes {VERSION}; {REPACK}"
+            )
+        changed = [f"{name} = {value}" for name, value in found.items() if begun.get(name) != value]
+        raise UserError(
+            f"{self.dest}: packing was begun there with {', '.join(changed)}; "
+            "give the same, or delete that folder, or name another"
+        )
+
+
+def _is_line(line: Any) -> bool:
+    """Whether a value is a line of a journal, also of an older version's: that is to be refused, not repaired."""
+    if not isinstance(line, dict):
+        return False
+    if "version" in line:
+        return {"input_dir", "output_dir"} < line.keys()
+    return (
+        line.keys() == {"task", "stamps", "findings", "place"}
+        and isinstance(line["task"], str)
+        and all(isinstance(line[name], list) for name in ("stamps", "findings"))
+        and all(isinstance(stamp, list) for stamp in line["stamps"])
+        and all(map(is_finding, line["findings"]))
+        and (line["place"] is None or _is_place(line["place"]))
+    )
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, list) and [type(part) for part in value[:4]] == [str, int, int, int]

@@ -1,0 +1,91 @@
+"""The run's folder: what a start must not overwrite, and the marks that it leaves besides logs and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from neuropbr_dist.checkpoint import BEST, LATEST, Checkpoint, SaveTiming, clear, find
+from neuropbr_dist.cluster import StopReason
+from neuropbr_dist.config import TrainConfig, to_yaml
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import write_text
+from neuropbr_dist.monitor import Console, RunLog
+from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
+from neuropbr_dist.monitor.run_logs import LOGS, METRICS, TIMINGS
+from neuropbr_dist.ranks import is_rank_0, on_rank_0
+
+log = logging.getLogger(__name__)
+
+PAGE = "report.html"  # the run page, if `launch/report.py` wrote one
+REQUEUE = "requeue"  # stopped from outside, wants to go on: scripts and launchers read it
+TRACES = "flight_recorder"  # what NCCL did last on each rank, dumped when a collective times out
+
+
+def refuse_held(folder: Path, overwrite: bool) -> None:
+    """Never start over another run's files unasked. Collective."""
+    if not overwrite and on_rank_0(lambda: bool(find(folder)) or (folder / METRICS).exists()):
+        raise UserError(
+            f"{folder} holds a run; go on with it by --resume auto, delete it by --overwrite, "
+            "or name another folder by --checkpoint-dir"
+        )
+
+
+def delete_run(folder: Path) -> None:
+    """Delete what a run has left in its folder, for `--overwrite`. For one process."""
+    clear(folder)
+    events = (folder / "logs").glob("events.*")
+    for path in (*(folder / name for name in (*LOGS, "wandb_id", PAGE)), *events):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / LOOKS, ignore_errors=True)
+
+
+def is_newest(checkpoint: Checkpoint, folder: Path) -> bool:
+    """Return whether it is what the run's folder calls `latest`. Collective: a rank that saves alone waits for ever,
+    and on a shared file system each may see an old name for a while."""
+    return on_rank_0(lambda: (folder / LATEST).resolve() == checkpoint.path.resolve())
+
+
+def write_config(cfg: TrainConfig, folder: Path) -> None:
+    """Write the run's configuration into its folder; a requeue marker has had its effect."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", to_yaml(cfg))
+        (folder / REQUEUE).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: can't write there: {error}") from error
+
+
+def saved(
+    console: Console, run_log: RunLog, folder: Path, path: Path, links: Sequence[str], timing: SaveTiming
+) -> None:
+    """A save is on disk: say so in the guide's lines, and write its timing. On rank 0, in the writing thread."""
+    for link in links:
+        if link == BEST:
+            console.saved_best(folder / link)
+        elif link != LATEST or len(links) == 1:
+            console.saved(folder / link)
+    step = int(path.name.split("_")[1].split("-")[0])
+    run_log.line(TIMINGS, {"step": step, "save": timing.as_dict()})
+
+
+def mark_end(folder: Path, step: int, reason: StopReason | None, signal: str | None) -> None:
+    """Say how the run ended after `step`; a stop from outside leaves a marker that the batch script reads.
+
+    Args:
+        signal: that this rank got, by name.
+    """
+    if reason is None:
+        log.info(f"Done: {step} steps, {folder}")
+        return
+    if reason.requeues:
+        mark_requeue(folder, signal or str(reason))
+    log.info(f"Stopped ({reason}) after step {step}; go on with --resume auto")
+
+
+def mark_requeue(folder: Path, why: str) -> None:
+    """Leave the marker that asks scripts and launchers to start the run again."""
+    if is_rank_0():
+        write_text(folder / REQUEUE, f"{why}\n", durable=True)

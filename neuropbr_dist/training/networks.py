@@ -1,0 +1,54 @@
+"""The run's two networks, from the set-up; and the pretrained weights that one of them may start from."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from neuropbr_dist import kernels
+from neuropbr_dist.config import ModelConfig
+from neuropbr_dist.models import (
+    Discriminator,
+    Generator,
+    PretrainedUnavailable,
+    load_backbone,
+    pretrained_backbone,
+)
+from neuropbr_dist.parallel import Network, build_network
+from neuropbr_dist.ranks import on_rank_0
+from neuropbr_dist.training.setup import Setup
+
+Weights = dict[str, torch.Tensor]
+
+
+def build_networks(setup: Setup, backbone: Weights | None = None) -> dict[str, Network]:
+    """Return generator and, with a GAN, discriminator: two engines, each sharded on its own. Collective.
+
+    Args:
+        backbone: what the generator's encoder starts from, instead of random weights.
+    """
+    cfg = setup.cfg
+    kernels.enable(cfg.training.kernels)
+    torch.manual_seed(cfg.training.seed)  # the same weights on every rank before sharding
+    generator = Generator(cfg.model)
+    if backbone is not None:
+        load_backbone(generator.encoder, backbone)
+    networks = {"generator": build_network(generator, setup.device, setup.networks["generator"])}
+    if cfg.model.use_gan:
+        discriminator: nn.Module = Discriminator(cfg.model)
+        networks["discriminator"] = build_network(
+            discriminator, setup.device, setup.networks["discriminator"]
+        )
+    return networks
+
+
+def backbone_weights(model: ModelConfig) -> Weights | str:
+    """Return the ImageNet weights that rank 0 has, or why it has none; the same on every rank. Collective."""
+
+    def found() -> Weights | str:
+        try:
+            return pretrained_backbone(model.encoder_backbone)
+        except PretrainedUnavailable as error:
+            return str(error)
+
+    return on_rank_0(found)

@@ -1,0 +1,71 @@
+"""The figures of docs/scaling.md, and the start of 512 ranks without a process."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import cost_model
+from neuropbr_dist.data.order import SampleOrder, micro_batches, plan_step
+from neuropbr_dist.errors import UserError
+
+BY_NAME = {engine.name: engine for engine in cost_model.ENGINES}
+
+
+def test_the_page_is_up_to_date():
+    page = cost_model.PAGE.read_text()
+    assert cost_model.filled(page) == page, "run: python -m benchmarks.cost_model --write"
+
+
+def test_a_page_without_a_table_is_refused():
+    with pytest.raises(UserError, match="wants one <!-- held --> and one <!-- end held -->"):
+        cost_model.filled(cost_model.PAGE.read_text().replace("<!-- held -->", ""))
+
+
+def test_known_cases():
+    """Of the ZeRO paper: 16 bytes a parameter on one rank; on many 4, 2 and nothing."""
+    for engine in cost_model.ENGINES:
+        assert engine.held(1, 8) == 16 and engine.moved(1, 8) == 0 and engine.across(8, 8) == 0
+    held = {name: engine.held(10**9, 8) for name, engine in BY_NAME.items()}
+    assert held == pytest.approx(
+        {"ddp": 16, "ZeRO-1": 4, "ZeRO-2": 2, "ZeRO-3": 0, "fsdp": 0, "fsdp --shard node": 2}, abs=1e-6
+    )
+    # An all-reduce is a reduce-scatter and an all-gather; ZeRO-3 moves 1.5 times what ZeRO-2 does.
+    assert BY_NAME["ZeRO-3"].moved(64, 8) == 1.5 * BY_NAME["ZeRO-2"].moved(64, 8)
+    assert BY_NAME["ddp"].moved(2, 8) == 4
+
+
+def test_sharding_inside_a_node_is_full_sharding_on_one_and_crosses_less_on_many():
+    node, world = BY_NAME["fsdp --shard node"], BY_NAME["fsdp"]
+    assert (node.held(8, 8), node.moved(8, 8)) == (world.held(8, 8), world.moved(8, 8))
+    for n in (16, 64, 512, 1024):
+        assert node.across(n, 8) < world.across(n, 8)
+        assert node.held(n, 8) > world.held(n, 8)
+        assert cost_model.ring_latency(n, 8) > cost_model.ring_latency(8, 8)
+    # A float32 all-reduce of shards against two bf16 gathers and a float32 reduction: on many nodes the same.
+    assert node.across(1024, 8) / world.across(1024, 8) > 0.98
+
+
+@pytest.mark.parametrize("global_batch", [512, 600, 1024])
+def test_the_start_of_512_ranks(global_batch):
+    """Two epochs and a bit of a set that nothing divides: each sample once an epoch, on one rank."""
+    world, n, batch_size = 512, 3001, 2
+    orders = [SampleOrder(n, global_batch, 3, seed=7) for _ in range(world)]
+    plan = micro_batches(global_batch, world, batch_size)
+    seen: set[tuple[int, int]] = set()
+    cursor, shares = 0, set()
+    while cursor < 2 * n:
+        taken = 0
+        for rank, order in enumerate(orders):
+            micro = plan_step(order, cursor, world, rank, batch_size)
+            assert len(micro) == plan.per_step and {len(m) for m in micro} == {plan.size}
+            own = [(slot.epoch, slot.index) for m in micro for slot in m if slot.weight]
+            assert not seen.intersection(own)  # no other rank, no earlier step
+            seen.update(own)
+            taken += len(own)
+            shares.add(len(own))
+        assert taken == global_batch
+        cursor += taken
+    assert max(shares) - min(shares) <= 1
+    assert {sample for sample in seen if sample[0] < 2} == {(e, i) for e in (0, 1) for i in range(n)}
+    # Two permutations of 8 bytes a sample at most, however far the run has come.
+    assert all(sum(p.nbytes for p in order._permutations.values()) <= 2 * 8 * n for order in orders)
