@@ -84,7 +84,10 @@ class Window:
         self.side, self.blocks = side, BLOCKS.get(side, _MOST_BLOCKS)
         self.channels = np.roll(channels, (steps[1], -steps[0]), (1, 2)) if steps.any() else channels
         place = (np.arange(side, dtype=np.float32) + 0.5) / side - 0.5
-        self.x, self.y = (place + steps[0] / side).astype(np.float32), (steps[1] / side - place).astype(np.float32)
+        self.x, self.y = (
+            (place + steps[0] / side).astype(np.float32),
+            (steps[1] / side - place).astype(np.float32),
+        )
         constant = np.ones((1, side, side), np.float32)
         self._blocked = self._in_blocks(np.concatenate([self.channels, constant]))
 
@@ -170,7 +173,9 @@ def _step(window: Window, motion: Motion, brought: Brought, found: Explained) ->
     template = window.predicted(found.weights)
     residual = template - brought.seen
     spread = max(0.3, 1.5 * found.spread)
-    robust = brought.mask / (1 + (residual / spread) ** 2)  # Cauchy: highlights and shadows that no map explains
+    robust = brought.mask / (
+        1 + (residual / spread) ** 2
+    )  # Cauchy: highlights and shadows that no map explains
     slopes = _slopes(window, motion, brought, template)
     weighted = slopes * robust.ravel()
     normal = (weighted @ slopes.T).astype(np.float64)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from neuropbr_dist.data.register.consensus import Bounds, poses
-from neuropbr_dist.data.register.features import Matches, map_features, match, view_features
+from neuropbr_dist.data.register.features import map_features, match, view_features
 from neuropbr_dist.data.register.fit import correlation, information, refined
 from neuropbr_dist.data.register.motion import Free
 from neuropbr_dist.data.register.orbit import ORBITS, OnOrbit, nearest, sweep
@@ -73,7 +73,9 @@ class Search:
         rng: draws samples; the result depends on nothing else.
     """
 
-    def __init__(self, material: Material, view: ViewPyramid, settings: Settings, rng: np.random.Generator) -> None:
+    def __init__(
+        self, material: Material, view: ViewPyramid, settings: Settings, rng: np.random.Generator
+    ) -> None:
         self.material, self.view, self.settings, self.rng = material.pyramid, view, settings, rng
         self._matches = match(view_features(view), material.features)
         self._tried: list[tuple[float, Free | OnOrbit]] = []
@@ -171,7 +173,9 @@ class Search:
             motion, fit, improved = other, better, True
         return motion, fit, improved
 
-    def _best_around(self, motion: Free | OnOrbit, fit: float, side: int, draws: int = 16) -> Free | OnOrbit | None:
+    def _best_around(
+        self, motion: Free | OnOrbit, fit: float, side: int, draws: int = 16
+    ) -> Free | OnOrbit | None:
         values, vectors = np.linalg.eigh(information(self.material, self.view, motion, side))
         weak = vectors / np.sqrt(np.maximum(values, values[-1] * 1e-8))
         here = motion.map_to_view()
