@@ -7,8 +7,8 @@ import logging
 import os
 import re
 import shutil
-import tokenize
 import stat
+import tokenize
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
