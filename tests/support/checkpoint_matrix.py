@@ -41,8 +41,6 @@ class Case(parity.Case):
 
     gan_from: int = 0
     """Step, counted from 0, at which the adversarial losses begin."""
-    frozen_encoder: bool = False
-    """As `model.freeze_backbone` does, on a small network."""
     bf16: bool = False
     """ZeRO computes in bfloat16 copies of its float32 masters."""
     ema_decay: float | None = None
@@ -51,8 +49,6 @@ class Case(parity.Case):
 
 def networks(case: Case, row: Row) -> dict[str, Network]:
     generator, discriminator = parity.models(case)
-    if case.frozen_encoder:
-        generator.encoder.requires_grad_(False)
     ds_config = parity.ds_config(case, row) | ({"bf16": {"enabled": True}} if case.bf16 else {})
     plan = NetworkSetup(
         engine=row.engine,
