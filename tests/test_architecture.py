@@ -124,8 +124,7 @@ def test_only_the_door_opens_data():
 
 
 def test_only_files_py_puts_a_file_in_anothers_place():
-    """But for checkpoints, whose folders and links have names of their own while they are made, and for imported
-    materials, which are made in a folder of the importer's and moved from it."""
+    """But for checkpoints, whose folders and links have names of their own while they are made."""
     moves = {"os.replace", "os.rename", "os.renames", "os.link", "shutil.move"}
     found = calls(*moves)
     for path in PACKAGE.rglob("*.py"):
@@ -136,9 +135,7 @@ def test_only_files_py_puts_a_file_in_anothers_place():
             renames = node.func.attr == "rename" or (node.func.attr == "replace" and len(node.args) == 1)
             if renames and not node.keywords:
                 found.add(path.relative_to(PACKAGE).as_posix())
-    assert found == {
-        "files.py", "checkpoint/folders.py", "checkpoint/store.py", "data/importer/run.py"
-    }  # fmt: skip
+    assert found == {"files.py", "checkpoint/folders.py", "checkpoint/store.py"}
 
 
 def test_only_ranks_py_hands_objects_round():
