@@ -51,7 +51,7 @@ def folder(tmp_path_factory) -> Path:
     renders, maps = write_set(
         root / "data", {f"sample_{i:04d}": f"material_{i}" for i in range(16)}, size=SIZE
     )
-    generate(root / "others", count=3, size=SIZE, seed=1, workers=1, curriculum_dirty=False, progress=False)
+    generate(root / "others", count=3, size=SIZE, seed=2, workers=1, curriculum_dirty=False, progress=False)
     (root / "SRC").symlink_to(root / "others" / "output")
     for name, path in {"IN": renders, "OUT": maps, "my_renders": renders / "clean" / "sample_0000"}.items():
         (root / name).symlink_to(path)
