@@ -1,4 +1,4 @@
-"""`launch/submit.py --doctor`: would this run find the same machine on every node?"""
+"""`neuropbr doctor`: would this run find the same machine on every node?"""
 
 from __future__ import annotations
 
