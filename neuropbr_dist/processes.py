@@ -82,10 +82,10 @@ def _chunk_by_chunk(
     more = True
     while under_way or (more and failure is None):
         while more and failure is None and len(under_way) < 2 * workers:  # none waits for work
-            chunk = list(islice(remaining, size))
-            more = len(chunk) == size
-            if chunk:
-                under_way[pool.submit(_do, function, chunk)] = chunk
+            items_now = list(islice(remaining, size))
+            more = len(items_now) == size
+            if items_now:
+                under_way[pool.submit(_do, function, items_now)] = items_now
         for future in wait(under_way, return_when=FIRST_COMPLETED).done if under_way else ():
             chunk = under_way.pop(future)
             results, error = future.result()

@@ -179,7 +179,8 @@ def _unit(normals: np.ndarray, take: Take, notes: list[str]) -> np.ndarray:
     """The normals as they are where most are unit; else made so, where they can be normals at all."""
     sample = _sample(normals)
     not_unit = non_unit_share(sample) > NON_UNIT_SHARE
-    if not_unit and np.ptp(sample[2]) == 0 and np.ptp(sample[0]) > 0:
+    without_z = np.ptp(sample[2]) == 0 and np.ptp(sample[0]) > 0
+    if without_z and (not_unit or sample[2, 0, 0] < 128):  # blue is unused: 0, or white
         x, y = (unsigned(normals[..., i]) * 2 - 1 for i in range(2))
         z = np.sqrt(np.maximum(1 - x * x - y * y, 0))
         notes.append("normals: Z from X and Y")
