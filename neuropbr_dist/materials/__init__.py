@@ -1,6 +1,8 @@
-"""What a material is and how it looks; knows no data set. Plain numpy so far.
+"""What a material is and how it looks; knows no data set. Plain numpy and torch.
 
 channels    the eight channels of maps, and how bytes hold them
+plane       its plane, and the cameras that see it
+rectify     views brought into the map's frame
 families    built-in procedural materials
 scene       cameras, lamps and skies
 shading     the light that a lit surface sends to the viewer
