@@ -28,7 +28,7 @@ from neuropbr_dist.data.files.entries import SOURCES
 from neuropbr_dist.data.packed.records import LARGEST_SIDE
 from neuropbr_dist.data.packed.shards import REPACK, Place, used_bytes
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_bytes, write_json
+from neuropbr_dist.files import NOT_AN_ARRAY, write_bytes, write_json
 from neuropbr_dist.materials.plane import ENCODED
 
 VERSION = 2
@@ -219,7 +219,7 @@ class PackedIndex:
             raise UserError(f"{path}: altered (its checksum is wrong); {_COPY_AGAIN}")
         try:
             return np.lib.format.open_memmap(path, mode="r")
-        except ValueError as error:
+        except NOT_AN_ARRAY as error:
             raise UserError(f"{path}: not a table of a packed set; {_COPY_AGAIN}") from error
 
     def _check(self) -> None:
