@@ -6,10 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import TypeVar
 
 from neuropbr_dist.errors import UserError
@@ -37,7 +37,7 @@ def ignore_stop_signals() -> None:
 
 def in_parallel(
     function: Callable[[T], R],
-    items: Sequence[T],
+    items: Iterable[T],
     workers: int,
     start: Callable[..., None] | None = None,
     arguments: tuple = (),
@@ -45,7 +45,7 @@ def in_parallel(
 ) -> Iterator[tuple[T, R]]:
     """Each item with its result, as they are done; up to one worker stays in this process.
 
-    After a `UserError` nothing new is begun, but all that was done is handed out before it is raised.
+    Items are asked for as they are needed, twice as many chunks ahead as there are workers. After a `UserError` nothing new is begun, but all that was done is handed out before it is raised.
 
     Args:
         start: called with `arguments` in every working process, first.
@@ -74,16 +74,19 @@ def in_parallel(
 
 
 def _chunk_by_chunk(
-    pool: ProcessPoolExecutor, function: Callable[[T], R], items: Sequence[T], workers: int, size: int
+    pool: ProcessPoolExecutor, function: Callable[[T], R], items: Iterable[T], workers: int, size: int
 ) -> Iterator[tuple[T, R]]:
-    chunks = deque(items[i : i + size] for i in range(0, len(items), size))
-    under_way: dict[Future[tuple[list[R], UserError | None]], Sequence[T]] = {}
+    remaining = iter(items)
+    under_way: dict[Future[tuple[list[R], UserError | None]], list[T]] = {}
     failure: UserError | None = None
-    while under_way or (chunks and failure is None):
-        while chunks and failure is None and len(under_way) < 2 * workers:  # none waits for work
-            chunk = chunks.popleft()
-            under_way[pool.submit(_do, function, chunk)] = chunk
-        for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+    more = True
+    while under_way or (more and failure is None):
+        while more and failure is None and len(under_way) < 2 * workers:  # none waits for work
+            items_now = list(islice(remaining, size))
+            more = len(items_now) == size
+            if items_now:
+                under_way[pool.submit(_do, function, items_now)] = items_now
+        for future in wait(under_way, return_when=FIRST_COMPLETED).done if under_way else ():
             chunk = under_way.pop(future)
             results, error = future.result()
             yield from zip(chunk, results, strict=False)  # fewer results, if one of them failed
@@ -92,7 +95,7 @@ def _chunk_by_chunk(
         raise failure
 
 
-def _do(function: Callable[[T], R], chunk: Sequence[T]) -> tuple[list[R], UserError | None]:
+def _do(function: Callable[[T], R], chunk: list[T]) -> tuple[list[R], UserError | None]:
     """In a working process: the results up to the first `UserError`, and that."""
     results: list[R] = []
     for item in chunk:

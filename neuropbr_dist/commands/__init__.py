@@ -11,7 +11,7 @@ COMMANDS = Table(
     {
         "train": ("neuropbr_dist.commands.train", "train the GAN, or with --debug look at one batch"),
         "infer": ("neuropbr_dist.commands.infer", "predict the maps of samples or of renders"),
-        "data": ("neuropbr_dist.commands.data", "generate, verify or pack a data set"),
+        "data": ("neuropbr_dist.commands.data", "import, generate, verify or pack a data set"),
         "export": ("neuropbr_dist.commands.export", "write weights in other forms, check checkpoints"),
         "report": ("neuropbr_dist.commands.report", "write a run's page"),
         "submit": ("neuropbr_dist.commands.submit", "submit a training run through submitit"),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Literal, TypeVar, overload
 
 import numpy as np
 
-from neuropbr_dist.data.files.layout import Entry
+from neuropbr_dist.data.files.entries import Entry
 from neuropbr_dist.data.order import seeded_permutation
 from neuropbr_dist.errors import UserError
 
 E = TypeVar("E", bound=Entry)
+SPLIT_FILE = "split.json"
+"""In the folder of a set's materials, or of a packed set: {"validation": [material, …]}; the others are trained on."""
 
 
 class Subset(Sequence[E]):
@@ -31,6 +35,51 @@ class Subset(Sequence[E]):
         if isinstance(index, slice):
             return [self.whole[place] for place in self.places[index].tolist()]
         return self.whole[int(self.places[index])]
+
+
+def read_split(folder: Path, known: Collection[str]) -> frozenset[str] | None:
+    """Return the materials that a set's own split holds out, None where it has no split.
+
+    Args:
+        known: the set's materials.
+
+    Raises:
+        UserError: `split.json` is something else, names a material twice, or one that the set doesn't have.
+    """
+    path = folder / SPLIT_FILE
+    if not path.is_file():
+        return None
+    form = f'{path}: not {{"validation": [material, …]}}'
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{form}: {error}") from error
+    if not isinstance(content, dict) or content.keys() != {"validation"}:
+        raise UserError(form)
+    names = content["validation"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(form)
+    unknown = sorted(set(names).difference(known))
+    if unknown or len(set(names)) < len(names):
+        what = f"no such material: {', '.join(unknown[:3])}" if unknown else "a material stands in it twice"
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise UserError(f"{path}: {what}{more}")
+    return frozenset(names)
+
+
+def split_as_named(samples: Sequence[E], validation: Collection[str]) -> tuple[Subset[E], Subset[E]]:
+    """(train, validation), each in the order of `samples`: those of the materials in `validation` are held out.
+
+    Raises:
+        UserError: One side would have no samples.
+    """
+    held = np.fromiter((sample.material in validation for sample in samples), bool, len(samples))
+    if held.all() or not held.any():
+        side = "train on" if held.any() else "validate with"
+        raise UserError(
+            f"{SPLIT_FILE}: leaves no sample to {side}; mend it, or delete it to split by data.val_ratio"
+        )
+    return Subset(samples, np.flatnonzero(~held)), Subset(samples, np.flatnonzero(held))
 
 
 def split(

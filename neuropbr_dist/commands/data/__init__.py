@@ -4,8 +4,12 @@ from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.commands.table import Table
 
 COMMANDS = Table(
-    "Generate, verify or pack a data set.",
+    "Import, generate, verify or pack a data set.",
     {
+        "import": (
+            "neuropbr_dist.commands.data.import_",
+            "make a folder of materials of other people's packs, or of MatSynth",
+        ),
         "generate": (
             "neuropbr_dist.commands.data.generate",
             "write built-in materials in the guide's layout",

@@ -10,10 +10,28 @@ from neuropbr_dist.processes import usable_cores
 
 def add_set(parser: argparse.ArgumentParser) -> None:
     """Add the words that name a set of PNG files, and the processes to read it in."""
-    parser.add_argument("input_dir", metavar="IN", help="folder with clean/ and dirty/")
-    parser.add_argument("output_dir", metavar="OUT", help="folder with one folder a material")
+    parser.add_argument("input_dir", nargs="?", metavar="IN", help="folder with clean/ and dirty/")
+    parser.add_argument("output_dir", nargs="?", metavar="OUT", help="folder with one folder a material")
+    parser.add_argument(
+        "--materials", metavar="DIR", help="a folder of materials without renders, instead of IN OUT"
+    )
     parser.add_argument("--metadata", metavar="FILE", help="default IN/render_metadata.json")
     parser.add_argument("--workers", type=int, metavar="N", help="default: all cores it may use")
+
+
+def set_of(args: argparse.Namespace) -> tuple[str | None, str]:
+    """Return IN and OUT; for a folder of materials alone None and that.
+
+    Raises:
+        UserError: both are named, or neither.
+    """
+    if args.materials is not None:
+        if args.input_dir is not None:
+            raise UserError("--materials DIR is a set of its own: leave IN and OUT out")
+        return None, args.materials
+    if args.output_dir is None:
+        raise UserError("IN and OUT are needed, or --materials DIR")
+    return args.input_dir, args.output_dir
 
 
 def workers_of(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuropbr_dist.commands.data.files import add_set, workers_of
+from neuropbr_dist.commands.data.files import add_set, set_of, workers_of
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.commands.flags import add_debug, new_parser
 
@@ -26,7 +26,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Pack under a lock on DEST, and print what came of it; exit code 1 where faults are in the way."""
     args = parser(prog).parse_args(argv)
-    workers = workers_of(args)
+    workers, folders = workers_of(args), set_of(args)
     from neuropbr_dist.checkpoint import RunLock
     from neuropbr_dist.data.packed.index import read_head
     from neuropbr_dist.data.packed.pack import claim, pack
@@ -35,7 +35,7 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     claim(args.dest)  # before the lock's file is in it
     with RunLock(args.dest, who="packer", remedy="wait for it, or name another DEST"):
         report = pack(
-            args.input_dir, args.output_dir, args.dest, args.metadata,
+            *folders, args.dest, args.metadata,
             workers=workers, skip_faulty=args.skip_faulty,
         )  # fmt: skip
     print(report)
@@ -45,7 +45,8 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     head = read_head(args.dest)
     gib = sum(head["shards"].values()) / 2**30
     sides = ", ".join(map(str, level_sides(max(head["sides"]))))
+    samples = f"{head['samples']} sample entries of " if head["samples"] else ""
     print(
-        f"Packed {head['samples']} sample entries of {head['materials']} materials into {args.dest}: "
-        f"{gib:.2f} GiB, {sides} px; train on it by --data {args.dest}"
+        f"Packed {samples}{head['materials']} materials into {args.dest}: {gib:.2f} GiB, {sides} px; "
+        f"train on it by --data {args.dest}"
     )

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuropbr_dist.commands.data.files import add_set, workers_of
+from neuropbr_dist.commands.data.files import add_set, set_of, workers_of
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.commands.flags import add_debug, new_parser
 
@@ -26,11 +26,11 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Print the report; exit code 1 where the set has faults."""
     args = parser(prog).parse_args(argv)
-    workers = workers_of(args)
+    workers, folders = workers_of(args), set_of(args)
     from neuropbr_dist.data.files.verify import verify
 
     report = verify(
-        args.input_dir, args.output_dir, args.metadata,
+        *folders, args.metadata,
         workers=workers, fix_list=args.fix_list, resume=args.resume,
     )  # fmt: skip
     print(report)

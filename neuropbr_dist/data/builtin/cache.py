@@ -11,17 +11,23 @@ from typing import Literal
 
 import numpy as np
 
+from neuropbr_dist.data.cameras import SampleCameras
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import write_bytes
 from neuropbr_dist.materials.families import material_maps
 from neuropbr_dist.materials.noise import Array
-from neuropbr_dist.materials.render import render_views
+from neuropbr_dist.materials.render import render_views, scene_cameras
 from neuropbr_dist.processes import in_parallel
 
 VERSION = 1
 """Raise it when a material or picture changes: old cache folders are then left alone."""
 
 Source = Literal["clean", "dirty"]
+
+
+def sample_cameras(seed: int, index: int) -> SampleCameras:
+    """Return the true cameras of built-in sample (seed, index), whose plane repeats."""
+    return SampleCameras({"clean": tuple(c.on_plane() for c in scene_cameras(seed, index))}, wrap=True)
 
 
 class BuiltinCache:

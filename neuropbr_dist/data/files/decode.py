@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from neuropbr_dist.data.files.layout import Sample
+from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.png import IEND, NOT_WHOLE, SIGNATURE, inflated
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.channels import MAP_NAMES, MapName
@@ -156,16 +156,26 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _round_16_bit(image: Image.Image, data: bytes) -> Image.Image:
-    if image.mode.startswith("I"):
-        words = np.asarray(image).astype(np.uint32)
-    else:
-        # Pillow keeps the high byte of 16-bit RGB only. Read as little-endian, it keeps the low one.
-        low = Image.open(io.BytesIO(data), formats=["PNG"])
-        codec, box, offset, mode = low.tile[0]
-        low.tile = [(codec, box, offset, str(mode).replace("16B", "16L"))]  # type: ignore[list-item]
-        words = np.asarray(image).astype(np.uint32)[..., :3] * 256 + np.asarray(low)[..., :3]
+    words = words_16_bit(image, data).astype(np.uint32)
     # 65535 / 255 = 257; adding half of it rounds.
-    return Image.fromarray(((words + 128) // 257).astype(np.uint8))
+    colours = words[..., :3] if words.ndim == 3 else words
+    return Image.fromarray(((colours + 128) // 257).astype(np.uint8))
+
+
+def words_16_bit(image: Image.Image, data: bytes) -> np.ndarray:
+    """The values of a 16-bit PNG: uint16 (H, W), or (H, W, 3 or 4) where it has colour.
+
+    Args:
+        image: decoded from `data`.
+        data: the file, gray or in colour, not gray with alpha.
+    """
+    if image.mode.startswith("I"):
+        return np.asarray(image).astype(np.uint16)
+    # Pillow keeps the high byte of 16-bit RGB only. Read as little-endian, it keeps the low one.
+    low = Image.open(io.BytesIO(data), formats=["PNG"])
+    codec, box, offset, mode = low.tile[0]
+    low.tile = [(codec, box, offset, str(mode).replace("16B", "16L"))]  # type: ignore[list-item]
+    return np.asarray(image).astype(np.uint16) * 256 + np.asarray(low)
 
 
 def _as_role(image: Image.Image, role: Role, path: Path) -> Image.Image:

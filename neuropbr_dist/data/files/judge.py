@@ -43,8 +43,8 @@ def judge(path: Path, role: Role) -> tuple[Finding, np.ndarray | None]:
         pixels = read_picture(path, role)
     except UserError as error:
         return Finding(fault=str(error)), None
-    fault = _judge_normals(pixels) if role == "normal" else ""
-    if role == "albedo" and _looks_like_normals(pixels):
+    fault = normals_fault(pixels) if role == "normal" else ""
+    if role == "albedo" and looks_like_normals(pixels):
         fault = "looks swapped: an albedo map that holds unit normals"
     flat = role != "normal" and bool((pixels == pixels[:, :1, :1]).all())
     finding = Finding(
@@ -56,24 +56,25 @@ def judge(path: Path, role: Role) -> tuple[Finding, np.ndarray | None]:
     return finding, pixels
 
 
-def _judge_normals(pixels: np.ndarray) -> str:
+def normals_fault(pixels: np.ndarray) -> str:
     """Why uint8 (3, H, W) is no tangent-space normal map, or ''."""
     mean = decode(pixels.mean(axis=(1, 2)))
     if np.abs(mean - (0.5, 0.5, 1.0)).max() > NORMAL_MEAN_SLACK:
         average = ", ".join(f"{channel:.2f}" for channel in mean)
         return f"looks swapped: averages ({average}), a normal map near (0.50, 0.50, 1.00)"
-    share = _non_unit_share(pixels)
+    share = non_unit_share(pixels)
     if share > NON_UNIT_SHARE:
         return f"{share:.0%} of its normals are not unit length (allowed: {NON_UNIT_SHARE:.0%})"
     return ""
 
 
-def _looks_like_normals(pixels: np.ndarray) -> bool:
+def looks_like_normals(pixels: np.ndarray) -> bool:
+    """Whether uint8 (3, H, W) holds unit normals, as an albedo doesn't."""
     # An albedo of the normal map's own blue is no normal map: it must vary, too.
-    return _judge_normals(pixels) == "" and bool((pixels != pixels[:, :1, :1]).any())
+    return normals_fault(pixels) == "" and bool((pixels != pixels[:, :1, :1]).any())
 
 
-def _non_unit_share(pixels: np.ndarray) -> float:
+def non_unit_share(pixels: np.ndarray) -> float:
     """Share of pixels of uint8 (3, H, W) whose decoded length is not 1 +- `NORMAL_LENGTH_SLACK`."""
     # (2p - 255)^2 in whole numbers: 255 times the decoded normal, without a float copy of the map.
     squared = sum((2 * channel.astype(np.int32) - 255) ** 2 for channel in pixels)

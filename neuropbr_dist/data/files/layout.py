@@ -2,6 +2,7 @@
 
 input/{clean,dirty}/<sample>/{0,1,2}.png
 input/render_metadata.json                  {"<sample>": "<material>"}
+input/cameras.json                          optional, see `data.cameras`
 output/<material>/{albedo,roughness,metallic,normal}.png
 """
 
@@ -13,60 +14,21 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
 
+from neuropbr_dist.data.cameras import CAMERAS_FILE, CameraSet, read_cameras
+from neuropbr_dist.data.files.entries import (
+    MAP_FILES,
+    SOURCES,
+    VIEW_FILES,
+    Fault,
+    Sample,
+    Source,
+)
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.materials.channels import MAP_NAMES
 
 log = logging.getLogger(__name__)
 
-VIEW_FILES = ("0.png", "1.png", "2.png")
-MAP_FILES = tuple(f"{name}.png" for name in MAP_NAMES)
 METADATA_FILE = "render_metadata.json"
-
-Source = Literal["clean", "dirty"]
-SOURCES: dict[int, tuple[Source, ...]] = {0: ("clean",), 1: ("clean", "dirty"), 2: ("dirty",)}
-"""Render curriculum -> the folders it draws from."""
-
-
-class Entry(Protocol):
-    """One element of a set: a sample from one of its render folders."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def material(self) -> str: ...
-    @property
-    def key(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Three renders of a material and its four maps, as files."""
-
-    name: str
-    source: Source
-    material: str
-    views: tuple[Path, Path, Path]
-    """`0.png`, `1.png`, `2.png`."""
-    maps: tuple[Path, Path, Path, Path]
-    """In the order of `MAP_NAMES`."""
-
-    @property
-    def key(self) -> str:
-        """Unique within a set: a sample may stand in both folders."""
-        return f"{self.source}/{self.name}"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something that keeps samples out of training."""
-
-    message: str
-    samples: tuple[str, ...] = ()
-    """Names of the samples that it touches."""
 
 
 @dataclass
@@ -74,8 +36,10 @@ class Index:
     """What a set holds: the whole samples, and all that is wrong or odd."""
 
     samples: list[Sample] = field(default_factory=list)
+    materials: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    """Of a set without renders: the whole materials' maps, in the order of `MAP_NAMES`."""
     partial: dict[str, list[Path]] = field(default_factory=dict)
-    """Files that are there of samples which are not whole, by sample name."""
+    """Files that are there of samples, or of materials without renders, which are not whole, by name."""
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -125,7 +89,7 @@ def index_set(
     _require_folder(input_dir, "data.input_dir")
     _require_folder(output_dir, "data.output_dir")
     metadata = read_metadata(Path(metadata_path) if metadata_path else input_dir / METADATA_FILE)
-    names = {source: _subfolders(input_dir / source) for source in SOURCES[1]}
+    names = {source: subfolders(input_dir / source) for source in SOURCES[1]}
     if not any(names[source] for source in SOURCES[curriculum]):
         raise UserError(_no_samples(input_dir, curriculum, names))
 
@@ -136,6 +100,8 @@ def index_set(
         if name in metadata:
             users.setdefault(metadata[name], []).append(name)
     materials = _index_materials(output_dir, users, index)
+    cameras = _cameras(input_dir, names["clean"] | names["dirty"])
+    index.faults += cameras.faults
     for name, source in entries:
         folder = input_dir / source / name
         found = _png_files(folder)
@@ -146,14 +112,38 @@ def index_set(
         if not faults and len(maps) == len(MAP_FILES):
             view_0, view_1, view_2 = views
             albedo, roughness, metallic, normal = maps
-            sample = Sample(
-                name, source, metadata[name], (view_0, view_1, view_2), (albedo, roughness, metallic, normal)
-            )
-            index.samples.append(sample)
+            pictures = (view_0, view_1, view_2), (albedo, roughness, metallic, normal)
+            known = cameras.samples[name].encoded(source) if name in cameras.samples else None
+            index.samples.append(Sample(name, source, metadata[name], *pictures, known))
         else:
             index.faults += [Fault(fault, (name,)) for fault in faults]
             index.partial.setdefault(name, []).extend([*views, *maps])
     _note_unused(index, metadata, names, output_dir)
+    return index
+
+
+def _cameras(input_dir: Path, names: set[str]) -> CameraSet:
+    """The set's camera file, if it has one."""
+    path = input_dir / CAMERAS_FILE
+    return read_cameras(path, names) if path.exists() else CameraSet()
+
+
+def index_materials(folder: Path | str) -> Index:
+    """Every material of a folder of materials, of which no renders are named.
+
+    Raises:
+        UserError: The folder is missing, or holds no material.
+    """
+    folder, index = Path(folder), Index()
+    _require_folder(folder, "materials")
+    names = sorted(subfolders(folder))
+    if not names:
+        raise UserError(f"{folder}: no materials in it; a folder for each, with {', '.join(MAP_FILES)}")
+    for name, maps in _index_materials(folder, {name: [name] for name in names}, index).items():
+        if len(maps) == len(MAP_FILES):
+            index.materials[name] = tuple(maps)
+        else:
+            index.partial[name] = maps
     return index
 
 
@@ -217,7 +207,7 @@ def _require_folder(path: Path, config_field: str) -> None:
         raise UserError(f"{path}: {found} ({config_field})")
 
 
-def _subfolders(path: Path) -> set[str]:
+def subfolders(path: Path) -> set[str]:
     """Names of the folders in `path`, hidden ones left out; none if it is missing."""
     if not path.is_dir():
         return set()
@@ -240,17 +230,18 @@ def _no_samples(input_dir: Path, curriculum: int, names: dict[Source, set[str]])
 
 def _index_materials(output_dir: Path, users: dict[str, list[str]], index: Index) -> dict[str, list[Path]]:
     """The map files that each material in use has, in the order of `MAP_FILES`."""
-    present = _subfolders(output_dir)
+    present = subfolders(output_dir)
     materials = {}
     for material in sorted(users):
         folder, samples = output_dir / material, tuple(sorted(set(users[material])))
+        whose = "" if samples == (material,) else f" (for {_some(samples)})"
         if material not in present:
-            index.faults.append(Fault(f"{folder}: no such material folder (for {_some(samples)})", samples))
+            index.faults.append(Fault(f"{folder}: no such material folder{whose}", samples))
             continue
         found = _png_files(folder)
         missing = [file for file in MAP_FILES if file not in found]
         if missing:
-            index.faults.append(Fault(f"{folder}: no {', '.join(missing)} (for {_some(samples)})", samples))
+            index.faults.append(Fault(f"{folder}: no {', '.join(missing)}{whose}", samples))
         materials[material] = [folder / file for file in MAP_FILES if file in found]
     return materials
 
@@ -276,7 +267,7 @@ def _note_unused(
     unrendered = sorted(metadata.keys() - names["clean"] - names["dirty"])
     if unrendered:
         index.notes.append(f"{len(unrendered)} metadata entries have no sample folder: {_some(unrendered)}")
-    unused = sorted(_subfolders(output_dir).difference(metadata.values()))
+    unused = sorted(subfolders(output_dir).difference(metadata.values()))
     if unused:
         index.notes.append(f"{len(unused)} material folders are not in the metadata: {_some(unused)}")
 

