@@ -32,10 +32,16 @@ class Launch:
     Args:
         words: `sys.argv[1:]`.
         program: Python text, as after `python -c`.
+        cwd: None: this process's.
     """
 
     def __init__(
-        self, words: Sequence[str], world: int = 1, env: Mapping[str, str] | None = None, program: str = TRAIN
+        self,
+        words: Sequence[str],
+        world: int = 1,
+        env: Mapping[str, str] | None = None,
+        program: str = TRAIN,
+        cwd: Path | None = None,
     ) -> None:
         self.folder, self.processes = Path(mkdtemp(prefix="neuropbr-test-")), []
         port = str(free_port())
@@ -43,7 +49,7 @@ class Launch:
             ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
             place = {key: str(value) for key, value in ranks.items()} if world > 1 else {}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if world > 1 else {}
-            arguments = (program, list(words), place | dict(env or {}), str(self.folder))
+            arguments = (program, list(words), place | dict(env or {}), cwd or Path.cwd(), self.folder)
             process = fork_server().Process(target=_main, args=arguments)
             process.start()
             self.processes.append(process)
@@ -66,13 +72,16 @@ class Launch:
         return ended
 
 
-def call(program: str, *words: str | Path, env: Mapping[str, str] | None = None) -> Ended:
+def call(
+    program: str, *words: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Ended:
     """Run Python text to its end, as `python -c` does."""
-    return Launch([str(word) for word in words], env=env, program=program).wait()
+    return Launch([str(word) for word in words], env=env, program=program, cwd=cwd).wait()
 
 
-def _main(program: str, words: list[str], env: dict[str, str], folder: str) -> None:
+def _main(program: str, words: list[str], env: dict[str, str], cwd: Path, folder: Path) -> None:
     os.environ.update(env)
+    os.chdir(cwd)
     for descriptor, name in ((1, "out"), (2, "err")):
         file = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, descriptor)
