@@ -198,5 +198,5 @@ def test_what_a_reader_would_stumble_over_is_found(text, fault):
 
 
 def test_a_failing_command_fails(folder):
-    assert bash("python launch/export.py check no/such", folder).returncode == 2
+    assert bash("python launch/train.py --set model.no=1", folder).returncode == 2
     assert bash("false | true", folder).returncode == 1
