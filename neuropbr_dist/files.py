@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+import tokenize
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,9 @@ from typing import Any
 from neuropbr_dist.errors import UserError
 
 log = logging.getLogger(__name__)
+
+NOT_AN_ARRAY = (EOFError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)
+"""What numpy raises on a `.npy` file that is empty, cut, forged or something else: its header is a Python literal."""
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp(\..*)?")
 
 
