@@ -57,9 +57,6 @@ RANGES: dict[str, tuple[str, list[Any], list[Any]]] = {
     "data.drop_views": ("float, from 0 to 1", [-0.1, 1.1], [0.0, 1.0]),
     "data.camera_jitter": ("float, from 0 to 0.008", [-0.001, 0.009], [0.0, 0.008]),
     "data.builtin_count": ("int, 2 or more", [1], [2]),
-    "data.min_confidence": ("float, from 0 to 1", [-0.1, 1.1], [0.0, 1.0]),
-    "data.drop_views": ("float, from 0 to 1", [-0.1, 1.1], [0.0, 1.0]),
-    "data.camera_jitter": ("float, from 0 to 0.008", [-0.001, 0.009], [0.0, 0.008]),
     "transform.mean": (
         "list of float, 3 of them, each from 0 to 1",
         [[0.5, 0.5], [0.5] * 4, [0.5, 0.5, 1.1], [-0.1, 0.5, 0.5]],
