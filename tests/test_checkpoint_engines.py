@@ -54,6 +54,7 @@ BATCH = Case(norm="batch")
 SYNC_BATCH = Case(norm="sync_batch", double=True)  # of few values: float32 is off by 1.3e-5 between worlds
 BF16 = Case(bf16=True)
 EMA = Case(ema_decay=0.7)
+PLANE = Case(plane=True, seed=5)  # seed: see `test_parallel_parity`
 CASES = {
     BASIC: "",
     BEFORE_GAN: "saved before the GAN starts",
@@ -62,6 +63,7 @@ CASES = {
     SYNC_BATCH: "sync_batch norm",
     BF16: "bf16",
     EMA: "moving average",
+    PLANE: "on the plane",
 }
 
 
@@ -106,6 +108,7 @@ def special() -> list[Pair]:
             "single > ZeRO-3 x2", "FSDP x2 > FSDP x2", "FSDP x4 > ZeRO-1 x2", "ZeRO-2 x2 > HSDP 2x2",
             "ZeRO-3 x2 > DDP x2", "ZeRO-2 x2 offload > FSDP x2 offload",
         ],
+        PLANE: ["single > FSDP x4", "FSDP x2 > ZeRO-3 x2", "ZeRO-3 x2 > ZeRO-2 x2", "ZeRO-2 x2 > DDP x2"],
     }  # fmt: skip
     return [Pair(case, *text.split(" > ")) for case, texts in chosen.items() for text in texts]
 

@@ -27,6 +27,7 @@ from tests.support.train_runs import (
     state,
     tensors,
     timings,
+    tiny_set,
 )
 
 pytestmark = SINGLE_PROCESS_SAVES
@@ -70,6 +71,18 @@ def test_logs_that_a_power_cut_damaged_block_nothing(tmp_path):
     assert [line["step"] for line in metrics(tmp_path)][-1] == 10
     assert b"\0" not in logs[0].read_bytes() + logs[1].read_bytes()
     report([str(tmp_path), "--debug"])
+
+
+def test_a_run_keeps_its_alignment(stopped):
+    """Resolved at the first start and saved; cameras that are gone don't make it another network."""
+    saved = (stopped / "config.yaml").read_text()
+    assert "align: plane" in saved and "skip_merge: auto" not in saved
+    refused = resume(stopped, "--set", "model.align=none")
+    assert refused.code == 2 and "another architecture: model.align = none (saved: plane)" in refused.err
+    renders, maps = tiny_set()
+    shutil.copytree(renders, stopped / "renders", ignore=shutil.ignore_patterns("cameras.json"))
+    refused = resume(stopped, "--input-dir", str(stopped / "renders"), "--output-dir", str(maps))
+    assert refused.code == 2 and "model.align = plane needs cameras" in refused.err
 
 
 def test_other_schedulers_survive(tmp_path):
