@@ -18,6 +18,7 @@ from benchmarks.setting import changed, setting, title
 from benchmarks.step import StepBench
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.data.batch import MicroBatch
+from neuropbr_dist.data.builtin.cache import sample_cameras
 from neuropbr_dist.training.estimate import available_bytes
 from neuropbr_dist.training.setup import Setup
 from neuropbr_dist.training.validation import validate
@@ -105,6 +106,10 @@ def validation(where: Setup, bench: StepBench) -> Callable[[], object]:
         torch.randint(256, (n, *channels, size, size), dtype=torch.uint8) for channels in ((3, 3), (8,))
     )
     batch = MicroBatch(views, maps, torch.ones(n), [f"noise {i}" for i in range(n)])
+    if where.cfg.model.align == "plane":
+        batch = batch._replace(
+            cameras=torch.from_numpy(sample_cameras(0, 0).encoded("clean")).repeat(n, 1, 1)
+        )
     return lambda: validate(
         bench.networks["generator"],
         [batch],

@@ -29,11 +29,13 @@ from benchmarks.setting import write_figures
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.builtin import generate
-from neuropbr_dist.data.files.layout import Sample, scan
+from neuropbr_dist.data.cameras import NOT_KNOWN
+from neuropbr_dist.data.files.entries import Sample
+from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.data.files.verify import verify
 from neuropbr_dist.data.loader import TrainingSlots, batches_of, empty, load_batch
 from neuropbr_dist.data.order import SampleOrder, Slot
-from neuropbr_dist.data.packed.index import CAMERA, SHARDS, write_index
+from neuropbr_dist.data.packed.index import SHARDS, write_index
 from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.packed.records import level_sides
 from neuropbr_dist.data.packed.shards import Place, used_bytes
@@ -264,7 +266,7 @@ def large_set(folder: Path) -> dict[str, float]:
     views = [place(0, 9, i) for i in range(LARGE_SET)]
     names = sorted({material for _, _, material in entries})
     maps = {name: place(1, 8, i) for i, name in enumerate(names)}
-    columns = {"cameras": np.zeros((LARGE_SET, 3), CAMERA), "wrap": np.ones(LARGE_SET, bool)}
+    columns = {"cameras": np.zeros((LARGE_SET, *NOT_KNOWN.shape), NOT_KNOWN.dtype)}
     write_index(folder, entries, views, maps, columns, sides=[size], origin="synthetic")
     for shard, nbytes in used_bytes([*views, *maps.values()]).items():  # as long as real ones, and empty
         with open(folder / SHARDS / shard, "wb") as file:

@@ -19,6 +19,7 @@ from benchmarks.setting import setting
 from benchmarks.step import StepBench, StepTime
 from neuropbr_dist.cluster import detect
 from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.loader import TrainingSlots, batches_of
@@ -72,7 +73,8 @@ def packed_batches(where: Setup) -> AbstractContextManager[Iterator[MicroBatch]]
     source = open_source(replace(data, image_size=where.samples.side), cfg.training.seed)
     order = SampleOrder(len(source.entries), batch * env.world_size, epochs=10_000, seed=cfg.training.seed)
     slots = TrainingSlots(order, 0, env.world_size, env.rank, batch)
-    return batches_of(data, source, source.entries, slots, where.device)
+    alignment = Alignment.of_run(cfg, training=True)
+    return batches_of(data, source, source.entries, slots, where.device, alignment=alignment)
 
 
 def measure(where: Setup, plan: str, steps: int) -> dict[str, Any]:

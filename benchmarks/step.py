@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.setting import changed
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.models import view_channels
 from neuropbr_dist.monitor.throughput import peak_memory_gib
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.ema import WeightAverage
@@ -55,7 +56,8 @@ def random_batch(cfg: TrainConfig, size: int, device: torch.device, seed: int = 
     """`training.batch_size` samples of noise of the right shapes and ranges."""
     n = cfg.training.batch_size
     g = torch.Generator(device).manual_seed(seed)
-    views = torch.randn(n, 3, 3, size, size, device=device, generator=g)
+    views = torch.randn(n, 3, view_channels(cfg.model), size, size, device=device, generator=g)
+    views[:, :, 3:4] = 1  # of views on the plane: everything is seen
     maps = torch.rand(n, 8, size, size, device=device, generator=g)
     normal = F.normalize(maps[:, 5:] * 2 - 1, dim=1)
     samples = n * (dist.get_world_size() if dist.is_initialized() else 1)

@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import shutil
+import stat
+import tokenize
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +18,9 @@ from typing import Any
 from neuropbr_dist.errors import UserError
 
 log = logging.getLogger(__name__)
+
+NOT_AN_ARRAY = (EOFError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)
+"""What numpy raises on a `.npy` file that is empty, cut, forged or something else: its header is a Python literal."""
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp(\..*)?")
 
 
@@ -201,6 +206,47 @@ class JsonLines:
             log.warning("%s: %d damaged line(s) left out, the first is line %d",
                         self.path, len(damaged), damaged[0])  # fmt: skip
         return good
+
+
+def read_json(path: Path, *, limit: int = 1 << 30) -> Any:
+    """Return what a JSON file from outside holds. Keys may not repeat; NaN and infinities come through.
+
+    Args:
+        limit: largest size in bytes.
+
+    Raises:
+        UserError: it is missing, no regular file, larger than `limit`, not UTF-8 or not JSON, a key stands
+            twice in an object, or it is nested too deeply or holds a number too long to be read.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{path}: {twice!r} appears more than once")
+        return found
+
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: not a file")
+        if status.st_size > limit:
+            raise UserError(f"{path}: {status.st_size:,} bytes; allowed: {limit:,}")
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path}: not JSON at {where}: {error.msg}") from error
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply") from None
+    except ValueError as error:  # a whole number of more digits than Python reads
+        raise UserError(f"{path}: {error}") from error
 
 
 def _temporary(path: Path) -> Path:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.headers import check_headers
-from neuropbr_dist.data.files.layout import Sample, scan
+from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 from tests.support.material_files import png, write_set, write_views

@@ -19,7 +19,7 @@ from neuropbr_dist.data.files.decode import resize
 from neuropbr_dist.data.loader import TrainingSlots, batches_of
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.packed import records
-from neuropbr_dist.data.packed.index import CAMERA, PackedIndex, head_checksum, write_index
+from neuropbr_dist.data.packed.index import PackedIndex, head_checksum, write_index
 from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.packed.records import decode_header, level_sides, levels_of
 from neuropbr_dist.data.packed.shards import ShardReader, ShardWriter
@@ -27,6 +27,7 @@ from neuropbr_dist.data.packed.source import PackedSet, PackedSource
 from neuropbr_dist.data.sources import fingerprint
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.plane import ENCODED
 from tests.support.material_files import random_normals, write_set
 from tests.support.packed_sets import assert_same_as_files, files, flip
 
@@ -516,11 +517,9 @@ def test_a_record_holds_several_arrays_of_any_kind(tmp_path):
 
 
 def some_columns(samples, seed=0):
-    cameras = np.zeros((len(samples), 3), CAMERA)
-    cameras["map_to_view"] = np.random.default_rng(seed).normal(size=(len(samples), 3, 3, 3))
-    cameras["eye"][0, 1] = np.nan  # not known
-    cameras["map_to_view"][1, 2], cameras["eye"][1, 2] = np.nan, np.nan  # a view without a camera
-    return {"cameras": cameras, "wrap": np.arange(len(samples)) % 2 == 0}
+    cameras = np.random.default_rng(seed).normal(size=(len(samples), 3, ENCODED)).astype(np.float32)
+    cameras[1, 2] = 0  # a view without a camera
+    return {"cameras": cameras, "names": np.arange(len(samples))}
 
 
 def test_cameras_stand_beside_the_pictures_and_may_come_later(pictures, packed, tmp_path):
@@ -545,9 +544,10 @@ def test_cameras_stand_beside_the_pictures_and_may_come_later(pictures, packed, 
 @pytest.mark.parametrize(
     "columns",
     [
-        {"cameras": np.zeros((12, 3))},
-        {"cameras": np.zeros((11, 3), CAMERA)},
-        {"wrap": np.zeros(12, np.uint8)},
+        {"cameras": np.zeros((12, 3), np.float32)},
+        {"cameras": np.zeros((11, 3, ENCODED), np.float32)},
+        {"cameras": np.zeros((12, 3, ENCODED))},
+        {"cameras": np.full((12, 3, ENCODED), np.nan, np.float32)},
         {"anything": np.zeros(11)},
     ],
 )

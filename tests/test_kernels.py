@@ -27,7 +27,7 @@ from tests.support.twins import compare, picture
 def test_tritons_kernels_are_their_twins():
     """In a process of its own: Triton decides when it is imported whether it interprets."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/interpreted_kernels.py"],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/support/interpreted_kernels.py"],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -37,6 +39,23 @@ def gradients(patterns) -> list[torch.Tensor]:
 def test_a_plan_changes_no_gradient(plan):
     for found, wanted in zip(gradients(GENERATOR_PLANS[plan]), gradients("none"), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_the_plane_asks_for_more():
+    """Seven channels a view, and skips of several merges."""
+
+    def bytes_at(size, **changes):
+        cfg = load("default")
+        cfg.model = replace(small_model(), use_gan=False, **changes)
+        return Need(cfg, torch.float32, "single", 0, 1).at(size)["fast"]
+
+    plain, mean, most = (
+        bytes_at(64, align=align, skip_merge=merge, normals="free")
+        for align, merge in (("none", "mean"), ("plane", "mean"), ("plane", "max_mean_var"))
+    )
+    assert bytes_at(64) == plain
+    assert mean - plain >= 3 * 4 * 64 * 64 * 4
+    assert most - mean >= 2 * 64 * 64 * 64 * 4  # the stem's skip alone
 
 
 def test_every_pattern_names_a_segment_of_the_default_or_the_unet_encoder():

@@ -1,5 +1,6 @@
 """Run configuration: dataclasses, presets, files, command line, validation."""
 
+from neuropbr_dist.config.architecture import as_saved, settled, settled_stats
 from neuropbr_dist.config.check import check_size, refuse_other_networks, resolve
 from neuropbr_dist.config.frozen import frozen, with_fields, writable
 from neuropbr_dist.config.load import from_yaml, load, to_yaml
@@ -24,6 +25,7 @@ __all__ = [
     "TrainConfig",
     "TrainingConfig",
     "TransformConfig",
+    "as_saved",
     "check_size",
     "differences",
     "from_yaml",
@@ -33,6 +35,8 @@ __all__ = [
     "resolve",
     "set_field",
     "set_text",
+    "settled",
+    "settled_stats",
     "to_dict",
     "to_yaml",
     "with_fields",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from neuropbr_dist.config.architecture import IMAGENET_STATS, UNSET_STATS, settled
 from neuropbr_dist.config.deepspeed import anywhere
-from neuropbr_dist.config.schema import DataConfig, ModelConfig, TrainConfig, TrainingConfig, TransformConfig
+from neuropbr_dist.config.schema import DataConfig, ModelConfig, TrainConfig, TrainingConfig
 from neuropbr_dist.config.values import fit_fields
 from neuropbr_dist.errors import UserError
 
-IMAGENET_STATS = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-UNSET_STATS = TransformConfig().mean, TransformConfig().std
 NOT_THE_NETWORK = (
     "encoder_pretrained", "transformer_attn_drop", "transformer_proj_drop", "transformer_drop_path_rate",
 )  # fmt: skip
@@ -29,7 +28,7 @@ def resolve(cfg: TrainConfig) -> TrainConfig:
     """Fold legacy and shorthand fields into the ones that are read, check, and name files as from any folder. In place."""
     fit_fields(cfg, "configuration")
     fold_legacy(cfg)
-    if cfg.transform.use_imagenet_stats:
+    if cfg.transform.use_imagenet_stats is True:
         refuse_unless(
             (cfg.transform.mean, cfg.transform.std) in (UNSET_STATS, IMAGENET_STATS),
             f"transform.use_imagenet_stats = true, but transform.mean = {cfg.transform.mean} and "
@@ -147,9 +146,9 @@ def refuse_other_networks(saved: TrainConfig, now: TrainConfig, where: str) -> N
     Raises:
         UserError: names each field that differs.
     """
-    changed = []
+    changed, before, after = [], settled(saved.model), settled(now.model)
     for field in dataclasses.fields(ModelConfig):
-        old, new = getattr(saved.model, field.name), getattr(now.model, field.name)
+        old, new = getattr(before, field.name), getattr(after, field.name)
         alike = old == new or field.name in NOT_THE_NETWORK or (old in BATCH_NORMS and new in BATCH_NORMS)
         if not alike:
             changed.append(f"model.{field.name} = {new} (saved: {old})")

@@ -57,6 +57,12 @@ class DataConfig(Freezable):
     """Show samples flipped left to right and top to bottom, in half of the cases each; normals follow."""
     augment_rotations: bool = False
     """Show samples turned by 0, 90, 180 or 270 degrees; normals follow."""
+    min_confidence: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    """A view whose camera has less confidence counts as missing (`model.align = plane`)."""
+    drop_views: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Share of training samples that lose a view, so that the network knows missing ones (`model.align = plane`)."""
+    camera_jitter: Annotated[float, Interval(ge=0, le=0.008)] = 0.0
+    """How far a training sample's views are shifted against each other at most, as a share of their side, so that the network bears with cameras that are a little off (`model.align = plane`)."""
     builtin: bool = False
     """Train on built-in materials where no data are named, even if there is a `./data`. A run that found none sets it, so that a resume doesn't take a `./data` that came later."""
     builtin_count: Annotated[int, Interval(ge=2)] = 64
@@ -75,14 +81,22 @@ class TransformConfig(Freezable):
     """Mean of R, G, B."""
     std: Annotated[list[PositiveFloat], Len(3, 3)] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     """Standard deviation of R, G, B."""
-    use_imagenet_stats: bool = False
-    """Take ImageNet's mean and std instead, as a pretrained ResNet expects."""
+    use_imagenet_stats: bool | Literal["auto"] = "auto"
+    """Take ImageNet's mean and std instead, as a pretrained ResNet expects. `auto`: where the encoder starts from its weights, unless mean or std are set; settled at the first start."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig(Freezable):
     """Generator (encoder, cross-view fusion, decoder) and discriminator."""
 
+    align: Literal["auto", "plane", "none"] = "auto"
+    """`plane`: views are rectified to the material's plane by their cameras, so that the network sees in every view the point that the map's pixel asks for, with a mask and the direction to the eye. `none`: views as they are. `auto`: `plane` if at least nine samples of ten keep a view; settled at the first start."""
+    skip_merge: Literal["auto", "mean", "max_mean", "max_mean_var"] = "auto"
+    """What the decoder's skips take of the three views' features: their mean, with their maximum, with their variance. Views count where they show the place (`align = plane`). `auto`: `mean`, or what `align = plane` measured best with."""
+    token_embedding: Literal["auto", "none", "position", "view"] = "auto"
+    """What the transformer's tokens are told: nothing, their place (sines, Vaswani et al. 2017), or their view (learned). `auto`: `none`, or what `align = plane` measured best with."""
+    normals: Literal["auto", "free", "slopes"] = "auto"
+    """Form of the normals: `free`, three numbers made unit; `slopes`, unit(3 tanh x, 3 tanh y, 1), always out of the surface. `auto`: `free`, or what `align = plane` measured best with."""
     encoder_type: Literal["resnet", "unet"] = "resnet"
     """Encoder family, shared by the three views."""
     encoder_backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet50"
@@ -100,7 +114,7 @@ class ModelConfig(Freezable):
     norm: Literal["group", "batch", "sync_batch", "frozen_batch"] = "group"
     """Normalisation in decoder and discriminator. `group` gives the same output in train and eval mode at any micro-batch."""
     freeze_backbone: bool = False
-    """Train no weight of the ResNet encoder."""
+    """Train no weight of the ResNet encoder but those of the channels that `align = plane` adds."""
     freeze_bn: bool = False
     """Train no scale or shift of the encoder's norm layers and never move their running statistics."""
     use_transformer: bool = True

@@ -17,11 +17,13 @@ class MicroBatch(NamedTuple):
     keys: list[str]
     orientations: Sequence[int] = ()
     """How the device is to turn each sample (see `augment`); empty: not at all."""
+    cameras: Tensor | None = None
+    """(B, 3, 14) float32, see `materials.plane.encode`; zeros where a view is missing. None: views stay as they are."""
 
 
 class DeviceBatch(NamedTuple):
     """A micro-batch ready for the step."""
 
-    views: Tensor  # (B, 3, 3, H, W) float, normalised
+    views: Tensor  # (B, 3, 3, H, W) float, normalised; (B, 3, 7, H, W) where cameras have rectified them
     maps: Tensor  # (B, 8, H, W) float: [0, 1], normals unit length
     weight: Tensor  # (B,) float: 1 / samples in the global batch, or 0 for filler

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from neuropbr_dist.config import DataConfig
+from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.order import SampleOrder, Slot, plan_step, rank_share
@@ -28,15 +29,26 @@ class SlotDataset(Dataset):
     Returned, not raised: a worker's exception would reach the user inside a traceback.
     """
 
-    def __init__(self, source: Source, entries: Sequence[Entry], augmentation: Augmentation | None) -> None:
-        self.source, self.entries, self.augmentation = source, entries, augmentation
+    def __init__(
+        self,
+        source: Source,
+        entries: Sequence[Entry],
+        augmentation: Augmentation | None,
+        alignment: Alignment | None,
+    ) -> None:
+        self.source, self.entries, self.augmentation, self.alignment = (
+            source,
+            entries,
+            augmentation,
+            alignment,
+        )
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitems__(self, slots: Sequence[Slot]) -> MicroBatch | UserError:
         try:
-            return load_batch(self.source, self.entries, slots, self.augmentation)
+            return load_batch(self.source, self.entries, slots, self.augmentation, self.alignment)
         except UserError as error:
             return error
 
@@ -46,8 +58,12 @@ def load_batch(
     entries: Sequence[Entry],
     slots: Sequence[Slot],
     augmentation: Augmentation | None = None,
+    alignment: Alignment | None = None,
 ) -> MicroBatch:
     """Samples loaded straight into the batch's own memory, which a worker process shares with its parent.
+
+    Args:
+        alignment: which cameras go along; None: none do, and views stay as they are.
 
     Raises:
         UserError: a file can't be read, or holds what it may not.
@@ -61,8 +77,12 @@ def load_batch(
     turns = []
     if augmentation:
         turns = [augmentation.orientation(s.epoch, e.key) for s, e in zip(slots, chosen, strict=True)]
+    cameras = None
+    if alignment:
+        rows = [alignment.of(source.cameras(e), s.epoch, e.key) for s, e in zip(slots, chosen, strict=True)]
+        cameras = torch.from_numpy(np.stack(rows))
     weights = torch.tensor([slot.weight for slot in slots], dtype=torch.float32)
-    return MicroBatch(views, maps, weights, [entry.key for entry in chosen], turns)
+    return MicroBatch(views, maps, weights, [entry.key for entry in chosen], turns, cameras)
 
 
 def empty(nbytes: int) -> Tensor:
@@ -112,6 +132,7 @@ def batches_of(
     device: torch.device,
     workers: int | None = None,
     augmentation: Augmentation | None = None,
+    alignment: Alignment | None = None,
 ) -> Iterator[Iterator[MicroBatch]]:
     """This rank's micro-batches in the order of `slots`, read ahead by processes until the `with` ends.
 
@@ -122,13 +143,14 @@ def batches_of(
         slots: which of `entries` each micro-batch holds.
         device: where they go; for a GPU they lie in pinned memory.
         workers: None: `data.num_workers`.
+        augmentation, alignment: see `load_batch`.
 
     Raises:
         UserError: while iterating: a file can't be read, or holds what it may not.
     """
     workers = data.num_workers if workers is None else workers
     loader = DataLoader(
-        SlotDataset(source, entries, augmentation),
+        SlotDataset(source, entries, augmentation, alignment),
         batch_sampler=slots,  # type: ignore[arg-type]
         collate_fn=as_it_is,  # type: ignore[arg-type]  # not a list: `__getitems__` made the batch
         num_workers=workers,

@@ -8,18 +8,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 from tqdm import tqdm
 
 from neuropbr_dist.config import DataConfig, TrainConfig
+from neuropbr_dist.data.alignment import known
+from neuropbr_dist.data.cameras import CAMERAS_FILE
+from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.headers import HeaderReport, check_headers
-from neuropbr_dist.data.files.layout import Sample, list_faults, scan, subfolders
+from neuropbr_dist.data.files.layout import list_faults, scan, subfolders
 from neuropbr_dist.data.packed.index import HEAD, INDEX_FILES
 from neuropbr_dist.data.packed.source import PackedSource
 from neuropbr_dist.data.sources import BuiltinSource, Entry, FileSource, Source, fingerprint
-from neuropbr_dist.data.split import read_split, split, split_as_named
+from neuropbr_dist.data.split import Subset, read_split, split, split_as_named
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0, rank, world_size
+
+Align = Literal["plane", "none"]
 
 HERE = Path("data/input"), Path("data/output")
 """Where files are looked for if none are named."""
@@ -34,6 +41,10 @@ class Samples:
     val: Sequence[Entry]
     data: DataConfig
     """The configuration's part, resolved: saved with the run, it means the same set ever after."""
+    align: Align
+    """`model.align`, resolved."""
+    cameras: tuple[int, int]
+    """How many entries have a view whose camera counts, and how many there are."""
 
     @property
     def fingerprint(self) -> str:
@@ -73,6 +84,8 @@ def open_source(data: DataConfig, seed: int) -> Source:
 def open_samples(cfg: TrainConfig) -> Samples:
     """Open and check the set that `cfg.data` means, and split it; built-in ones are yet to be made. Collective.
 
+    Where views are rectified, entries without a view whose camera counts are left out before.
+
     Raises:
         UserError: on all ranks: anything wrong with the files, all faults in one message.
     """
@@ -83,12 +96,49 @@ def open_samples(cfg: TrainConfig) -> Samples:
         source = on_each_rank(lambda: open_source(data, cfg.training.seed))
     if isinstance(source, PackedSource):
         on_rank_0(source.check_shards)
+    kept = with_cameras(source, data)
+    align = resolve_align(cfg.model.align, kept, source.entries)
+    entries = source.entries if align == "none" else kept
+    if not entries:
+        raise UserError(
+            f"model.align = plane needs cameras, but none of {len(source.entries)} samples has a view with one of "
+            f"data.min_confidence = {data.min_confidence} or more ({CAMERAS_FILE}, docs/data.md); model.align = none "
+            "takes views as they are"
+        )
     validation = on_rank_0(lambda: _own_split(data, source))
-    if validation is None:
-        train, val = split(source.entries, data.val_ratio, data.split_by, cfg.training.seed)
-    else:
-        train, val = split_as_named(source.entries, validation)
-    return Samples(source, train, val, data)
+    train, val = _cut(entries, data, cfg.training.seed, validation)
+    return Samples(source, train, val, data, align, (len(kept), len(source.entries)))
+
+
+def with_cameras(source: Source, data: DataConfig) -> Sequence[Entry]:
+    """Return the entries of which a view has a camera that counts, in their order."""
+    known_views = (known(source.cameras(entry), data.min_confidence).any() for entry in source.entries)
+    places = np.flatnonzero(np.fromiter(known_views, bool, len(source.entries)))
+    return source.entries if len(places) == len(source.entries) else Subset(source.entries, places)
+
+
+def resolve_align(wanted: str, kept: Sequence[Entry], entries: Sequence[Entry]) -> Align:
+    """Return `model.align`: `auto` is `plane` if nine entries of ten, or more, keep a view."""
+    if wanted == "auto":
+        return "plane" if 10 * len(kept) >= 9 * len(entries) else "none"
+    return "plane" if wanted == "plane" else "none"
+
+
+def split_entries(
+    source: Source, data: DataConfig, align: str, seed: int
+) -> tuple[Subset[Entry], Subset[Entry]]:
+    """Return (train, validation) as a run with these settings cuts a set; for a process of its own."""
+    entries = with_cameras(source, data) if align == "plane" else source.entries
+    return _cut(entries, data, seed, _own_split(data, source))
+
+
+def _cut(
+    entries: Sequence[Entry], data: DataConfig, seed: int, validation: frozenset[str] | None
+) -> tuple[Subset[Entry], Subset[Entry]]:
+    """Cut by the set's own split if it has one, else by `data.val_ratio`."""
+    if validation is not None:
+        return split_as_named(entries, validation)
+    return split(entries, data.val_ratio, data.split_by, seed)
 
 
 def _own_split(data: DataConfig, source: Source) -> frozenset[str] | None:

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 
 from neuropbr_dist.config import DataConfig
-from neuropbr_dist.data.builtin.cache import BuiltinCache
+from neuropbr_dist.data.builtin.cache import BuiltinCache, sample_cameras
+from neuropbr_dist.data.cameras import NOT_KNOWN
 from neuropbr_dist.data.files.decode import read_maps, read_views
-from neuropbr_dist.data.files.layout import SOURCES, Entry, Sample
+from neuropbr_dist.data.files.entries import SOURCES, Entry, Sample
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.families import family_name
 
@@ -28,6 +29,10 @@ class Source(ABC):
     size: int
     """Side of every picture in pixels, after resizing."""
     entries: Sequence[Any]
+
+    def cameras(self, entry: Any) -> np.ndarray:
+        """How the entry's views see the material: float32 (3, 14), see `materials.plane.encode`."""
+        return NOT_KNOWN
 
     @abstractmethod
     def load(self, entry: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -76,6 +81,9 @@ class FileSource(Source):
         self._cache_bytes = cache_mib << 20
         self._cache: OrderedDict[tuple[Path, ...], np.ndarray] = OrderedDict()
 
+    def cameras(self, entry: Sample) -> np.ndarray:
+        return NOT_KNOWN if entry.cameras is None else entry.cameras
+
     def load(self, entry: Sample) -> tuple[np.ndarray, np.ndarray]:
         """The maps are read-only: they may be a cached array."""
         return read_views(entry, self._resize), self._maps(entry)
@@ -98,11 +106,17 @@ class BuiltinSource(Source):
         self.size = data.image_size or BUILTIN_SIZE
         self.cache = BuiltinCache(data.builtin_cache, seed, self.size)
         self.folders = SOURCES[data.render_curriculum]
+        self._cameras: dict[int, np.ndarray] = {}  # clean and dirty views share them
         self.entries = [
             BuiltinEntry(i, folder, f"{family_name(seed, i)}_{i:04d}")
             for i in range(data.builtin_count)
             for folder in self.folders
         ]
+
+    def cameras(self, entry: BuiltinEntry) -> np.ndarray:
+        if entry.index not in self._cameras:
+            self._cameras[entry.index] = sample_cameras(self.cache.seed, entry.index).encoded(entry.source)
+        return self._cameras[entry.index]
 
     def load(self, entry: BuiltinEntry) -> tuple[np.ndarray, np.ndarray]:
         return self.cache.views(entry.index, entry.source), self.cache.maps(entry.index)

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar, overload
 
 import numpy as np
 
-from neuropbr_dist.data.files.layout import Entry
+from neuropbr_dist.data.files.entries import Entry
 from neuropbr_dist.data.order import seeded_permutation
 from neuropbr_dist.errors import UserError
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.checkpoint import Checkpoint, find, open_newest
-from neuropbr_dist.config import TrainConfig, from_yaml
-from neuropbr_dist.data.device import normalise_views
+from neuropbr_dist.config import TrainConfig, as_saved, from_yaml
+from neuropbr_dist.data.device import normalise_views, shown
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file
+from neuropbr_dist.materials.rectify import rectify
 from neuropbr_dist.models import Generator
 
 WEIGHTS_FILE = f"model{SUFFIX}"
@@ -36,18 +37,58 @@ class InferenceGenerator(Generator):
         super().__init__(config.model)
         self.config, self.origin, self.step, self.averaged = config, origin, step, averaged
 
-    def forward(self, views: Tensor) -> Tensor:
+    @property
+    def on_plane(self) -> bool:
+        """Whether it takes rectified views (`model.align = plane`)."""
+        return self.config.model.align == "plane"
+
+    def forward(self, views: Tensor, cameras: Tensor | None = None) -> Tensor:
         """
         Args:
-            views: (B, 3, 3, H, W) RGB; uint8 is normalised here as in training, floats
-                are taken as normalised already. H and W multiples of `size_multiple`.
+            views: (B, 3, 3, H, W) RGB; uint8 is normalised, and rectified, here as in training, floats
+                are taken as they come out of `prepare`. H and W multiples of `size_multiple`.
+            cameras: see `prepare`.
 
         Returns:
             (B, 8, H, W) float32: albedo RGB, roughness, metallic in [0, 1], unit normal XYZ.
         """
-        if views.dtype == torch.uint8:
-            views = normalise_views(views, self.config.transform, next(self.parameters()).dtype)
-        return super().forward(views)
+        return super().forward(self.prepare(views, cameras) if views.dtype == torch.uint8 else views)
+
+    @torch.no_grad()
+    def seen(self, views: Tensor, cameras: Tensor | None = None) -> Tensor:
+        """Return the pictures that the network sees, for a person: uint8 (3, 3, S, S) of one material, on the CPU.
+
+        Args:
+            views, cameras: of one material, as for `prepare`.
+        """
+        if cameras is None:
+            return views.cpu()
+        device = next(self.parameters()).device
+        return shown(self.prepare(views[None].to(device), cameras[None])[0], self.config.transform).cpu()
+
+    def prepare(
+        self, views: Tensor, cameras: Tensor | None = None, rows: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Return pictures as the network takes them: normalised and, with `model.align = plane`, rectified.
+
+        Args:
+            views: (B, 3, 3, H, W) uint8.
+            cameras: (B, 3, 14) on the host, see `materials.plane.encode`; with `model.align = plane` alone.
+            rows: first row of the map and the one after the last; None: all.
+
+        Raises:
+            UserError: cameras are needed and not given.
+        """
+        dtype = next(self.parameters()).dtype
+        first, last = rows or (0, views.shape[-2])
+        if not self.on_plane:
+            return normalise_views(views[..., first:last, :], self.config.transform, dtype)
+        if cameras is None:
+            raise UserError(
+                f"{self.origin}: rectifies views by their cameras (model.align = plane); name them"
+            )
+        normalised = normalise_views(views, self.config.transform)
+        return rectify(normalised, cameras, views.shape[-1], (first, last)).to(dtype)
 
 
 def load_generator(path: str | os.PathLike) -> InferenceGenerator:
@@ -101,7 +142,7 @@ def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
     Raises:
         UserError: the configuration can't be read, or is of another architecture than the weights.
     """
-    config = from_yaml(weights.config_yaml, f"{origin}: its configuration")
+    config = as_saved(from_yaml(weights.config_yaml, f"{origin}: its configuration"))
     with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
         model = InferenceGenerator(config, origin, weights.state["step"], weights.state.get("ema", False))
     _refuse_mismatch(model.state_dict(), weights.tensors, origin)

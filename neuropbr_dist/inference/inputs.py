@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.config import DataConfig, TrainConfig
+from neuropbr_dist.data.alignment import Alignment
+from neuropbr_dist.data.cameras import CAMERAS_FILE, NOT_KNOWN, read_cameras
 from neuropbr_dist.data.files.decode import read_picture
-from neuropbr_dist.data.open import open_source, resolve_data
-from neuropbr_dist.data.split import split
+from neuropbr_dist.data.files.layout import list_faults
+from neuropbr_dist.data.open import open_source, resolve_data, split_entries
+from neuropbr_dist.data.sources import Source
 from neuropbr_dist.errors import UserError
 
 Part = Literal["val", "train", "all"]
@@ -34,6 +37,8 @@ class Subject:
     """uint8 (3, 3, S, S)."""
     maps: Tensor | None = None
     """The true maps, uint8 (8, S, S), where they are known."""
+    cameras: Tensor | None = None
+    """(3, 14), see `materials.plane.encode`; None for a model that takes views as they are."""
 
 
 def open_subjects(
@@ -55,7 +60,7 @@ def open_subjects(
         input_dir, output_dir, packed_dir: where the data set lies now, if not where the configuration says.
 
     Raises:
-        UserError: no data set there, or no such sample in it.
+        UserError: no data set there, no such sample in it, or none of its views has a camera and the model needs one.
     """
     data = replace(config.data, image_size=size)
     if packed_dir is not None:
@@ -67,21 +72,32 @@ def open_subjects(
     check_there(data)
     source = open_source(data, config.training.seed)
     where = data.packed_dir or data.input_dir or "the built-in materials"
-    entries = source.entries if part == "all" else _side(source.entries, config, part)
+    alignment = Alignment.of_run(replace(config, data=data), training=False)
+    entries = source.entries if part == "all" else _side(source, config, part)
     if index != "all" and not 0 <= index < len(entries):
         raise UserError(
             f"--sample-idx {index}; allowed: 0 to {len(entries) - 1}, or all ({where}, --split {part})"
         )
     moved = (input_dir, output_dir, packed_dir) != (None, None, None)  # perhaps another set, another split
-    held_out = set() if moved or part != "all" else {e.key for e in _side(source.entries, config, "val")}
+    held_out = set() if moved or part != "all" else {e.key for e in _side(source, config, "val")}
     for i in range(len(entries)) if index == "all" else [index]:
         entry, known = entries[i], f"{part} side"
         if part == "all":
             known = "split unknown" if moved else "val side" if entry.key in held_out else "train side"
+        cameras = alignment.of(source.cameras(entry), 0, entry.key) if alignment else None
+        if cameras is not None and not cameras.any():
+            if index != "all":
+                raise UserError(
+                    f"{entry.key}: none of its views has a camera of data.min_confidence = {data.min_confidence} or "
+                    f"more, and the model rectifies views by their cameras ({CAMERAS_FILE})"
+                )
+            print(f"{entry.key}: left out, none of its views has a camera")
+            continue
         views, maps = source.load(entry)
         title = f"{entry.key}, {entry.material} ({known})"
         label = f"Sample {i} of {len(entries)} in {where}: {title}"
-        yield Subject(entry.key, title, label, _tensor(views), _tensor(maps))
+        seen = None if cameras is None else torch.from_numpy(cameras)
+        yield Subject(entry.key, title, label, _tensor(views), _tensor(maps), seen)
 
 
 def check_there(data: DataConfig) -> None:
@@ -97,9 +113,9 @@ def check_there(data: DataConfig) -> None:
             raise UserError(f"{folder}: no such folder; say by {flag} where the run's data set lies now")
 
 
-def _side(entries: Sequence[Any], config: TrainConfig, part: Part) -> Sequence[Any]:
+def _side(source: Source, config: TrainConfig, part: Part) -> Sequence[Any]:
     """The entries on one side of the run's split."""
-    train, val = split(entries, config.data.val_ratio, config.data.split_by, config.training.seed)
+    train, val = split_entries(source, config.data, config.model.align, config.training.seed)
     return val if part == "val" else train
 
 
@@ -130,11 +146,12 @@ def find_triples(folder: Path, skip: Path) -> list[Path]:
     return triples
 
 
-def open_triple(folder: Path, size: int | None) -> Subject:
+def open_triple(folder: Path, size: int | None, cameras: Tensor | None = None) -> Subject:
     """The three PNG files of a folder as views, in alphabetical order.
 
     Args:
         size: side in pixels to resize to; None: the files' own.
+        cameras: of the views, in the same order (`cameras_of_triples`).
 
     Raises:
         UserError: a file can't be read or isn't square, or the three differ in size.
@@ -147,7 +164,30 @@ def open_triple(folder: Path, size: int | None) -> Subject:
             raise UserError(f"{path}: {sides}; --size N resizes all to one size")
     label = f"Renders {', '.join(path.name for path in paths)} of {folder}"
     name = folder.resolve().name
-    return Subject(name, name, label, _tensor(np.stack(pictures)))
+    return Subject(name, name, label, _tensor(np.stack(pictures)), cameras=cameras)
+
+
+def cameras_of_triples(folder: Path, triples: Sequence[Path], data: DataConfig) -> list[Tensor]:
+    """The cameras (3, 14) of each triple, from `cameras.json` in `folder`: samples go by the triples' names.
+
+    Raises:
+        UserError: the file isn't there, is wrong, or has no camera that counts of one of the triples.
+    """
+    path, names = folder / CAMERAS_FILE, [triple.resolve().name for triple in triples]
+    if not path.exists():
+        raise UserError(f"{path}: missing; the model rectifies views by their cameras (docs/data.md)")
+    found = read_cameras(path, names)
+    if found.faults:
+        raise UserError(list_faults(fault.message for fault in found.faults))
+    cameras = []
+    for name in names:
+        rows = found.samples[name].encoded("clean") if name in found.samples else NOT_KNOWN
+        cameras.append(torch.from_numpy(Alignment(min_confidence=data.min_confidence).of(rows, 0, name)))
+        if not cameras[-1].any():
+            raise UserError(
+                f"{path}: {name}: no view has a camera of confidence {data.min_confidence} or more"
+            )
+    return cameras
 
 
 def _pngs(folder: Path) -> list[Path]:

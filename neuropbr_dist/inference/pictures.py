@@ -17,13 +17,16 @@ from neuropbr_dist.materials.channels import MAP_SLICES, as_stored
 from neuropbr_dist.monitor import comparison, maps_to_images, save_png, take_look
 
 
-def write_pictures(folder: Path, subject: Subject, pred: Tensor, *, bits: int, title: str) -> list[str]:
+def write_pictures(
+    folder: Path, subject: Subject, seen: Tensor, pred: Tensor, *, bits: int, title: str
+) -> list[str]:
     """Write `albedo.png`, `roughness.png`, `metallic.png`, `normal.png`, `view_0..2.png`, `picture.png`.
 
     Roughness and metallic have one channel; normals are stored as (n + 1) / 2. Views are as the
-    model saw them, resized but not normalised.
+    model saw them, resized and perhaps rectified but not normalised.
 
     Args:
+        seen: (3, 3, S, S) uint8, see `InferenceGenerator.seen`.
         pred: (8, S, S) float.
         bits: 8 or 16 a channel of the maps.
         title: above the figure.
@@ -41,12 +44,10 @@ def write_pictures(folder: Path, subject: Subject, pred: Tensor, *, bits: int, t
     images = maps_to_images(pred) if bits == 8 else maps_to_16_bit(pred)
     for name, image in images.items():
         (save_png if bits == 8 else save_png_16)(folder / f"{name}.png", image)
-    for i, view in enumerate(subject.views):
+    for i, view in enumerate(seen):
         save_png(folder / f"view_{i}.png", view.permute(1, 2, 0).numpy())
     target = None if subject.maps is None else decode_maps(subject.maps[None])[0]
-    save_png(
-        folder / "picture.png", comparison(take_look(subject.title, subject.views, pred, target), title=title)
-    )
+    save_png(folder / "picture.png", comparison(take_look(subject.title, seen, pred, target), title=title))
     return [*(f"{name}.png" for name in images), *(f"view_{i}.png" for i in range(3)), "picture.png"]
 
 

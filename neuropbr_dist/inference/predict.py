@@ -41,6 +41,7 @@ def refuse_size(side: int, multiple: int, where: str) -> None:
 def predict(
     model: InferenceGenerator,
     views: Tensor,
+    cameras: Tensor | None = None,
     *,
     precision: Precision = "auto",
     tile: int | None = None,
@@ -50,6 +51,7 @@ def predict(
 
     Args:
         views: (3, 3, S, S) or (B, 3, 3, S, S) uint8 RGB, on any device.
+        cameras: (3, 14) or (B, 3, 14), on the host, for a model that rectifies views (`InferenceGenerator.prepare`).
         precision: of the forward pass; `auto`: bf16 on GPUs that have it.
         tile: side of the tiles to predict and blend, for pictures above memory; what that changes
             stands in `tiles`. None, or not below S: the whole picture at once.
@@ -73,14 +75,22 @@ def predict(
             maps: Tensor = model(part.reshape(-1, *part.shape[-4:]).to(device))
         return maps.reshape(*part.shape[:-4], *maps.shape[-3:])
 
+    def prepared(rows: tuple[int, int] | None = None) -> Tensor:
+        pictures = views if views.ndim == 5 else views[None]
+        batch_cameras = cameras if cameras is None or cameras.ndim == 3 else cameras[None]
+        ready = model.prepare(pictures.to(device), batch_cameras, rows)
+        return ready if views.ndim == 5 else ready[0]
+
     refuse_size(side, multiple, "views")
     if tile is not None:
         overlap = default_overlap(tile) if overlap is None else overlap
         refuse_tiling(tile, overlap, multiple)
     try:
         if tile is None or overlap is None or tile >= side:
-            return forward(views).float().cpu()
-        return predict_tiles(forward, views, tile, overlap, multiple)
+            return forward(prepared()).float().cpu()
+        # In bands, so that the device never holds more of the picture than tiles need.
+        bands = [prepared((top, min(top + tile, side))).cpu() for top in range(0, side, tile)]
+        return predict_tiles(forward, torch.cat(bands, dim=-2), tile, overlap, multiple)
     except torch.OutOfMemoryError as error:
         size = side if tile is None else min(tile, side)
         smaller = "--batch-size" if views.shape[:-4].numel() > 1 else "--tile"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,14 @@ from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
-from neuropbr_dist.inference.inputs import Part, Subject, find_triples, open_subjects, open_triple
+from neuropbr_dist.inference.inputs import (
+    Part,
+    Subject,
+    cameras_of_triples,
+    find_triples,
+    open_subjects,
+    open_triple,
+)
 from neuropbr_dist.inference.pictures import write_pictures
 from neuropbr_dist.inference.predict import measure, predict, resolve_precision, table
 from neuropbr_dist.inference.relight import NAME as ANIMATION
@@ -100,9 +107,12 @@ def infer(request: Request) -> None:
     sums, count = MetricSums(ReconstructionLoss(LossConfig()), "cpu"), 0
     for group in batched(subjects(r, model), r.batch_size):
         views = torch.stack([subject.views for subject, _ in group])
-        preds = predict(model, views, precision=precision, tile=r.tile, overlap=r.overlap)
+        known = [subject.cameras for subject, _ in group if subject.cameras is not None]
+        cameras = torch.stack(known) if known else None
+        preds = predict(model, views, cameras, precision=precision, tile=r.tile, overlap=r.overlap)
         for (subject, folder), pred in zip(group, preds, strict=True):
-            show(subject, pred, folder, model.step, bits=r.bits, relight=r.relight)
+            seen = model.seen(subject.views, subject.cameras)
+            show(subject, seen, pred, folder, model.step, bits=r.bits, relight=r.relight)
             if subject.maps is not None:
                 sums.update(pred[None], decode_maps(subject.maps[None]))
                 count += 1
@@ -110,17 +120,20 @@ def infer(request: Request) -> None:
         log.info(f"Mean of {count} samples:\n{table(sums.result())}")
 
 
-def show(subject: Subject, pred: Tensor, folder: Path, step: int, *, bits: int, relight: bool) -> None:
+def show(
+    subject: Subject, seen: Tensor, pred: Tensor, folder: Path, step: int, *, bits: int, relight: bool
+) -> None:
     """Write one material's files, and say how good they are where the true maps are known.
 
     Args:
+        seen: what the model saw of it.
         pred: (8, S, S) float.
         step: of the checkpoint.
     """
     log.info(f"{subject.label}, {subject.views.shape[-1]} px")
     if subject.maps is not None:
         log.info(table(measure(pred, subject.maps)))
-    files = write_pictures(folder, subject, pred, bits=bits, title=f"{subject.title}, step {step}")
+    files = write_pictures(folder, subject, seen, pred, bits=bits, title=f"{subject.title}, step {step}")
     if relight:
         target = None if subject.maps is None else decode_maps(subject.maps[None])[0]
         write_animation(folder / ANIMATION, pred, target)
@@ -158,5 +171,8 @@ def subjects(request: Request, model: InferenceGenerator) -> Iterator[Placed]:
     if renders.resolve() == out.resolve():
         raise UserError(f"--out-dir {out}: the same as --input-dir; name another folder")
     triples = find_triples(renders, skip=out)
-    for triple in triples:
-        yield open_triple(triple, size), out if triples == [renders] else out / triple.name
+    cameras: Sequence[Tensor | None] = [None] * len(triples)
+    if model.on_plane:
+        cameras = cameras_of_triples(renders, triples, cfg.data)
+    for triple, known in zip(triples, cameras, strict=True):
+        yield open_triple(triple, size, known), out if triples == [renders] else out / triple.name

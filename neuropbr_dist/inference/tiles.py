@@ -67,8 +67,8 @@ def predict_tiles(
     """Maps (..., 8, H, W) float32 on the CPU, blended from tiles; blended normals are made unit length again.
 
     Args:
-        forward: views (..., 3, 3, tile, tile) -> maps (..., 8, tile, tile).
-        views: (..., 3, 3, H, W); H and W at least `tile`.
+        forward: views (..., 3, C, tile, tile) -> maps (..., 8, tile, tile).
+        views: (..., 3, C, H, W); H and W at least `tile`.
     """
     height, width = views.shape[-2:]
     ramp = window(tile, overlap)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from neuropbr_dist.checkpoint import Fragment, find, save, step_name
-from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
+from neuropbr_dist.config import ModelConfig, TrainConfig, as_saved, from_yaml, settled, to_yaml
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import write_bytes
 from neuropbr_dist.inference import upstream_names as names
@@ -157,7 +157,7 @@ def to_upstream(checkpoint: Path | str, out: Path | str) -> Path:
     if out.suffix != ".pth":
         raise UserError(f"{out}: upstream's checkpoints end in .pth")
     weights, origin = read_weights(Path(checkpoint))
-    cfg = from_yaml(weights.config_yaml, f"{origin}: its configuration")
+    cfg = as_saved(from_yaml(weights.config_yaml, f"{origin}: its configuration"))
     refuse_foreign(cfg, origin)
     content = {
         "epoch": 0,
@@ -181,6 +181,12 @@ def refuse_foreign(cfg: TrainConfig, origin: Path) -> None:
         raise UserError(
             f"{origin}: model.encoder_type = {m.encoder_type}; upstream has only the ResNet in common"
         )
+    theirs = settled(ModelConfig(align="none"))
+    for field in ("align", "skip_merge", "token_embedding", "normals"):
+        if getattr(m, field) != getattr(theirs, field):
+            raise UserError(
+                f"{origin}: model.{field} = {getattr(m, field)}; upstream's networks know {getattr(theirs, field)} alone"
+            )
     for field, kind in (("norm", m.norm), ("encoder_norm", encoder_norm(m))):
         if kind == "group":
             raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neuropbr_dist.config import TrainConfig, from_yaml, resolve, set_text
+from neuropbr_dist.config import TrainConfig, as_saved, from_yaml, resolve, set_text
 from neuropbr_dist.config.fields import field_types, fit
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.upstream_file import UpstreamFile
@@ -47,7 +47,7 @@ def config_of(file: UpstreamFile, origin: str, assignments: Sequence[str] = ()) 
     cfg.model.encoder_pretrained = False  # its weights are here
     for assignment in assignments:
         set_text(cfg, assignment)
-    return resolve(cfg)
+    return resolve(as_saved(cfg))
 
 
 def take_settings(cfg: TrainConfig, settings: Mapping[str, Mapping[str, Any]]) -> None:

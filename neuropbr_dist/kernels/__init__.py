@@ -10,12 +10,14 @@ from neuropbr_dist.kernels.attention import attention, flash_gains, flash_instal
 from neuropbr_dist.kernels.conv import conv
 from neuropbr_dist.kernels.dispatch import channels_last, compute_dtype, enable, usable
 from neuropbr_dist.kernels.maps import activate_maps
+from neuropbr_dist.kernels.merge import COPIES, pass_and_merge
 from neuropbr_dist.kernels.norm_act import group_norm_act
 from neuropbr_dist.kernels.upsample import upsample_2x
-from neuropbr_dist.kernels.views import VIEWS, max_pool_and_mean, mean_over_views, pass_and_mean
+from neuropbr_dist.kernels.views import VIEWS, max_pool, max_pool_and_mean, mean_over_views, pass_and_mean
 
 __all__ = [
     "ATTENTION_OPERATIONS",
+    "COPIES",
     "VIEWS",
     "activate_maps",
     "attention",
@@ -26,9 +28,11 @@ __all__ = [
     "flash_gains",
     "flash_installed",
     "group_norm_act",
+    "max_pool",
     "max_pool_and_mean",
     "mean_over_views",
     "pass_and_mean",
+    "pass_and_merge",
     "upsample_2x",
     "usable",
 ]

@@ -13,15 +13,28 @@ from neuropbr_dist.kernels.dispatch import channels_last, usable
 SMALLEST_LENGTH = 1e-6  # of a normal before it is made a unit vector
 
 
+STEEPEST = 3.0  # slope of a normal given by slopes: 72 degrees from straight up along x or y
+
+
 def plain_activate_maps(raw: Tensor) -> Tensor:
     """The twin of `activate_maps`."""
     raw = raw if raw.dtype == torch.float64 else raw.float()
-    normal = F.normalize(raw[:, 5:], dim=1, eps=SMALLEST_LENGTH)
+    normal = raw[:, 5:]
+    if normal.shape[1] == 2:
+        normal = torch.cat([STEEPEST * torch.tanh(normal), torch.ones_like(normal[:, :1])], dim=1)
+    normal = F.normalize(normal, dim=1, eps=SMALLEST_LENGTH)
     return torch.cat([torch.sigmoid(raw[:, :5]), normal], dim=1)
 
 
 def activate_maps(raw: Tensor) -> Tensor:
-    """Raw heads (B, 8, H, W) -> albedo, roughness, metallic in [0, 1] and unit normals, float32 at least."""
+    """Raw heads -> albedo, roughness, metallic in [0, 1] and unit normals (B, 8, H, W), float32 at least.
+
+    Args:
+        raw: (B, 8, H, W), the normal of any length, or (B, 7, H, W) with (a, b) for the normal that is
+            (3 tanh a, 3 tanh b, 1) but for its length (Material Palette 2024): always out of the surface.
+    """
+    if raw.shape[1] == 7:
+        return plain_activate_maps(raw)
     return ActivateMaps.apply(raw) if usable(raw) else plain_activate_maps(raw)
 
 

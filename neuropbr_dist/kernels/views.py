@@ -43,6 +43,11 @@ def max_pool_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
     return F.max_pool2d(x, 3, 2, 1), mean_over_views(x)
 
 
+def max_pool(x: Tensor) -> Tensor:
+    """ResNet's 3x3 max pooling of stride 2 alone."""
+    return MaxPool.apply(x) if usable(x) else F.max_pool2d(x, 3, 2, 1)
+
+
 class PassAndMean(torch.autograd.Function):
     """Keeps nothing."""
 
@@ -78,3 +83,23 @@ class MaxPoolAndMean(torch.autograd.Function):
 
         (place,) = ctx.saved_tensors
         return max_pool_gradient(channels_last(dpooled), place, channels_last(dmean), ctx.shape)
+
+
+class MaxPool(torch.autograd.Function):
+    """Keeps the place of each window's maximum, a byte each; torch's keeps eight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        from neuropbr_dist.kernels.views_triton import max_pool
+
+        pooled, place = max_pool(channels_last(x))
+        ctx.save_for_backward(place)
+        ctx.shape = x.shape
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, dpooled: Tensor) -> Tensor:  # type: ignore[override]
+        from neuropbr_dist.kernels.views_triton import max_pool_gradient
+
+        (place,) = ctx.saved_tensors
+        return max_pool_gradient(channels_last(dpooled), place, None, ctx.shape)

@@ -65,15 +65,19 @@ def max_pool_kernel(x, y, place, H, W, OH, OW, C, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def max_pool_gradient_kernel(dy, place, dmean, dx, H, W, OH, OW, C, BLOCK: tl.constexpr):
-    """A piece of one row of dx: from the windows whose maximum the pixel was, and from the mean."""
+def max_pool_gradient_kernel(
+    dy, place, dmean, dx, H, W, OH, OW, C, WITH_MEAN: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A piece of one row of dx: from the windows whose maximum the pixel was, and from the mean where there is one."""
     row, piece = tl.program_id(0), tl.program_id(1)  # row: picture * H + y
     at = piece * BLOCK + tl.arange(0, BLOCK)
     inside = at < W * C
     c, j = at % C, at // C
     n, i = row // H, row % H
-    m = (n // 3 * H + i).to(tl.int64) * W * C
-    v = tl.load(dmean + m + at, inside, 0.0).to(tl.float32) * (1.0 / 3.0)
+    v = tl.zeros((BLOCK,), tl.float32)
+    if WITH_MEAN:
+        m = (n // 3 * H + i).to(tl.int64) * W * C
+        v += tl.load(dmean + m + at, inside, 0.0).to(tl.float32) * (1.0 / 3.0)
     for a in tl.static_range(2):
         oi = (i + 1) // 2 - a  # the windows that hold row i, at its place i - 2 oi + 1 of 0, 1, 2
         pi = i - 2 * oi + 1
@@ -115,10 +119,13 @@ def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     return y, place
 
 
-def max_pool_gradient(dy: Tensor, place: Tensor, dmean: Tensor, shape: torch.Size) -> Tensor:
-    """Gradient of `max_pool`'s input of `shape`, the mean's over the views in it."""
+def max_pool_gradient(dy: Tensor, place: Tensor, dmean: Tensor | None, shape: torch.Size) -> Tensor:
+    """Gradient of `max_pool`'s input of `shape`, the mean's over the views in it where there is one."""
     n, c, h, w = shape
     oh, ow = dy.shape[2:]
     dx = empty((n, c, h, w), dy)
-    max_pool_gradient_kernel[(n * h, triton.cdiv(w * c, BLOCK))](dy, place, dmean, dx, h, w, oh, ow, c, BLOCK)
+    grid = (n * h, triton.cdiv(w * c, BLOCK))
+    with_mean = dmean is not None
+    mean = dmean if with_mean else dy
+    max_pool_gradient_kernel[grid](dy, place, mean, dx, h, w, oh, ow, c, with_mean, BLOCK)
     return dx

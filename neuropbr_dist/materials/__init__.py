@@ -7,4 +7,5 @@ shading     the light that a lit surface sends to the viewer
 render      a material's views, clean and dirty (`dirt`)
 bench       a material seen from above under one lamp that moves
 noise       tileable noise and cells that families and dirt are made of
+names       names of maps in other people's packs
 """

@@ -28,7 +28,7 @@ def render_views(maps: Array, seed: int, index: int, *, dirty: bool) -> Array:
     Raises:
         UserError: if seed or index is negative.
     """
-    rng = random_stream(seed, index, 1)
+    rng = _scene_stream(seed, index)
     cameras, lighting = random_cameras(rng), random_lighting(rng)
     plane, size = texels(maps), maps.shape[1]
     dirt = random_dirt(random_stream(seed, index, 2)) if dirty else None
@@ -39,6 +39,19 @@ def render_views(maps: Array, seed: int, index: int, *, dirty: bool) -> Array:
             picture = dirt.on_picture(picture, k)
         views[k] = quantise(linear_to_srgb(np.clip(picture, 0, 1)))
     return views
+
+
+def scene_cameras(seed: int, index: int) -> list[Camera]:
+    """Return the three cameras of `render_views`, clean and dirty.
+
+    Raises:
+        UserError: if seed or index is negative.
+    """
+    return random_cameras(_scene_stream(seed, index))
+
+
+def _scene_stream(seed: int, index: int) -> np.random.Generator:
+    return random_stream(seed, index, 1)
 
 
 def render(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from neuropbr_dist.materials.noise import Array, Value, mix
+from neuropbr_dist.materials.plane import PlaneCamera, pinhole
 
 FIELD_OF_VIEW = np.radians(55)
 _WINDOW_SOFTNESS = np.float32(0.12)  # curtains and corners: no window has a hard edge
@@ -43,13 +44,21 @@ class Camera:
     roll: float = 0.0
     """Turn about the viewing direction, radians."""
 
-    def rays(self, column: Array, row: Array) -> Array:
-        """Ray directions (3, N), not unit, through picture coordinates in [0, 1]; row 0 is the top."""
+    def axes(self) -> Array:
+        """Return unit vectors to the picture's right, to its top and into it: (3, 3), one a row."""
         forward = unit(self.target - self.position)
         right = unit(np.cross(forward, [0.0, 1.0, 0.0]))
         up = np.cross(right, forward)
         c, s = np.cos(self.roll), np.sin(self.roll)
-        right, up = c * right + s * up, c * up - s * right
+        return np.stack([c * right + s * up, c * up - s * right, forward])
+
+    def on_plane(self) -> PlaneCamera:
+        """Return how its picture sees the plane."""
+        return pinhole(self.position, self.axes(), float(FIELD_OF_VIEW))
+
+    def rays(self, column: Array, row: Array) -> Array:
+        """Ray directions (3, N), not unit, through picture coordinates in [0, 1]; row 0 is the top."""
+        right, up, forward = self.axes()
         half = np.tan(FIELD_OF_VIEW / 2)
         across, above = half * (2 * column - 1), half * (1 - 2 * row)
         rays = forward[:, None] + right[:, None] * across + up[:, None] * above

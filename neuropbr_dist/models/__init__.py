@@ -1,7 +1,7 @@
 """Networks in plain PyTorch; nothing here knows how they are spread over devices."""
 
 from neuropbr_dist.models.discriminator import Discriminator, receptive_field, smallest_side
-from neuropbr_dist.models.generator import Generator, encoder_norm, size_multiple
+from neuropbr_dist.models.generator import Generator, encoder_norm, size_multiple, view_channels
 from neuropbr_dist.models.pretrained import PretrainedUnavailable, load_backbone, pretrained_backbone
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "receptive_field",
     "size_multiple",
     "smallest_side",
+    "view_channels",
 ]

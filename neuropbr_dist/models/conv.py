@@ -45,7 +45,9 @@ class Conv2d(nn.Conv2d):
             scale, shift: (O,) float32; the scale goes into the weights.
             slope: of the activation below zero: 0 is ReLU; None is no activation.
         """
-        weight = self.weight if scale is None else self.weight * scale.view(-1, 1, 1, 1)
+        weight = self.whole_weight()
+        if scale is not None:
+            weight = weight * scale.view(-1, 1, 1, 1)
         bias = self.bias if shift is None else shift
         if kernels.usable(x):
             dtype = kernels.compute_dtype(x)
@@ -56,6 +58,36 @@ class Conv2d(nn.Conv2d):
         dtype = self.weight.dtype
         out = self._conv_forward(x, weight.to(dtype), None if bias is None else bias.to(dtype))
         return activate(out if residual is None else out + residual, slope)
+
+    def whole_weight(self) -> Tensor:
+        """(O, C, kh, kw), of all input channels."""
+        return self.weight
+
+
+class WidenedConv2d(Conv2d):
+    """A convolution that was given more input channels, after its own, which start without effect.
+
+    `weight` is of its own channels and stays what it was loaded as; `extra` (O, E, kh, kw) is of those that came.
+    """
+
+    extra: nn.Parameter
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, extra: int = 0) -> WidenedConv2d:
+        """The same convolution with the same parameters, and `extra` channels more."""
+        own = super().of(conv)
+        assert isinstance(own, WidenedConv2d)
+        own.extra = nn.Parameter(conv.weight.new_zeros(conv.out_channels, extra, *conv.kernel_size))
+        return own
+
+    def whole_weight(self) -> Tensor:
+        return torch.cat([self.weight, self.extra], dim=1)
+
+
+def input_conv(conv: nn.Conv2d, channels: int) -> Conv2d:
+    """The first convolution of a network whose input has `channels`, from one of fewer."""
+    extra = channels - conv.in_channels
+    return WidenedConv2d.of(conv, extra) if extra else Conv2d.of(conv)
 
 
 class JoinConv2d(nn.Conv2d):

@@ -43,7 +43,7 @@ class DecoderBlock(nn.Module):
         self.conv = Join(*first, *conv_layers(out_channels, out_channels, norm))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """x (B, C, h, w), skip (B, S, 2h, 2w), the views' mean -> (B, out, 2h, 2w)"""
+        """x (B, C, h, w), skip (B, S, 2h, 2w), merged over the views -> (B, out, 2h, 2w)"""
         return self.conv(self.up(x), skip)
 
 
@@ -58,13 +58,14 @@ def super_resolution_head(norm: NormFactory) -> ConvChain:
     )
 
 
-def map_heads() -> Conv2d:
-    """The four 1x1 heads as one convolution, 64 -> 8 rows in the order of `HEADS`."""
-    heads = Conv2d(WIDTH, sum(HEADS.values()), 1)
+def map_heads(normals: str) -> Conv2d:
+    """The four 1x1 heads as one convolution, 64 -> 8 rows in the order of `HEADS`; 7 with normals as slopes."""
+    flat = [0.0, 0.0] if normals == "slopes" else [0.0, 0.0, 1.0]
+    heads = Conv2d(WIDTH, 5 + len(flat), 1)
     # A flat surface is the neutral start: normals point out of it.
     assert heads.bias is not None
     with torch.no_grad():
-        heads.bias[5:] = torch.tensor([0.0, 0.0, 1.0])
+        heads.bias[5:] = torch.tensor(flat)
     return heads
 
 
@@ -76,19 +77,30 @@ class Decoder(nn.Module):
         skip_channels: of the encoder's skips, in the encoder's order.
         norm: norm layer kind.
         super_resolution: end in a 2x head (encoder stride 2).
+        normals: `free` or `slopes`, see `kernels.activate_maps`.
+        copies: `skip_channels` for each channel that a block is wide.
     """
 
-    def __init__(self, in_channels: int, skip_channels: list[int], norm: str, super_resolution: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        skip_channels: list[int],
+        norm: str,
+        super_resolution: bool,
+        normals: str = "free",
+        copies: int = 1,
+    ) -> None:
         super().__init__()
         make = norm_factory(norm)
         self.blocks = nn.ModuleList()
         for skip in reversed(skip_channels):
-            out = skip if skip <= WIDTH else skip // 2
+            width = skip // copies
+            out = width if width <= WIDTH else width // 2
             self.blocks.append(DecoderBlock(in_channels, skip, out, make))
             in_channels = out
         self.project = Conv2d(in_channels, WIDTH, 1) if in_channels != WIDTH else nn.Identity()
         self.super_resolution = super_resolution_head(make) if super_resolution else nn.Identity()
-        self.heads = map_heads()
+        self.heads = map_heads(normals)
 
     def segments(self) -> dict[str, nn.Module]:
         # In two parts: at full resolution one block's activations are 5 GiB at 2048 px.
@@ -100,7 +112,7 @@ class Decoder(nn.Module):
         return found
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
-        """x (B, C, h, w), skips (B, ...) in the encoder's order -> (B, 8, H, W), raw"""
+        """x (B, C, h, w), skips (B, ...) in the encoder's order -> (B, 8 or 7, H, W), raw"""
         for block, skip in zip(self.blocks, reversed(skips), strict=True):
             x = block(x, skip)
         return self.heads(self.super_resolution(self.project(x)))

@@ -1,13 +1,14 @@
-"""Per-view encoders: pictures to latents, and skip features at falling resolution averaged over the views."""
+"""Per-view encoders: pictures to latents, and skip features at falling resolution, merged over the views."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuropbr_dist.kernels import max_pool_and_mean, pass_and_mean
-from neuropbr_dist.models.conv import Conv2d, ConvChain, Kernels, conv_layers, conv_norm_act
+from neuropbr_dist.kernels import COPIES, max_pool, max_pool_and_mean, pass_and_merge
+from neuropbr_dist.models.conv import Conv2d, ConvChain, Kernels, conv_layers, conv_norm_act, input_conv
 from neuropbr_dist.models.norm import FrozenBatchNorm2d, norm_factory
 
 # The torchvision weights upstream starts from, as timm names them.
@@ -18,6 +19,20 @@ PRETRAINED_TAGS = {
     "resnet101": "tv2_in1k",
     "resnet152": "tv2_in1k",
 }
+
+
+RGB = 3  # channels of a picture; those after them are a mask, 1 where the view shows the place, and more
+
+
+def mask_of(x: Tensor) -> Tensor | None:
+    """(N, C, H, W) -> (N, 1, H, W), or None where pictures come alone."""
+    return x[:, RGB : RGB + 1] if x.shape[1] > RGB else None
+
+
+def merge(x: Tensor, mask: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+    """`pass_and_merge` with the mask at the features' resolution: the share of a place that the view shows."""
+    weight = None if mask is None else F.interpolate(mask, size=x.shape[2:], mode="area")
+    return pass_and_merge(x, weight, kind)  # type: ignore[arg-type]
 
 
 class ResidualBlock(Kernels):
@@ -73,12 +88,22 @@ class ResNetEncoder(nn.Module):
         norm: norm layer kind for the backbone.
         pretrained: load ImageNet weights through timm; the caller has made
             sure that they can be had.
+        channels: of the input: RGB, and what rectification adds.
+        skip_merge: see `kernels.pass_and_merge`.
 
     `skip_channels` are those of (stem, layer1, layer2, layer3), at 1/s, 1/2s,
     1/4s, 1/8s of the input side for s = `stride`; the latent is at 1/16s.
     """
 
-    def __init__(self, backbone: str, stride: int, norm: str, pretrained: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: str,
+        stride: int,
+        norm: str,
+        pretrained: bool = False,
+        channels: int = RGB,
+        skip_merge: str = "mean",
+    ) -> None:
         super().__init__()
         import timm  # seconds, which a run without a backbone needn't wait for
 
@@ -87,53 +112,74 @@ class ResNetEncoder(nn.Module):
         # timm hands device and dtype to its norm layers; ours follow the default device.
         net: Any = timm.create_model(name, pretrained=pretrained, norm_layer=lambda c, **_: make(c))
         net.conv1.stride = (stride, stride)
-        self.stem = ConvChain(Conv2d.of(net.conv1), net.bn1, net.act1)
+        self.stem = ConvChain(input_conv(net.conv1, channels), net.bn1, net.act1)
         # The first element stands for the max pooling, which the forward pass takes with the skip.
         self.layer1 = Stage(nn.Identity(), *map(ResidualBlock, net.layer1))
         self.layer2 = Stage(*map(ResidualBlock, net.layer2))
         self.layer3 = Stage(*map(ResidualBlock, net.layer3))
         self.layer4 = Stage(*map(ResidualBlock, net.layer4))
         widths = [info["num_chs"] for info in net.feature_info]
-        self.skip_channels, self.out_channels = widths[:4], widths[4]
+        self.skip_merge = skip_merge
+        self.skip_channels = [COPIES[skip_merge] * width for width in widths[:4]]  # type: ignore[index]
+        self.out_channels = widths[4]
         self.reduction = 16 * stride
 
     def segments(self) -> dict[str, nn.Module]:
         return {name: getattr(self, name) for name in ("stem", "layer1", "layer2", "layer3", "layer4")}
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """x: (B * views, 3, H, W) -> latent (B * views, C, H/r, W/r), skips (B, ...) of falling resolution."""
-        x, skip = max_pool_and_mean(self.stem(x))
+        """x: (B * views, channels, H, W) -> latent (B * views, C, H/r, W/r), skips (B, ...) of falling resolution."""
+        mask = mask_of(x)
+        x, skip = self.pool(self.stem(x), mask)
         skips = [skip]
         for stage in (self.layer1, self.layer2, self.layer3):
-            x, skip = pass_and_mean(stage(x))
+            x, skip = merge(stage(x), mask, self.skip_merge)
             skips.append(skip)
         return self.layer4(x), skips
 
+    def pool(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The max pooling before layer 1, and the stem's skip."""
+        if mask is None and self.skip_merge == "mean":
+            return max_pool_and_mean(x)
+        x, skip = merge(x, mask, self.skip_merge)
+        return max_pool(x), skip
+
 
 class UNetEncoder(nn.Module):
-    """Plain double-convolution encoder: level i works at 1/2^i of the input side."""
+    """Plain double-convolution encoder: level i works at 1/2^i of the input side.
 
-    def __init__(self, channels: list[int], norm: str) -> None:
+    Args:
+        widths: channels of each level.
+        norm: norm layer kind.
+        channels, skip_merge: as a `ResNetEncoder`'s.
+    """
+
+    def __init__(self, widths: list[int], norm: str, channels: int = RGB, skip_merge: str = "mean") -> None:
         super().__init__()
         make = norm_factory(norm)
         self.levels = nn.ModuleList()
-        previous = 3
-        for i, width in enumerate(channels):
+        previous = RGB
+        for i, width in enumerate(widths):
             pool = [nn.MaxPool2d(2)] if i else []
             convs = conv_layers(previous, width, make) + conv_layers(width, width, make)
+            if i == 0:
+                convs[0] = input_conv(convs[0], channels)  # type: ignore[arg-type]
             self.levels.append(ConvChain(*pool, *convs))
             previous = width
-        self.skip_channels, self.out_channels = channels[:-1], channels[-1]
-        self.reduction = 2 ** (len(channels) - 1)
+        self.skip_merge = skip_merge
+        self.skip_channels = [COPIES[skip_merge] * width for width in widths[:-1]]  # type: ignore[index]
+        self.out_channels = widths[-1]
+        self.reduction = 2 ** (len(widths) - 1)
 
     def segments(self) -> dict[str, nn.Module]:
         return {f"levels.{i}": level for i, level in enumerate(self.levels)}
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """x: (B * views, 3, H, W) -> latent (B * views, C, H/r, W/r), skips (B, ...) of falling resolution."""
+        """x: (B * views, channels, H, W) -> latent (B * views, C, H/r, W/r), skips (B, ...) of falling resolution."""
+        mask = mask_of(x)
         *levels, last = self.levels
         skips = []
         for level in levels:
-            x, skip = pass_and_mean(level(x))
+            x, skip = merge(level(x), mask, self.skip_merge)
             skips.append(skip)
         return last(x), skips

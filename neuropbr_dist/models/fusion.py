@@ -87,11 +87,26 @@ class ViewMerge(nn.Module):
         return self.norm(self.project(torch.cat(per_view.unbind(1), dim=-1)))
 
 
+def place_embedding(height: int, width: int, dim: int, like: Tensor) -> Tensor:
+    """Sines and cosines of a token's column and row (Vaswani et al. 2017, in two dimensions): (height * width, dim).
+
+    A quarter of the channels each, zeros where four doesn't divide `dim`. Any picture size goes through.
+    """
+    quarter = dim // 4
+    rates = 10000.0 ** (-torch.arange(quarter, device=like.device) / max(quarter, 1))
+    row, column = (torch.arange(n, device=like.device)[:, None] * rates for n in (height, width))
+    row, column = row[:, None].expand(-1, width, -1), column[None].expand(height, -1, -1)
+    place = torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=-1).flatten(0, 1)
+    return F.pad(place, (0, dim - 4 * quarter)).to(like.dtype)
+
+
 class CrossViewFusion(nn.Module):
     """Joint self-attention over all views' tokens, then one latent.
 
-    Places are told apart by the encoder's features, not by a position
-    embedding, so any picture size goes through.
+    Places and views are told apart by the encoder's features, unless `embedding` says them.
+
+    Args:
+        embedding: `none`; `position`, fixed sines, so that any picture size goes through; or `view`, learned.
     """
 
     def __init__(
@@ -104,6 +119,7 @@ class CrossViewFusion(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         drop_path_rate: float = 0.0,
+        embedding: str = "none",
     ) -> None:
         super().__init__()
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
@@ -111,7 +127,9 @@ class CrossViewFusion(nn.Module):
             TransformerBlock(dim, heads, mlp_ratio, attn_drop, proj_drop, rate) for rate in rates
         )
         self.merge = ViewMerge(dim, views)
-        self.views = views
+        self.views, self.embedding = views, embedding
+        if embedding == "view":
+            self.view_embedding = nn.Parameter(0.02 * torch.randn(views, dim))
 
     def segments(self) -> dict[str, nn.Module]:
         return {f"blocks.{i}": block for i, block in enumerate(self.blocks)} | {"merge": self.merge}
@@ -119,7 +137,12 @@ class CrossViewFusion(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """(B * views, C, h, w), views of a sample adjacent -> (B, C, h, w)"""
         n, c, h, w = latents.shape
-        x = latents.flatten(2).transpose(1, 2).reshape(n // self.views, self.views * h * w, c)
+        x = latents.flatten(2).transpose(1, 2)
+        if self.embedding == "position":
+            x = x + place_embedding(h, w, c, x)
+        elif self.embedding == "view":
+            x = x + self.view_embedding.repeat(n // self.views, 1)[:, None].to(x.dtype)
+        x = x.reshape(n // self.views, self.views * h * w, c)
         for block in self.blocks:
             x = block(x)
         return self.merge(x).transpose(1, 2).unflatten(2, (h, w))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from neuropbr_dist.config import ModelConfig
-from neuropbr_dist.kernels import VIEWS, activate_maps
+from neuropbr_dist.config import ModelConfig, settled
+from neuropbr_dist.kernels import COPIES, VIEWS, activate_maps
+from neuropbr_dist.materials.rectify import EXTRA_CHANNELS
+from neuropbr_dist.models.conv import WidenedConv2d
 from neuropbr_dist.models.decoder import Decoder
-from neuropbr_dist.models.encoder import ResNetEncoder, UNetEncoder
+from neuropbr_dist.models.encoder import RGB, ResNetEncoder, UNetEncoder
 from neuropbr_dist.models.fusion import ConcatFusion, CrossViewFusion
 
 
@@ -23,6 +25,11 @@ def encoder_norm(config: ModelConfig) -> str:
     return kind
 
 
+def view_channels(config: ModelConfig) -> int:
+    """Channels of each view that the generator takes."""
+    return RGB + (EXTRA_CHANNELS if config.align == "plane" else 0)
+
+
 def size_multiple(config: ModelConfig) -> int:
     """A picture's side must be a multiple of this."""
     if config.encoder_type == "resnet":
@@ -32,10 +39,13 @@ def size_multiple(config: ModelConfig) -> int:
 
 def build_encoder(config: ModelConfig) -> ResNetEncoder | UNetEncoder:
     """The encoder of `model.encoder_type`, shared by the views."""
-    norm = encoder_norm(config)
+    config = settled(config)
+    norm, channels, merge = encoder_norm(config), view_channels(config), config.skip_merge
     if config.encoder_type == "unet":
-        return UNetEncoder(config.encoder_channels, norm)
-    return ResNetEncoder(config.encoder_backbone, config.encoder_stride, norm)
+        return UNetEncoder(config.encoder_channels, norm, channels, merge)
+    return ResNetEncoder(
+        config.encoder_backbone, config.encoder_stride, norm, channels=channels, skip_merge=merge
+    )
 
 
 class Generator(nn.Module):
@@ -47,6 +57,7 @@ class Generator(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        config = settled(config)
         dim = config.transformer_dim
         self.encoder = build_encoder(config)
         width = self.encoder.out_channels
@@ -61,13 +72,15 @@ class Generator(nn.Module):
                 config.transformer_attn_drop,
                 config.transformer_proj_drop,
                 config.transformer_drop_path_rate,
+                config.token_embedding,
             )
         else:
             self.fusion = ConcatFusion(dim, VIEWS)
         two_x = config.encoder_type == "resnet" and config.encoder_stride == 2
-        self.decoder = Decoder(dim, self.encoder.skip_channels, config.norm, two_x)
+        copies = COPIES[config.skip_merge]  # type: ignore[index]
+        self.decoder = Decoder(dim, self.encoder.skip_channels, config.norm, two_x, config.normals, copies)
         if config.freeze_backbone and config.encoder_type == "resnet":
-            self.encoder.requires_grad_(False)
+            freeze_backbone(self.encoder)
         if config.freeze_bn:
             freeze_norms(self.encoder)
 
@@ -82,7 +95,8 @@ class Generator(nn.Module):
     def forward(self, views: Tensor) -> Tensor:
         """
         Args:
-            views: (B, 3, 3, H, W) normalised RGB; H and W multiples of `size_multiple`.
+            views: (B, 3, 3, H, W) normalised RGB, or (B, 3, 7, H, W) rectified with `align = plane`
+                (`materials.rectify`); H and W multiples of `size_multiple`.
 
         Returns:
             (B, 8, H, W) float32: albedo RGB, roughness, metallic in [0, 1], unit normal XYZ.
@@ -92,6 +106,14 @@ class Generator(nn.Module):
         fused = self.fusion(self.latent_proj(latent))
         raw = self.decoder(fused, skips)
         return activate_maps(raw)
+
+
+def freeze_backbone(encoder: nn.Module) -> None:
+    """No weight trains but those of the input channels that no pretrained network knows."""
+    encoder.requires_grad_(False)
+    for m in encoder.modules():
+        if isinstance(m, WidenedConv2d):
+            m.extra.requires_grad_(True)
 
 
 def freeze_norms(module: nn.Module) -> None:

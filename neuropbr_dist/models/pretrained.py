@@ -50,6 +50,10 @@ def require_reachable(backbone: str) -> None:
 
 
 def load_backbone(encoder: Module, state: dict[str, Tensor]) -> None:
-    """Copy pretrained weights into an encoder; a norm kind without running statistics leaves those out."""
+    """Copy pretrained weights into an encoder; a norm kind without running statistics leaves those out.
+
+    What more input channels brought stays as it is.
+    """
     own = encoder.state_dict()
-    encoder.load_state_dict({name: value for name, value in state.items() if name in own})
+    added = {name: value for name, value in own.items() if name.endswith(".extra")}
+    encoder.load_state_dict({name: value for name, value in state.items() if name in own} | added)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from neuropbr_dist.cluster import detect, pick_device
 from neuropbr_dist.config import TrainConfig, differences, with_fields
+from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.batch import DeviceBatch
-from neuropbr_dist.data.device import to_device
+from neuropbr_dist.data.device import shown, to_device
 from neuropbr_dist.data.loader import load_batch
 from neuropbr_dist.data.open import Samples, fill_cache, open_samples
 from neuropbr_dist.data.order import Slot
@@ -51,13 +52,13 @@ def debug(cfg: TrainConfig, start: Start) -> None:
     setup = set_up(with_fields(plain, training=one_batch), env, device, SampleFacts.of(samples))
     fill_cache(samples.source)
     networks = build_networks(setup)
-    batch, views = first_batch(setup.cfg, samples, device)
+    batch = first_batch(setup.cfg, samples, device)
     for part, network in networks.items():
         x = batch.views if part == "generator" else batch.maps
         log.info(f"\n{part}\n{module_table(network.module, x)}")
     folder = Path(cfg.training.checkpoint_dir) / "debug"
     with torch.autograd.set_detect_anomaly(True):
-        overfit(setup.cfg, networks, batch, views, folder, start.stop_after_steps or STEPS[device.type])
+        overfit(setup.cfg, networks, batch, folder, start.stop_after_steps or STEPS[device.type])
 
 
 def plain_settings(cfg: TrainConfig, device: torch.device) -> TrainConfig:
@@ -91,12 +92,14 @@ def needed(cfg: TrainConfig, size: int) -> int:
     return Activations.of(cfg, size, torch.float32).bytes(GENERATOR_PLANS["low"])
 
 
-def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> tuple[DeviceBatch, Tensor]:
-    """The first training samples on the device, and their views as uint8."""
+def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> DeviceBatch:
+    """The first training samples on the device."""
     entries = samples.train[: cfg.training.batch_size]
-    host = load_batch(samples.source, entries, [Slot(0, i, 1.0) for i in range(len(entries))])
+    alignment = Alignment.of_run(cfg, training=False)
+    slots = [Slot(0, i, 1.0) for i in range(len(entries))]
+    host = load_batch(samples.source, entries, slots, alignment=alignment)
     log.info(f"First batch: {', '.join(host.keys)}")
-    return to_device(host, len(entries), cfg.transform, device), host.views
+    return to_device(host, len(entries), cfg.transform, device)
 
 
 def module_table(network: nn.Module, x: Tensor) -> str:
@@ -141,7 +144,6 @@ def overfit(
     cfg: TrainConfig,
     networks: dict[str, Network],
     batch: DeviceBatch,
-    views: Tensor,
     folder: Path,
     steps: int,
 ) -> None:
@@ -167,11 +169,12 @@ def overfit(
     before, after = folder / "first_batch.png", folder / "after.png"
     folder.mkdir(parents=True, exist_ok=True)
     assert first is not None
+    views = shown(batch.views[0], cfg.transform)
     for path, pred, title in (
         (before, first[0], "first batch, after one step"),
         (after, predict(g, batch)[0], f"after {steps} steps"),
     ):
-        look = take_look("first batch", views[0].to(pred.device), pred, batch.maps[0])
+        look = take_look("first batch", views, pred, batch.maps[0])
         save_png(path, comparison(look, title=title))
     fell = losses[-1] < losses[0]
     log.info(f"\nPictures: {before}, {after}")

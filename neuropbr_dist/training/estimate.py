@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from neuropbr_dist.config import ModelConfig, TrainConfig
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.models import Discriminator, Generator, encoder_norm, size_multiple
+from neuropbr_dist.models import Discriminator, Generator, encoder_norm, size_multiple, view_channels
 from neuropbr_dist.parallel.blocks import kind_of
 from neuropbr_dist.training.memory import PLANS, Recompute, recompute_patterns
 
@@ -84,7 +84,10 @@ class Activations:
         always = LOSS_COPIES * batch * 8 * size * size * 4
         with torch.device("meta"):
             g = Generator(model).to(dtype)
-            kept = trace(g, torch.empty(batch, 3, 3, size, size, dtype=dtype), tokens)
+            channels = view_channels(model)
+            # The batch itself, float32, was in what the figures above were taken with; what the plane adds wasn't.
+            always += batch * 3 * (channels - 3) * size * size * 4
+            kept = trace(g, torch.empty(batch, 3, channels, size, size, dtype=dtype), tokens)
             if model.use_gan:
                 d = Discriminator(model).to(dtype)
                 judged = trace(d, torch.empty(batch, 8, size, size, dtype=dtype), 0)

@@ -97,6 +97,16 @@ def describe_samples(asked: DataConfig, samples: Samples) -> None:
             f"{why}: training on {asked.builtin_count} built-in procedural "
             f"materials at {side} px (--input-dir and --output-dir take your own)"
         )
+    kept, entries = samples.cameras
+    if samples.align == "plane":
+        missing = (
+            "" if kept == entries else f"; {entries - kept} of {entries} samples have none and are left out"
+        )
+        log.info(f"Views are rectified by their cameras (model.align = plane){missing}")
+    elif kept:
+        log.info(
+            f"Views stay as they are (model.align = none), though {kept} of {entries} samples have cameras"
+        )
     log.info(f"Samples: {len(samples.train)} for training, {len(samples.val)} for validation, {side} px")
 
 

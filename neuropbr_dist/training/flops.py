@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuropbr_dist.config import TrainConfig
-from neuropbr_dist.models import Discriminator, Generator
+from neuropbr_dist.models import Discriminator, Generator, view_channels
 
 SIDE_CUDA, SIDE_CPU = 8192, 512
 """Of the matrices that the ceiling is measured with: large enough to reach it, small enough to cost nothing."""
@@ -41,7 +41,7 @@ def sample_flops(cfg: TrainConfig, size: int) -> SampleFlops:
     `discriminator` is 0 where the configuration has none.
     """
     with torch.device("meta"), torch.no_grad():
-        of_g = _counted(Generator(cfg.model), torch.empty(1, 3, 3, size, size))
+        of_g = _counted(Generator(cfg.model), torch.empty(1, 3, view_channels(cfg.model), size, size))
         of_d = 0.0
         if cfg.model.use_gan:
             of_d = _counted(Discriminator(cfg.model), torch.empty(1, 8, size, size))

@@ -15,6 +15,7 @@ import torch
 from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, Checkpoint, RunLock, epoch_name, step_name
 from neuropbr_dist.cluster import StopReason
 from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
+from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
@@ -203,8 +204,11 @@ class Trainer:
         t, data, env = self.cfg.training, self.cfg.data, self.env
         slots = TrainingSlots(self.order, self.progress.cursor, env.world_size, env.rank, t.batch_size)
         augmentation = Augmentation(t.seed, data.augment_flips, data.augment_rotations)
+        alignment = Alignment.of_run(self.cfg, training=True)
         source, entries = self.samples.source, self.samples.train
-        return batches_of(data, source, entries, slots, self.device, augmentation=augmentation)
+        return batches_of(
+            data, source, entries, slots, self.device, augmentation=augmentation, alignment=alignment
+        )
 
     def step(self, batches: Iterator[MicroBatch]) -> None:
         p, cfg = self.progress, self.cfg
@@ -270,7 +274,10 @@ class Trainer:
         began = time.monotonic()
         slots = validation_slots(len(val), env.world_size, env.rank, self.cfg.training.batch_size)
         workers = min(self.cfg.data.num_workers, len(slots))
-        loader = batches_of(self.cfg.data, self.samples.source, val, slots, self.device, workers)
+        alignment = Alignment.of_run(self.cfg, training=False)
+        loader = batches_of(
+            self.cfg.data, self.samples.source, val, slots, self.device, workers, alignment=alignment
+        )
         looks = LOOKS if env.rank == 0 else 0
         with loader as batches, self.ema.swapped_in() if self.ema else nullcontext():
             metrics, kept = validate(

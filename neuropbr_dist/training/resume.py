@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from neuropbr_dist.checkpoint import Checkpoint, find, open_newest
-from neuropbr_dist.config import TrainConfig, from_yaml, refuse_other_networks, resolve, writable
+from neuropbr_dist.config import TrainConfig, as_saved, from_yaml, refuse_other_networks, resolve, writable
 from neuropbr_dist.config.values import differences
 from neuropbr_dist.data.open import Samples
 from neuropbr_dist.errors import UserError
@@ -44,7 +44,7 @@ def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Check
         refuse_held(folder, start.overwrite)
     elif start.overwrite:
         raise UserError(f"--overwrite would delete what --resume {start.resume} goes on from; leave one out")
-    saved = from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml"))
+    saved = as_saved(from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml")))
     saved.training.checkpoint_dir = str(folder)
     now = writable(saved)
     follow_engine_flags(now, start)

@@ -11,9 +11,17 @@ from typing import Any
 import torch
 
 from neuropbr_dist.cluster import Environment
-from neuropbr_dist.config import DataConfig, ModelConfig, TrainConfig, check_size, with_fields
+from neuropbr_dist.config import (
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    check_size,
+    settled,
+    settled_stats,
+    with_fields,
+)
 from neuropbr_dist.config.deepspeed import resolve as resolve_deepspeed
-from neuropbr_dist.data.open import Samples
+from neuropbr_dist.data.open import Align, Samples
 from neuropbr_dist.data.order import MicroBatchPlan, micro_batches
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import size_multiple, smallest_side
@@ -36,13 +44,16 @@ class SampleFacts:
     """Samples held out."""
     data: DataConfig | None = None
     """The configuration's part, with what it left open filled in by what was found; None: as configured."""
+    align: Align = "none"
+    """What `model.align = auto` means with these samples."""
 
     @classmethod
     def of(cls, samples: Samples) -> SampleFacts:
         """Return those of an opened set."""
         return cls(
-            side=samples.source.size, train=len(samples.train), val=len(samples.val), data=samples.data
-        )
+            side=samples.source.size, train=len(samples.train), val=len(samples.val), data=samples.data,
+            align=samples.align,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +157,10 @@ def filled_in(cfg: TrainConfig, env: Environment, samples: SampleFacts) -> Train
         open_fields["optimizer"]["scheduler_epochs"] = t.epochs
     if cfg.model.encoder_type != "resnet":
         open_fields["model"]["encoder_pretrained"] = False
+    if cfg.model.align == "auto":
+        open_fields["model"]["align"] = samples.align
     cfg = with_fields(cfg, **open_fields)
+    cfg = with_fields(replace(cfg, model=settled(cfg.model)), transform=settled_stats(cfg))
     return cfg if samples.data is None else with_fields(replace(cfg, data=samples.data))
 
 

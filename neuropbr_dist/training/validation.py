@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from neuropbr_dist.config import TransformConfig
 from neuropbr_dist.data.batch import MicroBatch
-from neuropbr_dist.data.device import decode_maps, normalise_views
+from neuropbr_dist.data.device import shown, to_device
 from neuropbr_dist.monitor import Look, take_look
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
 from neuropbr_dist.parallel import Network
@@ -35,14 +35,13 @@ def validate(
     g.module.eval()
     sums = MetricSums(reconstruction, device)
     kept: list[Look] = []
-    for batch in loader:
-        views = batch.views.to(device, non_blocking=True)
-        target = decode_maps(batch.maps.to(device, non_blocking=True))
-        pred = g(normalise_views(views, transform))
-        sums.update(pred, target, batch.weight.to(device))
-        for i in range(min(looks - len(kept), len(batch.keys))):
-            if batch.weight[i] > 0:
-                kept.append(take_look(batch.keys[i], views[i], pred[i], target[i]))
+    for host in loader:
+        batch = to_device(host, 1, transform, device)
+        pred = g(batch.views)
+        sums.update(pred, batch.maps, batch.weight)
+        for i in range(min(looks - len(kept), len(host.keys))):
+            if host.weight[i] > 0:
+                kept.append(take_look(host.keys[i], shown(batch.views[i], transform), pred[i], batch.maps[i]))
     if dist.is_initialized():
         dist.all_reduce(sums.tensor())
     g.module.train()

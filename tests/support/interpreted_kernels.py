@@ -40,6 +40,7 @@ def test_pooling_and_mean(shape):
     x = picture(*shape)
     compare(views.PassAndMean.apply, lambda x: (x, views.mean_over_views(x)), [x])
     compare(views.MaxPoolAndMean.apply, views.max_pool_and_mean, [x])
+    compare(views.MaxPool.apply, views.max_pool, [x])
 
 
 def test_the_first_of_equal_pixels_gets_the_poolings_gradient():

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from neuropbr_dist.data.builtin.cache import sample_cameras
+from neuropbr_dist.data.cameras import CAMERAS_FILE, SampleCameras, write_cameras
+
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """PNG colour type -> values a pixel."""
 ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
@@ -35,6 +38,18 @@ def write_set(
         write_material(root / "output" / material, size, rng)
     (root / "input" / "render_metadata.json").write_text(json.dumps(metadata))
     return root / "input", root / "output"
+
+
+def write_cameras_of(renders: Path, names: Sequence[str]) -> None:
+    """Add a camera file to a set: true-looking cameras, one of a sample's three views missing, and of some two."""
+    samples = {}
+    for i, name in enumerate(names):
+        cameras = list(sample_cameras(1, i).of("clean"))
+        cameras[i % 3] = None
+        if i % 4 == 1:
+            cameras[(i + 1) % 3] = None
+        samples[name] = SampleCameras({"clean": tuple(cameras)}, wrap=i % 2 == 0)
+    write_cameras(renders / CAMERAS_FILE, samples)
 
 
 def write_views(folder: Path, size: int, rng: np.random.Generator) -> None:

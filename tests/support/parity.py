@@ -20,6 +20,7 @@ from neuropbr_dist.config import LossConfig, ModelConfig, TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.data.order import SampleOrder, micro_batches, plan_step
 from neuropbr_dist.models import Discriminator, Generator
+from neuropbr_dist.models.generator import freeze_backbone
 from neuropbr_dist.parallel import Adam, Network, NetworkSetup, build_network
 from neuropbr_dist.parallel.network import StepResult
 from neuropbr_dist.ranks import all_gather_object
@@ -47,6 +48,8 @@ class Case:
     """Smooth losses and activations: one ulp flips a kink of L1 or LeakyReLU (measured)."""
     double: bool = False
     d_steps: int = 1
+    plane: bool = False
+    """Rectified views with masks, one view of every other sample missing; skips by mean, maximum and variance."""
     resnet: bool = False
     """A ResNet-18 as encoder: eleven million parameters."""
     frozen_encoder: bool = False
@@ -98,6 +101,9 @@ def config(case: Case) -> TrainConfig:
         encoder_backbone="resnet18",
         encoder_channels=[8, 16],
         encoder_pretrained=False,
+        align="plane" if case.plane else "none",
+        skip_merge="max_mean_var" if case.plane else "mean",
+        token_embedding="view" if case.plane else "none",
         norm=case.norm,  # type: ignore[arg-type]
         encoder_norm=case.norm,  # type: ignore[arg-type]
         transformer_dim=16,
@@ -117,7 +123,7 @@ def models(case: Case) -> tuple[nn.Module, nn.Module]:
     cfg = config(case)
     built = [Generator(cfg.model), Discriminator(cfg.model)]
     if case.frozen_encoder:
-        built[0].encoder.requires_grad_(False)
+        freeze_backbone(built[0].encoder)  # type: ignore[arg-type]
     for net in built:
         if case.smooth:
             smooth_activations(net)
@@ -172,7 +178,17 @@ def samples(case: Case) -> tuple[Tensor, Tensor]:
     maps = torch.rand(n, 8, case.side, case.side, generator=generator, dtype=torch.float64)
     maps[:, :5] *= 0.2
     maps[:, 5:] = F.normalize(maps[:, 5:] * 0.5 + torch.tensor([0.6, 0.0, 0.8])[:, None, None], dim=1)
+    if case.plane:
+        views = with_masks(views, generator)
     return views.to(dtype), maps.to(dtype)
+
+
+def with_masks(views: Tensor, generator: torch.Generator) -> Tensor:
+    """(n, 3, 3, H, W) -> (n, 3, 7, H, W) as `rectify` gives them."""
+    direction = F.normalize(torch.randn(views.shape, generator=generator, dtype=views.dtype), dim=2)
+    mask = (torch.rand(views[:, :, :1].shape, generator=generator) > 0.1).to(views.dtype)
+    mask[::2, 1] = 0
+    return torch.cat([views, torch.ones_like(mask), direction], dim=2) * mask
 
 
 def sample_order(case: Case) -> SampleOrder:

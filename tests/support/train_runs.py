@@ -20,13 +20,15 @@ import torch
 
 from neuropbr_dist.checkpoint import open_newest
 from tests.support.distributed import ROOT, fork_server, free_port
-from tests.support.material_files import write_set
+from tests.support.material_files import write_cameras_of, write_set
 
 TIMEOUT_S = 240
 SINGLE_PROCESS_SAVES = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 SIZE = 32
 SETTINGS = {
     "data.num_workers": 0,
+    "data.drop_views": 0.5,
+    "data.camera_jitter": 0.008,
     "model.encoder_type": "unet",
     "model.encoder_channels": [8, 16],
     "model.transformer_dim": 16,
@@ -118,8 +120,14 @@ def tiny_words(**settings: Any) -> list[str]:
 
 @cache
 def tiny_set() -> tuple[Path, Path]:
-    """(input, output) of six samples of 32 px; of six, one is held out. Not to be written to."""
-    return write_set(temporary_folder(), {f"sample_{i:04d}": f"material_{i}" for i in range(6)}, size=SIZE)
+    """(input, output) of six samples of 32 px; of six, one is held out. Not to be written to.
+
+    All have cameras, and all miss a view or two: the tiny runs are trained on the plane.
+    """
+    metadata = {f"sample_{i:04d}": f"material_{i}" for i in range(6)}
+    renders, maps = write_set(temporary_folder(), metadata, size=SIZE)
+    write_cameras_of(renders, list(metadata))
+    return renders, maps
 
 
 @cache

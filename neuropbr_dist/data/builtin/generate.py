@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from neuropbr_dist.data.builtin.cache import VERSION
+from neuropbr_dist.data.builtin.cache import VERSION, sample_cameras
+from neuropbr_dist.data.cameras import CAMERAS_FILE, write_cameras
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import remove_leftovers, replacing_folder, write_json
 from neuropbr_dist.materials.channels import MAP_SLICES
@@ -33,8 +34,8 @@ def generate(
 ) -> None:
     """Write samples 0 .. count - 1, one material each, as PNG files.
 
-    `input/{clean,dirty}/sample_0000/{0,1,2}.png`, `input/render_metadata.json` (sample to material, written last)
-    and `output/<material>/{albedo,roughness,metallic,normal}.png` (roughness and metallic in one channel).
+    `input/{clean,dirty}/sample_0000/{0,1,2}.png`, `input/cameras.json` (the true ones), `input/render_metadata.json`
+    (sample to material, written last) and `output/<material>/{albedo,roughness,metallic,normal}.png` (roughness and metallic in one channel).
     Finished samples of an earlier, interrupted call are kept.
 
     Args:
@@ -70,6 +71,8 @@ def _write_samples(
     with tqdm(total=count, unit="sample", desc=f"built-in materials in {out}", disable=not progress) as bar:
         for _ in in_parallel(make, range(count), workers, chunk=1):
             bar.update(1)
+    cameras = {_sample(index): sample_cameras(seed, index) for index in range(count)}
+    write_cameras(out / "input" / CAMERAS_FILE, cameras)
     names = {_sample(index): _material(seed, index) for index in range(count)}
     write_json(out / "input" / "render_metadata.json", names, indent=2)
 

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from neuropbr_dist.data.files.layout import Sample
+from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.png import IEND, NOT_WHOLE, SIGNATURE, inflated
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.channels import MAP_NAMES, MapName

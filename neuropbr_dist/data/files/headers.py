@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from neuropbr_dist.data.files.decode import GRAY_ALPHA_16, GRAY_NORMAL, Role
-from neuropbr_dist.data.files.layout import Sample
+from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.png import IEND, NOT_WHOLE, SIGNATURE
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import write_json

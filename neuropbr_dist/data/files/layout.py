@@ -2,6 +2,7 @@
 
 input/{clean,dirty}/<sample>/{0,1,2}.png
 input/render_metadata.json                  {"<sample>": "<material>"}
+input/cameras.json                          optional, see `data.cameras`
 output/<material>/{albedo,roughness,metallic,normal}.png
 """
 
@@ -13,60 +14,21 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
 
+from neuropbr_dist.data.cameras import CAMERAS_FILE, CameraSet, read_cameras
+from neuropbr_dist.data.files.entries import (
+    MAP_FILES,
+    SOURCES,
+    VIEW_FILES,
+    Fault,
+    Sample,
+    Source,
+)
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.materials.channels import MAP_NAMES
 
 log = logging.getLogger(__name__)
 
-VIEW_FILES = ("0.png", "1.png", "2.png")
-MAP_FILES = tuple(f"{name}.png" for name in MAP_NAMES)
 METADATA_FILE = "render_metadata.json"
-
-Source = Literal["clean", "dirty"]
-SOURCES: dict[int, tuple[Source, ...]] = {0: ("clean",), 1: ("clean", "dirty"), 2: ("dirty",)}
-"""Render curriculum -> the folders it draws from."""
-
-
-class Entry(Protocol):
-    """One element of a set: a sample from one of its render folders."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def material(self) -> str: ...
-    @property
-    def key(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Three renders of a material and its four maps, as files."""
-
-    name: str
-    source: Source
-    material: str
-    views: tuple[Path, Path, Path]
-    """`0.png`, `1.png`, `2.png`."""
-    maps: tuple[Path, Path, Path, Path]
-    """In the order of `MAP_NAMES`."""
-
-    @property
-    def key(self) -> str:
-        """Unique within a set: a sample may stand in both folders."""
-        return f"{self.source}/{self.name}"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something that keeps samples out of training."""
-
-    message: str
-    samples: tuple[str, ...] = ()
-    """Names of the samples that it touches."""
 
 
 @dataclass
@@ -138,6 +100,8 @@ def index_set(
         if name in metadata:
             users.setdefault(metadata[name], []).append(name)
     materials = _index_materials(output_dir, users, index)
+    cameras = _cameras(input_dir, names["clean"] | names["dirty"])
+    index.faults += cameras.faults
     for name, source in entries:
         folder = input_dir / source / name
         found = _png_files(folder)
@@ -148,15 +112,20 @@ def index_set(
         if not faults and len(maps) == len(MAP_FILES):
             view_0, view_1, view_2 = views
             albedo, roughness, metallic, normal = maps
-            sample = Sample(
-                name, source, metadata[name], (view_0, view_1, view_2), (albedo, roughness, metallic, normal)
-            )
-            index.samples.append(sample)
+            pictures = (view_0, view_1, view_2), (albedo, roughness, metallic, normal)
+            known = cameras.samples[name].encoded(source) if name in cameras.samples else None
+            index.samples.append(Sample(name, source, metadata[name], *pictures, known))
         else:
             index.faults += [Fault(fault, (name,)) for fault in faults]
             index.partial.setdefault(name, []).extend([*views, *maps])
     _note_unused(index, metadata, names, output_dir)
     return index
+
+
+def _cameras(input_dir: Path, names: set[str]) -> CameraSet:
+    """The set's camera file, if it has one."""
+    path = input_dir / CAMERAS_FILE
+    return read_cameras(path, names) if path.exists() else CameraSet()
 
 
 def index_materials(folder: Path | str) -> Index:

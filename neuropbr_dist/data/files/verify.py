@@ -15,8 +15,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from neuropbr_dist.data.files.decode import Role
+from neuropbr_dist.data.files.entries import Fault, Sample
 from neuropbr_dist.data.files.judge import Finding, is_finding, judge
-from neuropbr_dist.data.files.layout import Fault, Index, Sample, index_materials, index_set
+from neuropbr_dist.data.files.layout import Index, index_materials, index_set
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import JsonLines
 from neuropbr_dist.materials.channels import MAP_NAMES

@@ -13,7 +13,7 @@ from neuropbr_dist.data.importer.assign import Take
 from neuropbr_dist.data.importer.normals import judge_convention
 from neuropbr_dist.data.importer.squares import as_bits, normalised, squared, unsigned
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.materials.channels import MapName, linear_to_srgb, srgb_to_linear
+from neuropbr_dist.materials.channels import MapName, decode, linear_to_srgb, srgb_to_linear
 from neuropbr_dist.materials.names import Convention
 
 CHANNELS = ("red", "green", "blue", "alpha")
@@ -179,7 +179,8 @@ def _unit(normals: np.ndarray, take: Take, notes: list[str]) -> np.ndarray:
     """The normals as they are where most are unit; else made so, where they can be normals at all."""
     sample = _sample(normals)
     not_unit = non_unit_share(sample) > NON_UNIT_SHARE
-    if not_unit and np.ptp(sample[2]) == 0 and np.ptp(sample[0]) > 0:
+    without_z = np.ptp(sample[2]) == 0 and np.ptp(sample[0]) > 0
+    if without_z and (not_unit or sample[2, 0, 0] < 128):  # blue is unused: 0, or white
         x, y = (unsigned(normals[..., i]) * 2 - 1 for i in range(2))
         z = np.sqrt(np.maximum(1 - x * x - y * y, 0))
         notes.append("normals: Z from X and Y")
@@ -203,7 +204,7 @@ def _refuse_metals(specular: np.ndarray, albedo: np.ndarray, take: Take) -> None
     """A specular map of a dielectric is dim, or only dims; where diffuse is black and it is bright there is metal."""
     small = [np.asarray(Image.fromarray(as_bits(p, 8).squeeze()).convert("L").resize((256, 256), Image.Resampling.BOX))
              for p in (specular[..., : 3 if specular.shape[-1] > 2 else 1], albedo)]  # fmt: skip
-    bright, dark = (srgb_to_linear(plane.astype(np.float32) / 255) for plane in small)
+    bright, dark = (srgb_to_linear(decode(plane.astype(np.float32))) for plane in small)
     share = float(((bright > METAL_SPECULAR) & (dark < METAL_DIFFUSE)).mean())
     if share > COLOURED_SHARE:
         raise UserError(

@@ -147,10 +147,12 @@ class _Importer:
             for output in outcome.outputs if self._is_there(outcome) else ():
                 original = seen.setdefault(tuple(output["content"]), output["name"])
                 copy = f"the same pictures as {original}" if original != output["name"] else ""
-                about = {"about": outcome.about, "validation": outcome.validation}
                 rows.append(
-                    Row(output["name"], outcome.taken, output["side"], output["notes"], copy, **about)
-                )
+                    Row(
+                        output["name"], outcome.taken, output["side"], output["notes"], copy,
+                        outcome.about, outcome.validation,
+                    )
+                )  # fmt: skip
         return Report(rows, sorted(self.source.strays))
 
     def finish(self, report: Report) -> None:
@@ -158,7 +160,8 @@ class _Importer:
         for outcome in self.done:
             self._publish(outcome)
         for row in report.rows:
-            if row.reason and row.side:  # a copy: kept, out of sight, for the day that its original changes
+            if row.reason and row.side and (self.dest / row.name).exists():
+                # A copy: kept, out of sight, for the day that its original changes.
                 os.replace(self.dest / row.name, self.state / READY / row.name)
         write_json(self.dest / SOURCES_FILE, {row.name: row.about for row in report.imported}, indent=1)
         validation = [row.name for row in report.imported if row.validation]

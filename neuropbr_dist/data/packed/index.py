@@ -1,4 +1,4 @@
-"""What a packed set holds, beside the pictures.
+"""The index of a packed set: everything but the pictures.
 
     DEST/packed.json     format version, sides, shards and their sizes, checksums of the index; written last
     DEST/samples.npy     one row a sample entry, in the order of training: name, source, material, record
@@ -24,10 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from neuropbr_dist.data.files.layout import SOURCES
+from neuropbr_dist.data.files.entries import SOURCES
+from neuropbr_dist.data.packed.records import LARGEST_SIDE
 from neuropbr_dist.data.packed.shards import REPACK, Place, used_bytes
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_bytes, write_json
+from neuropbr_dist.files import NOT_AN_ARRAY, write_bytes, write_json
+from neuropbr_dist.materials.plane import ENCODED
 
 VERSION = 2
 """Raise it when the format changes."""
@@ -36,22 +38,18 @@ SHARDS = "shards"
 JOURNAL = "journal.jsonl"
 INDEX_FILES = ("samples.npy", "materials.npy", "records.npy")
 FOLDERS = SOURCES[1]
-"""`source` of `samples.npy` counts in it."""
+"""The column `source` of `samples.npy` counts in it."""
 
-CAMERA = np.dtype([("map_to_view", "<f8", (3, 3)), ("eye", "<f8", (3,)), ("confidence", "<f8")])
-"""A view's camera; NaN where a value is null. A view without one has NaN throughout and confidence 0."""
-COLUMNS: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
-    "cameras": (CAMERA, (3,)),
-    "wrap": (np.dtype(bool), ()),
-}
-"""Names that mean something, with dtype and shape of a row."""
+COLUMNS: dict[str, tuple[np.dtype, tuple[int, ...]]] = {"cameras": (np.dtype("<f4"), (3, ENCODED))}
+"""The columns that mean something, each with dtype and shape of a row: cameras as batches carry them, see
+`materials.plane.encode`."""
 FIELDS = {"sides": list, "samples": int, "materials": int, "shards": dict, "index": dict, "origin": str}
 _BEYOND_FILES = 1 << 62
 _COPY_AGAIN = "copy the set again, or delete it and pack it again"
 
 
 def read_head(folder: Path) -> dict[str, Any]:
-    """`packed.json`, of this format version.
+    """Return `packed.json`, of this format version.
 
     Raises:
         UserError: there is no whole packed set, it is of another version, or the file was altered.
@@ -94,12 +92,12 @@ def _is_sound(head: dict[str, Any]) -> bool:
             re.fullmatch(r"[\w-]+\.bin", name) and type(size) is int for name, size in head["shards"].items()
         )
         and bool(head["sides"])
-        and all(type(side) is int and side > 0 for side in head["sides"])
+        and all(type(side) is int and 0 < side <= LARGEST_SIDE for side in head["sides"])
     )
 
 
 def head_checksum(head: dict[str, Any]) -> str:
-    """SHA-256 of `packed.json`'s content, its own checksum left out."""
+    """Return the SHA-256 of `packed.json`'s content, its own checksum left out."""
     return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
 
 
@@ -170,7 +168,7 @@ def _tables(
 
 
 def table(rows: list[tuple[Any, ...]], **columns: str) -> np.ndarray:
-    """A structured array whose first column, `name`, holds UTF-8."""
+    """Return a structured array whose first column, `name`, holds UTF-8."""
     width = max((len(row[0]) for row in rows), default=1)
     return np.array(rows, dtype=[("name", f"S{width}"), *columns.items()])
 
@@ -196,12 +194,12 @@ class PackedIndex:
         self._check()
 
     def place(self, record: int) -> Place:
-        """Where a record stands."""
+        """Return the place of a record."""
         shard, *rest = self.records[record].item()
         return Place(shard.decode(), *rest)
 
     def check_shards(self) -> None:
-        """Every shard is there, with all its records.
+        """See that every shard is there, with all its records.
 
         Raises:
             UserError: One is missing or cut.
@@ -221,7 +219,7 @@ class PackedIndex:
             raise UserError(f"{path}: altered (its checksum is wrong); {_COPY_AGAIN}")
         try:
             return np.lib.format.open_memmap(path, mode="r")
-        except ValueError as error:
+        except NOT_AN_ARRAY as error:
             raise UserError(f"{path}: not a table of a packed set; {_COPY_AGAIN}") from error
 
     def _check(self) -> None:
@@ -241,6 +239,7 @@ class PackedIndex:
         for name, column in self.columns.items():
             dtype, shape = COLUMNS.get(name, (column.dtype, column.shape[1:]))
             sound = sound and column.shape == (len(samples), *shape) and column.dtype == dtype
+            sound = sound and not (column.dtype.kind == "f" and not np.isfinite(column).all())
         if not sound:
             raise UserError(f"{self.folder}: its index doesn't hang together; {_COPY_AGAIN}")
 

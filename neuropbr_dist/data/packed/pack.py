@@ -17,8 +17,10 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from neuropbr_dist.data.cameras import NOT_KNOWN
+from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.judge import judge
-from neuropbr_dist.data.files.layout import Index, Sample, subfolders
+from neuropbr_dist.data.files.layout import Index, subfolders
 from neuropbr_dist.data.files.verify import (
     Picture,
     Report,
@@ -45,15 +47,23 @@ ArrayName = Literal["views", "maps"]
 Columns = Callable[[Sequence[Sample]], Mapping[str, np.ndarray]]
 
 
+def cameras_of(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+    """The index's column of cameras, float32 (n, 3, 14); none where nobody has one."""
+    rows = [sample.cameras for sample in samples]
+    if all(row is None for row in rows):
+        return {}
+    return {"cameras": np.stack([NOT_KNOWN if row is None else row for row in rows])}
+
+
 @dataclass(frozen=True)
 class Task:
     """Pictures that become one record."""
 
     name: str
-    """`views:clean/sample_0000`, `maps:wood`; a path for what is only judged."""
+    """Such as `views:clean/sample_0000` or `maps:wood`; a path where a picture is only judged."""
     pictures: tuple[Picture, ...]
     array: ArrayName | None
-    """What they are in the record. None: parts of an incomplete sample, which are only judged."""
+    """The array that they become; None: they are of an incomplete sample, and only judged."""
 
     @property
     def stamps(self) -> list[Stamp]:
@@ -68,7 +78,7 @@ def pack(
     *,
     workers: int = 1,
     skip_faulty: bool = False,
-    columns: Columns = lambda _: {},
+    columns: Columns = cameras_of,
     progress: bool = True,
     shard_bytes: int = SHARD_BYTES,
 ) -> Report:

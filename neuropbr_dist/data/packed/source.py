@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from neuropbr_dist.data.cameras import NOT_KNOWN
 from neuropbr_dist.data.files.decode import resize
-from neuropbr_dist.data.files.layout import SOURCES
+from neuropbr_dist.data.files.entries import SOURCES
 from neuropbr_dist.data.packed.index import FOLDERS, SHARDS, PackedIndex
 from neuropbr_dist.data.packed.shards import ShardReader
 from neuropbr_dist.data.sources import Source
@@ -24,7 +25,7 @@ class PackedEntry(NamedTuple):
     source: str
     material: str
     row: int
-    """Of `samples.npy`, and of every column."""
+    """Its row in `samples.npy`, and in every column."""
 
     @property
     def key(self) -> str:
@@ -45,7 +46,7 @@ class PackedEntries(Sequence[PackedEntry]):
         return PackedEntry(name.decode(), FOLDERS[source], self._materials["name"][material].decode(), row)
 
     def of(self, curriculum: int) -> Subset[PackedEntry]:
-        """Those of a render curriculum."""
+        """Return those of a render curriculum."""
         chosen = [FOLDERS.index(folder) for folder in SOURCES[curriculum]]
         return Subset(self, np.flatnonzero(np.isin(self._samples["source"], chosen)))
 
@@ -75,13 +76,16 @@ class PackedSet:
         self.entries = PackedEntries(self.index.samples, self.index.materials)
         self._reader = ShardReader(self.folder / SHARDS)
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a spawned process maps the index and opens the shards anew
+        return PackedSet, (self.folder, self.size)
+
     @property
     def materials(self) -> list[str]:
-        """Names, in the order of `maps`; also of those that no entry names."""
+        """The names of all materials, in the order of `maps`; no entry need name one."""
         return [name.decode() for name in self.index.materials["name"]]
 
     def column(self, name: str) -> np.ndarray | None:
-        """Something of every entry (see `index.COLUMNS`), by its row; None if the set doesn't hold it."""
+        """Return something of every entry (see `index.COLUMNS`), by its row; None if the set doesn't hold it."""
         return self.index.columns.get(name)
 
     def views(self, entry: PackedEntry, out: np.ndarray, row: int = 0) -> None:
@@ -141,16 +145,20 @@ class PackedSource(Source):
             f"{count} of the other kind" if count else f"{len(self.set.materials)} materials without renders"
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a spawned worker maps the index anew
+    def __reduce__(self) -> tuple[Any, ...]:
         return PackedSource, (self.folder, self.curriculum, self.size)
 
     def check_shards(self) -> None:
-        """Every shard is there, with all its records.
+        """See that every shard is there, with all its records.
 
         Raises:
             UserError: One is missing or cut.
         """
         self.set.index.check_shards()
+
+    def cameras(self, entry: PackedEntry) -> np.ndarray:
+        column = self.set.column("cameras")
+        return NOT_KNOWN if column is None else column[entry.row]
 
     def load(self, entry: PackedEntry) -> tuple[np.ndarray, np.ndarray]:
         views = np.empty((3, 3, self.size, self.size), np.uint8)

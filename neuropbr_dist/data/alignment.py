@@ -1,0 +1,102 @@
+"""Which cameras of a sample the device gets, where views are rectified (`model.align = plane`).
+
+In training some are changed on purpose, keyed by (seed, epoch, sample), so that rank, worker and order don't matter:
+the network is to know views that are missing, cameras that are a little off, and planes that don't repeat.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+
+from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.materials.plane import CONFIDENCE, MATRIX, WRAP
+
+Encoded = npt.NDArray[np.float32]
+"""(…, 14), see `materials.plane.encode`."""
+
+WRAP_IGNORED = 0.5
+"""Share of the training samples whose plane isn't repeated, so that the network knows masks before a photo comes."""
+
+
+def known(cameras: Encoded, min_confidence: float) -> npt.NDArray[np.bool_]:
+    """Which cameras (…) count: not missing, and of this confidence or more."""
+    return (cameras[..., MATRIX] != 0).any(-1) & (cameras[..., CONFIDENCE] >= min_confidence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """What is done to a sample's cameras on their way to the device.
+
+    Args:
+        min_confidence: a camera below it counts as missing.
+        seed: key of all that follows.
+        ignore_wrap: share of samples whose plane isn't repeated although it may be.
+        drop_views: share of samples that lose a view, if they have two or more.
+        jitter: how far a view is shifted at most, as a share of its side.
+    """
+
+    min_confidence: float
+    seed: int = 0
+    ignore_wrap: float = 0.0
+    drop_views: float = 0.0
+    jitter: float = 0.0
+
+    @classmethod
+    def of_run(cls, cfg: TrainConfig, *, training: bool) -> Alignment | None:
+        """Return that of a run's samples; None where it takes views as they are.
+
+        Args:
+            training: those that are trained on; nothing is changed of the others.
+        """
+        if cfg.model.align != "plane":
+            return None
+        data = cfg.data
+        if not training:
+            return cls(min_confidence=data.min_confidence)
+        return cls(
+            min_confidence=data.min_confidence, seed=cfg.training.seed, ignore_wrap=WRAP_IGNORED,
+            drop_views=data.drop_views, jitter=data.camera_jitter,
+        )  # fmt: skip
+
+    def of(self, cameras: Encoded, epoch: int, key: str) -> Encoded:
+        """Return the cameras (3, 14) of sample `key` as they go to the device in an epoch; zeros for missing ones."""
+        there = known(cameras, self.min_confidence)
+        draws = _uniforms(f"{self.seed} {epoch} {key} cameras")
+        wrap_ignored, loses_one, which = (
+            next(draws) < self.ignore_wrap,
+            next(draws) < self.drop_views,
+            next(draws),
+        )
+        views = np.flatnonzero(there)
+        if loses_one and len(views) > 1:
+            there[views[int(which * len(views))]] = False
+        found = np.where(there[:, None], cameras, np.float32(0))
+        if wrap_ignored:
+            found[:, WRAP] = 0
+        if self.jitter:
+            for camera in found:
+                angle, radius = 2 * math.pi * next(draws), self.jitter * math.sqrt(next(draws))
+                shift(camera, radius * math.cos(angle), radius * math.sin(angle))
+        return found
+
+
+def shift(camera: Encoded, u: float, v: float) -> None:
+    """Let an encoded camera (14,) see everything at (u, v) from where it sees it, in picture coordinates. In place."""
+    rows = camera[MATRIX].reshape(3, 3)
+    rows[0] += np.float32(u) * rows[2]
+    rows[1] += np.float32(v) * rows[2]
+
+
+def _uniforms(key: str) -> Iterator[float]:
+    """Numbers in [0, 1) that depend on `key` alone."""
+    block = 0
+    while True:
+        digest = blake2b(f"{key} {block}".encode(), digest_size=64).digest()
+        yield from (int.from_bytes(digest[i : i + 8], "big") / 2**64 for i in range(0, 64, 8))
+        block += 1

@@ -1,0 +1,61 @@
+"""What a set in the guide's layout consists of: samples, and what is wrong with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from neuropbr_dist.materials.channels import MAP_NAMES
+
+VIEW_FILES = ("0.png", "1.png", "2.png")
+MAP_FILES = tuple(f"{name}.png" for name in MAP_NAMES)
+
+Source = Literal["clean", "dirty"]
+SOURCES: dict[int, tuple[Source, ...]] = {0: ("clean",), 1: ("clean", "dirty"), 2: ("dirty",)}
+"""Render curriculum -> the folders it draws from."""
+
+
+class Entry(Protocol):
+    """One element of a set: a sample from one of its render folders."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def material(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Three renders of a material and its four maps, as files."""
+
+    name: str
+    source: Source
+    material: str
+    views: tuple[Path, Path, Path]
+    """`0.png`, `1.png`, `2.png`."""
+    maps: tuple[Path, Path, Path, Path]
+    """In the order of `MAP_NAMES`."""
+    cameras: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    """(3, 14) as `materials.plane.encode` gives them, or None: not known."""
+
+    @property
+    def key(self) -> str:
+        """Unique within a set: a sample may stand in both folders."""
+        return f"{self.source}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that keeps samples out of training."""
+
+    message: str
+    samples: tuple[str, ...] = ()
+    """Names of the samples that it touches."""
