@@ -182,19 +182,23 @@ def _serial(checkpoint: Path) -> float:
     """The save's place in the run's order. Unreadable ones count as newest, so that a load reports them."""
     try:
         return read_manifest(checkpoint).serial
-    except (OSError, Damaged, UserError):
+    except (Damaged, UserError):
         return math.inf
 
 
 def _remove(checkpoint: Path) -> None:
     """Delete a checkpoint unless someone reads it. It disappears by one rename, so never in parts."""
     lock = FileLock(checkpoint / MANIFEST)
-    if (checkpoint / MANIFEST).exists() and lock.acquire() is False:
-        return
-    doomed = checkpoint.with_name(temporary_name(checkpoint.name))
-    checkpoint.rename(doomed)
-    lock.release()
-    shutil.rmtree(doomed, ignore_errors=True)
+    try:
+        if (checkpoint / MANIFEST).is_file() and lock.acquire() is False:
+            return
+        doomed = checkpoint.with_name(temporary_name(checkpoint.name))
+        checkpoint.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    except OSError as error:
+        log.warning(f"{checkpoint} can't be deleted: {error.strerror}")
+    finally:
+        lock.release()
 
 
 def _clear_temporary(folder: Path) -> None:

@@ -115,9 +115,16 @@ def _fit_type(value: Any, kind: Any) -> Any:
     elif kind is float:
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             return _finite(value)
-    elif type(value) is kind:
+    elif type(value) is kind and _can_be_kept(value):
         return value
     raise TypeError
+
+
+def _can_be_kept(value: Any) -> bool:
+    """Whether a whole number is one that others count with too, and a text one that a file can be named by."""
+    if isinstance(value, str):
+        return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+    return not isinstance(value, int) or abs(value) < 2**63
 
 
 def _finite(value: float | str) -> float:

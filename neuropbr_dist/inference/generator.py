@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,7 +130,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: there is none, or none is good.
     """
-    checkpoint = open_newest(path)
+    checkpoint = open_newest(path, usable=lambda found: _described(found.config_yaml, found.state, "config.yaml"))
     if checkpoint is None:
         found = "no checkpoint in this folder" if path.is_dir() else "no such checkpoint or folder"
         raise UserError(f"{path}: {found}; allowed: a run's folder, or a checkpoint in it")
@@ -142,12 +143,24 @@ def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
     Raises:
         UserError: the configuration can't be read, or is of another architecture than the weights.
     """
-    config = as_saved(from_yaml(weights.config_yaml, f"{origin}: its configuration"))
+    config, step = _described(weights.config_yaml, weights.state, f"{origin}: its configuration")
     with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
-        model = InferenceGenerator(config, origin, weights.state["step"], weights.state.get("ema", False))
+        model = InferenceGenerator(config, origin, step, weights.state.get("ema") is True)
     _refuse_mismatch(model.state_dict(), weights.tensors, origin)
     model.load_state_dict(weights.tensors, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _described(config_yaml: str, state: Mapping[str, Any], where: str) -> tuple[TrainConfig, int]:
+    """The configuration and the step of saved weights.
+
+    Raises:
+        UserError: they can't be read.
+    """
+    step = state.get("step")
+    if type(step) is not int or step < 0:
+        raise UserError(f"{where}: no number of steps beside it")
+    return as_saved(from_yaml(config_yaml, where)), step
 
 
 def _generator_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
