@@ -125,6 +125,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_links(folder: Path) -> None:
+    """Raise a UserError for a symbolic link in a folder, at any depth, that leads out of it: to others' files."""
+    home = os.path.realpath(folder)
+    for place, folders, names in os.walk(folder):
+        for link in filter(os.path.islink, (os.path.join(place, name) for name in [*folders, *names])):
+            if not os.path.realpath(link).startswith(home + os.sep):
+                raise UserError(
+                    f"{link}: a link to {os.readlink(link)}; nothing outside of {folder} is touched: delete the link, or "
+                    "put there what it leads to"
+                )
+
+
 class JsonLines:
     """A file of JSON values, one a line, that only grows.
 

@@ -138,8 +138,8 @@ def agreed_on(wishes: list[str | None], saves: list[bool]) -> list[tuple[str | N
 def test_a_request_of_one_rank_is_every_ranks_stop_with_its_reason():
     found = run(2, f"{__name__}:agreed_on", wishes=[None, "time limit"], saves=[False, False])
     assert found == [[("time limit", False)] * 3] * 2
-    found = run(2, f"{__name__}:agreed_on", wishes=["signal", "failed write"], saves=[False, False])
-    assert found == [[("failed write", False)] * 3] * 2
+    found = run(2, f"{__name__}:agreed_on", wishes=["signal", "failed"], saves=[False, False])
+    assert found == [[("failed", False)] * 3] * 2
 
 
 @pytest.mark.multiprocess
@@ -149,6 +149,6 @@ def test_a_request_to_save_is_agreed_on_once():
 
 
 def test_a_stop_from_outside_asks_for_another_start_of_the_job():
-    assert [str(reason) for reason in StopReason if reason.requeues] == ["signal", "time limit"]
+    assert [str(reason) for reason in StopReason if reason.requeues] == ["signal", "time limit", "launcher gone"]
     with pytest.raises(ValueError, match="'tired' is not a valid StopReason"):
         StopReason("tired")

@@ -186,7 +186,7 @@ def read_tensors(folder: Path, manifest: Manifest) -> dict[str, StoredTensor]:
 def _stored(name: str, entry: Any) -> StoredTensor:
     shape = [_count(side) for side in _list(entry["shape"])]
     numel = prod(shape)
-    _require(numel <= _MOST, f"{name} has too many elements")
+    _require(numel <= MOST, f"{name} has too many elements")
     pieces = [
         Piece(_count(start), _count(count), _text(file), _count(offset))
         for start, count, file, offset in map(_list, _list(entry["pieces"]))
@@ -254,7 +254,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 # -- values of a type --------------------------------------------------------------------------
 
-_MOST = 2**62
+MOST = 2**62
+"""Of elements, bytes and saves."""
 _NAMES = re.compile(r"[a-z_]{1,64}(_\d{4,20})?")
 _SHARD = re.compile(r"shard_\d{5,9}_\d{3,9}\.bin")
 
@@ -274,7 +275,7 @@ def _require(ok: bool, what: str) -> None:
 
 
 def _count(value: Any) -> int:
-    _require(type(value) is int and 0 <= value <= _MOST, f"{value!r:.40} isn't a count")
+    _require(type(value) is int and 0 <= value <= MOST, f"{value!r:.40} isn't a count")
     return value
 
 
@@ -289,7 +290,9 @@ def _list(value: Any) -> list[Any]:
 
 
 def _plain(name: str) -> str:
-    _require(len(name) < 200 and name.isascii() and name.isprintable() and name != MANIFEST, f"name {name!r:.40}")
+    _require(
+        len(name) < 200 and name.isascii() and name.isprintable() and name != MANIFEST, f"name {name!r:.40}"
+    )
     return plain_name(name)
 
 
@@ -302,7 +305,9 @@ def _check_format(found: Any, folder: Path) -> None:
             if found > FORMAT
             else "written by an older version"
         )
-        raise UserError(f"{folder} has checkpoint format {found!r:.20}, this version reads {FORMAT} ({advice})")
+        raise UserError(
+            f"{folder} has checkpoint format {found!r:.20}, this version reads {FORMAT} ({advice})"
+        )
 
 
 def _own_checksum(content: dict[str, Any]) -> str:

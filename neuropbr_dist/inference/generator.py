@@ -115,7 +115,7 @@ def read_weights(path: Path) -> tuple[TensorFile, Path]:
         stored = read_tensor_file(path)
         if stored.kind == "inference":
             return stored, path
-        origin, tensors, config, step = path, stored.tensors, stored.config_yaml, stored.state["step"]
+        origin, tensors, config, step = path, stored.tensors, stored.config_yaml, stored.state.get("step")
     else:
         with open_checkpoint(path) as checkpoint:
             tensors = {name: value for prefix in _PREFIXES for name, value in checkpoint.read(prefix).items()}
@@ -130,7 +130,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: there is none, or none is good.
     """
-    checkpoint = open_newest(path, usable=lambda found: _described(found.config_yaml, found.state, "config.yaml"))
+    checkpoint = open_newest(
+        path, usable=lambda found: _described(found.config_yaml, found.state, "config.yaml")
+    )
     if checkpoint is None:
         found = "no checkpoint in this folder" if path.is_dir() else "no such checkpoint or folder"
         raise UserError(f"{path}: {found}; allowed: a run's folder, or a checkpoint in it")

@@ -47,12 +47,22 @@ class RunLog:
         tensorboard: write TensorBoard events.
         wandb: keyword arguments of `wandb.init` (`project`, `name`, `config`, ...), or None for no W&B.
         enabled: False makes every call do nothing; only rank 0 writes.
+        check: called before each write; raises a UserError where the folder isn't this run's any more.
 
     Raises:
         UserError: a package that the config asks for is missing, or W&B refuses to start.
     """
 
-    def __init__(self, folder: Path | str, *, tensorboard: bool, wandb: dict[str, Any] | None, enabled: bool):
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        tensorboard: bool,
+        wandb: dict[str, Any] | None,
+        enabled: bool,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self._check = check
         self.failure: UserError | None = None
         self.folder = Path(folder)
         self.writers: list[Writer] = []
@@ -130,6 +140,7 @@ class RunLog:
         if not self.enabled or self.failure:
             return
         try:
+            self._check()
             write()
         except (OSError, UserError) as error:
             told = f"{self.folder}: the log can't be written: {error}"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from neuropbr_dist.checkpoint import Checkpoint, find, open_newest
 from neuropbr_dist.config import TrainConfig, as_saved, from_yaml, refuse_other_networks, resolve, writable
-from neuropbr_dist.config.values import differences
 from neuropbr_dist.config.deepspeed import is_name
+from neuropbr_dist.config.values import differences
 from neuropbr_dist.data.builtin.cache import BuiltinCache
 from neuropbr_dist.data.open import Samples
 from neuropbr_dist.errors import UserError
@@ -100,7 +100,9 @@ def refuse_unasked(now: TrainConfig, asked: TrainConfig, where: str) -> None:
         (now.training.ds_config_discriminator, asked.training.ds_config_discriminator, "--ds-discriminator"),
     ):
         if file is not None and file != wanted and not is_name(file):
-            raise UserError(f"{where}: the saved run has a DeepSpeed file; if it is to be read: {flag} {file}")
+            raise UserError(
+                f"{where}: the saved run has a DeepSpeed file; if it is to be read: {flag} {file}"
+            )
     if cache not in (None, asked.data.builtin_cache) and not BuiltinCache(cache, 0, 0).folder.parent.is_dir():
         raise UserError(
             f"{where}: the saved run keeps built-in samples in {cache}, where there are none; if they are to be made "
