@@ -143,12 +143,15 @@ def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
     """The generator around its weights.
 
     Raises:
-        UserError: the configuration can't be read, or is of another architecture than the weights.
+        UserError: the configuration can't be read, or is of another architecture than the weights; or these hold a
+            NaN or an infinity.
     """
     config, step = _described(weights.config_yaml, weights.state, f"{origin}: its configuration")
     with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
         model = InferenceGenerator(config, origin, step, weights.state.get("ema") is True)
     _refuse_mismatch(model.state_dict(), weights.tensors, origin)
+    if bad := [name for name, tensor in weights.tensors.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{origin}: {len(bad)} of its weights are not finite ({bad[0]}); its maps would be black")
     model.load_state_dict(weights.tensors, assign=True)
     return model.eval().requires_grad_(False)
 

@@ -81,7 +81,7 @@ class Trainer:
         """Learning rates of the last step, as they are logged."""
         self.step_epoch = 0
         self.fault: UserError | None = None
-        """What is wrong with this rank's data. The ranks stop at their next boundary, and save."""
+        """What is wrong with this rank's data or updates. The ranks stop at their next boundary, and save."""
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Take up the state that a checkpoint holds. Collective."""
@@ -231,7 +231,7 @@ class Trainer:
 
     @contextmanager
     def noting_faults(self) -> Iterator[None]:
-        """Keep what is wrong with the data until the ranks have agreed to stop: what is trained is saved first."""
+        """Keep what is wrong until the ranks have agreed to stop: what is trained is saved first."""
         try:
             yield
         except Interrupted:
@@ -268,9 +268,8 @@ class Trainer:
     # -- what a person sees ----------------------------------------------------------------
 
     def log_step(self) -> None:
-        self.step_log.read(
-            self.progress, self.step_epoch + 1, self.rates
-        )  # a step is its first sample's epoch's
+        with self.noting_faults():
+            self.step_log.read(self.progress, self.step_epoch + 1, self.rates)  # its first sample's epoch
 
     def start_epoch(self) -> None:
         p, batch = self.progress, self.order.global_batch
