@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar, overload
@@ -12,6 +11,7 @@ import numpy as np
 from neuropbr_dist.data.files.entries import Entry
 from neuropbr_dist.data.order import seeded_permutation
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import read_json
 
 E = TypeVar("E", bound=Entry)
 SPLIT_FILE = "split.json"
@@ -50,10 +50,7 @@ def read_split(folder: Path, known: Collection[str]) -> frozenset[str] | None:
     if not path.is_file():
         return None
     form = f'{path}: not {{"validation": [material, …]}}'
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{form}: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict) or content.keys() != {"validation"}:
         raise UserError(form)
     names = content["validation"]

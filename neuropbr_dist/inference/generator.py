@@ -151,7 +151,9 @@ def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
         model = InferenceGenerator(config, origin, step, weights.state.get("ema") is True)
     _refuse_mismatch(model.state_dict(), weights.tensors, origin)
     if bad := [name for name, tensor in weights.tensors.items() if not tensor.isfinite().all()]:
-        raise UserError(f"{origin}: {len(bad)} of its weights are not finite ({bad[0]}); its maps would be black")
+        raise UserError(
+            f"{origin}: {len(bad)} of its weights are not finite ({bad[0]}); its maps would be black"
+        )
     model.load_state_dict(weights.tensors, assign=True)
     return model.eval().requires_grad_(False)
 

@@ -132,7 +132,9 @@ def show(
     """
     log.info(f"{subject.label}, {subject.views.shape[-1]} px")
     if not pred.isfinite().all():
-        raise UserError(f"{subject.title}: what comes out is not finite, and nothing was written; try --precision fp32")
+        raise UserError(
+            f"{subject.title}: what comes out is not finite, and nothing was written; try --precision fp32"
+        )
     if subject.maps is not None:
         log.info(table(measure(pred, subject.maps)))
     files = write_pictures(folder, subject, seen, pred, bits=bits, title=f"{subject.title}, step {step}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import math
+import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
@@ -195,6 +196,7 @@ class TensorBoard:
             ) from error
         self.folder = folder
         self._open = SummaryWriter
+        threading.excepthook = _said_once
         try:
             self._writer = SummaryWriter(str(folder))
         except OSError as error:
@@ -219,6 +221,12 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _said_once(error: threading.ExceptHookArgs, plain: Any = threading.excepthook) -> None:
+    """TensorBoard's thread keeps an error of the disk for the next call, which tells it: no traceback beside that."""
+    if not (isinstance(error.exc_value, OSError) and type(error.thread).__name__ == "_AsyncWriterThread"):
+        plain(error)
 
 
 class WeightsAndBiases:

@@ -13,6 +13,8 @@ from neuropbr_dist.files import check_links, read_text
 from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, run_log
 
 CONFIG = "config.yaml"
+LARGEST = 1e300
+"""What the page draws is below it."""
 
 
 @dataclass(frozen=True)
@@ -71,5 +73,5 @@ def refuse_other_folder(path: Path) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """`metrics.jsonl` writes NaN and infinities as text."""
-    return None if isinstance(value, str) else value
+    """`metrics.jsonl` writes NaN and infinities as text; what else isn't a number there is no value either."""
+    return value if type(value) in (int, float) and abs(value) < LARGEST else None

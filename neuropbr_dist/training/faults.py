@@ -74,5 +74,7 @@ def culprits(steps: dict[int, tuple[Sequence[str], bool]]) -> dict[int, str]:
         found = [rank[step] for rank in ranks]
         faulty = [keys for keys, sound in found if not sound] or [keys for keys, _ in found]
         keys = list(dict.fromkeys(key for own in faulty for key in own))
-        names[step] = ", ".join(keys[:MOST_NAMES]) + (f" and {len(keys) - MOST_NAMES} more" * (len(keys) > MOST_NAMES))
+        names[step] = ", ".join(keys[:MOST_NAMES]) + (
+            f" and {len(keys) - MOST_NAMES} more" * (len(keys) > MOST_NAMES)
+        )
     return names

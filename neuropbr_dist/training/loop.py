@@ -297,6 +297,8 @@ class Trainer:
     def validation(self, figures: bool) -> bool:
         """Validate, log, tell the schedules; True if it is the best so far."""
         p, env, val = self.progress, self.env, self.samples.val
+        if self.fault is not None:  # of the updates, which all ranks see alike
+            return False
         began = time.monotonic()
         slots = validation_slots(len(val), env.world_size, env.rank, self.cfg.training.batch_size)
         workers = min(self.cfg.data.num_workers, len(slots))
@@ -307,12 +309,13 @@ class Trainer:
         )  # fmt: skip
         looks = LOOKS if env.rank == 0 else 0
         with loader as batches, self.ema.swapped_in() if self.ema else nullcontext():
-            metrics, kept = validate(
+            sums, kept = validate(
                 self.networks["generator"], self.filled_up(batches, slots), self.cfg.transform,
                 self.objective.reconstruction_loss, self.device, looks,
             )  # fmt: skip
         if any(all_gather_object(self.fault is not None)):
             return False
+        metrics = sums.result()
         values = {f"val/{name}": value for name, value in metrics.items()}
         self.log.scalars(p.step, self.epochs_done, p.cursor, values)
         self.log.looks(p.step, kept, figures=figures)
