@@ -43,7 +43,9 @@ def run_log(folder: Path, name: str) -> JsonLines:
             return True
         sound = _is_time(line["time"])
         if line["event"] == "start":
-            counts = [*line["devices"].values(), *line["parameters"].values()] if _holds(line, _START) else [None]
+            counts = (
+                [*line["devices"].values(), *line["parameters"].values()] if _holds(line, _START) else [None]
+            )
             return sound and all(type(count) is int for count in counts) and "engine_discriminator" in line
         return sound and isinstance(line.get("how"), str)
 
