@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import socket
 import threading
 import time
 from enum import Enum
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -17,6 +19,7 @@ import torch.distributed as dist
 from neuropbr_dist.processes import STOP_SIGNALS as SIGNALS
 
 SAME_SIGNAL_S = 5.0  # Slurm and a forwarding trap deliver one warning twice, 4 ms apart (seen)
+KILLED_AFTER_S = 30.0
 FORCED_EXIT = 75  # EX_TEMPFAIL: try again
 
 
@@ -41,6 +44,17 @@ class StopReason(Enum):
 
 BY_WEIGHT = (None, *StopReason)
 """What ranks agree on by its index: the largest that any of them has counts."""
+
+
+def launcher_patience(launcher: str) -> float | None:
+    """Return the seconds that a launcher gives its ranks between SIGTERM and SIGKILL; None: it doesn't kill them."""
+    if launcher not in ("torchrun", "deepspeed"):
+        return None
+    told = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "") if launcher == "torchrun" else ""
+    parent = Path(f"/proc/{os.getppid()}/cmdline")
+    words = parent.read_text(errors="replace").replace("\0", " ") if parent.exists() else ""
+    flag = re.search(r"--shutdown[-_]timeout[= ](\d+)", words)
+    return float(flag[1] if flag else told if told.isdecimal() else KILLED_AFTER_S)
 
 
 class StopFlag:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, Checkpoint, RunLock, epoch_name, step_name
-from neuropbr_dist.cluster import StopReason
+from neuropbr_dist.cluster import StopReason, launcher_patience
 from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
@@ -105,7 +105,7 @@ class Trainer:
         )  # fmt: skip
         self.log.cut_back(p.step or -1)  # at step 0 the first validation is done again
         self.console = Console(first)
-        told = partial(saved, self.console, self.log, self.folder)
+        told = partial(saved, self.console, self.log, self.folder, launcher_patience(self.env.launcher))
         timeout = timedelta(minutes=t.timeout_minutes)
         self.saver = AsyncSaver(
             self.folder, keep_latest=t.keep_latest, lock=lock, timeout=timeout, on_saved=told
