@@ -11,11 +11,11 @@ __all__ = [
     "Every",
     "StopFlag",
     "StopReason",
-    "launcher_patience",
     "allocation_end",
     "check_alike",
     "detect",
     "last_resort",
+    "launcher_patience",
     "pick_device",
     "process_group",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import types
 import typing
+from functools import cache
 from typing import Annotated, Any, Literal, Union
 
 from annotated_types import Interval, Len
@@ -18,7 +19,12 @@ from neuropbr_dist.config import schema
 
 def field_types(part: Any) -> dict[str, Any]:
     """Return field -> type, its range included, of one part of a configuration."""
-    return typing.get_type_hints(type(part), vars(schema), include_extras=True)
+    return _types_of(type(part))
+
+
+@cache
+def _types_of(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, vars(schema), include_extras=True)
 
 
 def unwrap(kind: Any) -> tuple[Any, list[Interval | Len]]:
