@@ -296,6 +296,8 @@ def require_file(path: Path) -> None:
     """For what a library opens itself: raise a UserError unless `path` is a regular file."""
     try:
         kind = path.stat().st_mode
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {getattr(error, 'strerror', error)}") from error
     if not stat.S_ISREG(kind):

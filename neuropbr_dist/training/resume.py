@@ -39,7 +39,7 @@ def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Check
         refuse_held(folder, start.overwrite)
         return cfg, None
     source = folder if start.resume == "auto" else Path(start.resume)
-    checkpoint = open_newest(source, usable=saved_run)
+    checkpoint = open_newest(source, usable=lambda found: Progress.of(found.state))
     if checkpoint is None:
         log.info(f"No checkpoint in {folder}: starting fresh")
         return cfg, None
@@ -47,7 +47,7 @@ def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Check
         refuse_held(folder, start.overwrite)
     elif start.overwrite:
         raise UserError(f"--overwrite would delete what --resume {start.resume} goes on from; leave one out")
-    saved, _ = saved_run(checkpoint)
+    saved = as_saved(from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml")))
     saved.training.checkpoint_dir = str(folder)
     now = writable(saved)
     follow_engine_flags(now, start)
@@ -68,16 +68,6 @@ def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Check
     for name, (old, new) in differences(saved, now).items():
         log.info(f"  {name}: {old} -> {new} (command line)")
     return now, checkpoint
-
-
-def saved_run(checkpoint: Checkpoint) -> tuple[TrainConfig, Progress]:
-    """The configuration and the state that a checkpoint holds.
-
-    Raises:
-        UserError: they aren't a run's.
-    """
-    saved = as_saved(from_yaml(checkpoint.config_yaml, "config.yaml"))
-    return saved, Progress.of(checkpoint.state, ("generator", *["discriminator"] * saved.model.use_gan))
 
 
 def refuse_unasked(now: TrainConfig, asked: TrainConfig, where: str) -> None:

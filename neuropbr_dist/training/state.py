@@ -48,11 +48,11 @@ class Progress:
     """Each start of the run: from which step, at which world size, on which engine."""
 
     @classmethod
-    def of(cls, state: dict[str, Any], parts: Collection[str]) -> Progress:
+    def of(cls, state: dict[str, Any], parts: Collection[str] = ()) -> Progress:
         """Return what a checkpoint's state says.
 
         Args:
-            parts: the networks that the run has.
+            parts: the networks that the run has, whose counters must be there.
 
         Raises:
             UserError: it isn't a run's state: a value is missing or of another type.
