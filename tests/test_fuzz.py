@@ -29,7 +29,7 @@ from neuropbr_dist.monitor.run_logs import LOGS, run_log
 from neuropbr_dist.report.curves import charts, marks
 from neuropbr_dist.report.folder import read_run
 from neuropbr_dist.report.text import history_table, state, summary, tiles
-from neuropbr_dist.training.resume import saved_run
+from neuropbr_dist.training.state import Progress
 from tests.support.material_files import write_cameras_of, write_set
 from tests.support.mutations import answering, mutated_bytes, mutated_json
 
@@ -61,8 +61,9 @@ def a_save(folder: Path) -> Case:
 
     def read() -> None:
         verify(made, alone=True)
-        opened = open_newest(folder, usable=saved_run)
+        opened = open_newest(folder, usable=lambda found: Progress.of(found.state))
         assert opened is not None
+        from_yaml(opened.config_yaml, "config.yaml")
         with opened:
             opened.read()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import types
 import typing
+from collections.abc import Hashable
 from functools import cache
 from typing import Annotated, Any, Literal, Union
 
@@ -23,7 +24,7 @@ def field_types(part: Any) -> dict[str, Any]:
 
 
 @cache
-def _types_of(kind: type) -> dict[str, Any]:
+def _types_of(kind: Hashable) -> dict[str, Any]:
     return typing.get_type_hints(kind, vars(schema), include_extras=True)
 
 

@@ -130,9 +130,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: there is none, or none is good.
     """
-    checkpoint = open_newest(
-        path, usable=lambda found: _described(found.config_yaml, found.state, "config.yaml")
-    )
+    checkpoint = open_newest(path, usable=lambda found: _step(found.state))
     if checkpoint is None:
         found = "no checkpoint in this folder" if path.is_dir() else "no such checkpoint or folder"
         raise UserError(f"{path}: {found}; allowed: a run's folder, or a checkpoint in it")
@@ -146,7 +144,8 @@ def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
         UserError: the configuration can't be read, or is of another architecture than the weights; or these hold a
             NaN or an infinity.
     """
-    config, step = _described(weights.config_yaml, weights.state, f"{origin}: its configuration")
+    config = as_saved(from_yaml(weights.config_yaml, f"{origin}: its configuration"))
+    step = _step(weights.state)
     with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
         model = InferenceGenerator(config, origin, step, weights.state.get("ema") is True)
     _refuse_mismatch(model.state_dict(), weights.tensors, origin)
@@ -158,16 +157,12 @@ def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
     return model.eval().requires_grad_(False)
 
 
-def _described(config_yaml: str, state: Mapping[str, Any], where: str) -> tuple[TrainConfig, int]:
-    """The configuration and the step of saved weights.
-
-    Raises:
-        UserError: they can't be read.
-    """
+def _step(state: Mapping[str, Any]) -> int:
+    """The step of saved weights. Raises a UserError where there is none."""
     step = state.get("step")
     if type(step) is not int or step < 0:
-        raise UserError(f"{where}: no number of steps beside it")
-    return as_saved(from_yaml(config_yaml, where)), step
+        raise UserError("its state names no step")
+    return step
 
 
 def _generator_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
