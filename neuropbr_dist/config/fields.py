@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Hashable
 from functools import cache
 from typing import Annotated, Any, Literal, Union
 
@@ -20,11 +19,12 @@ from neuropbr_dist.config import schema
 
 def field_types(part: Any) -> dict[str, Any]:
     """Return field -> type, its range included, of one part of a configuration."""
-    return _types_of(type(part))
+    kind: Any = type(part)
+    return _types_of(kind)
 
 
 @cache
-def _types_of(kind: Hashable) -> dict[str, Any]:
+def _types_of(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind, vars(schema), include_extras=True)
 
 

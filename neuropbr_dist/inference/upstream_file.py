@@ -69,7 +69,9 @@ def read_pth(path: Path, *, trust_pickle: bool = False) -> UpstreamFile:
             tensors and plain values and isn't trusted; what it holds is named.
     """
     require_file(path)
-    if not zipfile.is_zipfile(path):
+    with reading(path):
+        whole = zipfile.is_zipfile(path)
+    if not whole:
         raise UserError(f"{path}: damaged, or not a file of torch.save")
     if not trust_pickle:
         refuse_code(path)
