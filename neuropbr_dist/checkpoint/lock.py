@@ -19,10 +19,12 @@ locks. Both pass, and the next beat tells one of them: its record is gone, and `
 from __future__ import annotations
 
 import datetime
+import errno
 import fcntl
 import json
 import os
 import socket
+import stat
 import threading
 import time
 import uuid
@@ -57,6 +59,9 @@ class FileLock:
         # An exclusive lock on NFS needs a file opened for writing; a reader may not be allowed to write.
         flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
         self.descriptor = os.open(self.path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            self.release()
+            raise OSError(errno.EINVAL, "not a file", str(self.path))
         try:
             fcntl.flock(self.descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
