@@ -50,7 +50,7 @@ def mutated_json(content: Any, rng: random.Random) -> str:
         holder, key = rng.choice(places)
         act = rng.random()
         if act < 0.6:
-            holder[key] = rng.choice(ODD)
+            holder[key] = copy.deepcopy(rng.choice(ODD))
         elif act < 0.75:
             del holder[key]
         elif act < 0.9:
