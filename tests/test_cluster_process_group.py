@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from neuropbr_dist.cluster import Environment, check_alike, pick_device
-from neuropbr_dist.cluster.process_group import expand_segments, record_collectives
+from neuropbr_dist.cluster.process_group import expand_segments, record_collectives, said_to_wait
 from neuropbr_dist.errors import UserError
 from tests.support.distributed import run
 from tests.support.forked import call
@@ -147,3 +149,17 @@ def test_what_a_person_has_set_for_the_allocator_stays(monkeypatch, given, setti
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", given)
     expand_segments()
     assert found == settings
+
+
+def test_who_waits_says_for_whom(monkeypatch, capfd):
+    monkeypatch.setattr(sys.modules[said_to_wait.__module__], "SAY_AFTER_S", 0.05)
+    env = Environment(launcher="slurm", rank=0, world_size=4, master_addr="node1", master_port=20007)
+    with said_to_wait(env, 10):
+        time.sleep(0.3)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(
+        "rank 0 of 4 (slurm) waits for the others at node1:20007, up to 10 minutes; Ctrl-C ends it"
+    )
+    refused = pytest.raises(UserError, match=r"can't meet the others at node1:20007: in use; .*MASTER_PORT")
+    with refused, said_to_wait(env, 10):
+        raise RuntimeError("in use")

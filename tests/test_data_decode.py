@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -185,3 +188,17 @@ def test_sizes_within_a_sample(tmp_path):
         read_maps(sample)
     assert read_views(sample, 8).shape == (3, 3, 8, 8)
     assert read_maps(sample, 6).shape == (8, 6, 6)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_missing_rows_are_damage(path, rng, interlaced):
+    """In a stream that is whole: every checksum fits."""
+    data = png(rng.integers(0, 256, (64, 64, 3), np.uint8), 2, 8, interlaced=interlaced)
+    at, size = data.index(b"IDAT"), struct.unpack_from(">I", data, data.index(b"IDAT") - 4)[0]
+    rows = zlib.decompress(data[at + 4 : at + 4 + size])
+    for kept in (193, len(rows) - 1):
+        content = b"IDAT" + zlib.compress(rows[:kept])
+        chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+        path.write_bytes(data[: at - 4] + chunk + data[at + 8 + size :])
+        with pytest.raises(UserError, match=rf"damaged \({kept} of {len(rows)} bytes of pixels\)"):
+            read_picture(path, "view")

@@ -284,3 +284,38 @@ def test_impossible_splits_name_the_field():
         split(entries(1, per_material=1), 0.1, "sample", 0)
     with pytest.raises(UserError, match=r"data\.val_ratio = 0\.9 holds out 4 of 4 materials"):
         split(entries(4), 0.9, "material", 0)
+
+
+# --- what a machine or a stranger makes of a set
+
+
+def test_folders_that_can_not_be_read_are_faults(tmp_path, monkeypatch):
+    inputs, outputs = write_set(tmp_path, {"a": "wood", "b": "tin"})
+    plain = os.listdir
+
+    def listdir(path):
+        if str(path).endswith(("clean/a", "output/tin")):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(UserError) as caught:
+        scan(inputs, outputs)
+    assert "clean/a: can't be read: Permission denied" in str(caught.value)
+    assert "output/tin: can't be read: Permission denied" in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", ["input/clean", "output"])
+def test_names_that_are_not_utf_8_are_told(tmp_path, folder):
+    inputs, outputs = write_set(tmp_path, {"a": "wood"})
+    os.mkdir(os.fsencode(tmp_path / folder) + b"/Geh\xe4use")
+    with pytest.raises(UserError, match=r"1 folder names are not UTF-8 \('Geh\\udce4use'\); rename them"):
+        scan(inputs, outputs)
+
+
+@pytest.mark.parametrize("material", ["../wood", "..", "/etc", "a\0b"])
+def test_a_material_is_one_folder(tmp_path, material):
+    inputs, outputs = write_set(tmp_path, {"a": "wood"})
+    rewrite(inputs / "render_metadata.json", {"a": material})
+    with pytest.raises(UserError, match="a material folder's name is needed"):
+        scan(inputs, outputs)

@@ -7,6 +7,8 @@ import torch
 
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
+from neuropbr_dist.inference.generator import build, read_weights
+from neuropbr_dist.inference.inputs import _as_counted, _place
 from tests.support.said import said
 from tests.support.trained_run import SIZE, normalised, reference, trained_run
 
@@ -120,3 +122,35 @@ def test_gpu_outputs_are_those_of_the_cpu(run):
     on_cpu = predict(model, views)
     on_gpu = predict(model.cuda(), views, precision="fp32")
     assert (on_gpu - on_cpu).abs().max() < 1e-3  # TF32 convolutions
+
+
+def test_weights_that_are_not_finite_infer_nothing(run):
+    weights, origin = read_weights(run)
+    name = next(iter(weights.tensors))
+    weights.tensors[name].view(-1)[0] = float("nan")
+    with pytest.raises(UserError, match=rf"1 of its weights are not finite \({name}\)"):
+        build(weights, origin)
+
+
+def test_samples_are_counted_as_a_person_does():
+    names = ["sample_10", "sample_2", "sample_1", "brick", "sample_02b"]
+
+    class Named:
+        def __init__(self, name, source):
+            self.name, self.source, self.key = name, source, f"{source}/{name}"
+
+    counted = sorted(
+        (Named(name, source) for name in names for source in ("dirty", "clean")), key=_as_counted
+    )
+    assert [one.key for one in counted][:4] == [
+        "clean/brick",
+        "dirty/brick",
+        "clean/sample_1",
+        "dirty/sample_1",
+    ]
+    assert [one.name for one in counted][4::2] == ["sample_2", "sample_02b", "sample_10"]
+    assert counted[_place(counted, "sample_10", "here")].key == "clean/sample_10"
+    assert counted[_place(counted, "dirty/sample_2", "here")].key == "dirty/sample_2"
+    for wrong in ("sample_3", 10, -1):
+        with pytest.raises(UserError, match=r"--sample(-idx)? "):
+            _place(counted, wrong, "here")

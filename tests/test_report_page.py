@@ -1,6 +1,7 @@
 """The run page in a real browser: a trained run's page loads alone, its sliders and its light work."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import pytest
 from neuropbr_dist.commands.report import run as report
 from neuropbr_dist.materials.bench import orbit, relit
 from neuropbr_dist.materials.families import material_maps
+from neuropbr_dist.report.folder import read_run
+from neuropbr_dist.report.page import render
+from neuropbr_dist.report.samples import samples
 from tests.support.chromium import NO_WEBGL, WEBGL, browser
 from tests.support.distributed import ROOT
 from tests.support.material_files import write_set
@@ -292,3 +296,21 @@ def test_runs_that_lack_something(folder, tmp_path, case):
         assert ("Adversarial losses" in titles) == (case in ("no validation yet", "nan"))
         assert (titles == []) == (case == "nothing yet")
         assert ("Updates skipped, in all" in titles) == (case == "nan")
+
+
+def test_a_value_that_looks_like_a_placeholder_stays_one(folder, tmp_path):
+    copy = variant(folder, tmp_path, lambda _: True)
+    copy = copy.rename(copy.with_name("{{script}}"))
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("wandb_run_name: null", "wandb_run_name: '{{data}}'"))
+    page = render(read_run(copy))
+    assert "<h1>{{script}}</h1>" in page and "{{data}}" in page and page.count("</script>") == 2
+    json.loads(page.split('id="data">')[1].split("</script>")[0])
+
+
+def test_a_look_that_is_half_there_is_left_out(folder, tmp_path, messages):
+    copy = variant(folder, tmp_path, lambda _: True)
+    true = sorted((copy / "looks").rglob("true"))
+    os.truncate(true[0] / "albedo.png", 20)
+    assert len(samples(read_run(copy))) == len(true) - 1
+    assert "left out" in " ".join(messages)

@@ -12,6 +12,9 @@ import torch
 import yaml
 
 from neuropbr_dist.commands.report import run as report
+from neuropbr_dist.config import TrainConfig, with_fields
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.training.resume import refuse_unasked
 from tests.drills.kill import wait_until
 from tests.support.slurm import Gate
 from tests.support.train_runs import (
@@ -28,6 +31,7 @@ from tests.support.train_runs import (
     tensors,
     timings,
     tiny_set,
+    tiny_words,
 )
 
 pytestmark = SINGLE_PROCESS_SAVES
@@ -297,3 +301,46 @@ def test_stopped_before_the_first_step(uninterrupted, tmp_path):
     assert state(tmp_path)["step"] == 0
     assert resume(tmp_path).code == 0
     assert_same_run(uninterrupted, tmp_path)
+
+
+# -- a folder from a stranger ------------------------------------------------------------------
+
+
+def test_what_a_saved_configuration_names_is_asked_for(tmp_path):
+    def fields(**parts):
+        return with_fields(TrainConfig(), **parts)
+
+    for named, word in (
+        ({"loss": {"custom_module": "evil.py"}}, "--set loss.custom_module=evil.py"),
+        ({"training": {"ds_config": "/home/a/ds.json"}}, "--ds /home/a/ds.json"),
+        ({"training": {"ds_config_discriminator": "/home/a/ds.json"}}, "--ds-discriminator /home/a/ds.json"),
+        ({"data": {"builtin_cache": str(tmp_path)}}, f"--set data.builtin_cache={tmp_path}"),
+    ):
+        with pytest.raises(UserError) as caught:
+            refuse_unasked(fields(**named), TrainConfig(), "--resume auto")
+        assert word in str(caught.value)
+        refuse_unasked(fields(**named), fields(**named), "--resume auto")  # said again
+    refuse_unasked(fields(training={"ds_config": "zero2"}), TrainConfig(), "--resume auto")
+    (tmp_path / "builtin_v1").mkdir()
+    refuse_unasked(fields(data={"builtin_cache": str(tmp_path)}), TrainConfig(), "--resume auto")
+
+
+# -- data that go bad under a run ----------------------------------------------------------------
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("world, file", [(1, "clean/{}/1.png"), (2, "clean/{}/1.png")])
+def test_a_damaged_picture_ends_the_run_after_a_save(tmp_path, world, file):
+    shutil.copytree(tiny_set()[0].parent, tmp_path / "set")
+    first = run(tmp_path / "first", "--stop-after-epochs", "1", training__log_samples=True)
+    assert first.code == 0, first.err
+    last = logged_samples(tmp_path / "first")[1]["samples"]["1"][-1]
+    picture = tmp_path / "set/input" / last / "1.png"
+    data = bytearray(picture.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    picture.write_bytes(data)
+    words = tiny_words()
+    words[1], words[3] = str(tmp_path / "set/input"), str(tmp_path / "set/output")
+    ended = command("--checkpoint-dir", tmp_path / "run", *words, world=world)
+    assert ended.code == 2 and str(picture) in ended.err and "Traceback" not in ended.err, ended.err
+    assert state(tmp_path / "run")["step"] == 1

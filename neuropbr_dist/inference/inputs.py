@@ -105,7 +105,8 @@ def open_subjects(
 def _as_counted(entry: Any) -> tuple[Any, ...]:
     """A key that sorts entries by name, numbers in it as numbers; clean before dirty."""
     parts = re.split(r"(\d+)", entry.name)
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts], entry.source
+    counted = [(part.isdecimal(), int(part)) if part.isdecimal() else (False, part) for part in parts]
+    return counted, entry.name, entry.source
 
 
 def _place(entries: Sequence[Any], index: int | str, where: str) -> int:

@@ -46,7 +46,7 @@ def run_log(folder: Path, name: str) -> JsonLines:
             counts = (
                 [*line["devices"].values(), *line["parameters"].values()] if _holds(line, _START) else [None]
             )
-            return sound and all(type(count) is int for count in counts) and "engine_discriminator" in line
+            return sound and all(_fits(count, int) for count in counts) and "engine_discriminator" in line
         return sound and isinstance(line.get("how"), str)
 
     return JsonLines(folder / name, f"a run's {name}", valid)
@@ -54,7 +54,11 @@ def run_log(folder: Path, name: str) -> JsonLines:
 
 def _holds(line: Any, fields: dict[str, type]) -> bool:
     """Whether it is an object with these fields, each of its type."""
-    return isinstance(line, dict) and all(type(line.get(key)) is kind for key, kind in fields.items())
+    return isinstance(line, dict) and all(_fits(line.get(key), kind) for key, kind in fields.items())
+
+
+def _fits(value: Any, kind: type) -> bool:
+    return type(value) is kind and (kind is not int or -(2**63) <= value < 2**63)
 
 
 def _is_figure(value: Any) -> bool:
