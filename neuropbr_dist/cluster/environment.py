@@ -147,9 +147,10 @@ def from_slurm(env: Mapping[str, str]) -> Environment:
             local_world_size=counts[found["SLURM_NODEID"]],
             node=found["SLURM_NODEID"],
             master_addr=env.get("MASTER_ADDR") or nodes[0],
-            # Jobs that share a node must not share a port.
+            # Jobs, and steps of a job, that share a node must not share a port.
             master_port=optional_number(env, ("MASTER_PORT",), "srun")
-            or 20000 + found["SLURM_JOB_ID"] % 20000,
+            or 20000
+            + (found["SLURM_JOB_ID"] + 7 * (optional_number(env, ("SLURM_STEP_ID",), "srun") or 0)) % 20000,
         )
     )
 

@@ -117,7 +117,7 @@ def process_group(
             record_collectives(os.environ, traces)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
-    if not env.distributed:  # one process, no rendezvous
+    if env.world_size == 1:  # no rendezvous, and no port
         options["store"] = dist.HashStore()
     if device.type == "cuda":
         options["device_id"] = device

@@ -58,7 +58,7 @@ def _holds(line: Any, fields: dict[str, type]) -> bool:
 
 
 def _fits(value: Any, kind: type) -> bool:
-    return type(value) is kind and (kind is not int or -(2**63) <= value < 2**63)
+    return type(value) is kind and (not isinstance(value, int) or -(2**63) <= value < 2**63)
 
 
 def _is_figure(value: Any) -> bool:

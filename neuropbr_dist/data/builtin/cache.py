@@ -30,6 +30,16 @@ def sample_cameras(seed: int, index: int) -> SampleCameras:
     return SampleCameras({"clean": tuple(c.on_plane() for c in scene_cameras(seed, index))}, wrap=True)
 
 
+def home() -> Path:
+    """Return the user's home. Raises a UserError where there is none, as in some containers."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise UserError(
+            f"no home to keep built-in materials in ({error}); data.builtin_cache names a folder"
+        ) from error
+
+
 class BuiltinCache:
     """Maps and views of the built-in set (seed, size), one `.npy` file each.
 
@@ -44,7 +54,7 @@ class BuiltinCache:
 
     def __init__(self, root: str | Path | None, seed: int, size: int) -> None:
         if root is None:
-            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuropbr_dist"
+            root = Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "neuropbr_dist"
         self.seed, self.size = seed, size
         self.folder = Path(root) / f"builtin_v{VERSION}" / f"seed_{seed}_size_{size}"
 
