@@ -118,7 +118,8 @@ def describe(setup: Setup) -> None:
     log.info(f"Networks: {', '.join(sizes)} parameters")
     log.info(
         f"Engine: {setup.engine} on {env.world_size} x {setup.device.type} ({env.launcher} launcher), "
-        f"{setup.precision}, {setup.recompute}, torch.compile {setup.compile}{attention_name(setup)}"
+        f"{setup.precision}, {setup.recompute}, torch.compile {setup.compile}"
+        f"{', CUDA graphs' if setup.replays else ''}{attention_name(setup)}"
     )
     log.info(
         f"Batch: {t.global_batch_size} = up to {setup.micro.per_step} x {setup.micro.size} on "
