@@ -259,8 +259,10 @@ def large_set(folder: Path) -> dict[str, float]:
         (f"sample_{i:07d}", "clean", f"material_{i // SAMPLES_PER_MATERIAL:06d}") for i in range(LARGE_SET)
     ]
 
+    pixels = sum(side**2 for side in level_sides(size))
+
     def place(kind: int, channels: int, i: int) -> Place:
-        nbytes = channels * sum(side**2 for side in level_sides(size))
+        nbytes = channels * pixels
         return Place(f"{kind:04d}-{i // per_shard:05d}.bin", i % per_shard * nbytes, nbytes, 4000, i)
 
     views = [place(0, 9, i) for i in range(LARGE_SET)]

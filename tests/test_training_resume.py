@@ -220,7 +220,8 @@ def test_resume_into_another_folder(uninterrupted, stopped, tmp_path):
     other = tmp_path / "other"
     words = ["--resume", stopped / "checkpoint_epoch_0002", "--checkpoint-dir", other]
     assert command(*words).code == 0
-    assert all(torch.equal(x, tensors(other)[name]) for name, x in tensors(uninterrupted).items())
+    branch = tensors(other)
+    assert all(torch.equal(x, branch[name]) for name, x in tensors(uninterrupted).items())
     assert [line["step"] for line in metrics(other)][:1] == [6]
     assert not (stopped / "step_00000006").exists()
     ended = command(*words)  # it holds a run by now
