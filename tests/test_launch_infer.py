@@ -20,7 +20,7 @@ from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
-from neuropbr_dist.inference.pictures import maps_to_16_bit, save_png_16
+from neuropbr_dist.inference.pictures import maps_to_16_bit
 from neuropbr_dist.monitor import maps_to_images
 from tests.support.forked import call
 from tests.support.material_files import save, write_set, write_views
@@ -182,13 +182,6 @@ def test_16_bit_maps_hold_the_prediction_to_half_a_level(run, tmp_path):
     for name in ("albedo", "normal"):
         found = read_picture(tmp_path / "out" / f"{name}.png", name)
         assert (found == (levels[name].astype(int).transpose(2, 0, 1) + 128) // 257).all()
-
-
-def test_16_bit_png_rows_survive_the_filter(tmp_path):
-    image = np.random.default_rng(0).integers(0, 65536, (9, 7)).astype(np.uint16)
-    save_png_16(tmp_path / "gray.png", image)
-    assert (np.asarray(Image.open(tmp_path / "gray.png")) == image).all()
-    assert [path.name for path in tmp_path.iterdir()] == ["gray.png"]
 
 
 def test_tiles_from_the_command_line(run, tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from neuropbr_dist.data.device import normalise_views
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import replacing
+from neuropbr_dist.files import replacing, writing
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
 from neuropbr_dist.inference.predict import refuse_size
 from neuropbr_dist.materials.rectify import resample
@@ -48,14 +48,12 @@ def export_program(checkpoint: Path | str, out: Path | str, size: int | None = N
     if size is None:
         raise UserError("--size: the run has no data.image_size; name the side in pixels")
     refuse_size(size, size_multiple(model.config.model), "--size")
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as part:
             torch.export.save(trace(model, size), buffer := io.BytesIO())
             part.write_bytes(buffer.getbuffer())
             refuse_difference(part, model, size, out)
-    except OSError as error:
-        raise UserError(f"{out} was not written: {error}") from error
     return out
 
 

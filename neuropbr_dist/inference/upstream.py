@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from neuropbr_dist.checkpoint import Fragment, find, save, step_name
 from neuropbr_dist.config import ModelConfig, TrainConfig, as_saved, from_yaml, settled, to_yaml
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_bytes
+from neuropbr_dist.files import write_bytes, writing
 from neuropbr_dist.inference import upstream_names as names
 from neuropbr_dist.inference.generator import open_checkpoint, read_weights
 from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file, write_tensor_file
@@ -206,10 +206,7 @@ def discriminator_of(origin: Path) -> State:
 
 def write_whole(path: Path, content: Mapping[str, object]) -> None:
     """By one rename."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
+        torch.save(content, buffer := io.BytesIO())
         write_bytes(path, buffer.getbuffer())
-    except OSError as error:
-        raise UserError(f"{path} was not written: {error}") from error

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from neuropbr_dist.data.builtin.cache import VERSION, sample_cameras
 from neuropbr_dist.data.cameras import CAMERAS_FILE, write_cameras
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import remove_leftovers, replacing_folder, write_json
+from neuropbr_dist.files import remove_leftovers, replacing_folder, write_json, writing
 from neuropbr_dist.materials.channels import MAP_SLICES
 from neuropbr_dist.materials.families import check_size, family_name, material_maps
 from neuropbr_dist.materials.noise import Array
@@ -57,11 +57,9 @@ def generate(
     if seed < 0:
         raise UserError(f"seed must be 0 or more, got {seed}")
     check_size(size)
-    try:
+    with writing(out):
         _claim(out, {"version": VERSION, "seed": seed, "size": size}, count)
         _write_samples(out, count, size, seed, workers, curriculum_dirty, progress)
-    except OSError as error:
-        raise UserError(f"{error.filename or out}: can't be written: {error.strerror or error}") from error
 
 
 def _write_samples(
