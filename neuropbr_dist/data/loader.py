@@ -36,12 +36,8 @@ class SlotDataset(Dataset):
         augmentation: Augmentation | None,
         alignment: Alignment | None,
     ) -> None:
-        self.source, self.entries, self.augmentation, self.alignment = (
-            source,
-            entries,
-            augmentation,
-            alignment,
-        )
+        self.source, self.entries = source, entries
+        self.augmentation, self.alignment = augmentation, alignment
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -14,7 +14,7 @@ import numpy as np
 from neuropbr_dist.data.cameras import SampleCameras
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import NOT_AN_ARRAY, write_bytes
-from neuropbr_dist.materials.families import material_maps
+from neuropbr_dist.materials.families import family_name, material_maps
 from neuropbr_dist.materials.noise import Array
 from neuropbr_dist.materials.render import render_views, scene_cameras
 from neuropbr_dist.processes import in_parallel
@@ -23,6 +23,16 @@ VERSION = 1
 """Raise it when a material or picture changes: old cache folders are then left alone."""
 
 Source = Literal["clean", "dirty"]
+
+
+def sample_name(index: int) -> str:
+    """Return the name of a built-in sample."""
+    return f"sample_{index:04d}"
+
+
+def material_name(seed: int, index: int) -> str:
+    """Return the name of the material of built-in sample (seed, index)."""
+    return f"{family_name(seed, index)}_{index:04d}"
 
 
 def sample_cameras(seed: int, index: int) -> SampleCameras:

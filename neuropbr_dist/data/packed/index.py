@@ -172,8 +172,7 @@ def table(rows: list[tuple[Any, ...]], **columns: str) -> np.ndarray:
 
 
 def _npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
+    np.save(file := io.BytesIO(), array, allow_pickle=False)
     return file.getvalue()
 
 

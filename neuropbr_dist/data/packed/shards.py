@@ -96,6 +96,9 @@ class Record:
 
     Args:
         what: its name, for messages.
+
+    Raises:
+        UserError: the shard is missing, cut or can't be read, or the header's checksum is wrong.
     """
 
     def __init__(self, reader: ShardReader, place: Place, what: str) -> None:
@@ -199,17 +202,6 @@ class ShardReader:
     def __del__(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
-
-    def record(self, place: Place, what: str) -> Record:
-        """Read a record's header.
-
-        Args:
-            what: the record's name, for messages.
-
-        Raises:
-            UserError: the shard is missing, cut or can't be read, or the header's checksum is wrong.
-        """
-        return Record(self, place, what)
 
     def announce(self, shard: str, start: int, nbytes: int) -> None:
         """Let the system fetch bytes of a shard ahead of `fill`. Where it takes no advice, nothing comes of it."""
