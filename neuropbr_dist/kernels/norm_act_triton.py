@@ -77,23 +77,9 @@ def sums_kernel(x, s1, s2, P, C, CHUNK, chunks, BP: tl.constexpr, BC: tl.constex
 
 @triton.jit
 def statistics_kernel(
-    s1,
-    s2,
-    weight,
-    bias,
-    scale,
-    shift,
-    mean,
-    rstd,
-    C,
-    G,
-    chunks,
-    count,
-    eps,
-    GS,
-    BG: tl.constexpr,
-    BK: tl.constexpr,
-):
+    s1, s2, weight, bias, scale, shift, mean, rstd, C, G, chunks, count, eps, GS,
+    BG: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
     """Chunk sums of one group of one sample -> its mean and 1/std, scale and shift of its channels."""
     g, n = tl.program_id(0), tl.program_id(1)
     lane = tl.arange(0, BG)

@@ -69,7 +69,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         if x is None:
             return scale, shift
         out = x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
-        return activate(out if residual is None else out + residual, slope)
+        return activate(out, slope, residual)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -94,32 +94,23 @@ class BatchNorm2d(nn.BatchNorm2d):
         """Returns the normalised output and the batch's mean and unbiased variance."""
         mean = torch.zeros_like(self.running_mean)
         var = torch.zeros_like(self.running_var)
-        # momentum 1 makes F.batch_norm hand back the batch's own statistics.
-        out = F.batch_norm(
-            x, mean, var, self._affine(self.weight, x), self._affine(self.bias, x), True, 1.0, self.eps
-        )
-        return out, mean, var
+        return self.normalised_by(x, mean, var, own=True), mean, var
+
+    def normalised_by(self, x: Tensor, mean: Tensor, var: Tensor, *, own: bool) -> Tensor:
+        """Return the output by these statistics; with `own` by the batch's own, which are written over them."""
+        weight, bias = self._affine(self.weight, x), self._affine(self.bias, x)
+        return F.batch_norm(x, mean, var, weight, bias, own, float(own), self.eps)
 
     @staticmethod
     def _affine(p: Tensor, x: Tensor) -> Tensor:
         return p if p.dtype == x.dtype == torch.float64 else p.float()
 
     def forward(self, x: Tensor, slope: float | None = None, residual: Tensor | None = None) -> Tensor:
-        out = self.normalise(x)
-        return activate(out if residual is None else out + residual, slope)
+        return activate(self.normalise(x), slope, residual)
 
     def normalise(self, x: Tensor) -> Tensor:
         if not self.training:
-            return F.batch_norm(
-                x,
-                self.running_mean,
-                self.running_var,
-                self._affine(self.weight, x),
-                self._affine(self.bias, x),
-                False,
-                0.0,
-                self.eps,
-            )
+            return self.normalised_by(x, self.running_mean, self.running_var, own=False)
         out, mean, var = self.batch_statistics(x)
         if _collecting:
             self._noted.append((mean, var))
@@ -151,8 +142,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor, slope: float | None = None, residual: Tensor | None = None) -> Tensor:
         if torch.compiler.is_compiling():
-            out = self.by_channel(x)
-            return activate(out if residual is None else out + residual, slope)
+            return activate(self.by_channel(x), slope, residual)
         return group_norm_act(x, self.weight, self.bias, self.num_groups, self.eps, slope, residual)
 
     def by_channel(self, x: Tensor) -> Tensor:

@@ -132,6 +132,12 @@ class ClippedNetwork(Network):
     """A network whose masters are updated by `ClippedAdamW`, whole or sharded on dimension 0."""
 
     optimizer: ClippedAdamW
+    world: int
+    """Ranks over which the engine averages gradients."""
+
+    def backward(self, loss: Tensor) -> None:
+        loss, scale = loss * self.world, self.optimizer.scale
+        (loss if scale is None else loss * scale.to(loss.device)).backward()
 
     @abstractmethod
     def piece(self, p: Any) -> tuple[Tensor, int]:
