@@ -72,13 +72,6 @@ class MetricSums:
         """The sums themselves, 1-D, not a copy: all-reduce (sum) this in place."""
         return self.sums
 
-    @classmethod
-    def from_tensor(cls, sums: Tensor) -> MetricSums:
-        """Sums that were added up elsewhere; good for `result` only."""
-        metrics = cls.__new__(cls)
-        metrics.sums = sums
-        return metrics
-
     def result(self) -> dict[str, float]:
         """Metric name to value; reads the device once.
 
