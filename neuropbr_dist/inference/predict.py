@@ -63,11 +63,8 @@ def predict(
     Raises:
         UserError: S is no multiple of the encoder's stride, impossible tiles, or too little GPU memory.
     """
-    device, side, multiple = (
-        next(model.parameters()).device,
-        views.shape[-1],
-        size_multiple(model.config.model),
-    )
+    device, side = next(model.parameters()).device, views.shape[-1]
+    multiple = size_multiple(model.config.model)
     bf16 = resolve_precision(precision, device) == "bf16"
 
     def forward(part: Tensor) -> Tensor:

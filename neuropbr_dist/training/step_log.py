@@ -28,9 +28,8 @@ class StepLog:
         self._epoch: dict[str, tuple[float, int]] = {}  # sum and steps
         self._faults = FaultWatch(setup.cfg.training.max_skipped_steps)
         self._flops, peak = None, None
-        if (
-            setup.env.rank == 0 and setup.device.type == "cuda"
-        ):  # a CPU's cores are shared: its ceiling says little
+        # Not on a CPU, whose cores are shared: its ceiling says little.
+        if setup.env.rank == 0 and setup.device.type == "cuda":
             self._flops = sample_flops(setup.cfg, setup.samples.side)
             peak = matmul_flops(setup.device, setup.need.dtype)
         self.meter = Meter(setup.device, peak)
