@@ -175,22 +175,19 @@ def to_upstream(checkpoint: Path | str, out: Path | str) -> Path:
 
 
 def refuse_foreign(cfg: TrainConfig, origin: Path) -> None:
-    """Upstream's classes are ResNet and BatchNorm."""
+    """Raise one error that names every field that upstream has no class for: it knows ResNet and BatchNorm alone."""
     m, theirs = cfg.model, settled(ModelConfig(align="none"))
-    for field in ("align", "skip_merge", "token_embedding", "normals"):
-        ours, known = getattr(m, field), getattr(theirs, field)
-        if ours != known:
-            raise UserError(f"{origin}: model.{field} = {ours}; upstream's networks know {known} alone")
-    if m.encoder_type != "resnet":
-        raise UserError(
-            f"{origin}: model.encoder_type = {m.encoder_type}; upstream has only the ResNet in common"
-        )
-    for field, kind in (("norm", m.norm), ("encoder_norm", encoder_norm(m))):
-        if kind == "group":
-            raise UserError(
-                f"{origin}: model.{field} = group; upstream's networks have batch norm. Only a run with "
-                "batch, sync_batch or frozen_batch can be converted"
-            )
+    same = ("encoder_type", "align", "skip_merge", "token_embedding", "normals")
+    known = [(field, getattr(m, field), {getattr(theirs, field)}) for field in same]
+    norms = {"batch", "sync_batch", "frozen_batch"}
+    known += [("norm", m.norm, norms), ("encoder_norm", encoder_norm(m), norms)]
+    faults = [
+        f"model.{field} = {ours} (there: {' | '.join(sorted(allowed))})"
+        for field, ours, allowed in known
+        if ours not in allowed
+    ]
+    if faults:
+        raise UserError(f"{origin}: upstream has no class for {', '.join(faults)}")
 
 
 def discriminator_of(origin: Path) -> State:
