@@ -10,7 +10,7 @@ import numpy as np
 
 from neuropbr_dist.data.files.entries import Entry
 from neuropbr_dist.data.order import seeded_permutation
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.files import read_json
 
 E = TypeVar("E", bound=Entry)
@@ -55,9 +55,8 @@ def read_split(folder: Path, known: Collection[str]) -> frozenset[str] | None:
         raise UserError(f'{path}: not {{"validation": [material, …]}}')
     unknown = sorted(set(names).difference(known))
     if unknown or len(set(names)) < len(names):
-        what = f"no such material: {', '.join(unknown[:3])}" if unknown else "a material stands in it twice"
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        raise UserError(f"{path}: {what}{more}")
+        what = f"no such material: {some(unknown)}" if unknown else "a material stands in it twice"
+        raise UserError(f"{path}: {what}")
     return frozenset(names)
 
 
