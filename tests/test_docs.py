@@ -39,7 +39,7 @@ pytestmark = pytest.mark.multiprocess
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A copy of the project, with the data, the run and the files that the pages' examples name."""
+    """A copy of the project, with the data, the run and the files that the pages' Python examples name."""
     root = tmp_path_factory.mktemp("project")
     for name in CARRIED:
         source = ROOT / name
@@ -47,12 +47,9 @@ def folder(tmp_path_factory) -> Path:
         (shutil.copytree if source.is_dir() else shutil.copy)(
             source, root / name, **({"ignore": ignored} if source.is_dir() else {})
         )
-    torch.save(upstream.content(), root / "best_model.pth")
     renders, maps = write_set(
         root / "data", {f"sample_{i:04d}": f"material_{i}" for i in range(16)}, size=SIZE
     )
-    generate(root / "others", count=3, size=SIZE, seed=2, workers=1, curriculum_dirty=False, progress=False)
-    (root / "SRC").symlink_to(root / "others" / "output")
     for name, path in {"IN": renders, "OUT": maps, "my_renders": renders / "clean" / "sample_0000"}.items():
         (root / name).symlink_to(path)
     train_a_run(root, renders, maps)
@@ -60,6 +57,16 @@ def folder(tmp_path_factory) -> Path:
         if example.python and (name := file_name(example)):
             (root / name).write_text(example.text)
     return root
+
+
+@pytest.fixture(scope="module")
+def everything(folder) -> Path:
+    """The same, with what the pages' commands name besides: upstream's checkpoint, other people's materials."""
+    torch.save(upstream.content(), folder / "best_model.pth")
+    others = folder / "others"
+    generate(others, count=3, size=SIZE, seed=2, workers=1, curriculum_dirty=False, progress=False)
+    (folder / "SRC").symlink_to(others / "output")
+    return folder
 
 
 def train_a_run(root: Path, renders: Path, maps: Path) -> None:
@@ -97,12 +104,12 @@ def test_words_and_files_of_a_command_exist(example):
 
 @pytest.mark.drill
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if not e.python], ids=str)
-def test_command(example, folder):
+def test_command(example, everything):
     text = shortened(example.text) if example.mark == "long" else example.text
     if text is None or example.mark in ("gpu", "slurm", "install"):
         return
-    shutil.rmtree(folder / "shortened", ignore_errors=True)
-    ended = bash(text, folder)
+    shutil.rmtree(everything / "shortened", ignore_errors=True)
+    ended = bash(text, everything)
     assert ended.returncode == 0, f"{text}\n{ended.stdout[-2000:]}\n{ended.stderr[-2000:]}"
 
 
