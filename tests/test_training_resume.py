@@ -99,9 +99,16 @@ def test_other_schedulers_survive(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.fixture(scope="module")
+def ten_epochs(tmp_path_factory):
+    """A whole run, long enough to be met by a signal. Not to be written to."""
+    folder = tmp_path_factory.mktemp("ten") / "run"
+    assert run(folder, training__epochs=10).code == 0
+    return folder
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_the_run_goes_on(tmp_path, number):
-    run(tmp_path / "whole", training__epochs=10)
+def test_a_signal_saves_and_the_run_goes_on(ten_epochs, tmp_path, number):
     launch = start(tmp_path / "cut", training__epochs=10)
     while "step 3 " not in launch.said():
         assert launch.process.is_alive()
@@ -117,7 +124,7 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path, number):
     assert marker.read_text().strip() == number.name
     assert resume(tmp_path / "cut").code == 0
     assert not marker.exists()
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_run(ten_epochs, tmp_path / "cut")
 
 
 def test_a_signal_to_every_process_spares_the_loaders(uninterrupted, tmp_path):
