@@ -33,7 +33,7 @@ from neuropbr_dist.data.cameras import NOT_KNOWN
 from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.data.files.verify import verify
-from neuropbr_dist.data.loader import TrainingSlots, batches_of, empty, load_batch
+from neuropbr_dist.data.loader import batches_of, empty, load_batch, training_slots
 from neuropbr_dist.data.order import SampleOrder, Slot
 from neuropbr_dist.data.packed.index import SHARDS, write_index
 from neuropbr_dist.data.packed.pack import pack
@@ -203,7 +203,7 @@ def bytes_read(source: Source) -> float:
 def batches(source: Source, workers: int) -> AbstractContextManager[Iterator[Any]]:
     """Endless batches of one sample in `workers` processes."""
     order = SampleOrder(len(source.entries), global_batch=1, epochs=10**6, seed=0)
-    slots = TrainingSlots(order, 0, world=1, rank=0, batch_size=1)
+    slots = training_slots(order, 0, world=1, rank=0, batch_size=1)
     read = DataConfig(num_workers=workers, prefetch_factor=2)
     return batches_of(read, source, source.entries, slots, torch.device("cpu"))
 

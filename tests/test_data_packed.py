@@ -16,7 +16,7 @@ import torch
 
 from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.files.decode import resize
-from neuropbr_dist.data.loader import TrainingSlots, batches_of
+from neuropbr_dist.data.loader import batches_of, training_slots
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.packed import records
 from neuropbr_dist.data.packed.index import PackedIndex, head_checksum, write_index
@@ -92,7 +92,7 @@ def test_so_it_has_at_its_halvings_and_at_sides_that_are_not_stored(large_pictur
 
 def batches(source, workers=0):
     order = SampleOrder(len(source.entries), global_batch=3, epochs=2, seed=4)
-    slots = TrainingSlots(order, 0, world=1, rank=0, batch_size=3)
+    slots = training_slots(order, 0, world=1, rank=0, batch_size=3)
     read = DataConfig(num_workers=workers)
     with batches_of(read, source, source.entries, slots, torch.device("cpu")) as loader:
         return list(loader)
