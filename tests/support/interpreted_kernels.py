@@ -57,8 +57,8 @@ def test_upsampling(shape):
 def test_pooling_and_mean(shape):
     x = picture(*shape)
     compare(views.PassAndMean.apply, lambda x: (x, views.mean_over_views(x)), [x])
-    compare(views.MaxPoolAndMean.apply, views.max_pool_and_mean, [x])
-    compare(views.MaxPool.apply, views.max_pool, [x])
+    compare(lambda x: views.MaxPool.apply(x, True), views.max_pool_and_mean, [x])
+    compare(lambda x: views.MaxPool.apply(x, False), views.max_pool, [x])
 
 
 @pytest.mark.parametrize("kind", merge.COPIES)
@@ -83,13 +83,13 @@ def test_merging_views_that_show_a_place_in_part(shape, kind):
 
 def test_the_first_of_equal_pixels_gets_the_poolings_gradient():
     x = torch.randint(0, 3, (3, 4, 5, 6), generator=torch.Generator().manual_seed(0)).float()
-    compare(views.MaxPoolAndMean.apply, views.max_pool_and_mean, [x.requires_grad_()])
+    compare(lambda x: views.MaxPool.apply(x, True), views.max_pool_and_mean, [x.requires_grad_()])
 
 
 def test_pooling_hands_on_what_is_not_a_number():
     x = picture(3, 2, 6, 6).detach()
     x[1, 0, 2, 3] = float("nan")
-    found, _ = views.MaxPoolAndMean.apply(x)
+    found, _ = views.MaxPool.apply(x, True)
     assert torch.equal(found.isnan(), F.max_pool2d(x, 3, 2, 1).isnan())
 
 
