@@ -263,7 +263,7 @@ def test_an_error_is_one_line_and_exit_code_2(tmp_path):
 
 
 def test_an_ascii_terminal_shows_any_name(tmp_path):
-    script = [sys.executable, str(ROOT / "launch/report.py"), str(tmp_path / "größe")]
+    script = [sys.executable, str(ROOT / "launch/data.py"), "verify", str(tmp_path / "größe"), str(tmp_path)]
     env = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
     done = subprocess.run(script, capture_output=True, text=True, env=env)
     assert done.returncode == 2 and r"gr\xf6\xdfe" in done.stderr and done.stderr.count("\n") == 1

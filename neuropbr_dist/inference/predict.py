@@ -11,7 +11,7 @@ from neuropbr_dist.config import LossConfig
 from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator
-from neuropbr_dist.inference.tiles import default_overlap, predict_tiles, refuse_tiling
+from neuropbr_dist.inference.tiles import MIN_OVERLAP, predict_tiles, refuse_tiling
 from neuropbr_dist.models import size_multiple
 from neuropbr_dist.objectives import MAP_SLICES, MetricSums, ReconstructionLoss
 
@@ -80,7 +80,7 @@ def predict(
 
     refuse_size(side, multiple, "views")
     if tile is not None:
-        overlap = default_overlap(tile) if overlap is None else overlap
+        overlap = max(tile // 4, MIN_OVERLAP) if overlap is None else overlap
         refuse_tiling(tile, overlap, multiple)
     try:
         if tile is None or overlap is None or tile >= side:

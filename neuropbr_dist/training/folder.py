@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from neuropbr_dist.checkpoint import BEST, LATEST, Checkpoint, SaveTiming, clear, find
@@ -66,7 +67,7 @@ def saved(
         elif link != LATEST or len(links) == 1:
             console.saved(folder / link)
     step = int(path.name.split("_")[1].split("-")[0])
-    run_log.line(TIMINGS, {"step": step, "save": timing.as_dict()})
+    run_log.line(TIMINGS, {"step": step, "save": asdict(timing)})
 
 
 def mark_end(folder: Path, step: int, reason: StopReason | None, signal: str | None) -> None:
