@@ -106,7 +106,8 @@ class Rectifying(nn.Module):
 
 def some_inputs(model: InferenceGenerator, batch: int, size: int) -> tuple[Tensor, ...]:
     """What `trace` and its check feed: noise, and cameras that stand a little apart, the last of them missing."""
-    views = some_views(batch, size)
+    noise = torch.Generator().manual_seed(0)
+    views = torch.randint(0, 256, (batch, 3, 3, size, size), dtype=torch.uint8, generator=noise)
     if not model.on_plane:
         return (views,)
     straight = torch.tensor([[1.0, 0.0, 0.5], [0.0, -1.0, 0.5], [0.0, 0.1, 1.0]])
@@ -115,9 +116,3 @@ def some_inputs(model: InferenceGenerator, batch: int, size: int) -> tuple[Tenso
     eye = torch.tensor([[0.0, 0.1, 1.0], [0.2, 0.0, 1.2], [0.0, 0.0, 0.0]])
     wrap = torch.arange(batch) % 2 == 0
     return views, map_to_view.repeat(batch, 1, 1, 1), eye.repeat(batch, 1, 1), wrap
-
-
-def some_views(batch: int, size: int) -> Tensor:
-    """Noise, uint8 (B, 3, 3, S, S)."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (batch, 3, 3, size, size), dtype=torch.uint8, generator=generator)

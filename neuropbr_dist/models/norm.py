@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuropbr_dist.kernels import group_norm_act
+from neuropbr_dist.kernels import full_precision, group_norm_act
 from neuropbr_dist.kernels.norm_act import activate
 
 NormFactory = Callable[[int], nn.Module]
@@ -37,11 +37,6 @@ def no_statistics() -> Iterator[None]:
         yield
     finally:
         _collecting = before
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float32; float64 stays."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
@@ -63,7 +58,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         """
         # In float32 at least, whatever the parameter dtype: bf16 parameters with float32
         # statistics are refused by F.batch_norm.
-        weight, bias = wide(self.weight), wide(self.bias)
+        weight, bias = full_precision(self.weight), full_precision(self.bias)
         scale = weight * torch.rsqrt(self.running_var + self.eps)
         shift = bias - self.running_mean * scale
         if x is None:
@@ -151,7 +146,7 @@ class GroupNorm(nn.GroupNorm):
         The compiler's reductions over a group of a channels-last tensor are slow (measured:
         278 ms of a step), so statistics are taken per channel and merged (Chan et al. 1979).
         """
-        x_wide = wide(x)
+        x_wide = full_precision(x)
         groups = (x.shape[0], self.num_groups, -1)
         var, mean = (s.view(groups) for s in torch.var_mean(x_wide, (2, 3), correction=0))
         center = mean.mean(2, keepdim=True)

@@ -33,13 +33,12 @@ from neuropbr_dist.training.folder import delete_run, is_newest, mark_end, saved
 from neuropbr_dist.training.networks import Weights, build_networks
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.profile import StepProfiler
-from neuropbr_dist.training.sample_log import log_samples
 from neuropbr_dist.training.schedule import Schedule
 from neuropbr_dist.training.setup import Setup
 from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
 from neuropbr_dist.training.step import gan_step
-from neuropbr_dist.training.step_log import StepLog
+from neuropbr_dist.training.step_log import StepLog, log_samples
 from neuropbr_dist.training.timings import StartUp
 from neuropbr_dist.training.validation import validate
 
