@@ -275,7 +275,7 @@ def test_output_that_nobody_reads_ends_it_quietly(tmp_path, unbuffered):
     os.close(reader)
     script = [sys.executable, str(ROOT / "launch/data.py"), "generate", str(tmp_path / "set")]
     done = subprocess.run(
-        [*script, "--count", "1", "--size", "8"], stdout=writer, stderr=subprocess.PIPE, text=True,
+        [*script, "--count", "1", "--size", "8", "--clean-only"], stdout=writer, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )  # fmt: skip
     os.close(writer)

@@ -90,10 +90,10 @@ def test_other_schedulers_survive(tmp_path):
     settings = {
         "optimizer__scheduler": "plateau", "optimizer__patience": 0, "optimizer__g_lr": 0.05,
         "model__transformer_proj_drop": 0.1, "model__transformer_drop_path_rate": 0.1,
-        "optimizer__scheduler_warmup_epochs": 0, "training__epochs": 6, "model__align": "none",
+        "optimizer__scheduler_warmup_epochs": 0, "training__epochs": 4, "model__align": "none",
     }  # fmt: skip
     run(tmp_path / "whole", **settings)
-    run(tmp_path / "cut", "--stop-after-epochs", "4", **settings)
+    run(tmp_path / "cut", "--stop-after-epochs", "3", **settings)
     assert state(tmp_path / "cut")["plateau"]["generator"]["factor"] < 1
     assert resume(tmp_path / "cut").code == 0
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
