@@ -67,7 +67,7 @@ def plain_settings(cfg: TrainConfig, device: torch.device) -> TrainConfig:
         cfg,
         training={
             "engine": "single", "engine_discriminator": "same", "ds_config": None, "ds_config_discriminator": None,
-            "compile": "off", "deterministic": True, "precision": "fp32",
+            "compile": "off", "cuda_graphs": "off", "deterministic": True, "precision": "fp32",
         },
         data={"num_workers": 0, "pin_memory": False, "builtin_count": min(cfg.data.builtin_count, 4)},
         model={"encoder_pretrained": False},

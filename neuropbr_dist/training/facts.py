@@ -41,6 +41,7 @@ def start_facts(setup: Setup) -> dict[str, Any]:
         "precision": setup.precision,
         "activation_checkpointing": setup.recompute,
         "compile": setup.compile,
+        "cuda_graphs": setup.replays,
         "global_batch": setup.cfg.training.global_batch_size,
         "micro_batch": setup.micro.size,
         "micro_batches_per_step": setup.micro.per_step,

@@ -14,7 +14,7 @@ import torch
 
 from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, Checkpoint, RunLock, epoch_name, step_name
 from neuropbr_dist.cluster import StopReason
-from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
+from neuropbr_dist.config import to_dict, to_yaml
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
@@ -34,7 +34,7 @@ from neuropbr_dist.training.networks import Weights, build_networks
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.profile import StepProfiler
 from neuropbr_dist.training.schedule import Schedule
-from neuropbr_dist.training.setup import Setup
+from neuropbr_dist.training.setup import Setup, has_dropout
 from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
 from neuropbr_dist.training.step import gan_step
@@ -215,7 +215,7 @@ class Trainer:
         self.start_up.mark("first batch")
         batch = [to_device(micro, samples, cfg.transform, self.device) for micro in host]
         self.set_learning_rates((p.cursor + samples) / self.order.n)
-        if has_dropout(cfg):  # keyed by step and rank: nothing to save
+        if has_dropout(cfg.model):  # keyed by step and rank: nothing to save
             torch.manual_seed(hash((cfg.training.seed, p.step, self.env.rank)) % 2**63)
         d = self.networks["discriminator"] if self.gan_on else None
         g, d_steps = self.networks["generator"], cfg.training.d_steps_per_g_step
@@ -328,9 +328,3 @@ class Trainer:
 def crossed(before: int, after: int, every: int) -> bool:
     """Whether a multiple of `every` lies in (before, after]."""
     return after // every > before // every
-
-
-def has_dropout(cfg: TrainConfig) -> bool:
-    """Whether a forward pass draws random numbers."""
-    m = cfg.model
-    return m.transformer_attn_drop + m.transformer_proj_drop + m.transformer_drop_path_rate > 0
