@@ -238,8 +238,9 @@ class Trainer:
     # -- what a person sees ----------------------------------------------------------------
 
     def log_step(self) -> None:
-        # A step is its first sample's epoch's.
-        self.step_log.read(self.progress, self.step_epoch + 1, self.rates)
+        self.step_log.read(
+            self.progress, self.step_epoch + 1, self.rates
+        )  # a step is its first sample's epoch's
 
     def start_epoch(self) -> None:
         p, batch = self.progress, self.order.global_batch
