@@ -51,9 +51,8 @@ def look_keys(run: Path) -> list[str]:
 
 def look_steps(run: Path, key: str) -> dict[int, Path]:
     """Step -> folder of the maps predicted then, in order."""
-    folders = sorted((run / FOLDER / key).iterdir())
-    steps = ((_STEP.fullmatch(path.name), path) for path in folders)
-    return {int(found[1]): path for found, path in steps if found}
+    steps = ((_STEP.fullmatch(path.name), path) for path in (run / FOLDER / key).iterdir())
+    return dict(sorted((int(found[1]), path) for found, path in steps if found))
 
 
 def _save_maps(folder: Path, maps: Tensor) -> None:
