@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from neuropbr_dist.checkpoint import Fragment, find, save, step_name
 from neuropbr_dist.config import ModelConfig, TrainConfig, as_saved, from_yaml, settled, to_yaml
-from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_bytes
+from neuropbr_dist.errors import UserError, some
+from neuropbr_dist.files import write_bytes, writing
 from neuropbr_dist.inference import upstream_names as names
-from neuropbr_dist.inference.generator import open_checkpoint, read_weights
+from neuropbr_dist.inference.generator import mismatches, open_checkpoint, read_weights
 from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file, write_tensor_file
 from neuropbr_dist.inference.upstream_config import config_of
 from neuropbr_dist.inference.upstream_file import OUR_CONFIG, UpstreamFile, read_pth
@@ -34,7 +34,6 @@ from neuropbr_dist.training.state import Progress
 log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
-LISTED = 5  # tensors named in an error
 
 
 def from_upstream(
@@ -103,19 +102,13 @@ def converted(
 
 def refuse_mismatch(wanted: Mapping[str, Tensor], found: State, given: int, origin: str) -> None:
     """Every tensor has its place on both sides, with the same shape."""
-    faults = [f"{name} (missing)" for name in wanted if name not in found]
-    faults += [
-        f"{name} ({tuple(value.shape)}; here {tuple(wanted[name].shape)})"
-        for name, value in found.items()
-        if value.shape != wanted[name].shape
-    ]
+    faults = mismatches(wanted, found)
     taken = sum(4 if name in names.SPLIT else 1 for name in found)
     if given != taken:
         faults.append(f"{given - taken} tensors have no counterpart here")
     if faults:
         raise UserError(
-            f"{origin}: not upstream's networks as its configuration means them: {', '.join(faults[:LISTED])}"
-            + (", …" if len(faults) > LISTED else "")
+            f"{origin}: not upstream's networks as its configuration means them: {some(faults, 5)}"
         )
 
 
@@ -203,10 +196,7 @@ def discriminator_of(origin: Path) -> State:
 
 def write_whole(path: Path, content: Mapping[str, object]) -> None:
     """By one rename."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
+        torch.save(content, buffer := io.BytesIO())
         write_bytes(path, buffer.getbuffer())
-    except OSError as error:
-        raise UserError(f"{path} was not written: {error}") from error

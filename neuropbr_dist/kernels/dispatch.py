@@ -27,6 +27,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """Return `x` in float32; float64 stays what it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def usable(x: Tensor) -> bool:
     """Whether the kernels take over for an operation on `x`."""
     if not _enabled or not x.is_cuda or torch.compiler.is_compiling():

@@ -79,11 +79,6 @@ class ReplicatedNetwork(ClippedNetwork):
         if self.ddp is not None:
             self.ddp.require_backward_grad_sync = last
 
-    def backward(self, loss: Tensor) -> None:
-        loss = loss * self.world  # DDP averages over ranks
-        scale = self.optimizer.scale
-        (loss if scale is None else loss * scale).backward()
-
     def apply(self) -> StepResult:
         return self.optimizer.step(p.grad for p in self.trained.values())
 
