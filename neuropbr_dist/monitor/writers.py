@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import math
+import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
@@ -47,12 +48,22 @@ class RunLog:
         tensorboard: write TensorBoard events.
         wandb: keyword arguments of `wandb.init` (`project`, `name`, `config`, ...), or None for no W&B.
         enabled: False makes every call do nothing; only rank 0 writes.
+        check: called before each write; raises a UserError where the folder isn't this run's any more.
 
     Raises:
         UserError: a package that the config asks for is missing, or W&B refuses to start.
     """
 
-    def __init__(self, folder: Path | str, *, tensorboard: bool, wandb: dict[str, Any] | None, enabled: bool):
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        tensorboard: bool,
+        wandb: dict[str, Any] | None,
+        enabled: bool,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self._check = check
         self.failure: UserError | None = None
         self.folder = Path(folder)
         self.writers: list[Writer] = []
@@ -124,6 +135,7 @@ class RunLog:
         if not self.enabled or self.failure:
             return
         try:
+            self._check()
             write()
         except (OSError, UserError) as error:
             told = f"{self.folder}: the log can't be written: {error}"
@@ -167,6 +179,7 @@ class TensorBoard(Writer):
             ) from error
         self.folder = folder
         self._open = SummaryWriter
+        threading.excepthook = _said_once
         try:
             self._writer = SummaryWriter(str(folder))
         except OSError as error:
@@ -191,6 +204,12 @@ class TensorBoard(Writer):
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _said_once(error: threading.ExceptHookArgs, plain: Any = threading.excepthook) -> None:
+    """TensorBoard's thread keeps an error of the disk for the next call, which tells it: no traceback beside that."""
+    if not (isinstance(error.exc_value, OSError) and type(error.thread).__name__ == "_AsyncWriterThread"):
+        plain(error)
 
 
 class WeightsAndBiases(Writer):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neuropbr_dist.cluster import detect, pick_device
+from neuropbr_dist.cluster.environment import alone
 from neuropbr_dist.config import TrainConfig, differences, with_fields
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.batch import DeviceBatch
@@ -39,7 +40,9 @@ def debug(cfg: TrainConfig, start: Start) -> None:
     """Show a table of modules, write the first batch as a picture, and say whether one batch can be overfitted."""
     env = detect()
     if env.world_size > 1:
-        raise UserError("--debug is for one process; start it with python launch/train.py --debug")
+        raise UserError(
+            f"--debug is for one process; here {env.launcher} has started {env.world_size}: {alone(env)}"
+        )
     device = pick_device(cfg.training.device, env)
     plain = plain_settings(cfg, device)
     for name, (old, new) in differences(cfg, plain).items():

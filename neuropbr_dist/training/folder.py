@@ -58,9 +58,25 @@ def write_config(cfg: TrainConfig, folder: Path) -> None:
 
 
 def saved(
-    console: Console, run_log: RunLog, folder: Path, path: Path, links: Sequence[str], timing: SaveTiming
+    console: Console,
+    run_log: RunLog,
+    folder: Path,
+    patience: float | None,
+    path: Path,
+    links: Sequence[str],
+    timing: SaveTiming,
 ) -> None:
-    """A save is on disk: say so in the guide's lines, and write its timing. On rank 0, in the writing thread."""
+    """A save is on disk: say so in the guide's lines, and write its timing. On rank 0, in the writing thread.
+
+    Args:
+        patience: seconds that the launcher gives a stop; None: without end.
+    """
+    seconds = timing.held_s + timing.behind_s
+    if patience is not None and seconds > patience / 2:
+        log.warning(
+            f"the save took {seconds:.0f} s, and the launcher kills ranks {patience:.0f} s after SIGTERM: give it more "
+            "(torchrun --shutdown-timeout=600, or TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600; torch 2.12 or later)"
+        )
     for link in links:
         if link == BEST:
             console.saved_best(folder / link)

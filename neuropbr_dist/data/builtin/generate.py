@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tqdm import tqdm
 from neuropbr_dist.data.builtin.cache import VERSION, material_name, sample_cameras, sample_name
 from neuropbr_dist.data.cameras import CAMERAS_FILE, write_cameras
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import remove_leftovers, replacing_folder, write_json, writing
+from neuropbr_dist.files import read_json, remove_leftovers, replacing_folder, write_json, writing
 from neuropbr_dist.materials.channels import MAP_SLICES
 from neuropbr_dist.materials.families import check_size, material_maps
 from neuropbr_dist.materials.noise import Array
@@ -86,7 +85,7 @@ def _claim(out: Path, wanted: dict[str, int], count: int) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(marker, wanted, indent=2)
         return
-    found = json.loads(marker.read_text())
+    found = read_json(marker)
     if found != wanted:
         raise UserError(f"{out} holds built-in materials with {found}, not {wanted}: name another folder")
     for folder in (out / "input" / "clean", out / "input" / "dirty", out / "output"):

@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from neuropbr_dist.data.files.decode import words_16_bit
 from neuropbr_dist.data.files.png import SIGNATURE, inflated
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import read_bytes
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "TGA", "BMP")
 """Pillow's names of what it may open: its other readers are for files that nobody makes maps in."""
@@ -67,7 +68,7 @@ def read_picture(path: Path) -> np.ndarray:
         UserError: It is missing, damaged, in CMYK, of a kind that isn't read, or what reads it isn't installed.
             Names the file.
     """
-    pixels = _read_exr(path) if path.suffix.lower() == ".exr" else _decoded(_bytes_of(path), path)
+    pixels = _read_exr(path) if path.suffix.lower() == ".exr" else _decoded(read_bytes(path), path)
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise UserError(f"{path}: holds values that are no numbers")
     return pixels if pixels.ndim == 3 else pixels[..., None]
@@ -84,13 +85,6 @@ def decode_picture(data: bytes, name: str) -> np.ndarray:
     """
     pixels = _decoded(data, Path(name))
     return pixels if pixels.ndim == 3 else pixels[..., None]
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
 
 
 def _decoded(data: bytes, path: Path) -> np.ndarray:
