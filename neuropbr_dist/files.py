@@ -26,6 +26,23 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp(\..*)?")
 
 
 @contextmanager
+def writing(path: Path, remedy: str = "") -> Iterator[None]:
+    """Around whatever writes `path`, or into it: what the system refuses becomes a person's to mend.
+
+    Args:
+        remedy: what the message ends with.
+
+    Raises:
+        UserError: names the file that the system named, else `path`, and its reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{error.filename or path}: can't be written: {reason}{remedy}") from error
+
+
+@contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there takes its place by one rename at the end.
 
@@ -164,19 +181,16 @@ class JsonLines:
             ValueError: the value holds a NaN or an infinity, which JSON hasn't.
         """
         line = json.dumps(value, allow_nan=False).encode() + b"\n"
-        try:
-            with open(self.path, "ab+", buffering=0) as file:
-                size = file.seek(0, os.SEEK_END)
-                if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-                    line = b"\n" + line  # a line that a crash tore must not swallow this one
-                try:
-                    while line:
-                        line = line[file.write(line) :]
-                except OSError:
-                    os.ftruncate(file.fileno(), size)
-                    raise
-        except OSError as error:
-            raise UserError(f"{self.path}: can't be written: {error.strerror}") from error
+        with writing(self.path), open(self.path, "ab+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                line = b"\n" + line  # a line that a crash tore must not swallow this one
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except OSError:
+                os.ftruncate(file.fileno(), size)
+                raise
 
     def read(self) -> list[Any]:
         """Return the good lines' values, in order; none if there is no file.
@@ -196,10 +210,8 @@ class JsonLines:
         kept = [(line, value) for line, value in self._good(content) if wanted(value)]
         lines = b"".join(line + b"\n" for line, _ in kept)
         if lines != content:
-            try:
+            with writing(self.path):
                 write_bytes(self.path, lines, durable=True)
-            except OSError as error:
-                raise UserError(f"{self.path}: can't be written: {error.strerror}") from error
         return [value for _, value in kept]
 
     def _content(self) -> bytes:

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from neuropbr_dist.data.builtin import BuiltinCache, generate
+from neuropbr_dist.data.files.png import encoded
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import (
     JsonLines,
@@ -31,15 +32,15 @@ from neuropbr_dist.files import (
     replacing_folder,
     require_file,
     sync,
+    write_bytes,
     write_json,
     write_text,
 )
-from neuropbr_dist.inference.pictures import save_png_16
 from neuropbr_dist.inference.relight import write_animation
 from neuropbr_dist.inference.tensor_file import TensorFile, write_tensor_file
 from neuropbr_dist.inference.upstream import write_whole
 from neuropbr_dist.monitor import save_png, take_look
-from neuropbr_dist.monitor.look_files import LookFiles
+from neuropbr_dist.monitor.look_files import write_look
 from tests.support.disks import remount, small_disk
 from tests.support.distributed import ROOT
 
@@ -120,12 +121,12 @@ NOISE = np.random.default_rng(0).integers(0, 256, (8, 80, 80), np.uint8)
 MAPS = torch.from_numpy(NOISE / np.float32(255))
 WRITERS: dict[str, Callable[[Path], object]] = {
     "a.png": lambda path: save_png(path, NOISE.reshape(640, 80)),
-    "16_bits.png": lambda path: save_png_16(path, NOISE.reshape(640, 80).astype(np.uint16) * 99),
+    "16_bits.png": lambda path: write_bytes(path, encoded(NOISE.reshape(640, 80).astype(np.uint16) * 99)),
     "relit.webp": lambda path: write_animation(path, MAPS[:, :24, :24], None),
     "a.safetensors": lambda path: write_tensor_file(path, TensorFile("inference", {"w": MAPS}, "", {})),
     "a.pth": lambda path: write_whole(path, {"w": MAPS}),
-    "looks": lambda path: LookFiles(path.parent).write(
-        0, take_look("clean/a", MAPS[:3, None].expand(3, 3, 80, 80), MAPS, MAPS)
+    "looks": lambda path: write_look(
+        path.parent, 0, take_look("clean/a", MAPS[:3, None].expand(3, 3, 80, 80), MAPS, MAPS)
     ),
     "builtin_v1": lambda path: BuiltinCache(path.parent, 1, 80).fill([0]),
     "set": lambda path: generate(path, count=1, size=80, seed=1, workers=0, progress=False),

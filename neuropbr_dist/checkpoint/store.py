@@ -46,7 +46,7 @@ from neuropbr_dist.checkpoint.manifest import (
 from neuropbr_dist.checkpoint.planner import FragmentLoadPlanner, FragmentSavePlanner, as_state_dict
 from neuropbr_dist.checkpoint.storage import ShardReader, ShardWriter
 from neuropbr_dist.checkpoint.verify import verify
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.files import sync
 from neuropbr_dist.fragment import Fragment
 from neuropbr_dist.ranks import all_gather_object, is_rank_0, joint_error, on_each_rank, on_rank_0, world_size
@@ -240,9 +240,7 @@ class Checkpoint:
         ]
         raise UserError(
             f"{self.path} is a checkpoint of another architecture: {len(missing)} tensors are not in it, "
-            f"{len(unexpected)} are in it only, {len(differing)} differ in shape or kind: "
-            + ", ".join(details[:10])
-            + (", …" if len(details) > 10 else "")
+            f"{len(unexpected)} are in it only, {len(differing)} differ in shape or kind: {some(details, 10)}"
         )
 
 
@@ -271,7 +269,7 @@ def open_newest(
             if damaged and is_rank_0(process_group):
                 log.warning(f"falling back to {candidate}")
             return checkpoint
-        damaged.append(f"{candidate}: {_shorten(faults)}")
+        damaged.append(f"{candidate}: {some(faults, 5)}")
         if is_rank_0(process_group):
             log.warning(f"checkpoint is damaged: {damaged[-1]}")
     if damaged:
@@ -310,7 +308,3 @@ def _hold(checkpoint: Path) -> FileLock | None:
     except OSError:  # `verify` says what is wrong with it
         return None
     return lock
-
-
-def _shorten(faults: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(faults[:limit]) + (f", and {len(faults) - limit} more" if len(faults) > limit else "")

@@ -8,7 +8,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,12 +43,8 @@ class SlotDataset(Dataset):
         augmentation: Augmentation | None,
         alignment: Alignment | None,
     ) -> None:
-        self.source, self.entries, self.augmentation, self.alignment = (
-            source,
-            entries,
-            augmentation,
-            alignment,
-        )
+        self.source, self.entries = source, entries
+        self.augmentation, self.alignment = augmentation, alignment
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -110,16 +106,12 @@ def as_it_is(batch: MicroBatch | UserError) -> MicroBatch | UserError:
     return batch
 
 
-class TrainingSlots:
-    """This rank's micro-batches from a cursor to the end of the run, as lists of slots."""
-
-    def __init__(self, order: SampleOrder, cursor: int, world: int, rank: int, batch_size: int) -> None:
-        self.order, self.cursor = order, cursor
-        self.world, self.rank, self.batch_size = world, rank, batch_size
-
-    def __iter__(self) -> Iterator[list[Slot]]:
-        for cursor in range(self.cursor, self.order.total_samples, self.order.global_batch):
-            yield from plan_step(self.order, cursor, self.world, self.rank, self.batch_size)
+def training_slots(
+    order: SampleOrder, cursor: int, world: int, rank: int, batch_size: int
+) -> Iterator[list[Slot]]:
+    """Yield this rank's micro-batches from a cursor to the end of the run, as lists of slots."""
+    for at in range(cursor, order.total_samples, order.global_batch):
+        yield from plan_step(order, at, world, rank, batch_size)
 
 
 def validation_slots(n: int, world: int, rank: int, batch_size: int) -> list[list[Slot]]:
@@ -151,7 +143,7 @@ def batches_of(
     data: DataConfig,
     source: Source,
     entries: Sequence[Entry],
-    slots: TrainingSlots | list[list[Slot]],
+    slots: Iterable[list[Slot]],
     device: torch.device,
     workers: int | None = None,
     augmentation: Augmentation | None = None,

@@ -10,7 +10,7 @@ import numpy as np
 
 from neuropbr_dist.data.files.entries import Entry
 from neuropbr_dist.data.order import seeded_permutation
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.files import read_json
 
 E = TypeVar("E", bound=Entry)
@@ -49,18 +49,14 @@ def read_split(folder: Path, known: Collection[str]) -> frozenset[str] | None:
     path = folder / SPLIT_FILE
     if not path.is_file():
         return None
-    form = f'{path}: not {{"validation": [material, …]}}'
     content = read_json(path)
-    if not isinstance(content, dict) or content.keys() != {"validation"}:
-        raise UserError(form)
-    names = content["validation"]
+    names = content["validation"] if isinstance(content, dict) and content.keys() == {"validation"} else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(form)
+        raise UserError(f'{path}: not {{"validation": [material, …]}}')
     unknown = sorted(set(names).difference(known))
     if unknown or len(set(names)) < len(names):
-        what = f"no such material: {', '.join(unknown[:3])}" if unknown else "a material stands in it twice"
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        raise UserError(f"{path}: {what}{more}")
+        what = f"no such material: {some(unknown)}" if unknown else "a material stands in it twice"
+        raise UserError(f"{path}: {what}")
     return frozenset(names)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from neuropbr_dist.checkpoint import Checkpoint, find, open_newest
 from neuropbr_dist.config import TrainConfig, as_saved, from_yaml
 from neuropbr_dist.data.device import normalise_views, shown
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file
 from neuropbr_dist.materials.rectify import rectify
 from neuropbr_dist.models import Generator
@@ -148,7 +148,11 @@ def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
     step = _step(weights.state)
     with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
         model = InferenceGenerator(config, origin, step, weights.state.get("ema") is True)
-    _refuse_mismatch(model.state_dict(), weights.tensors, origin)
+    wanted = model.state_dict()
+    faults = mismatches(wanted, weights.tensors)
+    faults += [f"{name} (not in this architecture)" for name in weights.tensors if name not in wanted]
+    if faults:
+        raise UserError(f"{origin}: the weights don't fit their own configuration: {some(faults, 5)}")
     if bad := [name for name, tensor in weights.tensors.items() if not tensor.isfinite().all()]:
         raise UserError(
             f"{origin}: {len(bad)} of its weights are not finite ({bad[0]}); its maps would be black"
@@ -175,16 +179,10 @@ def _generator_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _refuse_mismatch(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], origin: Path) -> None:
-    faults = [f"{name} (missing)" for name in wanted if name not in found]
-    faults += [f"{name} (not in this architecture)" for name in found if name not in wanted]
-    faults += [
-        f"{name} ({tuple(found[name].shape)}; its configuration means {tuple(wanted[name].shape)})"
-        for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
+def mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Return the tensors of `wanted` that aren't found in their shape, each with what is wrong."""
+    return [f"{name} (missing)" for name in wanted if name not in found] + [
+        f"{name} ({tuple(found[name].shape)}; its configuration means {tuple(tensor.shape)})"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
     ]
-    if faults:
-        rest = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise UserError(
-            f"{origin}: the weights don't fit their own configuration: {', '.join(faults[:5])}{rest}"
-        )

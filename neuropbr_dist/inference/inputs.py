@@ -19,7 +19,7 @@ from neuropbr_dist.data.files.decode import read_picture
 from neuropbr_dist.data.files.layout import list_faults
 from neuropbr_dist.data.open import open_source, resolve_data, split_entries
 from neuropbr_dist.data.sources import Source
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.errors import UserError, some
 
 Part = Literal["val", "train", "all"]
 
@@ -164,7 +164,7 @@ def find_triples(folder: Path, skip: Path) -> list[Path]:
     for triple in triples:
         names = [path.name for path in _pngs(triple)]
         if len(names) != 3:
-            found = ": " + ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else ""
+            found = f": {some(names, 5)}" if names else ""
             faults.append(f"{triple}: exactly three PNG files are needed, found {len(names)}{found}")
     if faults:
         raise UserError("; ".join(faults[:5]))

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_text
+from neuropbr_dist.files import write_text, writing
 from neuropbr_dist.materials.bench import bench
 from neuropbr_dist.materials.channels import decode
 from neuropbr_dist.monitor.figure import ANGLE_LIMIT, ERROR_LIMIT
@@ -35,10 +34,8 @@ def write_page(folder: Path) -> Path:
     """
     page = render(read_run(folder))
     path = folder / PAGE
-    try:
+    with writing(path):
         write_text(path, page)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror}") from error
     return path
 
 

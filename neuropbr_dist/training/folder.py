@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from neuropbr_dist.checkpoint import BEST, LATEST, Checkpoint, SaveTiming, clear, find
 from neuropbr_dist.cluster import StopReason
 from neuropbr_dist.config import TrainConfig, to_yaml
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_text
+from neuropbr_dist.files import write_text, writing
 from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
 from neuropbr_dist.monitor.run_logs import LOGS, METRICS, TIMINGS
@@ -50,12 +51,10 @@ def is_newest(checkpoint: Checkpoint, folder: Path) -> bool:
 
 def write_config(cfg: TrainConfig, folder: Path) -> None:
     """Write the run's configuration into its folder; a requeue marker has had its effect."""
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", to_yaml(cfg))
         (folder / REQUEUE).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: can't write there: {error}") from error
 
 
 def saved(
@@ -84,7 +83,7 @@ def saved(
         elif link != LATEST or len(links) == 1:
             console.saved(folder / link)
     step = int(path.name.split("_")[1].split("-")[0])
-    run_log.line(TIMINGS, {"step": step, "save": timing.as_dict()})
+    run_log.line(TIMINGS, {"step": step, "save": asdict(timing)})
 
 
 def mark_end(folder: Path, step: int, reason: StopReason | None, signal: str | None) -> None:

@@ -14,12 +14,12 @@ import torch
 
 from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, Checkpoint, RunLock, epoch_name, step_name
 from neuropbr_dist.cluster import StopReason, launcher_patience
-from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
+from neuropbr_dist.config import to_dict, to_yaml
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch, filler
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import Interrupted, TrainingSlots, batches_of, validation_slots
+from neuropbr_dist.data.loader import Interrupted, batches_of, training_slots, validation_slots
 from neuropbr_dist.data.open import Samples
 from neuropbr_dist.data.order import SampleOrder, Slot
 from neuropbr_dist.errors import UserError
@@ -33,13 +33,12 @@ from neuropbr_dist.training.folder import delete_run, is_newest, mark_end, saved
 from neuropbr_dist.training.networks import Weights, build_networks
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.profile import StepProfiler
-from neuropbr_dist.training.sample_log import SampleLog
 from neuropbr_dist.training.schedule import Schedule
-from neuropbr_dist.training.setup import Setup
+from neuropbr_dist.training.setup import Setup, has_dropout
 from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
 from neuropbr_dist.training.step import gan_step
-from neuropbr_dist.training.step_log import StepLog
+from neuropbr_dist.training.step_log import StepLog, log_samples
 from neuropbr_dist.training.timings import StartUp
 from neuropbr_dist.training.validation import validate
 
@@ -116,8 +115,6 @@ class Trainer:
         self.log.text(p.step, {"config": to_yaml(self.cfg)})
         traced = self.start.profile if first else None
         self.profiler = StepProfiler(traced, self.folder / "profile", self.device) if traced else None
-        logged = t.log_samples and first
-        self.sample_log = SampleLog(self.log, self.order, self.samples.train) if logged else None
         self.step_log = StepLog(setup, self.log, self.console)
         # Not before: a rank that waits in the set-up for a dead one would wait on, and there is nothing to save yet.
         self.boundary = Boundary(self.start, t, end, launched=self.env.distributed)
@@ -214,7 +211,7 @@ class Trainer:
     def batches(self) -> AbstractContextManager[Iterator[MicroBatch]]:
         """This rank's micro-batches, from the cursor to the end of the run."""
         t, data, env = self.cfg.training, self.cfg.data, self.env
-        slots = TrainingSlots(self.order, self.progress.cursor, env.world_size, env.rank, t.batch_size)
+        slots = training_slots(self.order, self.progress.cursor, env.world_size, env.rank, t.batch_size)
         augmentation = Augmentation(t.seed, data.augment_flips, data.augment_rotations)
         alignment = Alignment.of_run(self.cfg, training=True)
         source, entries = self.samples.source, self.samples.train
@@ -245,15 +242,15 @@ class Trainer:
         self.start_up.mark("first batch")
         batch = [to_device(micro, samples, cfg.transform, self.device) for micro in host]
         self.set_learning_rates((p.cursor + samples) / self.order.n)
-        if has_dropout(cfg):  # keyed by step and rank: nothing to save
+        if has_dropout(cfg.model):  # keyed by step and rank: nothing to save
             torch.manual_seed(hash((cfg.training.seed, p.step, self.env.rank)) % 2**63)
         d = self.networks["discriminator"] if self.gan_on else None
         g, d_steps = self.networks["generator"], cfg.training.d_steps_per_g_step
         report = gan_step(g, d, batch, self.objective, d_steps=d_steps)
         if self.ema is not None:
             self.ema.update(report.generator)
-        if self.sample_log is not None:
-            self.sample_log.step(p.step + 1, p.cursor, samples)
+        if cfg.training.log_samples and self.env.rank == 0:
+            log_samples(self.log, self.order, self.samples.train, p.step + 1, p.cursor)
         p.step, p.cursor = p.step + 1, p.cursor + samples
         self.step_log.note(p.step, [key for micro in host for key in micro.keys], samples, report)
 
@@ -382,9 +379,3 @@ class Trainer:
 def crossed(before: int, after: int, every: int) -> bool:
     """Whether a multiple of `every` lies in (before, after]."""
     return after // every > before // every
-
-
-def has_dropout(cfg: TrainConfig) -> bool:
-    """Whether a forward pass draws random numbers."""
-    m = cfg.model
-    return m.transformer_attn_drop + m.transformer_proj_drop + m.transformer_drop_path_rate > 0

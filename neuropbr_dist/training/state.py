@@ -7,8 +7,6 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_type_hints
 
-import torch.distributed as dist
-
 from neuropbr_dist.checkpoint import Checkpoint, share
 from neuropbr_dist.config.schema import NonNegativeInt
 from neuropbr_dist.config.text import shown
@@ -17,7 +15,7 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.fragment import Fragment
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
-from neuropbr_dist.ranks import all_gather_object
+from neuropbr_dist.ranks import all_gather_object, rank, world_size
 from neuropbr_dist.training.ema import PREFIX, WeightAverage
 from neuropbr_dist.training.schedule import Plateau
 
@@ -89,11 +87,10 @@ def fragments(networks: dict[str, Network], ema: WeightAverage | None = None) ->
 
 def saved_fragments(networks: dict[str, Network], ema: WeightAverage | None = None) -> list[Fragment]:
     """The pieces that this rank is to save: of a replicated network, whose ranks all hold all of it, its share."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     found = []
     for part, network in networks.items():
         pieces = fragments({part: network}, ema if part == "generator" else None)
-        found += share(pieces, rank, world) if network.replicated else pieces
+        found += share(pieces, rank(), world_size()) if network.replicated else pieces
     return found
 
 

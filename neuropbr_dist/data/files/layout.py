@@ -24,7 +24,7 @@ from neuropbr_dist.data.files.entries import (
     Sample,
     Source,
 )
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.files import read_json
 
 log = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ def _index_materials(output_dir: Path, users: dict[str, list[str]], index: Index
     materials = {}
     for material in sorted(users):
         folder, samples = output_dir / material, tuple(sorted(set(users[material])))
-        whose = "" if samples == (material,) else f" (for {_some(samples)})"
+        whose = "" if samples == (material,) else f" (for {some(samples)})"
         if material not in present:
             index.faults.append(Fault(f"{folder}: no such material folder{whose}", samples))
             continue
@@ -263,7 +263,7 @@ def _view_faults(folder: Path, found: set[str]) -> list[str]:
     if missing:
         faults.append(f"{folder}: no {', '.join(missing)}")
     if extra:
-        faults.append(f"{folder}: more than three views: {_some(extra)} beside {', '.join(VIEW_FILES)}")
+        faults.append(f"{folder}: more than three views: {some(extra)} beside {', '.join(VIEW_FILES)}")
     return faults
 
 
@@ -277,13 +277,7 @@ def _note_unused(
 ) -> None:
     unrendered = sorted(metadata.keys() - names["clean"] - names["dirty"])
     if unrendered:
-        index.notes.append(f"{len(unrendered)} metadata entries have no sample folder: {_some(unrendered)}")
+        index.notes.append(f"{len(unrendered)} metadata entries have no sample folder: {some(unrendered)}")
     unused = sorted(subfolders(output_dir).difference(metadata.values()))
     if unused:
-        index.notes.append(f"{len(unused)} material folders are not in the metadata: {_some(unused)}")
-
-
-def _some(names: Iterable[str], limit: int = 3) -> str:
-    names = list(names)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+        index.notes.append(f"{len(unused)} material folders are not in the metadata: {some(unused)}")

@@ -167,8 +167,8 @@ def _read_tiff(data: bytes, path: Path) -> np.ndarray:
 
 
 def _tiff(source: Path | io.BytesIO, path: Path) -> Any:
-    tifffile = _library("tifffile", path)
-    _library("imagecodecs", path)
+    tifffile = _reader("tifffile", path)
+    _reader("imagecodecs", path)
     try:
         file = tifffile.TiffFile(source)
         file.pages[0]
@@ -178,7 +178,7 @@ def _tiff(source: Path | io.BytesIO, path: Path) -> Any:
 
 
 def _read_exr(path: Path) -> np.ndarray:
-    openexr = _library("OpenEXR", path)
+    openexr = _reader("OpenEXR", path)
     try:
         with openexr.File(str(path), separate_channels=True) as file:
             channels = {
@@ -197,7 +197,7 @@ def _read_exr(path: Path) -> np.ndarray:
 
 
 def _exr_size(path: Path) -> Size:
-    openexr = _library("OpenEXR", path)
+    openexr = _reader("OpenEXR", path)
     try:
         with openexr.File(str(path), header_only=True) as file:
             low, high = file.header()["dataWindow"]
@@ -206,13 +206,26 @@ def _exr_size(path: Path) -> Size:
     return Size(int(high[0] - low[0]) + 1, int(high[1] - low[1]) + 1, 16)
 
 
-def _library(name: str, path: Path) -> ModuleType:
+def library(name: str, extra: str, whose: str) -> ModuleType:
+    """Import a package that only some need; `extra` of this one installs it.
+
+    Args:
+        whose: who needs it, for the message.
+
+    Raises:
+        UserError: it isn't installed.
+    """
     try:
         return import_module(name)
     except ImportError as error:
+        package = name.split(".")[0]
         raise UserError(
-            f"{path}: reading it needs {name}, which isn't installed: pip install 'neuropbr_dist[import]'"
+            f"{whose} needs {package}, which isn't installed: pip install 'neuropbr_dist[{extra}]'"
         ) from error
+
+
+def _reader(name: str, path: Path) -> ModuleType:
+    return library(name, "import", f"{path}: reading it")
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -28,7 +28,7 @@ from neuropbr_dist.data.files.entries import SOURCES
 from neuropbr_dist.data.packed.records import LARGEST_SIDE
 from neuropbr_dist.data.packed.shards import REPACK, Place, used_bytes
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import NOT_AN_ARRAY, read_bytes, read_json, write_bytes, write_json
+from neuropbr_dist.files import NOT_AN_ARRAY, read_bytes, read_json, write_bytes, write_json, writing
 from neuropbr_dist.materials.plane import ENCODED
 
 VERSION = 2
@@ -138,7 +138,7 @@ def write_index(
         "index": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
         "origin": origin,
     }
-    try:
+    with writing(folder):
         if (folder / HEAD).exists():
             if read_head(folder) == head:
                 return
@@ -146,8 +146,6 @@ def write_index(
         for name, content in contents.items():
             write_bytes(folder / name, content, durable=True)
         write_json(folder / HEAD, {**head, "checksum": head_checksum(head)}, durable=True, indent=1)
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}") from error
 
 
 def _tables(
@@ -174,8 +172,7 @@ def table(rows: list[tuple[Any, ...]], **columns: str) -> np.ndarray:
 
 
 def _npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
+    np.save(file := io.BytesIO(), array, allow_pickle=False)
     return file.getvalue()
 
 
