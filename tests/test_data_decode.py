@@ -151,7 +151,7 @@ def test_no_damaged_file_becomes_data(path, rng):
 
 
 def test_what_is_no_picture(tmp_path, path):
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="no such file"):
         read_picture(path, "view")
     with pytest.raises(UserError, match="directory"):
         read_picture(tmp_path, "view")
