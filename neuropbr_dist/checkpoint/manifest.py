@@ -187,6 +187,7 @@ def _stored(name: str, entry: Any) -> StoredTensor:
     shape = [_count(side) for side in _list(entry["shape"])]
     numel = prod(shape)
     _require(numel <= MOST, f"{name} has too many elements")
+    _require(len(_list(entry["pieces"])) <= max(1, numel), f"{name} has empty pieces")
     pieces = [
         Piece(_count(start), _count(count), _text(file), _count(offset))
         for start, count, file, offset in map(_list, _list(entry["pieces"]))

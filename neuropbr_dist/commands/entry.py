@@ -61,6 +61,10 @@ def entry(function: Callable[[Sequence[str] | None, str | None], None]) -> Run:
             if "--debug" in (sys.argv if argv is None else argv):
                 raise
             end("interrupted", 128 + signal.SIGINT)
+        except MemoryError as error:
+            if "--debug" in (sys.argv if argv is None else argv):
+                raise
+            end(f"error: not enough memory: {error}", 2)
         except UserError as error:
             if "--debug" in (sys.argv if argv is None else argv):
                 raise

@@ -146,10 +146,20 @@ def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
     """
     config = as_saved(from_yaml(weights.config_yaml, f"{origin}: its configuration"))
     step = _step(weights.state)
-    with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
-        model = InferenceGenerator(config, origin, step, weights.state.get("ema") is True)
+    try:
+        with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
+            model = InferenceGenerator(config, origin, step, weights.state.get("ema") is True)
+    except (RuntimeError, OverflowError, TypeError, MemoryError) as error:
+        raise UserError(
+            f"{origin}: no network has the sizes of its configuration ({str(error)[:100]})"
+        ) from error
     wanted = model.state_dict()
     faults = mismatches(wanted, weights.tensors)
+    faults += [
+        f"{name} ({tensor.dtype})"
+        for name, tensor in weights.tensors.items()
+        if name in wanted and tensor.is_floating_point() != wanted[name].is_floating_point()
+    ]
     faults += [f"{name} (not in this architecture)" for name in weights.tensors if name not in wanted]
     if faults:
         raise UserError(f"{origin}: the weights don't fit their own configuration: {some(faults, 5)}")

@@ -58,6 +58,8 @@ class Progress:
         kinds, where = get_type_hints(cls, include_extras=True), "state.json"
         if unknown := state.keys() - kinds.keys():
             raise UserError(f"{where}: unknown key {shown(min(unknown))}")
+        if missing := {"step", "cursor"} - state.keys():
+            raise UserError(f"{where}: {min(missing)} is missing")
         progress = cls(**{name: fitted(name, value, kinds[name], where) for name, value in state.items()})
         sound = (
             progress.skipped.keys() == cls().skipped.keys()
