@@ -147,22 +147,7 @@ def from_slurm(env: Mapping[str, str]) -> Environment:
     found = integers(env, SLURM, "srun")
     nodes = expand_nodelist(env["SLURM_STEP_NODELIST"])
     counts = expand_counts(env["SLURM_STEP_TASKS_PER_NODE"])
-<<<<<<< HEAD
-    return placed(
-        Environment(
-            launcher="slurm",
-            rank=found["SLURM_PROCID"],
-            world_size=found["SLURM_STEP_NUM_TASKS"],
-            local_rank=found["SLURM_LOCALID"],
-            local_world_size=counts[found["SLURM_NODEID"]],
-            node=found["SLURM_NODEID"],
-            master_addr=env.get("MASTER_ADDR") or nodes[0],
-            # Jobs, and steps of a job, that share a node must not share a port.
-            master_port=optional_number(env, ("MASTER_PORT",), "srun")
-            or 20000
-            + (found["SLURM_JOB_ID"] + 7 * (optional_number(env, ("SLURM_STEP_ID",), "srun") or 0)) % 20000,
-        )
-=======
+    step = optional_number(env, ("SLURM_STEP_ID",), "srun") or 0
     return Environment(
         launcher="slurm",
         rank=found["SLURM_PROCID"],
@@ -171,9 +156,9 @@ def from_slurm(env: Mapping[str, str]) -> Environment:
         local_world_size=counts[found["SLURM_NODEID"]],
         node=found["SLURM_NODEID"],
         master_addr=env.get("MASTER_ADDR") or nodes[0],
-        # Jobs that share a node must not share a port.
-        master_port=optional_number(env, ("MASTER_PORT",), "srun") or 20000 + found["SLURM_JOB_ID"] % 20000,
->>>>>>> main
+        # Jobs, and steps of a job, that share a node must not share a port.
+        master_port=optional_number(env, ("MASTER_PORT",), "srun")
+        or 20000 + (found["SLURM_JOB_ID"] + 7 * step) % 20000,
     )
 
 
