@@ -63,9 +63,7 @@ def random_view(rng: np.random.Generator) -> View:
 
 def view_at(tilt: float, azimuth: float) -> View:
     """Return the camera at these angles, in radians."""
-    towards = np.array(
-        [np.sin(tilt) * np.cos(azimuth), np.cos(tilt), np.sin(tilt) * np.sin(azimuth)]
-    )
+    towards = np.array([np.sin(tilt) * np.cos(azimuth), np.cos(tilt), np.sin(tilt) * np.sin(azimuth)])
     forward = -towards
     world_up = np.array([0.0, 0.0, 1.0] if abs(forward[1]) > STEEP else [0.0, 1.0, 0.0])
     right = unit(np.cross(world_up, forward))

@@ -11,9 +11,14 @@ import importlib.util
 from neuropbr_dist.errors import UserError
 
 
+def has_opencv() -> bool:
+    """Return whether OpenCV is installed."""
+    return importlib.util.find_spec("cv2") is not None
+
+
 def require_opencv() -> None:
     """Raise UserError if OpenCV isn't installed."""
-    if importlib.util.find_spec("cv2") is None:
+    if not has_opencv():
         raise UserError(
             "register needs OpenCV: pip install opencv-python-headless, or neuropbr_dist[register]"
         )

@@ -9,16 +9,13 @@ Matthews 2004, "Lucas-Kanade 20 Years On": with the template's gradient, here th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import cv2
 import numpy as np
 
-from neuropbr_dist.data.register.motion import Motion, generators
+from neuropbr_dist.data.register.motion import M, Motion, generators
 from neuropbr_dist.data.register.pyramid import Array, MaterialPyramid, ViewPyramid
 from neuropbr_dist.materials.plane import Matrix, centre
-
-M = TypeVar("M", bound=Motion)
 
 BLOCKS = {64: 4, 128: 4, 256: 8}
 """Blocks along each side of a window, by its side: enough of them for light that changes over the picture, and for
@@ -84,7 +81,10 @@ class Window:
         self.side, self.blocks = side, BLOCKS.get(side, _MOST_BLOCKS)
         self.channels = np.roll(channels, (steps[1], -steps[0]), (1, 2)) if steps.any() else channels
         place = (np.arange(side, dtype=np.float32) + 0.5) / side - 0.5
-        self.x, self.y = (place + steps[0] / side).astype(np.float32), (steps[1] / side - place).astype(np.float32)
+        self.x, self.y = (
+            (place + steps[0] / side).astype(np.float32),
+            (steps[1] / side - place).astype(np.float32),
+        )
         constant = np.ones((1, side, side), np.float32)
         self._blocked = self._in_blocks(np.concatenate([self.channels, constant]))
 
@@ -170,14 +170,16 @@ def _step(window: Window, motion: Motion, brought: Brought, found: Explained) ->
     template = window.predicted(found.weights)
     residual = template - brought.seen
     spread = max(0.3, 1.5 * found.spread)
-    robust = brought.mask / (1 + (residual / spread) ** 2)  # Cauchy: highlights and shadows that no map explains
+    robust = brought.mask / (
+        1 + (residual / spread) ** 2
+    )  # Cauchy: highlights and shadows that no map explains
     slopes = _slopes(window, motion, brought, template)
     weighted = slopes * robust.ravel()
     normal = (weighted @ slopes.T).astype(np.float64)
     damped = normal + np.diag(1e-5 * np.diag(normal) + 1e-9)
     step = np.linalg.solve(damped, (weighted @ residual.ravel()).astype(np.float64))
     longest = np.abs(step).max()
-    return step * (_LONGEST_STEP / longest) if longest > _LONGEST_STEP else step
+    return np.asarray(step * min(1.0, _LONGEST_STEP / max(longest, 1e-12)))
 
 
 def _slopes(window: Window, motion: Motion, brought: Brought, template: Array) -> Array:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neuropbr_dist.data.register.fit import Window, refined
+from neuropbr_dist.data.register.fit import Window
 from neuropbr_dist.data.register.pose import Pose, error_on_map, focal_of, looking
 from neuropbr_dist.data.register.pyramid import MaterialPyramid, ViewPyramid
 from neuropbr_dist.materials.plane import Matrix, centre

@@ -50,7 +50,9 @@ def _starts(material: MaterialPyramid, view: ViewPyramid, pose: Pose) -> list[Po
             _clear(fit, int(row), int(column))
     peaks.sort(reverse=True)
     around = middle_of(window)
-    return [_turned(pose, around, turns).shifted(_tiles(row, column)) for _, turns, row, column in peaks[:_TRIED]]
+    return [
+        _turned(pose, around, turns).shifted(_tiles(row, column)) for _, turns, row, column in peaks[:_TRIED]
+    ]
 
 
 def middle_of(window: Window) -> Matrix:
