@@ -27,10 +27,9 @@ test: $(READY)
 test-slurm: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm
 
-# The drills, every engine resumed on every other, ten kills.
+# Whole runs and launchers several times over, every engine resumed on every other, ten kills.
 test-full: $(READY)
-	OMP_NUM_THREADS=1 NEUROPBR_FULL=1 $(BIN)/python -m pytest -m "drill or more" --durations=15 \
-		-n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m drill --durations=15 -n $(WORKERS) --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -41,13 +41,22 @@ setup(
     extras_require={
         # Attention on Hopper cards, a fifth faster than PyTorch's own (benchmarks/). For CUDA 13: flash-attn-4[cu13].
         "flash": ["flash-attn-4>=4.0.0b36,<5"],
+        # Pictures that `data import` reads beyond Pillow's: EXR, TIFF of 16 and 32 bits.
+        "import": ["OpenEXR>=3.3", "tifffile>=2024.1", "imagecodecs>=2024.1"],
+        # MatSynth: local parquet files, or its stream from the hub.
+        "matsynth": ["pyarrow>=16", "datasets>=3"],
         "wandb": ["wandb>=0.17"],
         "dev": [
+            "datasets>=3",
+            "imagecodecs>=2024.1",
             "mypy>=1.13",
+            "OpenEXR>=3.3",
+            "pyarrow>=16",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
             "scikit-image>=0.24",
+            "tifffile>=2024.1",
             "torchmetrics>=1.4",
             "wandb>=0.17",
         ],

@@ -52,7 +52,7 @@ def shapes_of(cfg: TrainConfig) -> list[tuple[int, int]]:
     """Return heads and their width: the model's, and as much in half as many heads."""
     heads = cfg.model.transformer_num_heads
     width = cfg.model.transformer_dim // heads
-    return [(heads, width), (heads // 2, 2 * width)]
+    return [(heads, width), *([(heads // 2, 2 * width)] if heads > 1 else [])]
 
 
 def measure(tokens: int, shapes: Sequence[tuple[int, int]], device: torch.device) -> list[dict[str, Any]]:

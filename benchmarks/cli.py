@@ -21,6 +21,7 @@ COMMANDS = Table(
         "engines": ("benchmarks.engines", "do all engines agree, and what do they hold in memory"),
         "elastic": ("benchmarks.elastic", "a run whose number of ranks changes, beside one left alone"),
         "quality": ("benchmarks.quality", "variants of one run, trained side by side"),
+        "plane": ("benchmarks.plane", "views as they are beside views rectified by their cameras"),
         "upstream": ("benchmarks.upstream", "converted checkpoints against upstream's own classes"),
         "cost-model": ("benchmarks.cost_model", "the tables of docs/scaling.md, by formula"),
     },

@@ -29,6 +29,7 @@ from tests.support.plain_loop import train_plain
 
 SMOOTH = Case(batch=8)
 DOUBLE = Case(batch=8, double=True)
+PLANE = Case(batch=8, plane=True, seed=5)  # rectified views, of which some are missing
 TINY = Case(batch=8, depth=1, d_layers=1)  # for the compiler
 ENGINES = {
     "single": Row(engine="single"),
@@ -70,9 +71,9 @@ class Rows(list[dict[str, Any]]):
 
 def references(device: str, compiled: bool) -> dict[tuple[Case, bool], dict[str, Any]]:
     """One process takes the whole batch: the plain loop, and in bf16 the engine `single`."""
-    found = {(case, False): train_plain(case, device=device) for case in (SMOOTH, DOUBLE)}
+    found = {(case, False): train_plain(case, device=device) for case in (SMOOTH, DOUBLE, PLANE)}
     bf16 = Row(engine="single", world=1, bf16=True, device=device)
-    for case in (SMOOTH, TINY) if compiled else (SMOOTH,):
+    for case in (SMOOTH, PLANE, TINY) if compiled else (SMOOTH, PLANE):
         found[case, True] = train_row(case, bf16)
     found["yardstick"] = distances(found[SMOOTH, True], found[SMOOTH, False], SMOOTH)  # type: ignore[index]
     return found
@@ -96,6 +97,7 @@ def agreement_rows(engine: Row, compiled: bool) -> Iterator[tuple[str, Case, Row
         yield from (("float64", DOUBLE, row) for row in cuts)
     yield from (("float32", SMOOTH, row) for row in cuts)
     yield from (("bf16", SMOOTH, replace(row, bf16=True)) for row in cuts)
+    yield from (("float32", PLANE, cuts[1]), ("bf16", PLANE, replace(cuts[0], bf16=True)))
     if compiled:
         yield "bf16", TINY, replace(engine, bf16=True, compile=True)
 
@@ -110,7 +112,7 @@ def agreement(rows: Rows, engine: Row, known: dict[Any, Any], compiled: bool) ->
 
         labels = {
             "what": "agreement", "precision": precision, "accumulation": row.accumulation,
-            "recompute": row.recompute, "compile": row.compile,
+            "recompute": row.recompute, "compile": row.compile, "views": "plane" if case.plane else "as they are",
         }  # fmt: skip
         if row.bf16:
             labels["yardstick"] = known.get("yardstick", {})

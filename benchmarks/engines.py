@@ -57,9 +57,9 @@ def launches(args: argparse.Namespace) -> list[Launch]:
 def as_tables(rows: list[dict[str, Any]]) -> str:
     """All rows as two Markdown tables."""
     agreement = [
-        "| engine | ranks | precision | accumulation | recompute | compile | all | parameters | losses | update "
+        "| engine | ranks | precision | views | accumulation | recompute | compile | all | parameters | losses | update "
         "| bound | |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     memory = [
         "| engine | ranks | MiB with gradients | formula | ratio | MiB between steps | |",
@@ -67,7 +67,7 @@ def as_tables(rows: list[dict[str, Any]]) -> str:
     ]
     for r in sorted(rows, key=lambda r: (r["world"], r["engine"])):
         head = f"| {r['engine']} | {r['world']} |"
-        cut = f"{r.get('precision', '')} | {r.get('accumulation', '')} | {r.get('recompute', '')} | {r.get('compile', '')} |"
+        cut = f"{r.get('precision', '')} | {r.get('views', '')} | {r.get('accumulation', '')} | {r.get('recompute', '')} | {r.get('compile', '')} |"
         if "error" in r:
             error = r["error"].replace("|", "/").replace("\n", " ")
             if r.get("what") == "memory":

@@ -27,6 +27,7 @@ from neuropbr_dist import kernels
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.commands.flags import add_debug, new_parser
 from neuropbr_dist.kernels.conv import conv
+from neuropbr_dist.kernels.merge import merged
 from neuropbr_dist.kernels.norm_act import plain_group_norm_act
 from neuropbr_dist.kernels.upsample import plain_upsample_2x
 from neuropbr_dist.kernels.views import mean_over_views
@@ -89,6 +90,14 @@ CASES = [
         lambda s: [(3, 64, s, s)],
     ),
     Case("mean of 256 channels", kernels.pass_and_mean, lambda x: (x * 1, mean_over_views(x)), lambda s: [(3, 256, s // 2, s // 2)]),
+    Case(
+        "mean and maximum of 64 channels, weighed",
+        lambda x, w: kernels.pass_and_merge(x, w.abs(), "max_mean"),
+        lambda x, w: (x * 1, torch.cat(merged(x, w.abs(), "max_mean"), dim=1)),
+        lambda s: [(3, 64, s, s), (3, 1, s, s)],
+        frozen=(1,),
+    ),
+    Case("max pooling", kernels.max_pool, lambda x: F.max_pool2d(x, 3, 2, 1), lambda s: [(3, 64, s, s)]),
     Case(
         "stem: 7x7 of 3 channels + ReLU",
         **convolution(1, 3, 0.0),

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+import tokenize
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,9 @@ from typing import Any
 from neuropbr_dist.errors import UserError
 
 log = logging.getLogger(__name__)
+
+NOT_AN_ARRAY = (EOFError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)
+"""What numpy raises on a `.npy` file that is empty, cut, forged or something else: its header is a Python literal."""
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp(\..*)?")
 
 
@@ -66,6 +70,15 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move_folder(folder: Path, place: Path) -> None:
+    """Move a whole folder to another name on the same file system, where nothing or an empty folder is.
+
+    Raises:
+        OSError: it can't be moved.
+    """
+    os.replace(folder, place)
 
 
 def remove_leftovers(folder: Path) -> None:

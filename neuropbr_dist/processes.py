@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -82,10 +82,10 @@ def _chunk_by_chunk(
     more = True
     while under_way or (more and failure is None):
         while more and failure is None and len(under_way) < 2 * workers:  # none waits for work
-            chunk = list(islice(remaining, size))
-            more = len(chunk) == size
-            if chunk:
-                under_way[pool.submit(_do, function, chunk)] = chunk
+            items_now = list(islice(remaining, size))
+            more = len(items_now) == size
+            if items_now:
+                under_way[pool.submit(_do, function, items_now)] = items_now
         for future in wait(under_way, return_when=FIRST_COMPLETED).done if under_way else ():
             chunk = under_way.pop(future)
             results, error = future.result()
@@ -95,7 +95,7 @@ def _chunk_by_chunk(
         raise failure
 
 
-def _do(function: Callable[[T], R], chunk: Sequence[T]) -> tuple[list[R], UserError | None]:
+def _do(function: Callable[[T], R], chunk: list[T]) -> tuple[list[R], UserError | None]:
     """In a working process: the results up to the first `UserError`, and that."""
     results: list[R] = []
     for item in chunk:

@@ -145,12 +145,18 @@ def test_only_ranks_py_hands_objects_round():
 
 
 def test_a_byte_becomes_a_number_in_one_place():
-    """Whoever divides by 255 knows how bytes hold values; that is said in `materials/channels.py`."""
+    """Whoever divides pixels by 255 knows how bytes hold values; that is said in `materials/channels.py`.
+
+    A bound may be given in levels: `1.01 / 255`, `SLACK / 255`.
+    """
     users = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            divides = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)
-            if divides and isinstance(node.right, ast.Constant) and node.right.value in (255, 127.5, 65535):
+            if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)):
+                continue
+            by = isinstance(node.right, ast.Constant) and node.right.value in (255, 127.5, 65535)
+            bound = isinstance(node.left, ast.Constant) or ast.unparse(node.left).isupper()
+            if by and not bound:
                 users.add(path.relative_to(PACKAGE).as_posix())
     assert users == {"materials/channels.py"}
 

@@ -73,6 +73,7 @@ if sys.argv[2:]:
 """
 
 
+@pytest.mark.drill
 @pytest.mark.multiprocess
 def test_a_launch_has_gpus_of_its_own_and_a_failed_one_costs_itself_only(tmp_path: Path):
     script = tmp_path / "script.py"

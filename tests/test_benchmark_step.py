@@ -46,9 +46,25 @@ def test_what_needs_a_gpu_says_so(what, monkeypatch):
         benchmark([what, "--debug"])
 
 
-RUNS = ("step", "memory", "compile", "scaling", "attention", "loader", "checkpoint", "elastic", "quality")
+RUNS = (
+    "step",
+    "memory",
+    "compile",
+    "scaling",
+    "attention",
+    "loader",
+    "checkpoint",
+    "elastic",
+    "quality",
+    "plane",
+)
 """Measurements that take the fields of a run."""
-OWN = {"quality": ["--to", "results"], "containers": ["folder"], "upstream": ["clone"]}
+OWN = {
+    "quality": ["--to", "results"],
+    "plane": ["--to", "results"],
+    "containers": ["folder"],
+    "upstream": ["clone"],
+}
 
 
 @pytest.mark.parametrize("what", COMMANDS.commands)

@@ -1,6 +1,7 @@
 """A run saved on any engine and world size goes on on any other as if it had never stopped.
 
-Each row below is resumed on itself and on one row of another engine; NEUROPBR_FULL=1 takes all pairs, and the special cases.
+Each row below is resumed on itself and on one row of another engine; `make test-full` takes the other pairs, and the
+special cases.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ import pytest
 
 from tests.support.checkpoint_matrix import Case, resume, train_and_save
 from tests.support.distributed import run
-from tests.support.needs import FULL
 from tests.support.parity import Row, differences, networks
 from tests.support.plain_loop import train_plain
 
 pytestmark = [
     pytest.mark.multiprocess,
-    pytest.mark.more,
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
 ]
 
@@ -49,12 +48,13 @@ NEXT = 4
 """Rows further down that a row is resumed on: never the same engine or stage."""
 
 BASIC = Case()
-BEFORE_GAN = Case(gan_from=4)
+BEFORE_GAN = Case(gan_from=3)
 FROZEN = Case(frozen_encoder=True)
 BATCH = Case(norm="batch")
 SYNC_BATCH = Case(norm="sync_batch", double=True)  # of few values: float32 is off by 1.3e-5 between worlds
 BF16 = Case(bf16=True)
 EMA = Case(ema_decay=0.7)
+PLANE = Case(plane=True, seed=5)  # seed: see `test_parallel_parity`
 CASES = {
     BASIC: "",
     BEFORE_GAN: "saved before the GAN starts",
@@ -63,6 +63,7 @@ CASES = {
     SYNC_BATCH: "sync_batch norm",
     BF16: "bf16",
     EMA: "moving average",
+    PLANE: "on the plane",
 }
 
 
@@ -78,10 +79,11 @@ class Pair(NamedTuple):
         return f"{self.saved_on} -> {self.resumed_on}{notes}"
 
 
-def matrix() -> list[Pair]:
+def matrix(near: bool) -> list[Pair]:
+    """Pairs of a row with itself and with the one `NEXT` further down, or all others."""
     names = list(ROWS)
-    near = {(name, names[(i + step) % len(names)]) for i, name in enumerate(names) for step in (0, NEXT)}
-    return [Pair(BASIC, a, b) for a in names for b in names if FULL or (a, b) in near]
+    chosen = {(name, names[(i + step) % len(names)]) for i, name in enumerate(names) for step in (0, NEXT)}
+    return [Pair(BASIC, a, b) for a in names for b in names if ((a, b) in chosen) == near]
 
 
 def special() -> list[Pair]:
@@ -106,6 +108,7 @@ def special() -> list[Pair]:
             "single > ZeRO-3 x2", "FSDP x2 > FSDP x2", "FSDP x4 > ZeRO-1 x2", "ZeRO-2 x2 > HSDP 2x2",
             "ZeRO-3 x2 > DDP x2", "ZeRO-2 x2 offload > FSDP x2 offload",
         ],
+        PLANE: ["single > FSDP x4", "FSDP x2 > ZeRO-3 x2", "ZeRO-3 x2 > ZeRO-2 x2", "ZeRO-2 x2 > DDP x2"],
     }  # fmt: skip
     return [Pair(case, *text.split(" > ")) for case, texts in chosen.items() for text in texts]
 
@@ -150,8 +153,18 @@ def table(summary):
     summary[f"saved on (down), resumed on (across): largest relative difference, bound {BOUND:.0e}"] = lines
 
 
-@pytest.mark.parametrize("pair", by_world(matrix() + (special() if FULL else [])), ids=str)
+@pytest.mark.parametrize("pair", by_world(matrix(near=True)), ids=str)
 def test_goes_on_as_if_never_stopped(pair, saved, table):
+    check(pair, saved, table)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("pair", by_world(matrix(near=False) + special()), ids=str)
+def test_goes_on_on_any_other(pair, saved, table):
+    check(pair, saved, table)
+
+
+def check(pair: Pair, saved: Callable, table: dict[Pair, float]) -> None:
     folder, reference = saved(pair.case, pair.saved_on)
     found = differences(on(pair.resumed_on, resume, case=pair.case, folder=folder), reference)
     worst = max(found, key=found.__getitem__)

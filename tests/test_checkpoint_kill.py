@@ -1,6 +1,5 @@
 """SIGKILL in the middle of a save: whatever save was complete before is found, whole."""
 
-import multiprocessing
 import random
 import time
 from pathlib import Path
@@ -9,12 +8,11 @@ import pytest
 import torch
 
 from neuropbr_dist.checkpoint import Fragment, RunLock, find, open_newest, retain, save, step_name
+from tests.support.distributed import fork_server
 from tests.support.said import said
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["torch.distributed.checkpoint"])
 KILLS = 10
 TENSORS, ELEMENTS = 8, 2**18
 
@@ -32,7 +30,7 @@ def save_for_ever(folder: Path, step: int, pipe) -> None:
 
 
 def test_kill_at_random_moments(tmp_path):
-    delays = random.Random(0)
+    context, delays = fork_server(), random.Random(0)
     last_done, in_the_middle = 0, 0
     for _ in range(KILLS):
         ours, theirs = context.Pipe(duplex=False)

@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import json
-import multiprocessing
 import os
 import threading
 from pathlib import Path
@@ -12,8 +11,8 @@ import pytest
 
 from neuropbr_dist.checkpoint import RunLock
 from neuropbr_dist.errors import UserError
+from tests.support.distributed import fork_server
 
-context = multiprocessing.get_context("forkserver")
 BEAT = 0.05
 FOREIGN = {"id": "1", "host": "node7", "machine": "another boot", "pid": 42, "since": "2026-01-01", "beat": 0}
 
@@ -25,6 +24,7 @@ def hold(folder: Path, pipe) -> None:
 
 
 def holder(folder: Path):
+    context = fork_server()
     ours, theirs = context.Pipe()
     process = context.Process(target=hold, args=(folder, theirs))
     process.start()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 from neuropbr_dist.cluster import Deadline, Every, allocation_end, last_resort
 from neuropbr_dist.cluster.deadline import ENDING_S, LAST_RESORT_S
 from tests.support import train_runs
-from tests.support.distributed import ROOT
+from tests.support.forked import call
 
 pytestmark = train_runs.SINGLE_PROCESS_SAVES
 
@@ -159,8 +157,8 @@ def test_the_last_resort_leaves_even_if_its_marker_cannot_be_written():
         "def leaving(): raise FileNotFoundError('requeue')\n"
         "with last_resort(time.time(), leaving, ask=lambda: None): time.sleep(60)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert ended.returncode == 0 and "the run hangs: leaving now" in ended.stderr
+    ended = call(code)
+    assert ended.code == 0 and "the run hangs: leaving now" in ended.err
 
 
 @pytest.mark.drill

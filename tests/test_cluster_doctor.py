@@ -14,6 +14,7 @@ from neuropbr_dist.cluster import doctor
 from neuropbr_dist.cluster.doctor import ALIKE, Report, diagnose, spans
 from tests.support import train_runs
 from tests.support.distributed import ENVIRONMENT, ROOT, run
+from tests.support.forked import call
 from tests.support.slurm import running_cluster
 
 WITHIN_S = 120
@@ -88,24 +89,20 @@ def test_reading_and_writing(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]  # no probe is left
 
 
-def call(*launcher: str, words: list[str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *launcher, "launch/submit.py", "--doctor", *words]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=WITHIN_S, cwd=ROOT, env={**os.environ, **ENVIRONMENT}
-    )
+SUBMIT = "from neuropbr_dist.commands.submit import run\nrun()\n"
 
 
 def test_one_process(tmp_path):
-    done = call(words=["--checkpoint-dir", str(tmp_path), *train_runs.tiny_words()])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 rank(s) on 1 node(s): all well" in done.stdout
+    done = call(SUBMIT, "--doctor", "--checkpoint-dir", tmp_path, *train_runs.tiny_words())
+    assert done.code == 0, done.out + done.err
+    assert "1 rank(s) on 1 node(s): all well" in done.out
 
 
 def test_a_missing_data_set_is_one_line(tmp_path):
-    done = call(words=["--checkpoint-dir", str(tmp_path), "--device", "cpu", "--input-dir", "/no/such",
-                       "--output-dir", "/no/such"])  # fmt: skip
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: /no/such: no such folder")
+    missing = ["--input-dir", "/no/such", "--output-dir", "/no/such"]
+    done = call(SUBMIT, "--doctor", "--checkpoint-dir", tmp_path, "--device", "cpu", *missing)
+    assert done.code == 2 and done.err.count("\n") == 1
+    assert done.err.startswith("error: /no/such: no such folder")
 
 
 @pytest.mark.drill
@@ -115,7 +112,11 @@ def test_torchrun_and_too_little_space(tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     huge = ["model.transformer_dim=1048576", "model.transformer_depth=1000"]
     words = ["--checkpoint-dir", str(tmp_path), *train_runs.tiny_words()]
-    done = call(*torchrun, words=words + [word for h in huge for word in ("--set", h)])
+    command = [sys.executable, *torchrun, "launch/submit.py", "--doctor", *words]
+    done = subprocess.run(
+        [*command, *(word for h in huge for word in ("--set", h))],
+        capture_output=True, text=True, timeout=WITHIN_S, cwd=ROOT, env={**os.environ, **ENVIRONMENT},
+    )  # fmt: skip
     assert done.returncode != 0
     assert "GiB free, its saves need" in done.stdout and "not well, see !" in done.stdout
 

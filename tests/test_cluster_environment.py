@@ -187,6 +187,7 @@ def test_export_is_what_detect_reads():
     assert again == Environment(**{**found.__dict__, "launcher": "deepspeed"})
 
 
+@pytest.mark.drill
 def test_detects_a_real_launcher():
     """Under torchrun; two processes print what they found."""
     code = "from neuropbr_dist.cluster import detect; e = detect(); print(e.launcher, e.rank, e.world_size, e.local_world_size)"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from neuropbr_dist.cluster import Environment, check_alike, pick_device
 from neuropbr_dist.cluster.process_group import expand_segments, record_collectives
 from neuropbr_dist.errors import UserError
 from tests.support.distributed import run
+from tests.support.forked import call
 
 ALONE = Environment(launcher="none")
 SECOND_OF_TWO = Environment(launcher="torchrun", rank=1, world_size=2, local_rank=1, local_world_size=2)
@@ -108,9 +107,8 @@ def test_one_process_needs_no_rendezvous():
         "    print(dist.get_world_size(), int(total))\n"
         "print(dist.is_initialized())"
     )
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=root)
-    assert done.stdout.split() == ["1", "1", "False"], done.stderr
+    done = call(code)
+    assert done.out.split() == ["1", "1", "False"], done.err
 
 
 # -- several ---------------------------------------------------------------------------------------

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch.distributed as dist
 from neuropbr_dist.cluster import StopFlag, StopReason
 from neuropbr_dist.cluster.stop import FORCED_EXIT, SIGNALS
 from tests.support.distributed import run
+from tests.support.forked import Ended, call
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,7 +69,7 @@ def stop_everywhere() -> int:
     raise AssertionError("never stopped")
 
 
-def script(between: str, then: str) -> subprocess.CompletedProcess[str]:
+def script(between: str, then: str) -> Ended:
     """A process that gets two signals, with `between` and `then` in its way; signals within 0.2 s count as one."""
     code = (
         "import os, signal, threading, time\n"
@@ -87,12 +86,12 @@ def script(between: str, then: str) -> subprocess.CompletedProcess[str]:
         "assert flag.agreed() and flag.signal == 'SIGTERM'\n"
         "print('goes on to save')\n"
     )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    return call(code)
 
 
 def test_a_second_signal_at_once_is_the_same_one():
     done = script(between="pass", then="time.sleep(0.5)")
-    assert (done.returncode, done.stdout) == (0, "goes on to save\n"), done.stderr
+    assert (done.code, done.out) == (0, "goes on to save\n"), done.err
 
 
 @pytest.mark.parametrize("where", ["Python", "C++"])
@@ -106,8 +105,8 @@ def test_a_later_second_signal_ends_the_process(where):
         ),
     }
     done = script(between="time.sleep(1)", then=waits[where])
-    assert (done.returncode, done.stdout) == (FORCED_EXIT, "")
-    assert done.stderr.endswith("second stop signal: leaving now, the last checkpoint stands\n")
+    assert (done.code, done.out) == (FORCED_EXIT, "")
+    assert done.err.endswith("second stop signal: leaving now, the last checkpoint stands\n")
 
 
 def test_request_stops_one_process():

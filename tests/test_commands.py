@@ -51,7 +51,8 @@ def test_a_name_that_is_none_is_refused_with_those_that_are(words, capsys):
         main(words, "neuropbr")
     assert stopped.value.code == 2
     said = capsys.readouterr().err
-    assert ("{generate,verify,pack" if words[:1] == ["data"] else "{train,infer,data,") in said
+    table = data.COMMANDS if words[:1] == ["data"] else COMMANDS
+    assert f"{{{','.join(table.commands)}}}" in said
 
 
 def test_a_launcher_s_rank_may_come_before_the_name():

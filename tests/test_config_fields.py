@@ -53,6 +53,9 @@ RANGES: dict[str, tuple[str, list[Any], list[Any]]] = {
     **{name: ("non-empty text or none", [""], ["x", None]) for name in TEXTS_OR_NONE},
     "data.image_size": ("int, 16 or more, or none", [15], [16, None]),
     "data.val_ratio": ("float, above 0, below 1", [0.0, 1.0], [0.001, 0.999]),
+    "data.min_confidence": ("float, from 0 to 1", [-0.1, 1.1], [0.0, 1.0]),
+    "data.drop_views": ("float, from 0 to 1", [-0.1, 1.1], [0.0, 1.0]),
+    "data.camera_jitter": ("float, from 0 to 0.008", [-0.001, 0.009], [0.0, 0.008]),
     "data.builtin_count": ("int, 2 or more", [1], [2]),
     "transform.mean": (
         "list of float, 3 of them, each from 0 to 1",

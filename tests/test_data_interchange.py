@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from neuropbr_dist.commands.infer import run as infer
+from neuropbr_dist.data.builtin import generate
 from neuropbr_dist.data.packed.pack import pack
 from tests.support.train_runs import (
     assert_same_run,
@@ -60,10 +61,8 @@ def test_a_run_from_png_goes_on_from_the_packed_set_and_back(tmp_path):
 def test_another_set_is_refused(tmp_path):
     run = shutil.copytree(half_run(), tmp_path / "run", symlinks=True)
     other = tmp_path / "packed"
-    names, folders = {"sample_0000": "wood", "sample_0001": "steel"}, tmp_path / "pictures"
-    from tests.support.material_files import write_set
-
-    pack(*write_set(folders, names, size=32), other, progress=False)
+    generate(tmp_path / "pictures", count=2, size=32, seed=9, workers=1, progress=False)
+    pack(tmp_path / "pictures" / "input", tmp_path / "pictures" / "output", other, progress=False)
     ended = resume(run, "--data", other)
     assert ended.code == 2 and "another data set" in ended.err, ended
 

@@ -34,7 +34,7 @@ def cfg(tmp_path, monkeypatch):
     made = TrainConfig()
     made.data.builtin_count, made.data.image_size, made.model.use_gan = 2, 32, False
     made.data.builtin_cache = str(tmp_path / "cache")
-    made.training.checkpoint_dir = str(tmp_path / "run")
+    made.training.checkpoint_dir, made.model.align = str(tmp_path / "run"), "none"
     return made
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from neuropbr_dist.data.files.verify import verify
 from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.packed.source import PackedSource
 from neuropbr_dist.errors import UserError
-from tests.support.distributed import ROOT
+from tests.support.forked import Launch
 from tests.support.material_files import save, write_set
 from tests.support.packed_sets import assert_same_as_files
 
@@ -90,11 +89,11 @@ def lines(dest):
 # -- interruptions -------------------------------------------------------------------------
 
 
+PACK = "from neuropbr_dist.commands.data.pack import run\nrun()\n"
+
+
 def start_packing(pictures, dest, workers=2):
-    command = [
-        sys.executable, ROOT / "launch/data.py", "pack", *pictures, dest, "--workers", str(workers),
-    ]  # fmt: skip
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Launch([*map(str, pictures), str(dest), "--workers", str(workers)], program=PACK)
 
 
 @pytest.mark.drill
@@ -106,13 +105,13 @@ def test_killed_again_and_again_it_comes_to_the_same_set(tmp_path):
     while True:
         packer = start_packing(pictures, dest)
         wanted, deadline = noted + 14, time.monotonic() + DEADLINE_S
-        while packer.poll() is None and records(dest) < wanted and time.monotonic() < deadline:
+        while packer.process.is_alive() and records(dest) < wanted and time.monotonic() < deadline:
             time.sleep(0.002)
-        if packer.poll() is not None:
+        if not packer.process.is_alive():
             break
-        workers = psutil.Process(packer.pid).children(recursive=True)
-        packer.send_signal(signal.SIGKILL)
-        packer.communicate()
+        workers = psutil.Process(packer.process.pid).children(recursive=True)
+        packer.process.kill()
+        packer.wait()
         kills += 1
         _, alive = psutil.wait_procs(workers, timeout=10)
         assert not alive, "working processes outlive the packer"
@@ -120,7 +119,8 @@ def test_killed_again_and_again_it_comes_to_the_same_set(tmp_path):
         assert records(dest) >= wanted
         noted = records(dest)
         garble_the_tail(dest, kills)
-    assert packer.returncode == 0, packer.communicate()
+    ended = packer.wait()
+    assert ended.code == 0, ended.err
     assert kills >= 2
     assert_same_as_files(dest, pictures)
     names = [line["task"] for line in lines(dest)[1:]]
@@ -133,12 +133,12 @@ def test_interrupted_at_the_keyboard_it_says_one_word_and_goes_on(tmp_path, work
     metadata = {f"sample_{i:04d}": f"material_{i:02d}" for i in range(16)}
     pictures, dest = write_set(tmp_path, metadata, size=256), tmp_path / "dest"
     packer = start_packing(pictures, dest, workers)
-    while packer.poll() is None and records(dest) < 2:
+    while packer.process.is_alive() and records(dest) < 2:
         time.sleep(0.002)
-    packer.send_signal(signal.SIGINT)
-    _, err = packer.communicate(timeout=DEADLINE_S)
-    assert packer.returncode == 130
-    assert err.splitlines()[-1].endswith("interrupted") and "Traceback" not in err
+    os.kill(packer.process.pid, signal.SIGINT)
+    ended = packer.wait()
+    assert ended.code == 130
+    assert ended.err.splitlines()[-1].endswith("interrupted") and "Traceback" not in ended.err
     assert not (dest / "packed.json").exists() and 2 <= records(dest) < 1 + 32
     assert pack(*pictures, dest, progress=False).clean
     assert_same_as_files(dest, pictures, 0)
@@ -189,20 +189,17 @@ def test_a_full_disk_is_one_line_and_nothing_half_visible(pictures, tmp_path):
         pytest.skip("needs the right to mount a file system")
     dest = mount / "dest"
     try:
-        packer = start_packing(pictures, dest)
-        _, err = packer.communicate(timeout=DEADLINE_S)
-        assert packer.returncode == 2
-        (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert "No space left on device" in error and str(dest) in error and "Traceback" not in err
+        ended = start_packing(pictures, dest).wait()
+        assert ended.code == 2
+        (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+        assert "No space left on device" in error and str(dest) in error and "Traceback" not in ended.err
         assert not (dest / "packed.json").exists()
         noted = records(dest)
         assert noted > 2
         with pytest.raises(UserError, match="packing has not come to its end"):
             PackedSource(dest, 0)
         subprocess.run(["mount", "-o", "remount,size=4m", mount], check=True)
-        packer = start_packing(pictures, dest)
-        packer.communicate(timeout=DEADLINE_S)
-        assert packer.returncode == 0
+        assert start_packing(pictures, dest).wait().code == 0
         assert_same_as_files(dest, pictures)
         assert records(dest) == 1 + 16
     finally:
@@ -214,19 +211,18 @@ def test_a_second_packer_is_refused(tmp_path):
     metadata = {f"sample_{i:04d}": f"material_{i:02d}" for i in range(12)}
     pictures = write_set(tmp_path, metadata, size=256)
     dest = tmp_path / "dest"
-    first = start_packing(pictures, dest, workers=1)
-    while first.poll() is None and records(dest) < 2:
+    first = start_packing(pictures, dest, workers=2)
+    while first.process.is_alive() and records(dest) < 1:  # the folder is its own, and its workers come up
         time.sleep(0.002)
-    first.send_signal(signal.SIGSTOP)
+    os.kill(first.process.pid, signal.SIGSTOP)
     try:
-        second = start_packing(pictures, dest, workers=1)
-        _, err = second.communicate(timeout=DEADLINE_S)
+        second = start_packing(pictures, dest, workers=1).wait()
     finally:
-        first.send_signal(signal.SIGCONT)
-    assert second.returncode == 2
-    assert f"{dest} is in use by another packer: host " in err and f"pid {first.pid}" in err
-    first.communicate(timeout=DEADLINE_S)
-    assert first.returncode == 0
+        os.kill(first.process.pid, signal.SIGCONT)
+    assert second.code == 2
+    assert f"{dest} is in use by another packer: host " in second.err
+    assert f"pid {first.process.pid}" in second.err
+    assert first.wait().code == 0
     assert_same_as_files(dest, pictures)
 
 

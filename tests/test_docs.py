@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from neuropbr_dist.data.builtin.generate import generate
 from tests.support import upstream_stand_in as upstream
 from tests.support.distributed import ENVIRONMENT, ROOT
 from tests.support.doc_commands import Example, examples, faults, shortened
@@ -50,6 +51,8 @@ def folder(tmp_path_factory) -> Path:
     renders, maps = write_set(
         root / "data", {f"sample_{i:04d}": f"material_{i}" for i in range(16)}, size=SIZE
     )
+    generate(root / "others", count=3, size=SIZE, seed=2, workers=1, curriculum_dirty=False, progress=False)
+    (root / "SRC").symlink_to(root / "others" / "output")
     for name, path in {"IN": renders, "OUT": maps, "my_renders": renders / "clean" / "sample_0000"}.items():
         (root / name).symlink_to(path)
     train_a_run(root, renders, maps)
@@ -195,5 +198,5 @@ def test_what_a_reader_would_stumble_over_is_found(text, fault):
 
 
 def test_a_failing_command_fails(folder):
-    assert bash("python launch/export.py check no/such", folder).returncode == 2
+    assert bash("python launch/train.py --set model.no=1", folder).returncode == 2
     assert bash("false | true", folder).returncode == 1

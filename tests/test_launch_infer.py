@@ -22,6 +22,7 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
 from neuropbr_dist.inference.pictures import maps_to_16_bit, save_png_16
 from neuropbr_dist.monitor import maps_to_images
+from tests.support.forked import call
 from tests.support.material_files import save, write_set, write_views
 from tests.support.trained_run import METADATA, SIZE, trained_run
 
@@ -260,13 +261,11 @@ def test_flags_that_make_no_sense_are_refused(run, monkeypatch, tmp_path, words,
     assert not list(tmp_path.iterdir())
 
 
-def test_script_prints_one_line_and_exits_with_2(tmp_path):
-    script = [sys.executable, str(ROOT / "launch" / "infer.py"), "--checkpoint", str(tmp_path / "none")]
-    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and done.stdout == ""
+def test_an_error_is_one_line_and_exit_code_2(tmp_path):
+    done = call("from neuropbr_dist.commands.infer import run\nrun()\n", "--checkpoint", tmp_path / "none")
+    assert done.code == 2 and done.out == ""
     assert (
-        done.stderr.startswith(f"error: {tmp_path / 'none'}: no such checkpoint")
-        and done.stderr.count("\n") == 1
+        done.err.startswith(f"error: {tmp_path / 'none'}: no such checkpoint") and done.err.count("\n") == 1
     )
 
 

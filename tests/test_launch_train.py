@@ -12,6 +12,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.distributed import ENVIRONMENT, ROOT, free_port
+from tests.support.forked import TRAIN, Ended, call
 from tests.support.material_files import write_set
 from tests.support.train_runs import (
     SINGLE_PROCESS_SAVES,
@@ -188,15 +189,11 @@ def load(self, slots):
 SlotDataset.__getitems__ = load
 """,
 }
-TRAIN = "from neuropbr_dist.commands.train import run\nrun()\n"
 
 
-def changed(folder: Path, code: str, **settings) -> subprocess.CompletedProcess[str]:
+def changed(folder: Path, code: str, **settings) -> Ended:
     """A run in which `code` has replaced something."""
-    words = ["--checkpoint-dir", str(folder), *tiny_words(**settings)]
-    return subprocess.run(
-        [sys.executable, "-c", code + TRAIN, *words], capture_output=True, text=True, timeout=120, cwd=ROOT
-    )
+    return call(code + TRAIN, "--checkpoint-dir", folder, *tiny_words(**settings))
 
 
 @pytest.mark.parametrize("where", BUGS)
@@ -204,7 +201,7 @@ def test_a_bug_ends_the_process_with_its_traceback(tmp_path, where):
     """Loaders ignore the signal by which Python ends what is left of its children, then waits for them:
     a launcher would never hear of it."""
     ended = changed(tmp_path / "run", BUGS[where], data__num_workers=2)
-    assert ended.returncode == 1 and "ZeroDivisionError: a bug" in ended.stderr
+    assert ended.code == 1 and "ZeroDivisionError: a bug" in ended.err
 
 
 SLOW_SAVE = """
@@ -228,7 +225,7 @@ saver.write, Trainer.step = write, step
 
 def test_an_error_lets_the_save_in_flight_come_to_its_end(tmp_path):
     ended = changed(tmp_path / "run", SLOW_SAVE, training__save_every_n_steps=2)
-    assert ended.returncode == 2 and ended.stderr == "error: a fault\n"
+    assert ended.code == 2 and ended.err == "error: a fault\n"
     assert state(tmp_path / "run")["step"] == 2
 
 

@@ -21,6 +21,9 @@ REFUSED = {
     "--set training.epochs=many": ["training.epochs", "'many'", "int"],
     "--set model.transformer_num_heads=3": ["model.transformer_num_heads = 3", "model.transformer_dim = 16"],
     "--set data.image_size=33": ["33 px", "data.image_size", "multiple of", "nearest: 32"],
+    "--set data.camera_jitter=0.01": ["data.camera_jitter = 0.01", "0.008"],
+    "--set data.min_confidence=2": ["data.min_confidence = 2", "from 0 to 1"],
+    "--set model.align=flat": ["model.align", "flat", "auto, plane, none"],
     "--render-curriculum 2": ["render_curriculum", "dirty"],
     "--render-curriculum 3": ["render_curriculum", "3", "0, 1, 2"],
     "--set data.val_ratio=0.95": ["data.val_ratio = 0.95", "leaves none to train on"],
@@ -68,6 +71,21 @@ def test_malformed_metadata(own_set):
     folder, words = own_set
     (folder / "input" / "render_metadata.json").write_text('{"sample_0000": "material_0",}')
     assert_one_line(run(folder / "run", *words), ["render_metadata.json", "line 1, column 30"])
+
+
+def test_malformed_cameras(own_set):
+    folder, words = own_set
+    (folder / "input" / "cameras.json").write_text(
+        '{"version": 1, "samples": {"sample_0009": {"clean": []}}}'
+    )
+    assert_one_line(run(folder / "run", *words), ["cameras.json", "sample_0009: there is no such sample"])
+
+
+def test_a_plane_without_cameras(own_set):
+    folder, words = own_set
+    (folder / "input" / "cameras.json").unlink()
+    refused = run(folder / "run", *words, model__align="plane")
+    assert_one_line(refused, ["model.align = plane needs cameras", "none of 6 samples", "cameras.json"])
 
 
 def test_one_material_only(own_set):

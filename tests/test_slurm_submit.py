@@ -14,12 +14,14 @@ import submitit
 
 from tests.support import train_runs
 from tests.support.distributed import ROOT
+from tests.support.forked import call
 from tests.support.slurm import Gate, running_cluster
 
 SCRIPT = str(ROOT / "launch" / "submit.py")
 GOLDEN = Path(__file__).parent / "golden" / "submit.sbatch"
 SETTINGS = {"training__global_batch_size": 4, "training__save_every_n_steps": 2, "training__epochs": 8}
 STEPS = 10
+SUBMIT = "from neuropbr_dist.commands.submit import run\nrun()\n"
 WITHIN_S = 240
 
 
@@ -89,14 +91,14 @@ def test_dry_run_prints_the_batch_file(tmp_path):
     ],
 )
 def test_a_wrong_request_is_one_line(tmp_path, words, line):
-    code, out, err = submit(tmp_path, *words)
-    assert (code, out) == (2, "")
-    assert err.startswith(line) and err.count("\n") == 1
+    ended = call(SUBMIT, *words, cwd=tmp_path)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(line) and ended.err.count("\n") == 1
 
 
 def test_no_slurm_is_one_line(tmp_path):
-    code, _, err = submit(tmp_path, env=dict(os.environ) | {"PATH": "/nonexistent"})
-    assert code == 2 and err.startswith("error: --executor slurm: no srun on PATH;")
+    ended = call(SUBMIT, env={"PATH": "/nonexistent"}, cwd=tmp_path)
+    assert ended.code == 2 and ended.err.startswith("error: --executor slurm: no srun on PATH;")
 
 
 @pytest.mark.multiprocess

@@ -27,6 +27,7 @@ from tests.support.train_runs import (
     state,
     tensors,
     timings,
+    tiny_set,
 )
 
 pytestmark = SINGLE_PROCESS_SAVES
@@ -72,12 +73,24 @@ def test_logs_that_a_power_cut_damaged_block_nothing(tmp_path):
     report([str(tmp_path), "--debug"])
 
 
+def test_a_run_keeps_its_alignment(stopped):
+    """Resolved at the first start and saved; cameras that are gone don't make it another network."""
+    saved = (stopped / "config.yaml").read_text()
+    assert "align: plane" in saved and "skip_merge: auto" not in saved
+    refused = resume(stopped, "--set", "model.align=none")
+    assert refused.code == 2 and "another architecture: model.align = none (saved: plane)" in refused.err
+    renders, maps = tiny_set()
+    shutil.copytree(renders, stopped / "renders", ignore=shutil.ignore_patterns("cameras.json"))
+    refused = resume(stopped, "--input-dir", str(stopped / "renders"), "--output-dir", str(maps))
+    assert refused.code == 2 and "model.align = plane needs cameras" in refused.err
+
+
 def test_other_schedulers_survive(tmp_path):
     """The plateau's memory, and dropout keyed by step."""
     settings = {
         "optimizer__scheduler": "plateau", "optimizer__patience": 0, "optimizer__g_lr": 0.05,
         "model__transformer_proj_drop": 0.1, "model__transformer_drop_path_rate": 0.1,
-        "optimizer__scheduler_warmup_epochs": 0, "training__epochs": 6,
+        "optimizer__scheduler_warmup_epochs": 0, "training__epochs": 6, "model__align": "none",
     }  # fmt: skip
     run(tmp_path / "whole", **settings)
     run(tmp_path / "cut", "--stop-after-epochs", "4", **settings)

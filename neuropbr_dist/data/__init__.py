@@ -1,1 +1,1 @@
-"""Files to batches: layout, decoding, order of samples, packed sets, built-in materials."""
+"""Samples to batches: which set is meant (`open`), its files, packed or built in, their order, and the way to the device."""

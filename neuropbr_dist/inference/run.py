@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from neuropbr_dist.inference.predict import measure, predict, resolve_precision,
 from neuropbr_dist.inference.relight import NAME as ANIMATION
 from neuropbr_dist.inference.relight import write_animation
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,7 @@ class Request:
 
 
 def infer(request: Request) -> None:
-    """Predict, write what comes out, and print how good it is where the true maps are known.
+    """Predict, write what comes out, and say how good it is where the true maps are known.
 
     Raises:
         UserError: no such checkpoint, sample or render, or one that can't be used.
@@ -98,7 +101,7 @@ def infer(request: Request) -> None:
     precision = resolve_precision(r.precision, device)
     parameters = sum(p.numel() for p in model.parameters())
     kind = ", averaged weights" if model.averaged else ""
-    print(
+    log.info(
         f"Generator of {model.origin} (step {model.step}{kind}): {parameters / 1e6:.1f} M, {device}, {precision}"
     )
     sums, count = MetricSums(ReconstructionLoss(LossConfig()), "cpu"), 0
@@ -114,28 +117,28 @@ def infer(request: Request) -> None:
                 sums.update(pred[None], decode_maps(subject.maps[None]))
                 count += 1
     if count > 1:
-        print(f"Mean of {count} samples:\n{table(sums.result())}")
+        log.info(f"Mean of {count} samples:\n{table(sums.result())}")
 
 
 def show(
     subject: Subject, seen: Tensor, pred: Tensor, folder: Path, step: int, *, bits: int, relight: bool
 ) -> None:
-    """Write one material's files, and print how good they are where the true maps are known.
+    """Write one material's files, and say how good they are where the true maps are known.
 
     Args:
         seen: what the model saw of it.
         pred: (8, S, S) float.
         step: of the checkpoint.
     """
-    print(f"{subject.label}, {subject.views.shape[-1]} px")
+    log.info(f"{subject.label}, {subject.views.shape[-1]} px")
     if subject.maps is not None:
-        print(table(measure(pred, subject.maps)))
+        log.info(table(measure(pred, subject.maps)))
     files = write_pictures(folder, subject, seen, pred, bits=bits, title=f"{subject.title}, step {step}")
     if relight:
         target = None if subject.maps is None else decode_maps(subject.maps[None])[0]
         write_animation(folder / ANIMATION, pred, target)
         files.append(ANIMATION)
-    print(f"Wrote {', '.join(files)} to {folder}")
+    log.info(f"Wrote {', '.join(files)} to {folder}")
 
 
 Placed = tuple[Subject, Path]

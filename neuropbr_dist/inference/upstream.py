@@ -176,17 +176,15 @@ def to_upstream(checkpoint: Path | str, out: Path | str) -> Path:
 
 def refuse_foreign(cfg: TrainConfig, origin: Path) -> None:
     """Upstream's classes are ResNet and BatchNorm."""
-    m = cfg.model
+    m, theirs = cfg.model, settled(ModelConfig(align="none"))
+    for field in ("align", "skip_merge", "token_embedding", "normals"):
+        ours, known = getattr(m, field), getattr(theirs, field)
+        if ours != known:
+            raise UserError(f"{origin}: model.{field} = {ours}; upstream's networks know {known} alone")
     if m.encoder_type != "resnet":
         raise UserError(
             f"{origin}: model.encoder_type = {m.encoder_type}; upstream has only the ResNet in common"
         )
-    theirs = settled(ModelConfig(align="none"))
-    for field in ("align", "skip_merge", "token_embedding", "normals"):
-        if getattr(m, field) != getattr(theirs, field):
-            raise UserError(
-                f"{origin}: model.{field} = {getattr(m, field)}; upstream's networks know {getattr(theirs, field)} alone"
-            )
     for field, kind in (("norm", m.norm), ("encoder_norm", encoder_norm(m))):
         if kind == "group":
             raise UserError(

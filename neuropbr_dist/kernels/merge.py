@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from neuropbr_dist.kernels.dispatch import channels_last, usable
 from neuropbr_dist.kernels.views import VIEWS, pass_and_mean
 
 Kind = Literal["mean", "max_mean", "max_mean_var"]
@@ -38,6 +39,8 @@ def pass_and_merge(x: Tensor, weight: Tensor | None, kind: Kind) -> tuple[Tensor
         return pass_and_mean(x)
     if weight is None:
         weight = x.new_ones(x.shape[0], 1, *x.shape[2:])
+    if usable(x):
+        return KernelPassAndMerge.apply(x, weight.detach(), kind)
     if torch.is_grad_enabled() and x.requires_grad:
         return PassAndMerge.apply(x, weight.detach(), kind)
     return x, torch.cat(merged(x, weight, kind), dim=1)
@@ -115,3 +118,25 @@ class PassAndMerge(torch.autograd.Function):
                 d + 2 * more[1] * share * (v - mean) for d, v, share in zip(out, views, shares, strict=True)
             ]
         return torch.stack(out, dim=1).flatten(0, 1), None, None
+
+
+class KernelPassAndMerge(torch.autograd.Function):
+    """`PassAndMerge` in one pass each way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+        from neuropbr_dist.kernels.merge_triton import merge
+
+        weight = weight.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.parts = COPIES[kind]
+        return x.view_as(x), merge(channels_last(x), weight, ctx.parts, _LEAST_WEIGHT)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dx: Tensor, dmerged: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        from neuropbr_dist.kernels.merge_triton import merge_gradient
+
+        x, weight = ctx.saved_tensors
+        dx, dmerged, x = channels_last(dx), channels_last(dmerged), channels_last(x)
+        return merge_gradient(dx, dmerged, x, weight, ctx.parts, _LEAST_WEIGHT), None, None

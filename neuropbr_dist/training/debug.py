@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -28,19 +29,21 @@ from neuropbr_dist.training.setup import SampleFacts, set_up
 from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.step import gan_step
 
+log = logging.getLogger(__name__)
+
 STEPS = {"cpu": 5, "cuda": 20, "mps": 20}
 LARGEST_ON_CPU = 128  # px: a step of the default preset takes seconds there
 
 
 def debug(cfg: TrainConfig, start: Start) -> None:
-    """Print a table of modules, write the first batch as a picture, and say whether one batch can be overfitted."""
+    """Show a table of modules, write the first batch as a picture, and say whether one batch can be overfitted."""
     env = detect()
     if env.world_size > 1:
         raise UserError("--debug is for one process; start it with python launch/train.py --debug")
     device = pick_device(cfg.training.device, env)
     plain = plain_settings(cfg, device)
     for name, (old, new) in differences(cfg, plain).items():
-        print(f"debug: {name} = {new} (was {old})")
+        log.info(f"debug: {name} = {new} (was {old})")
     torch.use_deterministic_algorithms(True)
     samples = open_samples(plain)
     describe_samples(plain.data, samples)
@@ -52,7 +55,7 @@ def debug(cfg: TrainConfig, start: Start) -> None:
     batch = first_batch(setup.cfg, samples, device)
     for part, network in networks.items():
         x = batch.views if part == "generator" else batch.maps
-        print(f"\n{part}\n{module_table(network.module, x)}")
+        log.info(f"\n{part}\n{module_table(network.module, x)}")
     folder = Path(cfg.training.checkpoint_dir) / "debug"
     with torch.autograd.set_detect_anomaly(True):
         overfit(setup.cfg, networks, batch, folder, start.stop_after_steps or STEPS[device.type])
@@ -95,7 +98,7 @@ def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> Dev
     alignment = Alignment.of_run(cfg, training=False)
     slots = [Slot(0, i, 1.0) for i in range(len(entries))]
     host = load_batch(samples.source, entries, slots, alignment=alignment)
-    print(f"First batch: {', '.join(host.keys)}")
+    log.info(f"First batch: {', '.join(host.keys)}")
     return to_device(host, len(entries), cfg.transform, device)
 
 
@@ -159,7 +162,7 @@ def overfit(
         report = gan_step(g, gan, [batch], objective)
         if gan is None:
             losses.append(float(report.losses["G_loss"]))
-        print(f"step {step + 1:>3}  " + "  ".join(f"{k} {float(v):.4f}" for k, v in report.losses.items()))
+        log.info(f"step {step + 1:>3}  " + "  ".join(f"{k} {float(v):.4f}" for k, v in report.losses.items()))
         if not bool(report.generator.finite):
             raise UserError(f"step {step + 1}: the generator's gradient is not finite")
         first = first or predict(g, batch)
@@ -174,8 +177,8 @@ def overfit(
         look = take_look("first batch", views, pred, batch.maps[0])
         save_png(path, comparison(look, title=title))
     fell = losses[-1] < losses[0]
-    print(f"\nPictures: {before}, {after}")
-    print(
+    log.info(f"\nPictures: {before}, {after}")
+    log.info(
         f"The loss {'fell' if fell else 'DID NOT FALL'}: {losses[0]:.4f} -> {losses[-1]:.4f} in {steps} steps"
     )
     if not fell:

@@ -1,7 +1,8 @@
-"""`launch/submit.py --doctor`: would this run find the same machine on every node?"""
+"""`neuropbr doctor`: would this run find the same machine on every node?"""
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,16 +11,20 @@ from neuropbr_dist.cluster.doctor import bandwidth_line, diagnose, examine
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.open import first_files
 from neuropbr_dist.data.sources import BUILTIN_SIZE
+from neuropbr_dist.logs import to_console
 from neuropbr_dist.ranks import on_rank_0
 from neuropbr_dist.training.facts import code_hash
 from neuropbr_dist.training.setup import SampleFacts, set_up
+
+log = logging.getLogger(__name__)
 
 STATE_BYTES = 12  # a parameter and Adam's two moments, float32
 
 
 def doctor(cfg: TrainConfig) -> bool:
-    """Print the table of all ranks (rank 0); whether all is well, on every rank."""
+    """Show the table of all ranks; return whether all is well, on every rank."""
     env = detect()
+    to_console(env.rank, default=True)
     device = pick_device(cfg.training.device, env)
     setup = set_up(cfg, env, device, SampleFacts(side=cfg.data.image_size or BUILTIN_SIZE))
     with ExitStack() as stack:
@@ -29,11 +34,7 @@ def doctor(cfg: TrainConfig) -> bool:
         saves = (cfg.training.keep_latest + 1) * STATE_BYTES * sum(setup.parameters.values())
         reports = examine(device, code_hash(), sample, Path(cfg.training.checkpoint_dir), saves)
     lines, well = diagnose(reports)
-    if env.rank == 0:
-        print("\n".join([*lines, bandwidth_line(reports, device.type)]))
-        nodes = len({report.host for report in reports})
-        print(
-            f"{len(reports)} rank(s) on {nodes} node(s): {'all well' if well else 'not well, see !'}",
-            flush=True,
-        )
+    log.info("\n".join([*lines, bandwidth_line(reports, device.type)]))
+    nodes = len({report.host for report in reports})
+    log.info(f"{len(reports)} rank(s) on {nodes} node(s): {'all well' if well else 'not well, see !'}")
     return well

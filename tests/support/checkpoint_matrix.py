@@ -1,6 +1,6 @@
 """Save on one engine, resume on another. All functions run on every rank of their row's world.
 
-A run of six steps is saved after the third and goes on without interruption: that is the
+A run of four steps is saved after the second and goes on without interruption: that is the
 reference. A resumed run starts from other weights, so all it knows is what was loaded.
 """
 
@@ -32,13 +32,14 @@ from tests.support.parity import (
     whole_state,
 )
 
-SAVED_AFTER = 3
+SAVED_AFTER = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case(parity.Case):
     """What is trained; see `tests.support.parity`."""
 
+    steps: int = 4
     gan_from: int = 0
     """Step, counted from 0, at which the adversarial losses begin."""
     bf16: bool = False

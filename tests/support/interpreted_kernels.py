@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from neuropbr_dist.kernels import conv_triton, maps, norm_act_triton, upsample, views
+from neuropbr_dist.kernels import conv_triton, maps, merge, norm_act_triton, upsample, views
 from neuropbr_dist.kernels.norm_act import GroupNormAct, plain_group_norm_act
 from tests.support.twins import compare, picture
 
@@ -41,6 +41,26 @@ def test_pooling_and_mean(shape):
     compare(views.PassAndMean.apply, lambda x: (x, views.mean_over_views(x)), [x])
     compare(views.MaxPoolAndMean.apply, views.max_pool_and_mean, [x])
     compare(views.MaxPool.apply, views.max_pool, [x])
+
+
+@pytest.mark.parametrize("kind", merge.COPIES)
+@pytest.mark.parametrize("shape", [(3, 4, 6, 8), (6, 5, 7, 5)])
+def test_merging_views_that_show_a_place_in_part(shape, kind):
+    x, weight = (
+        picture(*shape),
+        torch.rand(shape[0], 1, *shape[2:], generator=torch.Generator().manual_seed(1)),
+    )
+    weight = torch.where(weight < 0.4, 0.0, weight)  # there are pixels that no view shows
+
+    def ours(x):
+        return merge.KernelPassAndMerge.apply(x, weight, kind)
+
+    def twin(x):
+        return merge.PassAndMerge.apply(x, weight.to(x.dtype), kind)
+
+    compare(ours, twin, [x])
+    equal = torch.ones(*shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+    compare(ours, twin, [equal])
 
 
 def test_the_first_of_equal_pixels_gets_the_poolings_gradient():

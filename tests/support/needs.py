@@ -9,9 +9,6 @@ from collections.abc import Sequence
 
 import pytest
 
-FULL = os.environ.get("NEUROPBR_FULL") == "1"
-"""Tests marked `more` take all their cases: every pair of the resume matrix, ten kills (`make test-full`)."""
-
 
 def search_path() -> str:
     """Debian keeps daemons where an ordinary PATH doesn't lead."""

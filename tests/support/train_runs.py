@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import atexit
 import json
-import multiprocessing
-import os
 import shutil
-import sys
 from collections import Counter
 from functools import cache
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 
 from neuropbr_dist.checkpoint import open_newest
-from tests.support.distributed import ROOT, fork_server, free_port
+from tests.support.forked import Ended, Launch
 from tests.support.material_files import write_cameras_of, write_set
 
-TIMEOUT_S = 240
 SINGLE_PROCESS_SAVES = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 SIZE = 32
 SETTINGS = {
@@ -48,52 +43,12 @@ SETTINGS = {
 """Five training samples in batches of two: epochs end inside batches."""
 
 
-class Ended(NamedTuple):
-    """A launch that is over: exit code of the last rank to fail (or 0), what all ranks printed."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Launch:
-    """A run under way, as `world` processes with a launcher's environment (one: none)."""
-
-    def __init__(self, words: list[str], world: int, env: dict[str, str]) -> None:
-        self.folder, self.processes = Path(mkdtemp(prefix="neuropbr-test-")), []
-        port = str(free_port())
-        for rank in range(world):
-            ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-            place = {key: str(value) for key, value in ranks.items()} if world > 1 else {}
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if world > 1 else {}
-            process = fork_server().Process(target=_main, args=(words, place | env, str(self.folder)))
-            process.start()
-            self.processes.append(process)
-
-    @property
-    def process(self) -> BaseProcess:
-        return self.processes[0]
-
-    def said(self, stream: str = "out") -> str:
-        path = self.folder / stream
-        return path.read_text() if path.exists() else ""
-
-    def wait(self) -> Ended:
-        for process in self.processes:
-            process.join(TIMEOUT_S)
-            if process.is_alive():
-                process.kill()
-        ended = Ended(max(abs(p.exitcode or 0) for p in self.processes), self.said("out"), self.said("err"))
-        shutil.rmtree(self.folder)
-        return ended
-
-
 def start(
     folder: Path | None, *words: str, world: int = 1, env: dict[str, str] | None = None, **settings: Any
 ) -> Launch:
     """Begin a tiny run on the tiny set; `settings` are fields, with `__` for the dot."""
     own = [] if folder is None else ["--checkpoint-dir", str(folder)]
-    return Launch([*own, *tiny_words(**settings), *words], world, env or {})
+    return Launch([*own, *tiny_words(**settings), *words], world, env)
 
 
 def run(
@@ -104,7 +59,7 @@ def run(
 
 def command(*words: str | Path, world: int = 1, env: dict[str, str] | None = None) -> Ended:
     """Exactly these words."""
-    return Launch([str(word) for word in words], world, env or {}).wait()
+    return Launch([str(word) for word in words], world, env).wait()
 
 
 def resume(folder: Path, *words: str, world: int = 1) -> Ended:
@@ -210,15 +165,3 @@ def assert_same_run(one: Path, other: Path) -> None:
     x.pop("lives"), y.pop("lives")
     assert x == y
     assert metrics(one) == metrics(other)
-
-
-def _main(words: list[str], env: dict[str, str], folder: str) -> None:
-    os.environ.update(env)
-    for descriptor, name in ((1, "out"), (2, "err")):
-        file = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, descriptor)
-    multiprocessing.set_start_method("fork", force=True)  # as outside a fork server
-    sys.path.insert(0, str(ROOT))
-    from neuropbr_dist.commands.train import run as train
-
-    train(words)

@@ -13,7 +13,7 @@ import numpy as np
 
 from neuropbr_dist.data.cameras import SampleCameras
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_bytes
+from neuropbr_dist.files import NOT_AN_ARRAY, write_bytes
 from neuropbr_dist.materials.families import material_maps
 from neuropbr_dist.materials.noise import Array
 from neuropbr_dist.materials.render import render_views, scene_cameras
@@ -110,11 +110,7 @@ def _load(path: Path, shape: tuple[int, ...]) -> Array | None:
     """The array in a file, or None if there is none, or one that is damaged or of another shape."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (
-        FileNotFoundError,
-        EOFError,
-        ValueError,
-    ):  # EOFError, ValueError: numpy on empty, cut or foreign files
+    except (FileNotFoundError, *NOT_AN_ARRAY):
         return None
     return array if array.shape == shape and array.dtype == np.uint8 else None
 

@@ -114,16 +114,35 @@ def _sort_folder(folder: str, paths: Sequence[str], names: Names) -> None:
     for path, reading in chosen.items():
         groups[reading.key].append(_File(path, reading))
     unread = [path for path in paths if not readings[path]]
+    lone = [file for files in groups.values() if not _is_material(files) for file in files]
+    names.strays += [file.path for file in lone if file.reading.role in (*_NEEDED, "unclear")]
     for key, files in groups.items():
-        roles = {file.reading.role for file in files}
-        if len(roles & _NEEDED) < 2:
-            names.strays += [file.path for file in files if file.reading.role in (*_NEEDED, "unclear")]
+        if not _is_material(files):
             continue
         for part in _by_number(files):
-            names.materials.append(_judge(folder, part))
+            found = _judge(folder, part)
+            _refuse_shared_metallic(found, lone)
+            names.materials.append(found)
         # The picture that a store shows: it is called as the material is.
         unread = [path for path in unread if _key_of(path) not in (key, _key_of(folder))]
     names.strays += unread
+
+
+def _is_material(files: Sequence[_File]) -> bool:
+    return len({file.reading.role for file in files} & _NEEDED) > 1
+
+
+def _refuse_shared_metallic(found: Found, lone: Sequence[_File]) -> None:
+    """No metallic map means 0, but not beside `bishop_shared_metallic`, which may be that of `bishop_black` as well."""
+    first = found.name.partition("_")[0].lower()
+    related = [
+        file.path
+        for file in lone
+        if file.reading.role in ("metallic", "packed")
+        and file.reading.name.partition("_")[0].lower() == first
+    ]
+    if related and not found.reason and "metallic" not in found.takes:
+        found.takes, found.reason = {}, f"no metallic of its own name, and {_names(related)} may be it"
 
 
 def _supported(path: str, readings: Mapping[str, list[Reading]]) -> Reading:

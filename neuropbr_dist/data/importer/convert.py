@@ -13,13 +13,20 @@ from neuropbr_dist.data.importer.assign import Take
 from neuropbr_dist.data.importer.normals import judge_convention
 from neuropbr_dist.data.importer.squares import as_bits, normalised, squared, unsigned
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.materials.channels import MapName, linear_to_srgb, srgb_to_linear
+from neuropbr_dist.materials.channels import (
+    MapName,
+    decode,
+    decode_normals,
+    encode_normals,
+    linear_to_srgb,
+    srgb_to_linear,
+)
 from neuropbr_dist.materials.conventions import as_srgb, turned_over
 from neuropbr_dist.materials.names import Convention
 
 CHANNELS = ("red", "green", "blue", "alpha")
-COLOUR_SLACK = 16
-"""A map of one value a pixel may differ so much between its channels, of 255: JPEG does that."""
+COLOUR_SLACK = 1 / 16
+"""A map of one value a pixel may differ so much between its channels: JPEG does that."""
 COLOURED_SHARE = 0.01
 """Share of pixels with more above which it is another map, or several in one."""
 SAMPLE = 512
@@ -131,7 +138,7 @@ def _colours(name: MapName, take: Take, picture: np.ndarray, notes: list[str]) -
         raise UserError(f"{take.files[0]}: a gray picture; a normal map has X, Y and Z in R, G and B")
     if picture.dtype.kind == "f" and picture.min() < -0.01:
         notes.append("normals: floats from -1 to 1")
-        picture = picture / 2 + np.float32(0.5)
+        picture = encode_normals(picture)
     return picture.clip(0, 1) if picture.dtype.kind == "f" else picture
 
 
@@ -142,7 +149,7 @@ def _gray(name: MapName, take: Take, picture: np.ndarray) -> np.ndarray:
     red, green, blue = (picture[..., i] for i in range(3))
     top = 1.0 if picture.dtype.kind == "f" else np.iinfo(picture.dtype).max
     apart = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    coloured = float((apart > COLOUR_SLACK / 255 * top).mean())
+    coloured = float((apart > COLOUR_SLACK * top).mean())
     if coloured > COLOURED_SHARE:
         raise UserError(
             f"{take.files[0]}: has colour in {coloured:.0%} of its pixels; a {name} map has one value a pixel "
@@ -191,11 +198,12 @@ def _unit(normals: np.ndarray, take: Take, notes: list[str]) -> np.ndarray:
     """The normals as they are where most are unit; else made so, where they can be normals at all."""
     sample = _sample(normals)
     not_unit = non_unit_share(sample) > NON_UNIT_SHARE
-    if not_unit and np.ptp(sample[2]) == 0 and np.ptp(sample[0]) > 0:
-        x, y = (unsigned(normals[..., i]) * 2 - 1 for i in range(2))
+    without_z = np.ptp(sample[2]) == 0 and np.ptp(sample[0]) > 0
+    if without_z and (not_unit or sample[2, 0, 0] < 128):  # blue is unused: 0, or white
+        x, y = (decode_normals(unsigned(normals[..., i])) for i in range(2))
         z = np.sqrt(np.maximum(1 - x * x - y * y, 0))
         notes.append("normals: Z from X and Y")
-        normals = np.stack([x, y, z], axis=-1) / 2 + np.float32(0.5)
+        normals = encode_normals(np.stack([x, y, z], axis=-1))
     elif not_unit:
         notes.append("normals made unit")
         normals = normalised(unsigned(normals))
@@ -215,7 +223,7 @@ def _refuse_metals(specular: np.ndarray, albedo: np.ndarray, take: Take) -> None
     """A specular map of a dielectric is dim, or only dims; where diffuse is black and it is bright there is metal."""
     small = [np.asarray(Image.fromarray(as_bits(p, 8).squeeze()).convert("L").resize((256, 256), Image.Resampling.BOX))
              for p in (specular[..., : 3 if specular.shape[-1] > 2 else 1], albedo)]  # fmt: skip
-    bright, dark = (srgb_to_linear(plane.astype(np.float32) / 255) for plane in small)
+    bright, dark = (srgb_to_linear(decode(plane.astype(np.float32))) for plane in small)
     share = float(((bright > METAL_SPECULAR) & (dark < METAL_DIFFUSE)).mean())
     if share > COLOURED_SHARE:
         raise UserError(

@@ -18,11 +18,11 @@ LARGEST = 1024
 """Side in pixels of the finest scale: finer ones are mostly rounding and compression."""
 SMALLEST, SCALES, BLOCKS = 64, 5, 8
 ENOUGH = ((0.15, 6.0), (0.25, 4.0), (0.5, 2.0))
-"""Correlation and its deviation from chance that are evidence at a scale. 352 normal maps of public repositories:
-the 17 whose name says OpenGL have 0.15 to 0.98 with deviations of 3 to 8, but for three between -0.03 and 0.14."""
+"""Correlation and its deviation from chance that are evidence at a scale. Of 352 normal maps of public repositories
+15 say OpenGL in their names: 11 are told so by their slopes, 4 are left open, none is told otherwise."""
 AGAINST = (0.1, 3.0)
 """Evidence of this kind at another scale for the other convention leaves it open."""
-FLAT = 1.01 / 255
+FLAT = 0.00396
 """Green within one step of 8 bits of flat is the same in both conventions."""
 _NZ = 0.1  # steeper than 84 degrees is noise
 

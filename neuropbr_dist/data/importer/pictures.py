@@ -22,7 +22,7 @@ from neuropbr_dist.data.files.decode import words_16_bit
 from neuropbr_dist.data.files.png import SIGNATURE, inflated
 from neuropbr_dist.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "TGA", "BMP", "MPO")
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "TGA", "BMP")
 """Pillow's names of what it may open: its other readers are for files that nobody makes maps in."""
 _MODES = {"1": "L", "L": "L", "LA": "LA", "PA": "RGBA", "RGB": "RGB", "RGBA": "RGBA", "RGBX": "RGB"}
 _EXR_ORDER = {"r": 0, "x": 0, "g": 1, "y": 1, "b": 2, "z": 2, "a": 3}
@@ -141,15 +141,15 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
 def _bits(image: Image.Image) -> int:
     """Bits a value: Pillow's mode hides them for colour."""
     if image.format == "PNG":
-        return (
-            16
-            if image.mode.startswith("I") or any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-            else 8
-        )
+        return 16 if image.mode.startswith("I") or _has_16_bit_tiles(image) else 8
     if image.format == "TIFF":
         bits = max(image.tag_v2.get(258, (8,)))  # type: ignore[attr-defined]  # BitsPerSample
         return 8 if bits <= 8 else 16 if bits <= 16 else 32
     return 8
+
+
+def _has_16_bit_tiles(image: Image.Image) -> bool:
+    return any("16" in str(tile[3]) for tile in image.tile)  # type: ignore[attr-defined]
 
 
 def _read_tiff(data: bytes, path: Path) -> np.ndarray:
@@ -176,9 +176,11 @@ def _tiff(source: Path | io.BytesIO, path: Path) -> Any:
     tifffile = _library("tifffile", path)
     _library("imagecodecs", path)
     try:
-        return tifffile.TiffFile(source)
-    except (OSError, ValueError) as error:  # TiffFileError is a ValueError
+        file = tifffile.TiffFile(source)
+        file.pages[0]
+    except (OSError, ValueError, IndexError) as error:  # TiffFileError is a ValueError
         raise _damaged(path, error) from error
+    return file
 
 
 def _read_exr(path: Path) -> np.ndarray:

@@ -12,7 +12,6 @@ then moves to its place by one rename; one that is noted and hasn't moved moves 
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from neuropbr_dist.data.importer.report import Report, Row, write_report
 from neuropbr_dist.data.importer.sheet import write_strip
 from neuropbr_dist.data.split import SPLIT_FILE
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import JsonLines, remove_leftovers, replacing_folder, write_json
+from neuropbr_dist.files import JsonLines, move_folder, remove_leftovers, replacing_folder, write_json
 from neuropbr_dist.processes import in_parallel
 
 SOURCES_FILE = "sources.json"
@@ -150,7 +149,7 @@ class _Importer:
                 rows.append(
                     Row(
                         output["name"], outcome.taken, output["side"], output["notes"], copy,
-                        about=outcome.about, validation=outcome.validation,
+                        outcome.about, outcome.validation,
                     )
                 )  # fmt: skip
         return Report(rows, sorted(self.source.strays))
@@ -160,8 +159,9 @@ class _Importer:
         for outcome in self.done:
             self._publish(outcome)
         for row in report.rows:
-            if row.reason and row.side:  # a copy: kept, out of sight, for the day that its original changes
-                os.replace(self.dest / row.name, self.state / READY / row.name)
+            if row.reason and row.side and (self.dest / row.name).exists():
+                # A copy: kept, out of sight, for the day that its original changes.
+                move_folder(self.dest / row.name, self.state / READY / row.name)
         write_json(self.dest / SOURCES_FILE, {row.name: row.about for row in report.imported}, indent=1)
         validation = [row.name for row in report.imported if row.validation]
         if 0 < len(validation) < len(report.imported):
@@ -206,7 +206,7 @@ class _Importer:
         for output in outcome.outputs:
             ready = self.state / READY / output["name"]
             if ready.is_dir():
-                os.replace(ready, self.dest / output["name"])
+                move_folder(ready, self.dest / output["name"])
 
     def _replace(self, old: Outcome | None, new: Outcome) -> None:
         """Take away what was made of pictures that have changed since; somebody else's folder stays."""

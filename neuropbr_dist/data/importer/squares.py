@@ -14,7 +14,14 @@ import numpy as np
 from PIL import Image
 
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.materials.channels import MAP_NAMES, MapName, linear_to_srgb, srgb_to_linear
+from neuropbr_dist.materials.channels import (
+    MAP_NAMES,
+    MapName,
+    decode_normals,
+    encode_normals,
+    linear_to_srgb,
+    srgb_to_linear,
+)
 
 
 def squared(
@@ -90,9 +97,9 @@ def _linear(albedo: np.ndarray) -> np.ndarray:
 
 def normalised(encoded: np.ndarray) -> np.ndarray:
     """Normals (…, 3) in 0 .. 1 -> the same at unit length."""
-    vectors = encoded * 2 - 1
+    vectors = decode_normals(encoded)
     length = np.sqrt(np.square(vectors).sum(axis=-1, keepdims=True))
-    return (vectors / np.maximum(length, 1e-6) / 2 + np.float32(0.5)).astype(np.float32)
+    return encode_normals(vectors / np.maximum(length, 1e-6)).astype(np.float32)
 
 
 def unsigned(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a packed set holds, beside the pictures.
+"""The index of a packed set: everything but the pictures.
 
     DEST/packed.json     format version, sides, shards and their sizes, checksums of the index; written last
     DEST/samples.npy     one row a sample entry, in the order of training: name, source, material, record
@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from neuropbr_dist.data.files.entries import SOURCES
+from neuropbr_dist.data.packed.records import LARGEST_SIDE
 from neuropbr_dist.data.packed.shards import REPACK, Place, used_bytes
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_bytes, write_json
+from neuropbr_dist.files import NOT_AN_ARRAY, write_bytes, write_json
 from neuropbr_dist.materials.plane import ENCODED
 
 VERSION = 2
@@ -37,17 +38,18 @@ SHARDS = "shards"
 JOURNAL = "journal.jsonl"
 INDEX_FILES = ("samples.npy", "materials.npy", "records.npy")
 FOLDERS = SOURCES[1]
-"""`source` of `samples.npy` counts in it."""
+"""The column `source` of `samples.npy` counts in it."""
 
 COLUMNS: dict[str, tuple[np.dtype, tuple[int, ...]]] = {"cameras": (np.dtype("<f4"), (3, ENCODED))}
-"""Names that mean something, with dtype and shape of a row. `cameras`: as batches carry them (`materials.plane.encode`)."""
+"""The columns that mean something, each with dtype and shape of a row: cameras as batches carry them, see
+`materials.plane.encode`."""
 FIELDS = {"sides": list, "samples": int, "materials": int, "shards": dict, "index": dict, "origin": str}
 _BEYOND_FILES = 1 << 62
 _COPY_AGAIN = "copy the set again, or delete it and pack it again"
 
 
 def read_head(folder: Path) -> dict[str, Any]:
-    """`packed.json`, of this format version.
+    """Return `packed.json`, of this format version.
 
     Raises:
         UserError: there is no whole packed set, it is of another version, or the file was altered.
@@ -90,12 +92,12 @@ def _is_sound(head: dict[str, Any]) -> bool:
             re.fullmatch(r"[\w-]+\.bin", name) and type(size) is int for name, size in head["shards"].items()
         )
         and bool(head["sides"])
-        and all(type(side) is int and side > 0 for side in head["sides"])
+        and all(type(side) is int and 0 < side <= LARGEST_SIDE for side in head["sides"])
     )
 
 
 def head_checksum(head: dict[str, Any]) -> str:
-    """SHA-256 of `packed.json`'s content, its own checksum left out."""
+    """Return the SHA-256 of `packed.json`'s content, its own checksum left out."""
     return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
 
 
@@ -166,7 +168,7 @@ def _tables(
 
 
 def table(rows: list[tuple[Any, ...]], **columns: str) -> np.ndarray:
-    """A structured array whose first column, `name`, holds UTF-8."""
+    """Return a structured array whose first column, `name`, holds UTF-8."""
     width = max((len(row[0]) for row in rows), default=1)
     return np.array(rows, dtype=[("name", f"S{width}"), *columns.items()])
 
@@ -192,12 +194,12 @@ class PackedIndex:
         self._check()
 
     def place(self, record: int) -> Place:
-        """Where a record stands."""
+        """Return the place of a record."""
         shard, *rest = self.records[record].item()
         return Place(shard.decode(), *rest)
 
     def check_shards(self) -> None:
-        """Every shard is there, with all its records.
+        """See that every shard is there, with all its records.
 
         Raises:
             UserError: One is missing or cut.
@@ -217,7 +219,7 @@ class PackedIndex:
             raise UserError(f"{path}: altered (its checksum is wrong); {_COPY_AGAIN}")
         try:
             return np.lib.format.open_memmap(path, mode="r")
-        except ValueError as error:
+        except NOT_AN_ARRAY as error:
             raise UserError(f"{path}: not a table of a packed set; {_COPY_AGAIN}") from error
 
     def _check(self) -> None:

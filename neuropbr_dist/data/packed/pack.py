@@ -63,10 +63,10 @@ class Task:
     """Pictures that become one record."""
 
     name: str
-    """`views:clean/sample_0000`, `maps:wood`; a path for what is only judged."""
+    """Such as `views:clean/sample_0000` or `maps:wood`; a path where a picture is only judged."""
     pictures: tuple[Picture, ...]
     array: ArrayName | None
-    """What they are in the record. None: parts of an incomplete sample, which are only judged."""
+    """The array that they become; None: they are of an incomplete sample, and only judged."""
 
     @property
     def stamps(self) -> list[Stamp]:

@@ -1,4 +1,4 @@
-"""What is packed already: the journal of a packed set.
+"""The journal of a packed set: which tasks are done.
 
 Its first line says from what the set is made; each other that a task is done, and is written once its record is on
 disk. So a call that was interrupted at any byte goes on where it was.
@@ -21,7 +21,7 @@ from neuropbr_dist.files import JsonLines
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a task. No place: a picture has a fault."""
+    """The outcome of a task. It has no place if a picture has a fault."""
 
     findings: list[Finding]
     place: Place | None
@@ -48,7 +48,7 @@ class Progress:
             self._refuse(self._noted[0], begun)
 
     def done(self, wanted: Mapping[str, list[Stamp]]) -> dict[str, Done]:
-        """The tasks of `wanted` that were done to files which are still the same."""
+        """Return the tasks of `wanted` that were done to files which are still the same."""
         sizes = {path.name: path.stat().st_size for path in (self.dest / SHARDS).iterdir()}
         done = {}
         for line in filter(lambda line: "task" in line, self._noted):
@@ -60,7 +60,7 @@ class Progress:
         return done
 
     def note(self, task: str, stamps: list[Stamp], done: Done) -> None:
-        """One more task is done.
+        """Note that one more task is done.
 
         Raises:
             UserError: It can't be written (disk full, say).

@@ -8,7 +8,7 @@ The header of a sample entry at 512 px:
 
     {"views": {"dtype": "|u1", "levels": [
         {"shape": [3, 3, 256, 256], "offset": 0, "rows": 256, "crc": [9 numbers]},
-        {"shape": [3, 3, 512, 512], "offset": 589824, "rows": 256, "crc": [18 numbers]}]}}
+        {"shape": [3, 3, 512, 512], "offset": 589824, "rows": 512, "crc": [9 numbers]}]}}
 
 `rows` rows of one channel are a block; `crc` lists the CRC-32 of every block, a channel's from top to bottom, one
 channel after another (the last block of a channel may be short). So rows of every channel can be read, checked,
@@ -35,25 +35,28 @@ from isal import isal_zlib
 from neuropbr_dist.data.files.decode import resize
 
 ALIGNMENT = 4096
-"""Levels and records begin at multiples of it: whole pages for whoever maps them."""
+"""Levels and records begin at multiples of so many bytes: whole pages for whoever maps them."""
 SMALLEST_SIDE = 256
-"""Pixels; no halving is smaller."""
-BLOCK_BYTES = 128 << 10
-"""A block has at least so many where its channel has; it stays in a core's own cache between copy and CRC."""
+"""No halving is smaller, in pixels."""
+BLOCK_BYTES = 256 << 10
+"""A block has at least so many, where its channel has. It stays in a core's own cache between copy and CRC."""
+LARGEST_SIDE = 1 << 20
+"""A header that claims more was not written here."""
 
 
 class Level(NamedTuple):
     """An array at one size."""
 
     dtype: str
-    """As numpy writes it: `|u1`."""
+    """The kind of its numbers, as numpy writes it: `|u1`."""
     shape: tuple[int, ...]
-    """(…, H, W)."""
+    """The array is (…, H, W)."""
     offset: int
-    """Of its first byte, from the end of the header's padding."""
+    """Its first byte, counted from the end of the header's padding."""
     rows: int
-    """Of a block."""
+    """A block has so many rows of a channel; the last may have fewer."""
     crcs: list[int]
+    """The blocks' CRC-32."""
 
     @property
     def side(self) -> int:
@@ -61,11 +64,11 @@ class Level(NamedTuple):
 
 
 Arrays = dict[str, list[Level]]
-"""Name -> its levels, the smallest first."""
+"""The arrays of a record: each name with its levels, the smallest first."""
 
 
 def level_sides(side: int) -> list[int]:
-    """Sides at which a picture of `side` px is stored, the largest first: its own, then halves down to 256 px."""
+    """Return the sides at which a picture of `side` px is stored: its own, then halves down to 256 px."""
     sides = [side]
     while sides[-1] % 2 == 0 and sides[-1] // 2 >= SMALLEST_SIDE:
         sides.append(sides[-1] // 2)
@@ -73,7 +76,7 @@ def level_sides(side: int) -> list[int]:
 
 
 def levels_of(array: np.ndarray) -> list[np.ndarray]:
-    """A picture (uint8, square) at all its sides, the smallest first; any other array (…, H, W) as it is."""
+    """Return a picture (uint8, square) at all its sides, the smallest first; any other array (…, H, W) as it is."""
     *channels, height, width = array.shape
     if array.dtype != np.uint8 or height != width:
         return [np.ascontiguousarray(array)]
@@ -83,7 +86,7 @@ def levels_of(array: np.ndarray) -> list[np.ndarray]:
 
 
 def encode(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, list[tuple[int, np.ndarray]]]:
-    """The header of a record of `arrays`, (…, H, W) each, and what follows it: (byte from the record's start, level)."""
+    """Return the header of a record of `arrays`, (…, H, W) each, and its levels, each with its byte in the record."""
     described: dict[str, Any] = {}
     placed, end = [], 0
     for name, array in arrays.items():
@@ -99,7 +102,7 @@ def encode(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, list[tuple[int, np.
 
 
 def decode_header(header: bytes) -> Arrays:
-    """Undo `encode`.
+    """Return the arrays that a record's header describes.
 
     Raises:
         ValueError: it isn't the header of a record.
@@ -112,7 +115,7 @@ def decode_header(header: bytes) -> Arrays:
             ]
             for name, array in json.loads(header).items()
         }
-        sound = all(_is_sound(level) for levels in arrays.values() for level in levels)
+        sound = all(levels and all(map(_is_sound, levels)) for levels in arrays.values())
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError("not the header of a record") from error
     if not sound:
@@ -121,15 +124,22 @@ def decode_header(header: bytes) -> Arrays:
 
 
 def _is_sound(level: Level) -> bool:
-    if not all(type(n) is int and n > 0 for n in (*level.shape, level.rows)) or len(level.shape) < 2:
+    if len(level.shape) < 2 or not all(
+        type(n) is int and 0 < n <= LARGEST_SIDE for n in (*level.shape, level.rows)
+    ):
         return False
     *channels, height, _ = level.shape
     blocks = math.prod(channels) * -(-height // level.rows)
-    return type(level.offset) is int and 0 <= level.offset < 1 << 62 and len(level.crcs) == blocks
+    return (
+        type(level.offset) is int
+        and 0 <= level.offset < 1 << 62
+        and isinstance(level.crcs, list)
+        and len(level.crcs) == blocks
+    )
 
 
 def block_rows(level: np.ndarray) -> int:
-    """Rows of a block: all, or a power of two with `BLOCK_BYTES` or more."""
+    """Return the rows of a block: all, or the least power of two with `BLOCK_BYTES`."""
     height, width = level.shape[-2:]
     rows = 1
     while rows * width * level.itemsize < BLOCK_BYTES:
@@ -138,7 +148,7 @@ def block_rows(level: np.ndarray) -> int:
 
 
 def block_crcs(level: np.ndarray, rows: int) -> list[int]:
-    """CRC-32 of every block of (…, H, W)."""
+    """Return the CRC-32 of every block of (…, H, W)."""
     height, width = level.shape[-2:]
     return [
         isal_zlib.crc32(channel[row : row + rows])
@@ -148,5 +158,5 @@ def block_crcs(level: np.ndarray, rows: int) -> list[int]:
 
 
 def aligned(nbytes: int) -> int:
-    """The next multiple of `ALIGNMENT`."""
+    """Return the next multiple of `ALIGNMENT`."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -22,24 +22,24 @@ from neuropbr_dist.data.packed.records import Level, aligned, decode_header, enc
 from neuropbr_dist.errors import UserError
 
 OPEN_SHARDS = 64
-"""What a process keeps open at most."""
+"""A process keeps no more shards open."""
 ANNOUNCED_BYTES = 4 << 20
-"""Runs of up to so many are announced to the system, which else reads on beyond their end; longer ones it reads well."""
+"""Shorter runs are announced to the system, which else reads beyond their end; longer ones it reads well by itself."""
 ANNOUNCED_STEP = 128 << 10
 """Bytes announced at a time: Linux heeds no more than a device's `read_ahead_kb`, whose default this is."""
 REPACK = "delete the set and pack it again: python launch/data.py pack IN OUT DEST"
 
 
 class Place(NamedTuple):
-    """Where a record stands."""
+    """The place of a record."""
 
     shard: str
     offset: int
     nbytes: int
     header: int
-    """Bytes of its header."""
+    """Its header has so many bytes."""
     crc: int
-    """CRC-32 of its header."""
+    """The CRC-32 of its header."""
 
 
 class ShardWriter:
@@ -112,7 +112,7 @@ class Record:
             raise self._altered("the header", place.offset) from error
 
     def sides(self, name: str) -> list[int]:
-        """Sides in pixels at which array `name` is stored, the smallest first.
+        """Return the sides in pixels at which array `name` is stored, the smallest first.
 
         Raises:
             UserError: the record has no such array.
@@ -127,8 +127,8 @@ class Record:
         Every block that is touched is checked, every time; no other byte is read.
 
         Raises:
-            UserError: the array isn't stored at that side or has other channels, the shard is cut or can't be read, or a
-                checksum is wrong.
+            UserError: the array isn't stored at that side, or has other channels or fewer rows; the shard is cut or can't
+                be read; or a checksum is wrong.
         """
         level = self._level(name, out, row)
         height, width = level.shape[-2:]
@@ -168,8 +168,9 @@ class Record:
                 f"{self._path}: the record of {self._what} is stored at {stored} px, not at {out.shape[-1]}"
             )
         level = self._arrays[name][sides.index(out.shape[-1])]
-        assert out.flags.c_contiguous and row >= 0 and row + out.shape[-2] <= level.shape[-2]
-        if (level.dtype, level.shape[:-2]) != (out.dtype.str, out.shape[:-2]):
+        assert out.flags.c_contiguous and row >= 0
+        same_kind = (level.dtype, level.shape[:-2]) == (out.dtype.str, out.shape[:-2])
+        if not same_kind or row + out.shape[-2] > level.shape[-2]:
             held = f"{level.dtype} {level.shape}"
             raise UserError(f"{self._path}: the record of {self._what} holds {held}, another kind; {REPACK}")
         return level
@@ -212,7 +213,7 @@ class ShardReader:
         return Record(self, place, what)
 
     def announce(self, shard: str, start: int, nbytes: int) -> None:
-        """Let the system fetch bytes of a shard ahead of `fill`. Advice: nothing comes of it where it can't be taken."""
+        """Let the system fetch bytes of a shard ahead of `fill`. Where it takes no advice, nothing comes of it."""
         if nbytes > ANNOUNCED_BYTES or not hasattr(os, "posix_fadvise"):
             return
         with suppress(OSError):
@@ -230,9 +231,8 @@ class ShardReader:
         Raises:
             UserError: the shard is missing, cut or can't be read.
         """
-        path, done = self.folder / place.shard, 0
         try:
-            descriptor = self._descriptor(place.shard)
+            descriptor, done = self._descriptor(place.shard), 0
             while done < out.nbytes:
                 rest = out.data.cast("B")[done:] if done else out.data
                 read = os.preadv(descriptor, [rest], start + done)
@@ -240,24 +240,25 @@ class ShardReader:
                     break
                 done += read
         except OSError as error:
-            raise UserError(f"{path}: the record of {what}: {error.strerror}") from error
+            raise UserError(f"{self.folder / place.shard}: the record of {what}: {error.strerror}") from error
         if done < out.nbytes:
             raise UserError(
-                f"{path}: truncated: {start + done} bytes, but the record of {what} "
+                f"{self.folder / place.shard}: truncated: {start + done} bytes, but the record of {what} "
                 f"ends at byte {place.offset + place.nbytes}; {REPACK}"
             )
 
     def _descriptor(self, shard: str) -> int:
-        if shard not in self._open:
-            self._open[shard] = os.open(self.folder / shard, os.O_RDONLY)
+        descriptor = self._open.get(shard)
+        if descriptor is None:
+            descriptor = self._open[shard] = os.open(self.folder / shard, os.O_RDONLY)
             if len(self._open) > OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
         self._open.move_to_end(shard)
-        return self._open[shard]
+        return descriptor
 
 
 def used_bytes(places: Iterable[Place]) -> dict[str, int]:
-    """Shard -> bytes up to the end of its last record."""
+    """Return, for each shard, its bytes up to the end of its last record."""
     ends: dict[str, int] = {}
     for place in places:
         ends[place.shard] = max(ends.get(place.shard, 0), place.offset + place.nbytes)

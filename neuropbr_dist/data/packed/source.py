@@ -25,7 +25,7 @@ class PackedEntry(NamedTuple):
     source: str
     material: str
     row: int
-    """Of `samples.npy`, and of every column."""
+    """Its row in `samples.npy`, and in every column."""
 
     @property
     def key(self) -> str:
@@ -46,7 +46,7 @@ class PackedEntries(Sequence[PackedEntry]):
         return PackedEntry(name.decode(), FOLDERS[source], self._materials["name"][material].decode(), row)
 
     def of(self, curriculum: int) -> Subset[PackedEntry]:
-        """Those of a render curriculum."""
+        """Return those of a render curriculum."""
         chosen = [FOLDERS.index(folder) for folder in SOURCES[curriculum]]
         return Subset(self, np.flatnonzero(np.isin(self._samples["source"], chosen)))
 
@@ -76,13 +76,16 @@ class PackedSet:
         self.entries = PackedEntries(self.index.samples, self.index.materials)
         self._reader = ShardReader(self.folder / SHARDS)
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a spawned process maps the index and opens the shards anew
+        return PackedSet, (self.folder, self.size)
+
     @property
     def materials(self) -> list[str]:
-        """Names, in the order of `maps`; also of those that no entry names."""
+        """The names of all materials, in the order of `maps`; no entry need name one."""
         return [name.decode() for name in self.index.materials["name"]]
 
     def column(self, name: str) -> np.ndarray | None:
-        """Something of every entry (see `index.COLUMNS`), by its row; None if the set doesn't hold it."""
+        """Return something of every entry (see `index.COLUMNS`), by its row; None if the set doesn't hold it."""
         return self.index.columns.get(name)
 
     def views(self, entry: PackedEntry, out: np.ndarray, row: int = 0) -> None:
@@ -142,11 +145,11 @@ class PackedSource(Source):
             f"{count} of the other kind" if count else f"{len(self.set.materials)} materials without renders"
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a spawned worker maps the index anew
+    def __reduce__(self) -> tuple[Any, ...]:
         return PackedSource, (self.folder, self.curriculum, self.size)
 
     def check_shards(self) -> None:
-        """Every shard is there, with all its records.
+        """See that every shard is there, with all its records.
 
         Raises:
             UserError: One is missing or cut.

@@ -1,0 +1,272 @@
+"""How good `plane.py`'s runs are: on held-out built-in materials and another set, with a view missing, with shifted cameras."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from neuropbr_dist.config import DataConfig, LossConfig, TransformConfig
+from neuropbr_dist.data.alignment import Alignment, known, shift
+from neuropbr_dist.data.builtin.cache import sample_cameras
+from neuropbr_dist.data.device import decode_maps, normalise_views
+from neuropbr_dist.data.open import open_source, split_entries
+from neuropbr_dist.data.sources import Source
+from neuropbr_dist.inference import load_generator
+from neuropbr_dist.inference.generator import InferenceGenerator
+from neuropbr_dist.inference.predict import resolve_precision
+from neuropbr_dist.materials.channels import as_stored
+from neuropbr_dist.materials.rectify import rectify
+from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, run_log
+from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
+from neuropbr_dist.training.facts import device_name, versions
+
+BATCH = 8
+SHIFT = 4 / 512
+"""Of every view, in a direction of its own, as a share of its side."""
+SHOWN, CELL, LABEL = 6, 112, 16
+COLUMNS = (
+    ("albedo_mae", "albedo", 4), ("roughness_mae", "roughness", 4), ("metallic_mae", "metallic", 4),
+    ("normal_angle_mean", "normals, °", 2), ("albedo_ssim", "SSIM of the albedo", 3),
+)  # fmt: skip
+
+Encoded = np.ndarray
+Change = Callable[[Encoded, str], list[Encoded]]
+"""An entry's cameras (3, 14) and its key -> the cameras that it is judged with, one or several."""
+
+
+@dataclass
+class Judged:
+    """One run and how good it is."""
+
+    name: str
+    """VARIANT-SEED."""
+    model: InferenceGenerator
+    start: dict[str, Any]
+    """Its line in `history.jsonl`."""
+    ms: float
+    """Median of a step."""
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What it is judged on -> metrics (`MetricSums.result`)."""
+
+    @property
+    def variant(self) -> str:
+        return self.name.rsplit("-", 1)[0]
+
+    @property
+    def steps(self) -> int:
+        return self.model.step
+
+
+def judge(name: str, folder: Path, real: Sequence[str] | None, samples: Sequence[str] | None) -> Judged:
+    """Judge a run's newest weights.
+
+    Args:
+        name: VARIANT-SEED.
+        real: renders and maps of another set, with cameras.
+        samples: of `real`, in a row of their own.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_generator(folder).to(device)
+    lines = run_log(folder, METRICS).read()
+    speeds = [line["speed/ms_per_step"] for line in lines if "speed/ms_per_step" in line]
+    found = Judged(
+        name, model, run_log(folder, HISTORY).read()[0], statistics.median(speeds[len(speeds) // 3 :])
+    )
+    sets: dict[str, tuple[Source, Sequence[Any]]] = {"held-out built-ins": held_out(model)}
+    if real is not None:
+        other, all_of_it = with_cameras(real, model.config.data.image_size)
+        if samples:
+            sets["real, named samples"] = other, [entry for entry in all_of_it if entry.name in samples]
+        sets["real, all with cameras"] = other, all_of_it
+    for where, (source, entries) in sets.items():
+        found.rows[where] = evaluate(model, source, entries, as_they_are)
+        if model.on_plane:
+            found.rows[f"{where}, a view missing"] = evaluate(model, source, entries, one_missing)
+            found.rows[f"{where}, shifted by 4/512"] = evaluate(model, source, entries, all_shifted)
+    return found
+
+
+def held_out(model: InferenceGenerator) -> tuple[Source, Sequence[Any]]:
+    """The run's own validation samples."""
+    cfg = model.config
+    source = open_source(cfg.data, cfg.training.seed)
+    return source, split_entries(source, cfg.data, cfg.model.align, cfg.training.seed)[1]
+
+
+def with_cameras(real: Sequence[str], size: int | None) -> tuple[Source, list[Any]]:
+    """Another set's clean samples of which a view has a camera."""
+    data = DataConfig(input_dir=real[0], output_dir=real[1], image_size=size)
+    source = open_source(data, 0)
+    return source, [e for e in source.entries if known(source.cameras(e), data.min_confidence).any()]
+
+
+# -- what is done to cameras ---------------------------------------------------------------
+
+
+def as_they_are(cameras: Encoded, _key: str) -> list[Encoded]:
+    """No change."""
+    return [cameras]
+
+
+def one_missing(cameras: Encoded, _key: str) -> list[Encoded]:
+    """Each of the views missing once; of one alone none is."""
+    views = np.flatnonzero(known(cameras, 0))
+    if len(views) < 2:
+        return [cameras]
+    return [np.where(np.arange(len(cameras))[:, None] == view, np.float32(0), cameras) for view in views]
+
+
+def all_shifted(cameras: Encoded, key: str) -> list[Encoded]:
+    """Every view by `SHIFT`, in a direction that the key says."""
+    moved, rng = cameras.copy(), np.random.default_rng(list(key.encode()))
+    for camera in moved:
+        angle = rng.uniform(0, 2 * math.pi)
+        shift(camera, SHIFT * math.cos(angle), SHIFT * math.sin(angle))
+    return [moved]
+
+
+# -- metrics -------------------------------------------------------------------------------
+
+
+def evaluate(
+    model: InferenceGenerator, source: Source, entries: Sequence[Any], change: Change
+) -> dict[str, float]:
+    """Metrics over entries, each as often as `change` gives cameras for it."""
+    device = next(model.parameters()).device
+    sums = MetricSums(ReconstructionLoss(LossConfig()), device)
+    jobs = [(entry, cameras) for entry in entries for cameras in cameras_of(model, source, entry, change)]
+    for i in range(0, len(jobs), BATCH):
+        pred, maps = predict(
+            [entry for entry, _ in jobs[i : i + BATCH]], [c for _, c in jobs[i : i + BATCH]], model, source
+        )
+        sums.update(pred, maps)
+    return sums.result()
+
+
+def cameras_of(model: InferenceGenerator, source: Source, entry: Any, change: Change) -> list[Encoded | None]:
+    """None for a network that takes views as they are."""
+    alignment = Alignment.of_run(model.config, training=False)
+    if alignment is None:
+        return [None]
+    return list(change(alignment.of(source.cameras(entry), 0, entry.key), entry.key))
+
+
+@torch.no_grad()
+def predict(
+    entries: Sequence[Any], cameras: Sequence[Encoded | None], model: InferenceGenerator, source: Source
+) -> tuple[Tensor, Tensor]:
+    """Predicted and true maps (B, 8, S, S) on the model's device."""
+    device = next(model.parameters()).device
+    loaded = [source.load(entry) for entry in entries]
+    views, maps = (torch.from_numpy(np.stack(pictures)).to(device) for pictures in zip(*loaded, strict=True))
+    rows = [row for row in cameras if row is not None]
+    ready = model.prepare(views, torch.from_numpy(np.stack(rows)) if rows else None)
+    bf16 = resolve_precision("auto", device) == "bf16"
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        pred = model(ready)
+    return pred.float(), decode_maps(maps)
+
+
+def rectification_ms(sides: Sequence[tuple[int, int]] = ((2048, 1), (256, 8))) -> dict[str, float]:
+    """What rectifying a micro-batch takes on this device: side x batch -> milliseconds."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        sides = [(256, 1)]
+    found = {}
+    for side, batch in sides:
+        views = torch.randint(256, (batch, 3, 3, side, side), dtype=torch.uint8, device=device)
+        cameras = torch.from_numpy(sample_cameras(0, 0).encoded("clean")).repeat(batch, 1, 1)
+        seconds = []
+        for _ in range(12):
+            settle(device)
+            began = time.perf_counter()
+            rectify(normalise_views(views, TransformConfig()), cameras, side)
+            settle(device)
+            seconds.append(time.perf_counter() - began)
+        found[f"{side} px x {batch}"] = 1000 * statistics.median(seconds[2:])
+    return found
+
+
+def settle(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# -- for a person --------------------------------------------------------------------------
+
+
+def table(found: Sequence[Judged], argv: Sequence[str]) -> str:
+    """Markdown: what ran, and a table for each thing that the runs are judged on."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    first = found[0].start
+    lines = [
+        "# Views as they are, and rectified by their cameras\n",
+        f"- **Hardware**: {device_name(device)}",
+        f"- **Software**: {', '.join(f'{name} {version}' for name, version in versions().items())}",
+        f"- **Command**: `python launch/benchmark.py plane {shlex.join(argv)}`",
+        f"- **Data**: {first['train_samples']} built-in materials to train on, {first['val_samples']} held out, "
+        f"{first['image_size']} px; batch {first['global_batch']}",
+        f"- **Network**: {first['parameters']['generator'] / 1e6:.1f} M parameters",
+        "- Mean absolute errors of maps in [0, 1], mean angle between normals, SSIM; the last weights\n",
+    ]
+    for where in dict.fromkeys(where for one in found for where in one.rows):
+        lines += [f"\n## {where[0].upper()}{where[1:]}\n"]
+        lines += [f"| run | steps | ms | {' | '.join(title for _, title, _ in COLUMNS)} |"]
+        lines += [f"|---|---|---|{'---|' * len(COLUMNS)}"]
+        for one in found:
+            if where in one.rows:
+                values = [f"{one.rows[where][metric]:.{digits}f}" for metric, _, digits in COLUMNS]
+                lines.append(f"| {one.name} | {one.steps:,} | {one.ms:.1f} | {' | '.join(values)} |")
+    return "\n".join([*lines, ""])
+
+
+def picture(found: Sequence[Judged], path: Path) -> None:
+    """Held-out built-in materials: a view, the same rectified, and three maps by the first run, the last, and true."""
+    before, after = found[0], found[-1]
+    source, entries = held_out(after.model)
+    entries = list(entries[:SHOWN])
+    predicted = []
+    for one in (before, after):
+        cameras = [cameras_of(one.model, source, entry, as_they_are)[0] for entry in entries]
+        pred, maps = predict(entries, cameras, one.model, source)
+        predicted.append(as_stored(pred).cpu())
+    predicted.append(as_stored(maps).cpu())
+    rows = []
+    for i, entry in enumerate(entries):
+        views = torch.from_numpy(np.array(source.load(entry)[0]))
+        known_cameras = torch.from_numpy(source.cameras(entry))
+        seen = after.model.seen(views, known_cameras if after.model.on_plane else None)
+        cells = [as_image(views[0] / 255), as_image(seen[0] / 255)]
+        for part in (slice(0, 3), slice(3, 4), slice(5, 8)):
+            cells += [as_image(maps[i, part].expand(3, -1, -1)) for maps in predicted]
+        rows.append(np.hstack(cells))
+    names = [before.name, after.name, "true"]
+    titles = [
+        "view",
+        "rectified",
+        *(f"{kind}, {name}" for kind in ("albedo", "rough", "normal") for name in names),
+    ]
+    sheet = Image.new("RGB", (CELL * len(titles), LABEL + CELL * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, title in enumerate(titles):
+        draw.text((i * CELL + 2, 2), title, fill="black", font=ImageFont.load_default(10))
+    sheet.paste(Image.fromarray(np.vstack(rows)), (0, LABEL))
+    sheet.save(path)
+
+
+def as_image(values: Tensor) -> np.ndarray:
+    """(3, H, W) in [0, 1] -> (CELL, CELL, 3) uint8."""
+    pixels = (values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return np.asarray(Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.BOX))
