@@ -136,7 +136,7 @@ def judged(
     views = []
     for outcome in report.outcomes:
         for source, seen in outcome.views.items():
-            theirs = true[outcome.name] if outcome.name in true else None
+            theirs = true.get(outcome.name)
             for number, view in enumerate(seen):
                 right = theirs.of(source)[number] if theirs else None
                 mine = found[outcome.name].of(source)[number]

@@ -45,17 +45,17 @@ class Bounds:
 
 def poses(
     matches: Matches, focal: float, wrap: bool, bounds: Bounds, rng: np.random.Generator
-) -> Iterator[tuple[Pose, float]]:
-    """Yield poses that many matches agree on, likely ones first, each with its support (a sum of qualities)."""
+) -> Iterator[Pose]:
+    """Yield poses that many matches agree on, likely ones first."""
     if len(matches.view) < 4:
         return
     known: list[Array] = []
     for group in _groups(matches, wrap, bounds, focal):
         pose = _best_of_group(matches, group, focal, bounds, rng)
-        if pose is None or any(_same(corners_of(pose), other, wrap) for other in known):
+        if pose is None or any(_same(_corners(pose), other, wrap) for other in known):
             continue
-        known.append(corners_of(pose))
-        yield pose, float(matches.quality[inliers(matches, pose, wrap)].sum())
+        known.append(_corners(pose))
+        yield pose
 
 
 @dataclass(frozen=True)
@@ -142,14 +142,6 @@ def three_point(plane: Array, view: Array, focal: float, bounds: Bounds) -> list
     return found
 
 
-def inliers(matches: Matches, pose: Pose, wrap: bool) -> npt.NDArray[np.bool_]:
-    """Return which matches the pose brings to within a few pixels of each other."""
-    apart = _on_plane(matches.view, pose) - matches.plane
-    if wrap:
-        apart -= np.round(apart)
-    return np.linalg.norm(apart, axis=1) * matches.scale < _INLIER
-
-
 def _on_plane(view: Array, pose: Pose) -> Array:
     """Picture coordinates (N, 2) to the plane's, x right and y down."""
     backwards = np.linalg.inv(pose.map_to_view())
@@ -157,7 +149,7 @@ def _on_plane(view: Array, pose: Pose) -> Array:
     return there[:, :2] / there[:, 2:] * [1, -1]
 
 
-def corners_of(pose: Pose) -> Array:
+def _corners(pose: Pose) -> Array:
     """Return the points of the plane that are seen a quarter from the picture's corners: (4, 2)."""
     return _on_plane(np.array([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]), pose)
 

@@ -49,15 +49,10 @@ def _starts(material: MaterialPyramid, view: ViewPyramid, pose: Pose) -> list[Po
             peaks.append((float(fit[row, column]), turns, int(row), int(column)))
             _clear(fit, int(row), int(column))
     peaks.sort(reverse=True)
-    around = middle_of(window)
+    around = np.array([window.x[[0, -1]].mean(), window.y[[0, -1]].mean()], np.float64)
     return [
         _turned(pose, around, turns).shifted(_tiles(row, column)) for _, turns, row, column in peaks[:_TRIED]
     ]
-
-
-def middle_of(window: Window) -> Matrix:
-    """Return the point in the window's middle."""
-    return np.array([window.x[[0, -1]].mean(), window.y[[0, -1]].mean()], np.float64)
 
 
 def _fit_at_shifts(seen: Array, channels: Array) -> Array:

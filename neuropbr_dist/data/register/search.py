@@ -133,9 +133,8 @@ class Search:
         return best
 
     def coarse(self) -> float:
-        """Return the correlation at `COARSE` that the likeliest camera reaches: a quick look."""
-        for stage in list(self._stages())[:2]:
-            stage()
+        """Return the correlation at `COARSE` that the first source's best camera reaches: a quick look."""
+        next(self._stages())()
         return self._leader[1] if self._leader else 0.0
 
     def _stages(self) -> Iterator[Callable[[], None]]:
@@ -157,7 +156,7 @@ class Search:
         sources = [poses(matches, focal, self.settings.wrap, Bounds(), self.rng) for focal in focals]
         while sources:
             for source in list(sources):
-                pose, _ = next(source, (None, 0.0))
+                pose = next(source, None)
                 if pose is None:
                     sources.remove(source)
                 elif self.settings.prior != "upstream":

@@ -190,17 +190,12 @@ def _kept(camera: PlaneCamera) -> ViewOutcome:
 
 
 def likeness(job: Job, maps: tuple[Path, ...]) -> float:
-    """Return how well the likeliest of a sample's views fits on some maps, at a quick look."""
+    """Return how well a sample's first view fits on some maps, at a quick look."""
     material = _material(maps, _settings.wrap)
-    paths = next(iter(job.views.values()))
-    fits = [0.0]
-    for number, path in enumerate(paths):
-        picture = _read(path)
-        if not isinstance(picture, str) and material.textured:
-            fits.append(
-                Search(material, ViewPyramid(picture), _settings, _random(f"{job.name}/{number}")).coarse()
-            )
-    return max(fits)
+    picture = _read(next(iter(job.views.values()))[0])
+    if isinstance(picture, str) or not material.textured:
+        return 0.0
+    return Search(material, ViewPyramid(picture), _settings, _random(job.name)).coarse()
 
 
 @lru_cache(maxsize=1)
