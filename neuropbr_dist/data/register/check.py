@@ -16,6 +16,7 @@ from neuropbr_dist.data.register.fit import correlation, refined
 from neuropbr_dist.data.register.motion import Plane
 from neuropbr_dist.data.register.pose import error_on_map
 from neuropbr_dist.data.register.pyramid import MaterialPyramid, ViewPyramid
+from neuropbr_dist.data.register.rivals import best_shift
 from neuropbr_dist.data.register.search import COARSE, MIDDLE, Settings
 from neuropbr_dist.data.register.threads import one_thread_each
 from neuropbr_dist.data.register.work import SURE, begin
@@ -26,8 +27,6 @@ from neuropbr_dist.processes import in_parallel
 
 FAR, NOTABLE = 8 / 512, 2 / 512
 """Tiles between a view and its maps that are a fault, and that are mentioned."""
-_CATCHES = 24 / 512
-"""Tiles from which a search still finds its way."""
 _FITS, _BETTER = 0.35, 0.2
 _LEAST_USABLE = 0.1
 _MOST_LOST, _MOST_OTHERS = 8, 64
@@ -103,30 +102,27 @@ def _place(sample: Sample) -> list[Placed]:
 def _placed(
     material: MaterialPyramid, view: ViewPyramid, number: int, matrices: Sequence[Matrix], sure: Sequence[int]
 ) -> Placed:
-    motion, coarse = refined(material, view, Plane(matrices[number]), COARSE, 6)
-    motion, fit = refined(material, view, motion, MIDDLE, 6)
-    apart = error_on_map(motion.map_to_view(), matrices[number], material.wrap)
-    if max(fit, coarse) > _FITS and apart < _CATCHES:
-        reason = (
-            _exchanged(motion.map_to_view(), number, matrices, sure, material.wrap) if apart > FAR else ""
-        )
-        return Placed(number, max(fit, coarse), apart, reason)
-    given = correlation(material, view, matrices[number], COARSE)
-    for turn in range(1, 8):
-        fit = correlation(material, view, turn_of_picture(turn) @ matrices[number], COARSE)
-        if fit > max(_FITS, given + _BETTER):
-            what = (
-                "mirrored"
-                if turn == 4
-                else f"turned by {_TURNS[turn % 4]}" + (" and mirrored" if turn > 4 else "")
-            )
-            return Placed(number, fit, apart, f"is {what}")
-    for other in sure:
-        if other != number and correlation(material, view, matrices[other], COARSE) > max(
-            _FITS, given + _BETTER
-        ):
-            return Placed(number, given, apart, f"is seen by the camera of view {other}")
-    return Placed(number, given, apart)
+    """How one view lies on its maps: near where its camera says, unless it fits clearly better elsewhere."""
+    given = matrices[number]
+    motion, fit = refined(material, view, Plane(given), COARSE, 6)
+    needed = max(_FITS, fit + _BETTER)
+    turned = [(_turn_of(turn), turn_of_picture(turn) @ given) for turn in range(1, 8)]
+    others = [(f"is seen by the camera of view {k}", matrices[k]) for k in sure if k != number]
+    named = [(correlation(material, view, matrix, COARSE), what) for what, matrix in (*turned, *others)]
+    if max(named)[0] > needed:
+        return Placed(number, max(named)[0], 0.0, max(named)[1])
+    moved, far = refined(material, view, Plane(given @ best_shift(material, view, given)), COARSE, 6)
+    if far > needed:
+        motion = moved
+    motion, fine = refined(material, view, motion, MIDDLE, 6)
+    apart = error_on_map(motion.map_to_view(), given, material.wrap)
+    reason = _exchanged(motion.map_to_view(), number, matrices, sure, material.wrap) if apart > FAR else ""
+    return Placed(number, max(fit, fine), apart, reason)
+
+
+def _turn_of(turn: int) -> str:
+    turned = f"turned by {_TURNS[turn % 4]}" if turn % 4 else ""
+    return "is " + " and ".join(word for word in (turned, "mirrored" if turn > 3 else "") if word)
 
 
 def _exchanged(

@@ -33,6 +33,16 @@ def rivals(material: MaterialPyramid, view: ViewPyramid, pose: Pose, side: int) 
     return sorted(found, key=lambda entry: -entry[1])
 
 
+def best_shift(material: MaterialPyramid, view: ViewPyramid, map_to_view: Matrix) -> Matrix:
+    """Return the (3, 3) shift of the plane, to go before a camera's homography, with which the view fits best."""
+    window = Window(material, SIDE, centre(map_to_view))
+    brought = window.bring(view, map_to_view)
+    fit = _fit_at_shifts(brought.seen * brought.mask, window.channels)
+    row, column = np.unravel_index(int(fit.argmax()), fit.shape)
+    x, y = _tiles(int(row), int(column))
+    return np.array([[1, 0, -x], [0, 1, -y], [0, 0, 1.0]])
+
+
 def _starts(material: MaterialPyramid, view: ViewPyramid, pose: Pose) -> list[Pose]:
     """The pose, shifted and turned, where the view's low frequencies fit best."""
     map_to_view = pose.map_to_view()
