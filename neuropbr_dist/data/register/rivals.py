@@ -16,7 +16,8 @@ from neuropbr_dist.data.register.pyramid import Array, MaterialPyramid, ViewPyra
 from neuropbr_dist.materials.plane import Matrix, centre
 
 SIDE = 128
-_ELSEWHERE = 0.03  # tiles
+ELSEWHERE = 0.03
+"""Tiles from which on a pose is another one."""
 _BLOCKS = 2
 _TRIED = 3
 
@@ -28,7 +29,7 @@ def rivals(material: MaterialPyramid, view: ViewPyramid, pose: Pose, side: int) 
         motion, _ = refined(material, view, Free(start), SIDE, 5)
         motion, correlation = refined(material, view, motion, side, 3)
         apart = error_on_map(motion.map_to_view(), pose.map_to_view(), wrap=True)
-        if apart > _ELSEWHERE:
+        if apart > ELSEWHERE:
             found.append((motion.pose, correlation))
     return sorted(found, key=lambda entry: -entry[1])
 
@@ -85,7 +86,7 @@ def _fit_at_shifts(seen: Array, channels: Array) -> Array:
 
 def _clear(fit: Array, row: int, column: int) -> None:
     """Take the surroundings of a peak out."""
-    reach = np.arange(-int(_ELSEWHERE * SIDE) - 1, int(_ELSEWHERE * SIDE) + 2)
+    reach = np.arange(-int(ELSEWHERE * SIDE) - 1, int(ELSEWHERE * SIDE) + 2)
     fit[np.ix_((row + reach) % SIDE, (column + reach) % SIDE)] = -np.inf
 
 

@@ -16,7 +16,7 @@ from neuropbr_dist.data.register.motion import Free
 from neuropbr_dist.data.register.orbit import ORBITS, OnOrbit, nearest, sweep
 from neuropbr_dist.data.register.pose import Pose, error_on_map, focal_of
 from neuropbr_dist.data.register.pyramid import Bytes, MaterialPyramid, ViewPyramid
-from neuropbr_dist.data.register.rivals import rivals
+from neuropbr_dist.data.register.rivals import ELSEWHERE, rivals
 from neuropbr_dist.materials.plane import Matrix
 
 Prior = Literal["upstream", "free", "auto"]
@@ -215,7 +215,10 @@ class Search:
             if not only_orbits:
                 found.append((Free(pose, zoom=not self.settings.field_of_view), fit))
             elif (orbit := nearest(pose, self.settings.wrap)) is not None:
-                found.append(self._refined(orbit, MIDDLE, 4))
+                there, fit = self._refined(orbit, MIDDLE, 4)
+                # With two angles to move, it may end where the found camera is.
+                if error_on_map(there.map_to_view(), camera.map_to_view(), wrap=True) > ELSEWHERE:
+                    found.append((there, fit))
         return sorted(found, key=lambda entry: -entry[1])
 
     def _polished(self, camera: Camera, fit: float, side: int, rounds: int) -> tuple[Camera, float, bool]:
