@@ -25,7 +25,7 @@ from neuropbr_dist.materials.plane import PlaneCamera
 SURE = 0.5
 """Confidence above which a camera counts as found."""
 _LEAST_USABLE = 0.1  # share of a picture that isn't clipped
-_SAME = 2 / 512  # tiles: cameras that are no further apart are the same
+_SAME = 8 / 512  # tiles: clean and dirty views whose cameras are no further apart share the clean one's
 _LEAST_ALIKE = 0.4
 
 
