@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.commands.flags import add_debug, new_parser
-from neuropbr_dist.data.packed.shards import ShardReader, ShardWriter
+from neuropbr_dist.data.packed.shards import Record, ShardReader, ShardWriter
 
 SIDE, SAMPLES, ROUNDS = 2048, 12, 5
 SHAPE = (17, SIDE, SIDE)
@@ -102,7 +102,7 @@ def shards(folder: Path, records: list[np.ndarray]) -> Callable[[int, np.ndarray
     writer = ShardWriter(folder / "shards", "0", 1 << 30)
     places = [writer.append({"x": record}) for record in records]
     reader = ShardReader(folder / "shards")
-    return lambda i, batch: reader.record(places[i], str(i)).read("x", batch)
+    return lambda i, batch: Record(reader, places[i], str(i)).read("x", batch)
 
 
 def copied(read: Read, batch: np.ndarray) -> Callable[[int], None]:

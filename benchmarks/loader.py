@@ -33,7 +33,7 @@ from neuropbr_dist.data.cameras import NOT_KNOWN
 from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.data.files.verify import verify
-from neuropbr_dist.data.loader import TrainingSlots, batches_of, empty, load_batch
+from neuropbr_dist.data.loader import batches_of, empty, load_batch, training_slots
 from neuropbr_dist.data.order import SampleOrder, Slot
 from neuropbr_dist.data.packed.index import SHARDS, write_index
 from neuropbr_dist.data.packed.pack import pack
@@ -203,7 +203,7 @@ def bytes_read(source: Source) -> float:
 def batches(source: Source, workers: int) -> AbstractContextManager[Iterator[Any]]:
     """Endless batches of one sample in `workers` processes."""
     order = SampleOrder(len(source.entries), global_batch=1, epochs=10**6, seed=0)
-    slots = TrainingSlots(order, 0, world=1, rank=0, batch_size=1)
+    slots = training_slots(order, 0, world=1, rank=0, batch_size=1)
     read = DataConfig(num_workers=workers, prefetch_factor=2)
     return batches_of(read, source, source.entries, slots, torch.device("cpu"))
 
@@ -259,8 +259,10 @@ def large_set(folder: Path) -> dict[str, float]:
         (f"sample_{i:07d}", "clean", f"material_{i // SAMPLES_PER_MATERIAL:06d}") for i in range(LARGE_SET)
     ]
 
+    pixels = sum(side**2 for side in level_sides(size))
+
     def place(kind: int, channels: int, i: int) -> Place:
-        nbytes = channels * sum(side**2 for side in level_sides(size))
+        nbytes = channels * pixels
         return Place(f"{kind:04d}-{i // per_shard:05d}.bin", i % per_shard * nbytes, nbytes, 4000, i)
 
     views = [place(0, 9, i) for i in range(LARGE_SET)]

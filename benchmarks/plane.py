@@ -7,7 +7,7 @@
 Every variant is a run of `launch/train.py` on a GPU, of `benchmarks/configs/plane-256.yaml` unless `--config` names
 another, for as many epochs as fit into `--minutes` with the GPU to itself (found by a short run before), or `--epochs`.
 Its last weights are judged on the held-out built-in materials and on a set of one's own with a `cameras.json`
-(`--real`), also with one view missing and with every view shifted by 4 of 512 pixels. `--to` gets `plane.json`,
+(`--real`), also with one view missing and with every view off by up to, or by just, 4 of 512 pixels. `--to` gets `plane.json`,
 `plane.md` and `plane.png`, a picture of held-out built-in materials alone: a set of one's own may not be shown.
 """
 

@@ -93,7 +93,8 @@ def judge(name: str, folder: Path, real: Sequence[str] | None, samples: Sequence
         found.rows[where] = evaluate(model, source, entries, as_they_are)
         if model.on_plane:
             found.rows[f"{where}, a view missing"] = evaluate(model, source, entries, one_missing)
-            found.rows[f"{where}, shifted by 4/512"] = evaluate(model, source, entries, all_shifted)
+            found.rows[f"{where}, jittered by up to 4/512"] = evaluate(model, source, entries, jittered)
+            found.rows[f"{where}, each shifted by 4/512"] = evaluate(model, source, entries, all_shifted)
     return found
 
 
@@ -125,6 +126,12 @@ def one_missing(cameras: Encoded, _key: str) -> list[Encoded]:
     if len(views) < 2:
         return [cameras]
     return [np.where(np.arange(len(cameras))[:, None] == view, np.float32(0), cameras) for view in views]
+
+
+def jittered(cameras: Encoded, key: str) -> list[Encoded]:
+    """As in training with `data.camera_jitter = 4/512`: every view by up to that, in a direction of its own; three draws."""
+    alignment = Alignment(min_confidence=0, jitter=SHIFT)
+    return [alignment.of(cameras, draw, key) for draw in range(3)]
 
 
 def all_shifted(cameras: Encoded, key: str) -> list[Encoded]:

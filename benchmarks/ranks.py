@@ -53,7 +53,7 @@ class Running:
                 self.processes.append(
                     subprocess.Popen(
                         launch.command(node, port),
-                        env=environment(CUDA_VISIBLE_DEVICES=",".join(map(str, mine))),
+                        env=environment(CUDA_VISIBLE_DEVICES=",".join(map(name_of_gpu, mine))),
                         stdout=out,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,  # Ctrl-C comes to it by `kill`, once
@@ -142,6 +142,12 @@ def run_alone(argv: Sequence[str], **variables: str) -> None:
     )  # fmt: skip
     if done.returncode:
         raise UserError("the measured run failed:\n" + "\n".join(done.stdout.splitlines()[-15:]))
+
+
+def name_of_gpu(index: int) -> str:
+    """What this process's `index`-th GPU is called in CUDA_VISIBLE_DEVICES, which may hide others from it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[index] if visible else str(index)
 
 
 def environment(**variables: str) -> dict[str, str]:

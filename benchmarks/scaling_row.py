@@ -22,7 +22,7 @@ from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import TrainingSlots, batches_of
+from neuropbr_dist.data.loader import batches_of, training_slots
 from neuropbr_dist.data.open import open_source
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.ranks import all_gather_object
@@ -72,7 +72,7 @@ def packed_batches(where: Setup) -> AbstractContextManager[Iterator[MicroBatch]]
     assert data.packed_dir is not None
     source = open_source(replace(data, image_size=where.samples.side), cfg.training.seed)
     order = SampleOrder(len(source.entries), batch * env.world_size, epochs=10_000, seed=cfg.training.seed)
-    slots = TrainingSlots(order, 0, env.world_size, env.rank, batch)
+    slots = training_slots(order, 0, env.world_size, env.rank, batch)
     alignment = Alignment.of_run(cfg, training=True)
     return batches_of(data, source, source.entries, slots, where.device, alignment=alignment)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,13 @@ class UserError(Exception):
     scripts print it on one line and exit with code 2; a traceback is shown
     under ``--debug`` only.
     """
+
+
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """Return the first of some names, and how many there are besides: `a, b, c and 4 more`."""
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
 
 
 @contextmanager

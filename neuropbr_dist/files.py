@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -22,6 +23,23 @@ log = logging.getLogger(__name__)
 NOT_AN_ARRAY = (EOFError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)
 """What numpy raises on a `.npy` file that is empty, cut, forged or something else: its header is a Python literal."""
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp(\..*)?")
+
+
+@contextmanager
+def writing(path: Path, remedy: str = "") -> Iterator[None]:
+    """Around whatever writes `path`, or into it: what the system refuses becomes a person's to mend.
+
+    Args:
+        remedy: what the message ends with.
+
+    Raises:
+        UserError: names the file that the system named, else `path`, and its reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{error.filename or path}: can't be written: {reason}{remedy}") from error
 
 
 @contextmanager
@@ -113,12 +131,27 @@ def write_json(path: Path, content: Any, *, durable: bool = False, indent: int |
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the device."""
+    """Flush a file, or a folder's list of names (where the file system can), to the device."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
+
+
+def check_links(folder: Path) -> None:
+    """Raise a UserError for a symbolic link in a folder, at any depth, that leads out of it: to others' files."""
+    home = os.path.realpath(folder)
+    for place, folders, names in os.walk(folder):
+        for link in filter(os.path.islink, (os.path.join(place, name) for name in [*folders, *names])):
+            if not os.path.realpath(link).startswith(home + os.sep):
+                raise UserError(
+                    f"{link}: a link to {os.readlink(link)}; nothing outside of {folder} is touched: delete the link, or "
+                    "put there what it leads to"
+                )
 
 
 class JsonLines:
@@ -148,19 +181,16 @@ class JsonLines:
             ValueError: the value holds a NaN or an infinity, which JSON hasn't.
         """
         line = json.dumps(value, allow_nan=False).encode() + b"\n"
-        try:
-            with open(self.path, "ab+", buffering=0) as file:
-                size = file.seek(0, os.SEEK_END)
-                if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-                    line = b"\n" + line  # a line that a crash tore must not swallow this one
-                try:
-                    while line:
-                        line = line[file.write(line) :]
-                except OSError:
-                    os.ftruncate(file.fileno(), size)
-                    raise
-        except OSError as error:
-            raise UserError(f"{self.path}: can't be written: {error.strerror}") from error
+        with writing(self.path), open(self.path, "ab+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                line = b"\n" + line  # a line that a crash tore must not swallow this one
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except OSError:
+                os.ftruncate(file.fileno(), size)
+                raise
 
     def read(self) -> list[Any]:
         """Return the good lines' values, in order; none if there is no file.
@@ -180,19 +210,12 @@ class JsonLines:
         kept = [(line, value) for line, value in self._good(content) if wanted(value)]
         lines = b"".join(line + b"\n" for line, _ in kept)
         if lines != content:
-            try:
+            with writing(self.path):
                 write_bytes(self.path, lines, durable=True)
-            except OSError as error:
-                raise UserError(f"{self.path}: can't be written: {error.strerror}") from error
         return [value for _, value in kept]
 
     def _content(self) -> bytes:
-        try:
-            return self.path.read_bytes()
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise UserError(f"{self.path}: can't be read: {error.strerror}") from error
+        return read_bytes(self.path, 1 << 40) if os.path.lexists(self.path) else b""
 
     def _good(self, content: bytes) -> list[tuple[bytes, Any]]:
         """Return the good lines, each as it stands in the file and as a value."""
@@ -217,15 +240,49 @@ class JsonLines:
         return good
 
 
-def read_json(path: Path, *, limit: int = 1 << 30) -> Any:
-    """Return what a JSON file from outside holds. Keys may not repeat; NaN and infinities come through.
+SMALL = 1 << 20
+"""Bytes; no file of settings that a person writes is larger."""
 
-    Args:
-        limit: largest size in bytes.
+
+def read_bytes(path: str | os.PathLike, limit: int = 1 << 30) -> bytes:
+    """Return the content of a file from outside, once it is known to be a file and of a size to read.
 
     Raises:
-        UserError: it is missing, no regular file, larger than `limit`, not UTF-8 or not JSON, a key stands
-            twice in an object, or it is nested too deeply or holds a number too long to be read.
+        UserError: it is missing, no regular file (a pipe would be waited for, a device has no end), larger than
+            `limit` bytes, or can't be read.
+    """
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{path}: not a file")
+            if status.st_size > limit:
+                raise UserError(f"{path}: {status.st_size:,} bytes; allowed: {limit:,}")
+            return file.read()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        raise UserError(f"{path}: can't be read: {getattr(error, 'strerror', error)}") from error
+
+
+def read_text(path: str | os.PathLike, limit: int = SMALL) -> str:
+    """Return the UTF-8 text of a file from outside, as `read_bytes`.
+
+    Raises:
+        UserError: see `read_bytes`; or it isn't UTF-8.
+    """
+    try:
+        return read_bytes(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+
+
+def read_json(path: str | os.PathLike, limit: int = 1 << 30) -> Any:
+    """Return what a JSON file from outside holds. Keys may not repeat; NaN and infinities come through.
+
+    Raises:
+        UserError: see `read_text`; or it isn't JSON, a key stands twice in an object, or it is nested too deeply or
+            holds a number too long to be read.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -237,18 +294,7 @@ def read_json(path: Path, *, limit: int = 1 << 30) -> Any:
         return found
 
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: not a file")
-        if status.st_size > limit:
-            raise UserError(f"{path}: {status.st_size:,} bytes; allowed: {limit:,}")
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+        return json.loads(read_text(path, limit), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: not JSON at {where}: {error.msg}") from error
@@ -256,6 +302,18 @@ def read_json(path: Path, *, limit: int = 1 << 30) -> Any:
         raise UserError(f"{path}: nested too deeply") from None
     except ValueError as error:  # a whole number of more digits than Python reads
         raise UserError(f"{path}: {error}") from error
+
+
+def require_file(path: Path) -> None:
+    """For what a library opens itself: raise a UserError unless `path` is a regular file."""
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', error)}") from error
+    if not stat.S_ISREG(kind):
+        raise UserError(f"{path}: not a file")
 
 
 def _temporary(path: Path) -> Path:

@@ -17,8 +17,8 @@ from neuropbr_dist.errors import UserError
 T = TypeVar("T")
 R = TypeVar("R")
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""What a person, a launcher or a batch system sends to end a run."""
+STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What a closed terminal, a person, a launcher or a batch system sends to end a run."""
 
 CHUNK = 4
 """Items handed to a process at a time, unless told; as many are redone a process after an interruption."""

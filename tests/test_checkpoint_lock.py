@@ -128,3 +128,28 @@ def test_a_run_that_lost_its_folder_is_told(tmp_path):
         with pytest.raises(UserError, match=r"taken over by host node7"):
             lock.check()
     assert json.loads((tmp_path / "run.lock").read_text()) == FOREIGN
+
+
+def test_a_folder_that_was_replaced_is_not_this_runs(tmp_path):
+    with RunLock(tmp_path / "run") as lock:
+        lock.check()
+        (tmp_path / "run").rename(tmp_path / "moved")
+        with pytest.raises(UserError, match=r"run was renamed, deleted or replaced under this run"):
+            lock.check()
+        with RunLock(tmp_path / "run"), pytest.raises(UserError, match="renamed"):
+            lock.check()
+    assert not (tmp_path / "moved/run.lock").read_text()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_lies_in_the_locks_place_is_left_alone(tmp_path, kind):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    place = tmp_path / "run/run.lock"
+    place.parent.mkdir()
+    {"link": lambda: place.symlink_to(victim), "pipe": lambda: os.mkfifo(place), "folder": place.mkdir}[
+        kind
+    ]()
+    with pytest.raises(UserError, match=r"run\.lock: can't be locked"), RunLock(tmp_path / "run"):
+        pass
+    assert victim.read_text() == "precious"

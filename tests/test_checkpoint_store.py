@@ -1,7 +1,9 @@
 """One process: what is saved comes back, and what is damaged is found, named and not loaded."""
 
+import errno
 import hashlib
 import json
+import os
 import pickle
 import shutil
 from dataclasses import replace
@@ -14,8 +16,10 @@ from neuropbr_dist.checkpoint import (
     BEST,
     AsyncSaver,
     Fragment,
+    check_folder,
     epoch_name,
     find,
+    manifest,
     open_newest,
     retain,
     save,
@@ -182,9 +186,9 @@ def test_a_forged_manifest_cannot_leave_the_folder(tmp_path):
     [
         ([0, 34], "elements 34 to 35 are missing"),
         ([1, 35], "elements 0 to 1 are stored twice or never"),
-        ([-1, 36], "elements -1 to 0 are stored twice or never"),
-        ([0, 35, "shard_00000_000.bin", 10**6], "generator/param/weight lies outside of shard_00000_000.bin"),
-        ([0, 35, "/etc/hostname"], "'/etc/hostname'"),
+        ([-1, 36], "-1 isn't a count"),
+        ([0, 35, "shard_00000_000.bin", 10**6], "a tensor lies outside of shard_00000_000.bin"),
+        ([0, 35, "/etc/hostname"], "/etc/hostname isn't a shard"),
     ],
 )
 def test_forged_pieces_of_a_tensor_are_found(tmp_path, piece, fault):
@@ -348,7 +352,7 @@ def test_links_that_a_kill_left_out_are_made_later(tmp_path):
     assert (tmp_path / BEST).resolve().name == (tmp_path / "latest").resolve().name == step_name(2)
     (tmp_path / BEST).unlink()
     (tmp_path / BEST).mkdir()
-    with pytest.raises(UserError, match=r"best_model is not a link; move it away"):
+    with pytest.raises(UserError, match=r"best_model is no link, .*; delete it"):
         retain(tmp_path, 1)
 
 
@@ -427,3 +431,108 @@ def test_until_a_save_is_measured_it_is_reckoned_by_its_size(tmp_path):
     saver.prepare(fragments)
     assert saver.expected == 10 + sum(f.data.nbytes for f in fragments) / 1e8
     saver.close()
+
+
+# -- what strangers and bad disks leave ----------------------------------------------------------
+
+FORGED = {
+    "serial": ["9", None, [1], float("nan"), 10**400, -1, True],
+    "names": ["latest", [1], ["a\0b"], ["config.yaml"], ["a" * 5000], None],
+    "save_id": [None, 5],
+    "files": [[], None, {"a\0b": {"bytes": 1, "sha256": ""}}, {"state.json": {"bytes": "5", "sha256": ""}}],
+    "format": [True, None, "1"],
+}
+
+
+@pytest.mark.parametrize(
+    "key, value", [(key, value) for key, values in FORGED.items() for value in values], ids=str
+)
+def test_a_manifest_of_other_types_is_damaged(tmp_path, key, value):
+    save_step(tmp_path, 1)
+    path = save_step(tmp_path, 2)
+    content = json.loads((path / "manifest.json").read_text()) | {key: value}
+    del content["sha256"]
+    own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps({**content, "sha256": own}))
+    with said() as lines, open_newest(tmp_path) as checkpoint:
+        assert_holds(checkpoint, 1)
+    assert f"falling back to {tmp_path / step_name(1)}" in " ".join(lines)
+    retain(tmp_path, keep_latest=2)
+
+
+def test_tensors_may_not_share_bytes(tmp_path):
+    path = save_step(tmp_path, 1)
+    content = json.loads((path / "tensors.json").read_text())
+    piece = content["tensors"]["generator/param/weight"]["pieces"][0]
+    content["tensors"]["bomb"] = {
+        "dtype": "uint8",
+        "shape": [40],
+        "pieces": [[i, 1, *piece[2:]] for i in range(40)],
+    }
+    (path / "tensors.json").write_text(json.dumps(content))
+    rewrite_manifest(path)
+    assert verify(path) == [
+        "tensors.json: malformed: two tensors lie in the same bytes of shard_00000_000.bin"
+    ]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_that_can_not_be_read_is_damage(tmp_path, monkeypatch, file):
+    """The newest save falls back, an old one neither ends a run nor goes before there are enough good ones."""
+    for step in (1, 2):
+        save_step(tmp_path, step)
+
+    def failing(descriptor: int, *arguments, plain) -> int:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"{step_name(2)}/{file}"):
+            raise OSError(errno.EIO, "Input/output error")
+        return plain(descriptor, *arguments)
+
+    plain_fstat = os.fstat
+    monkeypatch.setattr(os, "fstat", lambda descriptor: failing(descriptor, plain=plain_fstat))
+    monkeypatch.setattr(manifest, "_hash", lambda path, plain=manifest._hash: unreadable(path, file, plain))
+    with said() as lines, open_newest(tmp_path) as checkpoint:
+        assert_holds(checkpoint, 1)
+    assert "Input/output error" in " ".join(lines)
+    save_step(tmp_path, 3)
+    retain(tmp_path, keep_latest=1)
+    assert (tmp_path / step_name(3)).is_dir()
+
+
+def unreadable(path: Path, file: str, plain) -> str:
+    if path.parent.name == step_name(2) and path.name == file:
+        raise OSError(errno.EIO, "Input/output error")
+    return plain(path)
+
+
+def test_a_state_of_another_kind_falls_back(tmp_path):
+    def usable(checkpoint) -> None:
+        if checkpoint.state["step"] == 2:
+            raise UserError("no state of ours")
+
+    for step in (1, 2):
+        save_step(tmp_path, step)
+    with said() as lines, open_newest(tmp_path, usable=usable) as checkpoint:
+        assert_holds(checkpoint, 1)
+    assert "no state of ours" in " ".join(lines)
+
+
+def test_a_folder_is_tried_out_before_it_is_needed(tmp_path, monkeypatch):
+    save_step(tmp_path, 1)
+    check_folder(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", step_name(1)]
+    (tmp_path / "latest").unlink()
+    shutil.copytree(tmp_path / step_name(1), tmp_path / "latest")  # cp -rL
+    with pytest.raises(UserError, match=r"latest is no link, as in a copy that followed links; delete it"):
+        check_folder(tmp_path)
+    shutil.rmtree(tmp_path / "latest")
+    (tmp_path / "history.jsonl").symlink_to("/etc/hostname")
+    with pytest.raises(UserError, match=r"history\.jsonl: a link to /etc/hostname"):
+        check_folder(tmp_path)
+    (tmp_path / "history.jsonl").unlink()
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    with pytest.raises(UserError, match=r"no symbolic link can be made here .*--checkpoint-dir"):
+        check_folder(tmp_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from neuropbr_dist.cluster import StopFlag, StopReason
+from neuropbr_dist.cluster import StopFlag, StopReason, launcher_patience
 from neuropbr_dist.cluster.stop import FORCED_EXIT, SIGNALS
 from tests.support.distributed import run
 from tests.support.forked import Ended, call
@@ -138,8 +138,8 @@ def agreed_on(wishes: list[str | None], saves: list[bool]) -> list[tuple[str | N
 def test_a_request_of_one_rank_is_every_ranks_stop_with_its_reason():
     found = run(2, f"{__name__}:agreed_on", wishes=[None, "time limit"], saves=[False, False])
     assert found == [[("time limit", False)] * 3] * 2
-    found = run(2, f"{__name__}:agreed_on", wishes=["signal", "failed write"], saves=[False, False])
-    assert found == [[("failed write", False)] * 3] * 2
+    found = run(2, f"{__name__}:agreed_on", wishes=["signal", "failed"], saves=[False, False])
+    assert found == [[("failed", False)] * 3] * 2
 
 
 @pytest.mark.multiprocess
@@ -149,6 +149,37 @@ def test_a_request_to_save_is_agreed_on_once():
 
 
 def test_a_stop_from_outside_asks_for_another_start_of_the_job():
-    assert [str(reason) for reason in StopReason if reason.requeues] == ["signal", "time limit"]
+    assert [str(reason) for reason in StopReason if reason.requeues] == [
+        "signal",
+        "time limit",
+        "launcher gone",
+    ]
     with pytest.raises(ValueError, match="'tired' is not a valid StopReason"):
         StopReason("tired")
+
+
+def test_a_closed_terminal_is_not_heard_under_nohup(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        flag = StopFlag()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        flag.close()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_rank_whose_launcher_is_gone_stops(monkeypatch):
+    for launched in (False, True):
+        flag = StopFlag(launched)
+        assert flag.agreed() is None
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getppid", lambda: 1)
+            assert flag.agreed() is (StopReason.ORPHANED if launched else None)
+            assert flag.is_set is launched
+        flag.close()
+
+
+def test_the_launchers_patience_is_read(monkeypatch):
+    assert launcher_patience("slurm") is None and launcher_patience("torchrun") == 30
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+    assert launcher_patience("torchrun") == 600 and launcher_patience("deepspeed") == 30

@@ -3,7 +3,7 @@
 import pytest
 
 from neuropbr_dist.commands.train import config_of
-from neuropbr_dist.config import TrainConfig, differences, set_text
+from neuropbr_dist.config import TrainConfig, differences, from_yaml, set_text
 from neuropbr_dist.errors import UserError
 from tests.test_config_presets import assert_names, field
 
@@ -145,3 +145,32 @@ def test_unknown_flags_and_words_end_with_code_2(words, capsys):
         configured(*words)
     assert found.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+# -- YAML from strangers -----------------------------------------------------------------------
+
+LAUGHS = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
+)
+MERGES = "a0: &a0 {" + ",".join(f"k{i}: 1" for i in range(50)) + "}\n" + "".join(
+    f"a{i}: &a{i}\n  <<: [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)  # fmt: skip
+NOT_OURS = {
+    "aliases": LAUGHS, "merges": MERGES, "deep": "[" * 5000 + "]" * 5000, "inside itself": "training: &a\n  epochs: *a\n",
+    "long number": f"training: {{epochs: {'9' * 6000}}}\n", "hex": f"training: {{epochs: 0x{'f' * 6000}}}\n",
+    "no date": "training: {epochs: 2001-13-45}\n", "tag": "training: {epochs: !!timestamp 'xx'}\n",
+    "code": "training: !!python/object/apply:os.system ['true']\n", "key": "? [a, b]\n: 1\n", "two": "a: 1\n---\nb: 2\n",
+    "surrogate": 'training: {checkpoint_dir: "a\\0b"}\n', "large": "training: {epochs: 9223372036854775808}\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_OURS)
+def test_yaml_that_is_no_configuration_is_one_short_line(name):
+    with pytest.raises(UserError, match=r"^here: ") as caught:
+        from_yaml(NOT_OURS[name], "here")
+    assert len(str(caught.value)) < 2000
+
+
+def test_an_alias_is_allowed():
+    cfg = from_yaml("optimizer:\n  g_betas: &b [0.5, 0.9]\n  d_betas: *b\n", "here")
+    assert cfg.optimizer.g_betas == cfg.optimizer.d_betas == [0.5, 0.9]

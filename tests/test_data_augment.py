@@ -12,7 +12,7 @@ from neuropbr_dist.config import DataConfig, TransformConfig
 from neuropbr_dist.data.augment import Augmentation, turn_maps, turn_views
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import TrainingSlots, batches_of
+from neuropbr_dist.data.loader import batches_of, training_slots
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.sources import BuiltinSource
 from neuropbr_dist.materials.channels import texels
@@ -122,7 +122,7 @@ def loaded(workers, world, seed=4):
     order = SampleOrder(len(source.entries), global_batch=4, epochs=2, seed=9)
     seen = []
     for rank in range(world):
-        slots = TrainingSlots(order, 0, world, rank, batch_size=2)
+        slots = training_slots(order, 0, world, rank, batch_size=2)
         turns = Augmentation(seed, True, True)
         read = DataConfig(num_workers=workers)
         with batches_of(

@@ -605,7 +605,7 @@ def test_training_honours_the_sets_own_split(tmp_path):
         ('{"validation": ["material_2", "nowhere"]}', "no such material: nowhere"),
         ('{"validation": ["material_2", "material_2"]}', "stands in it twice"),
         ('{"test": []}', "not {"),
-        ("[", "not {"),
+        ("[", "not JSON"),
         ('{"validation": []}', "leaves no sample to validate with"),
         (json.dumps({"validation": [f"material_{i}" for i in range(4)]}), "leaves no sample to train on"),
     ):

@@ -106,7 +106,7 @@ def test_each_fault_is_named(tmp_path, break_it, message):
         ('["a"]', "holds a JSON list"),
         ('{"a": 3}', "'a' maps to 3"),
         ('{"a": {"material": "wood"}}', "'a' maps to {"),
-        ('{"a": ""}', "'a' maps to \"\""),
+        ('{"a": ""}', "'a' maps to ''"),
         ('{"a": "wood", "a": "tin"}', "'a' appears more than once"),
     ],
 )

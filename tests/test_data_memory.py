@@ -10,7 +10,7 @@ from benchmarks.loader import large_set
 from neuropbr_dist.data.files.decode import read_maps
 from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.data.packed import shards
-from neuropbr_dist.data.packed.shards import ShardReader, ShardWriter
+from neuropbr_dist.data.packed.shards import Record, ShardReader, ShardWriter
 from neuropbr_dist.data.sources import FileSource
 from tests.support.material_files import write_material, write_set
 
@@ -50,7 +50,7 @@ def test_open_shards_are_bounded(tmp_path, monkeypatch):
     reader, out = ShardReader(tmp_path), np.empty((5, 32, 32), np.uint8)
     for _ in range(2):
         for i, place in enumerate(places):
-            reader.record(place, str(i)).read("x", out)
+            Record(reader, place, str(i)).read("x", out)
             np.testing.assert_array_equal(out, records[i])
             assert open_files(tmp_path) <= 3
     assert open_files(tmp_path) == 3

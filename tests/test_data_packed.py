@@ -16,13 +16,13 @@ import torch
 
 from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.files.decode import resize
-from neuropbr_dist.data.loader import TrainingSlots, batches_of
+from neuropbr_dist.data.loader import batches_of, training_slots
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.packed import records
 from neuropbr_dist.data.packed.index import PackedIndex, head_checksum, write_index
 from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.packed.records import decode_header, level_sides, levels_of
-from neuropbr_dist.data.packed.shards import ShardReader, ShardWriter
+from neuropbr_dist.data.packed.shards import Record, ShardReader, ShardWriter
 from neuropbr_dist.data.packed.source import PackedSet, PackedSource
 from neuropbr_dist.data.sources import fingerprint
 from neuropbr_dist.data.split import split
@@ -92,7 +92,7 @@ def test_so_it_has_at_its_halvings_and_at_sides_that_are_not_stored(large_pictur
 
 def batches(source, workers=0):
     order = SampleOrder(len(source.entries), global_batch=3, epochs=2, seed=4)
-    slots = TrainingSlots(order, 0, world=1, rank=0, batch_size=3)
+    slots = training_slots(order, 0, world=1, rank=0, batch_size=3)
     read = DataConfig(num_workers=workers)
     with batches_of(read, source, source.entries, slots, torch.device("cpu")) as loader:
         return list(loader)
@@ -307,7 +307,7 @@ def test_an_altered_row_matters_to_those_who_read_its_block(large, tmp_path):
     source = PackedSet(dest)
     views = np.empty((3, 3, 128, 128), np.uint8)
     source.views(source.entries[0], views)
-    (level,) = [level for level in source._reader.record(place, "it")._arrays["views"] if level.side == 128]
+    (level,) = [level for level in Record(source._reader, place, "it")._arrays["views"] if level.side == 128]
     row_20 = place.offset + 4096 + level.offset + 20 * 128  # of channel 0
     flip(dest / "shards" / place.shard, row_20)
     rows = np.empty((3, 3, 10, 128), np.uint8)
@@ -503,7 +503,7 @@ def test_a_record_holds_several_arrays_of_any_kind(tmp_path):
     writer = ShardWriter(tmp_path, "a", 1 << 30)
     places = [writer.append(arrays), writer.append({"light": arrays["light"]})]
     writer.close()
-    record = ShardReader(tmp_path).record(places[0], "it")
+    record = Record(ShardReader(tmp_path), places[0], "it")
     for name, array in arrays.items():
         out = np.empty_like(array)
         record.read(name, out)
@@ -513,7 +513,7 @@ def test_a_record_holds_several_arrays_of_any_kind(tmp_path):
     with pytest.raises(UserError, match="another kind"):
         record.read("height", np.empty((1, 300, 200), np.uint8))
     with pytest.raises(UserError, match="holds no views"):
-        ShardReader(tmp_path).record(places[1], "it").read("views", np.empty((3, 3, 512, 512), np.uint8))
+        Record(ShardReader(tmp_path), places[1], "it").read("views", np.empty((3, 3, 512, 512), np.uint8))
 
 
 def some_columns(samples, seed=0):

@@ -21,22 +21,26 @@ import torch
 from PIL import Image
 
 from neuropbr_dist.data.builtin import BuiltinCache, generate
+from neuropbr_dist.data.files.png import encoded
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import (
     JsonLines,
+    check_links,
+    read_text,
     remove_leftovers,
     replacing,
     replacing_folder,
+    require_file,
     sync,
+    write_bytes,
     write_json,
     write_text,
 )
-from neuropbr_dist.inference.pictures import save_png_16
 from neuropbr_dist.inference.relight import write_animation
 from neuropbr_dist.inference.tensor_file import TensorFile, write_tensor_file
 from neuropbr_dist.inference.upstream import write_whole
 from neuropbr_dist.monitor import save_png, take_look
-from neuropbr_dist.monitor.look_files import LookFiles
+from neuropbr_dist.monitor.look_files import write_look
 from tests.support.disks import remount, small_disk
 from tests.support.distributed import ROOT
 
@@ -117,12 +121,12 @@ NOISE = np.random.default_rng(0).integers(0, 256, (8, 80, 80), np.uint8)
 MAPS = torch.from_numpy(NOISE / np.float32(255))
 WRITERS: dict[str, Callable[[Path], object]] = {
     "a.png": lambda path: save_png(path, NOISE.reshape(640, 80)),
-    "16_bits.png": lambda path: save_png_16(path, NOISE.reshape(640, 80).astype(np.uint16) * 99),
+    "16_bits.png": lambda path: write_bytes(path, encoded(NOISE.reshape(640, 80).astype(np.uint16) * 99)),
     "relit.webp": lambda path: write_animation(path, MAPS[:, :24, :24], None),
     "a.safetensors": lambda path: write_tensor_file(path, TensorFile("inference", {"w": MAPS}, "", {})),
     "a.pth": lambda path: write_whole(path, {"w": MAPS}),
-    "looks": lambda path: LookFiles(path.parent).write(
-        0, take_look("clean/a", MAPS[:3, None].expand(3, 3, 80, 80), MAPS, MAPS)
+    "looks": lambda path: write_look(
+        path.parent, 0, take_look("clean/a", MAPS[:3, None].expand(3, 3, 80, 80), MAPS, MAPS)
     ),
     "builtin_v1": lambda path: BuiltinCache(path.parent, 1, 80).fill([0]),
     "set": lambda path: generate(path, count=1, size=80, seed=1, workers=0, progress=False),
@@ -365,3 +369,45 @@ def test_a_log_that_can_not_be_opened_says_so(tmp_path):
     for call in (log.read, lambda: log.append({})):
         with pytest.raises(UserError, match=r"can't be (read|written): Is a directory"):
             call()
+
+
+# -- files from outside ------------------------------------------------------------------------
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(2 << 40)
+    for name, fault in {
+        "pipe": "not a file", "zero": "not a file", "loop": "can't be read: Too many levels", "large": "allowed: 1,048",
+        "none": "no such file", "a\0b": "can't be read: embedded null", "a" * 300: "File name too long",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=fault):
+            read_text(tmp_path / name)
+        with pytest.raises(UserError, match=str(tmp_path)):
+            if name == "large":
+                raise UserError(str(tmp_path))
+            require_file(tmp_path / name)
+
+
+def test_a_link_that_leads_out_of_a_folder_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "looks/clean").mkdir(parents=True)
+    (folder / "latest").symlink_to("looks")
+    (folder / "looks/up").symlink_to("../looks")
+    check_links(folder)
+    (folder / "looks/clean/true").symlink_to(tmp_path / "run_of_another")
+    with pytest.raises(UserError, match=r"looks/clean/true: a link to .*run_of_another; nothing outside"):
+        check_links(folder)
+
+
+def test_a_folder_that_can_not_be_flushed_is_done_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EINVAL, "Invalid argument"))
+    )
+    sync(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        sync(tmp_path / "file")

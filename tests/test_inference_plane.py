@@ -169,5 +169,5 @@ def test_exports(tmp_path):
     views, cameras = sample(3)
     again = predict(load_generator(tmp_path / "model.safetensors"), views, cameras)
     torch.testing.assert_close(again, by_hand(views, cameras), atol=1e-6, rtol=0)
-    with pytest.raises(UserError, match=r"model\.align = plane; upstream's networks know none alone"):
+    with pytest.raises(UserError, match=r"model\.align = plane \(there: none\)"):
         to_upstream(whole_run(), tmp_path / "back.pth")

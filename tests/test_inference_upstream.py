@@ -247,5 +247,7 @@ def test_a_run_with_group_norm_is_refused(pth, tmp_path):
         config = opened.config_yaml.replace("\n  norm: batch", "\n  norm: group")
         pieces = [Fragment.whole(name, value) for name, value in opened.read().items()]
         save(tmp_path / "group", "step_00000000", pieces, opened.state, config)
-    with pytest.raises(UserError, match=r"model\.norm = group; upstream's networks have batch norm"):
+    with pytest.raises(
+        UserError, match=r"model\.norm = group \(there: batch \| frozen_batch \| sync_batch\)"
+    ):
         to_upstream(tmp_path / "group", tmp_path / "out.pth")

@@ -62,8 +62,10 @@ def test_the_loss_fell(debugged):
     assert "D_loss" in steps[-1] and not any("D_loss" in step for step in steps[:-1])
 
 
-def test_two_runs_print_the_same_losses(debugged, tmp_path):
-    ended = run(tmp_path, "--debug", **SMALL)
+def test_two_runs_print_the_same_losses_and_any_engine_is_set_aside(debugged, tmp_path):
+    ended = run(tmp_path, "--debug", "--ds", "ds_configs/zero2.json", **SMALL)
+    assert ended.code == 0, ended.err
+    assert "debug: training.ds_config = None (was zero2)" in ended.out
     assert losses(ended.out) == losses(debugged[1])
 
 
@@ -81,12 +83,6 @@ def test_a_loss_that_does_not_fall_is_said(tmp_path):
 def test_a_launcher_is_refused(tmp_path):
     ended = run(tmp_path, "--debug", world=2)
     assert ended.code != 0 and "--debug is for one process" in ended.err
-
-
-def test_any_engine_of_the_config_is_set_aside(tmp_path):
-    ended = run(tmp_path, "--debug", "--ds", "ds_configs/zero2.json", "--stop-after-steps", "2", **SMALL)
-    assert ended.code == 0, ended.err
-    assert "debug: training.ds_config = None (was zero2)" in ended.out
 
 
 def test_pictures_are_made_small_enough_for_a_cpu(tmp_path):

@@ -20,7 +20,7 @@ from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
-from neuropbr_dist.inference.pictures import maps_to_16_bit, save_png_16
+from neuropbr_dist.inference.pictures import maps_to_16_bit
 from neuropbr_dist.monitor import maps_to_images
 from tests.support.forked import call
 from tests.support.material_files import save, write_set, write_views
@@ -184,13 +184,6 @@ def test_16_bit_maps_hold_the_prediction_to_half_a_level(run, tmp_path):
         assert (found == (levels[name].astype(int).transpose(2, 0, 1) + 128) // 257).all()
 
 
-def test_16_bit_png_rows_survive_the_filter(tmp_path):
-    image = np.random.default_rng(0).integers(0, 65536, (9, 7)).astype(np.uint16)
-    save_png_16(tmp_path / "gray.png", image)
-    assert (np.asarray(Image.open(tmp_path / "gray.png")) == image).all()
-    assert [path.name for path in tmp_path.iterdir()] == ["gray.png"]
-
-
 def test_tiles_from_the_command_line(run, tmp_path):
     write_views(tmp_path / "in", 96, np.random.default_rng(0))
     words = ["--checkpoint", run, "--input-dir", tmp_path / "in", "--size", "native"]
@@ -270,7 +263,7 @@ def test_an_error_is_one_line_and_exit_code_2(tmp_path):
 
 
 def test_an_ascii_terminal_shows_any_name(tmp_path):
-    script = [sys.executable, str(ROOT / "launch/report.py"), str(tmp_path / "größe")]
+    script = [sys.executable, str(ROOT / "launch/data.py"), "verify", str(tmp_path / "größe"), str(tmp_path)]
     env = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
     done = subprocess.run(script, capture_output=True, text=True, env=env)
     assert done.returncode == 2 and r"gr\xf6\xdfe" in done.stderr and done.stderr.count("\n") == 1
@@ -282,7 +275,7 @@ def test_output_that_nobody_reads_ends_it_quietly(tmp_path, unbuffered):
     os.close(reader)
     script = [sys.executable, str(ROOT / "launch/data.py"), "generate", str(tmp_path / "set")]
     done = subprocess.run(
-        [*script, "--count", "1", "--size", "8"], stdout=writer, stderr=subprocess.PIPE, text=True,
+        [*script, "--count", "1", "--size", "8", "--clean-only"], stdout=writer, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )  # fmt: skip
     os.close(writer)

@@ -174,8 +174,7 @@ BUGS = {
     "step": """
 from neuropbr_dist.training.loop import Trainer
 
-def step(self, batches):
-    next(batches)
+def step(self, host):
     raise ZeroDivisionError("a bug")
 
 Trainer.step = step
@@ -214,10 +213,10 @@ def write(*args, plain=saver.write, **kwargs):
     time.sleep(2)
     return plain(*args, **kwargs)
 
-def step(self, batches, plain=Trainer.step):
+def step(self, host, plain=Trainer.step):
     if self.progress.step == 2:
         raise UserError("a fault")
-    plain(self, batches)
+    plain(self, host)
 
 saver.write, Trainer.step = write, step
 """

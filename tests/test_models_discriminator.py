@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from neuropbr_dist.config import ModelConfig
-from neuropbr_dist.models import Discriminator, receptive_field
+from neuropbr_dist.models import Discriminator
+
+
+def receptive_field(layers: int) -> int:
+    """Side in pixels that one patch logit sees.
+
+    `layers` 4x4 convolutions of stride 2, then two of stride 1. Backwards from one logit: r -> (r - 1) * stride + 4.
+    """
+    side = 1
+    for stride in (1, 1, *[2] * layers):
+        side = (side - 1) * stride + 4
+    return side
 
 
 def discriminator(layers: int, **changes) -> Discriminator:

@@ -25,5 +25,5 @@ def test_every_task_of_an_array_infers_its_sample(tmp_path):
         logs = "".join(path.read_text() for path in tmp_path.glob("*.log"))
         assert cluster.job(f"{job}_1")["JobState"] == "COMPLETED", logs
     for sample in (1, 2):
-        maps = {path.name for path in (tmp_path / "out" / f"sample_{sample}").rglob("*.png")}
+        maps = {path.name for path in (tmp_path / "out" / f"sample_{sample:04d}").rglob("*.png")}
         assert {"albedo.png", "roughness.png", "metallic.png", "normal.png"} <= maps, logs

@@ -90,18 +90,25 @@ def test_other_schedulers_survive(tmp_path):
     settings = {
         "optimizer__scheduler": "plateau", "optimizer__patience": 0, "optimizer__g_lr": 0.05,
         "model__transformer_proj_drop": 0.1, "model__transformer_drop_path_rate": 0.1,
-        "optimizer__scheduler_warmup_epochs": 0, "training__epochs": 6, "model__align": "none",
+        "optimizer__scheduler_warmup_epochs": 0, "training__epochs": 4, "model__align": "none",
     }  # fmt: skip
     run(tmp_path / "whole", **settings)
-    run(tmp_path / "cut", "--stop-after-epochs", "4", **settings)
+    run(tmp_path / "cut", "--stop-after-epochs", "3", **settings)
     assert state(tmp_path / "cut")["plateau"]["generator"]["factor"] < 1
     assert resume(tmp_path / "cut").code == 0
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.fixture(scope="module")
+def ten_epochs(tmp_path_factory):
+    """A whole run, long enough to be met by a signal. Not to be written to."""
+    folder = tmp_path_factory.mktemp("ten") / "run"
+    assert run(folder, training__epochs=10).code == 0
+    return folder
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_the_run_goes_on(tmp_path, number):
-    run(tmp_path / "whole", training__epochs=10)
+def test_a_signal_saves_and_the_run_goes_on(ten_epochs, tmp_path, number):
     launch = start(tmp_path / "cut", training__epochs=10)
     while "step 3 " not in launch.said():
         assert launch.process.is_alive()
@@ -117,7 +124,7 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path, number):
     assert marker.read_text().strip() == number.name
     assert resume(tmp_path / "cut").code == 0
     assert not marker.exists()
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_run(ten_epochs, tmp_path / "cut")
 
 
 def test_a_signal_to_every_process_spares_the_loaders(uninterrupted, tmp_path):
@@ -220,7 +227,8 @@ def test_resume_into_another_folder(uninterrupted, stopped, tmp_path):
     other = tmp_path / "other"
     words = ["--resume", stopped / "checkpoint_epoch_0002", "--checkpoint-dir", other]
     assert command(*words).code == 0
-    assert all(torch.equal(x, tensors(other)[name]) for name, x in tensors(uninterrupted).items())
+    branch = tensors(other)
+    assert all(torch.equal(x, branch[name]) for name, x in tensors(uninterrupted).items())
     assert [line["step"] for line in metrics(other)][:1] == [6]
     assert not (stopped / "step_00000006").exists()
     ended = command(*words)  # it holds a run by now

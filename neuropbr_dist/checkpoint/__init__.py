@@ -1,6 +1,15 @@
 """Training state on disk: sharded, canonical, verified. Knows fragments of tensors, not engines."""
 
-from neuropbr_dist.checkpoint.folders import BEST, LATEST, clear, epoch_name, find, retain, step_name
+from neuropbr_dist.checkpoint.folders import (
+    BEST,
+    LATEST,
+    check_folder,
+    clear,
+    epoch_name,
+    find,
+    retain,
+    step_name,
+)
 from neuropbr_dist.checkpoint.fragments import StagedState, reserve, share, stage
 from neuropbr_dist.checkpoint.lock import RunLock
 from neuropbr_dist.checkpoint.saver import AsyncSaver, SaveTiming
@@ -17,6 +26,7 @@ __all__ = [
     "RunLock",
     "SaveTiming",
     "StagedState",
+    "check_folder",
     "clear",
     "epoch_name",
     "find",

@@ -25,9 +25,10 @@ import uuid
 from pathlib import Path
 
 from neuropbr_dist.checkpoint.lock import FileLock
-from neuropbr_dist.checkpoint.manifest import MANIFEST, Damaged, read_manifest
+from neuropbr_dist.checkpoint.manifest import MANIFEST, MOST, Damaged, read_manifest
 from neuropbr_dist.checkpoint.verify import verify
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import check_links, sync
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def free_name(folder: Path, name: str) -> Path:
 def next_serial(folder: Path) -> int:
     """One more than the highest serial number of a save in `folder`; 1 in an empty one."""
     serials = [_serial(path) for path in _saves(folder)]
-    return 1 + max((int(serial) for serial in serials if serial < math.inf), default=0)
+    return min(MOST, 1 + max((int(serial) for serial in serials if serial < math.inf), default=0))
 
 
 def update_links(folder: Path) -> None:
@@ -95,7 +96,9 @@ def update_links(folder: Path) -> None:
         if link.is_symlink() and os.readlink(link) == target:
             continue
         if link.exists() and not link.is_symlink():
-            raise UserError(f"{link} is not a link; move it away: this name is for a link to a checkpoint")
+            raise UserError(
+                f"{link} is no link, as in a copy that followed links; delete it: this name is for a link to {target}"
+            )
         fresh = folder / temporary_name(name)
         try:
             fresh.symlink_to(target)
@@ -104,6 +107,36 @@ def update_links(folder: Path) -> None:
                 f"{folder}: no symbolic link can be made here ({error}); take another folder"
             ) from error
         fresh.replace(link)
+
+
+def check_folder(folder: Path) -> None:
+    """Try out what a save needs of a run's folder, and mend its names, before anything is trained.
+
+    Raises:
+        UserError: see `update_links`; or it can't be written to, or holds a link that leads out of it.
+    """
+    check_links(folder)
+    probe = folder / temporary_name("probe")
+    try:
+        probe.mkdir()
+        (probe / "file").touch()
+        sync(probe / "file")
+        sync(probe)
+        moved = probe.rename(folder / temporary_name("probe"))
+    except OSError as error:
+        raise UserError(
+            f"{folder}: can't be written to: {error.strerror}; name another --checkpoint-dir"
+        ) from error
+    try:
+        (moved / "link").symlink_to("file")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: no symbolic link can be made here ({error.strerror}), and the names of saves are links; "
+            "name a --checkpoint-dir on another file system"
+        ) from error
+    finally:
+        shutil.rmtree(moved, ignore_errors=True)
+    update_links(folder)
 
 
 def retain(
@@ -182,19 +215,23 @@ def _serial(checkpoint: Path) -> float:
     """The save's place in the run's order. Unreadable ones count as newest, so that a load reports them."""
     try:
         return read_manifest(checkpoint).serial
-    except (OSError, Damaged, UserError):
+    except (Damaged, UserError):
         return math.inf
 
 
 def _remove(checkpoint: Path) -> None:
     """Delete a checkpoint unless someone reads it. It disappears by one rename, so never in parts."""
     lock = FileLock(checkpoint / MANIFEST)
-    if (checkpoint / MANIFEST).exists() and lock.acquire() is False:
-        return
-    doomed = checkpoint.with_name(temporary_name(checkpoint.name))
-    checkpoint.rename(doomed)
-    lock.release()
-    shutil.rmtree(doomed, ignore_errors=True)
+    try:
+        if (checkpoint / MANIFEST).is_file() and lock.acquire() is False:
+            return
+        doomed = checkpoint.with_name(temporary_name(checkpoint.name))
+        checkpoint.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    except OSError as error:
+        log.warning(f"{checkpoint} can't be deleted: {error.strerror}")
+    finally:
+        lock.release()
 
 
 def _clear_temporary(folder: Path) -> None:

@@ -24,6 +24,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import threading
 import time
 import uuid
@@ -35,6 +36,7 @@ from typing import Any
 import torch.distributed as dist
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import read_json
 from neuropbr_dist.ranks import on_rank_0
 
 LOCK_FILE = "run.lock"
@@ -42,11 +44,10 @@ RECORD_BYTES = 512
 """The record is padded to this, so that a rewrite in place is one small write."""
 BEAT_SECONDS = 5.0
 DEAD_AFTER_BEATS = 4
-_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 class FileLock:
-    """An flock on an existing file. It ends with this process: forked children don't keep it."""
+    """An flock on a file, which an exclusive one makes if it is missing. It ends with this process: forked children don't keep it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,18 +57,30 @@ class FileLock:
     def acquire(self, *, shared: bool = False) -> bool | None:
         """True: held now. False: another holder is in the way. None: this file system has no locks."""
         # An exclusive lock on NFS needs a file opened for writing; a reader may not be allowed to write.
-        self.descriptor = os.open(self.path, os.O_RDONLY if shared else os.O_RDWR)
+        flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
+        self.descriptor = os.open(self.path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            self.release()
+            raise OSError(errno.EINVAL, "not a file", str(self.path))
         try:
             fcntl.flock(self.descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             self.release()
             return False
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                self.release()
-                raise
+        except OSError:  # file systems have many words for it
             return None
         return True
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the file that is held still lies under its name: its folder may have been moved, or replaced."""
+        assert self.descriptor is not None
+        try:
+            return os.path.samestat(os.fstat(self.descriptor), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # a shared file system's hiccup
 
     def release(self) -> None:
         if self.descriptor is not None:
@@ -126,10 +139,15 @@ class RunLock:
         self.release()
 
     def check(self) -> None:
-        """Raise UserError if another run has taken the folder over; local, of use on the first rank."""
+        """Raise UserError if the folder isn't this run's any more; local, of use on the first rank."""
         if self._usurper is not None:
             raise UserError(
                 f"{self.path.parent} was taken over by {_describe(self._usurper)}: this run must end"
+            )
+        if self._lock.descriptor is not None and not self._lock.in_place:
+            raise UserError(
+                f"{self.path.parent} was renamed, deleted or replaced under this {self.who}, which must end: it holds "
+                "no other folder"
             )
 
     def release(self) -> None:
@@ -142,9 +160,11 @@ class RunLock:
         self._lock.release()
 
     def _acquire(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.touch()
-        free = self._lock.acquire()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            free = self._lock.acquire()
+        except OSError as error:
+            raise UserError(f"{self.path}: can't be locked: {error.strerror}") from error
         owner = _read_record(self.path)
         if free is False:
             raise self._refusal(owner)
@@ -205,8 +225,8 @@ def _machine() -> str:
 def _read_record(path: Path) -> dict[str, Any]:
     """The owner's record; empty if there is none. Opened afresh: NFS shows other machines' writes on open."""
     try:
-        record = json.loads(path.read_text())
-    except ValueError:  # empty after a release
+        record = read_json(path, RECORD_BYTES)
+    except UserError:  # empty after a release
         return {}
     return record if isinstance(record, dict) else {}
 

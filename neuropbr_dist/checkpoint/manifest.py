@@ -16,15 +16,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import sync
+from neuropbr_dist.files import read_json, read_text, sync
 
 FORMAT = 1
 MANIFEST, TENSORS, STATE, CONFIG = "manifest.json", "tensors.json", "state.json", "config.yaml"
@@ -116,19 +121,26 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises Damaged, FileNotFoundError, or UserError for another format version."""
+    """Return what the manifest says, each value of its type.
+
+    Raises:
+        Damaged: it is missing, can't be read, or isn't a manifest.
+        UserError: another format version.
+    """
     content = _read_json(folder / MANIFEST)
     if content.pop("sha256", None) != _own_checksum(content):
         raise Damaged("altered: its own checksum differs")
     _check_format(content.pop("format", None), folder)
-    try:
-        files = {plain_name(name): FileRecord(**record) for name, record in content["files"].items()}
-        names = [plain_name(name) for name in content["names"]]
-        if unlisted := {TENSORS, STATE, CONFIG} - set(files):
-            raise ValueError(f"{min(unlisted)} isn't listed")
-        return Manifest(**{**content, "files": files, "names": names})
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise Damaged(f"malformed: {error}") from error
+    with _schema():
+        files = {
+            _plain(name): FileRecord(_count(record["bytes"]), _text(record["sha256"]))
+            for name, record in content["files"].items()
+        }
+        names = [plain_name(_text(name)) for name in _list(content["names"])]
+        _require(all(map(_NAMES.fullmatch, names)), f"names {names}")
+        unlisted = {TENSORS, STATE, CONFIG} - set(files)
+        _require(not unlisted, f"{min(unlisted, default='')} isn't listed")
+        return Manifest(_text(content["save_id"]), _count(content["serial"]), names, files)
 
 
 def write_tensors(folder: Path, save_id: str, tensors: dict[str, StoredTensor]) -> FileRecord:
@@ -145,9 +157,9 @@ def write_tensors(folder: Path, save_id: str, tensors: dict[str, StoredTensor]) 
 
 
 def read_tensors(folder: Path, manifest: Manifest) -> dict[str, StoredTensor]:
-    """The tensors of a checkpoint by name.
+    """Return the tensors of a checkpoint by name.
 
-    Every byte range is checked against the manifest, so that no tensor can be left partly unread.
+    Every byte range is checked against the manifest: no tensor is left partly unread, and no byte stands for two.
 
     Raises:
         Damaged: not JSON, of another save, or with pieces that don't make up a tensor.
@@ -155,19 +167,32 @@ def read_tensors(folder: Path, manifest: Manifest) -> dict[str, StoredTensor]:
     content = _read_json(folder / TENSORS)
     if content.get("save_id") != manifest.save_id:
         raise Damaged(f"of another save than {MANIFEST}")
-    tensors = {}
-    try:
-        for name, entry in content["tensors"].items():
-            pieces = [Piece(*piece) for piece in entry["pieces"]]
-            tensor = StoredTensor(DTYPES[entry["dtype"]], torch.Size(entry["shape"]), pieces)
-            for piece in pieces:
+    with _schema():
+        tensors = {_text(name): _stored(name, entry) for name, entry in content["tensors"].items()}
+        used: dict[str, list[tuple[int, int]]] = {}
+        for tensor in tensors.values():
+            for piece in tensor.pieces:
                 end = piece.offset + piece.numel * tensor.dtype.itemsize
-                if piece.offset < 0 or piece.numel < 0 or end > manifest.files[piece.file].bytes:
-                    raise ValueError(f"{name} lies outside of {piece.file}")
-            tensors[name] = tensor
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise Damaged(f"malformed: {error}") from error
-    return tensors
+                used.setdefault(piece.file, []).append((piece.offset, end))
+        for file, ranges in used.items():
+            _require(_SHARD.fullmatch(file) is not None, f"{file} isn't a shard")
+            _require(max(ranges)[1] <= manifest.files[file].bytes, f"a tensor lies outside of {file}")
+            ranges.sort()
+            apart = all(one[1] <= other[0] for one, other in pairwise(ranges))
+            _require(apart, f"two tensors lie in the same bytes of {file}")
+        return tensors
+
+
+def _stored(name: str, entry: Any) -> StoredTensor:
+    shape = [_count(side) for side in _list(entry["shape"])]
+    numel = prod(shape)
+    _require(numel <= MOST, f"{name} has too many elements")
+    pieces = [
+        Piece(_count(start), _count(count), _text(file), _count(offset))
+        for start, count, file, offset in map(_list, _list(entry["pieces"]))
+    ]
+    _require(len(pieces) < 2 or all(piece.numel for piece in pieces), f"{name} has empty pieces")
+    return StoredTensor(DTYPES[_text(entry["dtype"])], torch.Size(shape), pieces)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -177,24 +202,24 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def read_config(folder: Path) -> str:
     """Raises Damaged."""
-    try:
-        return (folder / CONFIG).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise Damaged(f"not text: {error}") from error
+    with _reading(folder / CONFIG):
+        return read_text(folder / CONFIG)
 
 
 def file_fault(path: Path, expected: FileRecord) -> str | None:
     """What is wrong with one file of a checkpoint: `name: fault`, or None."""
     try:
         found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            return f"{path.name}: not a regular file"
+        if found.st_size != expected.bytes:
+            return f"{path.name}: {found.st_size} bytes instead of {expected.bytes}"
+        if _hash(path) != expected.sha256:
+            return f"{path.name}: altered (SHA-256 differs)"
     except FileNotFoundError:
         return f"{path.name}: missing"
-    if not stat.S_ISREG(found.st_mode):
-        return f"{path.name}: not a regular file"
-    if found.st_size != expected.bytes:
-        return f"{path.name}: {found.st_size} bytes instead of {expected.bytes}"
-    if _hash(path) != expected.sha256:
-        return f"{path.name}: altered (SHA-256 differs)"
+    except OSError as error:
+        return f"{path.name}: can't be read: {error.strerror}"
     return None
 
 
@@ -206,18 +231,73 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What keeps a file of a checkpoint from being read is damage of the checkpoint."""
+    if not os.path.lexists(path):
+        raise Damaged("missing")
+    if path.is_symlink():
+        raise Damaged("not a regular file")
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise Damaged(f"not JSON: {error}") from error
+        yield
+    except UserError as error:
+        raise Damaged(str(error).removeprefix(f"{path}: ")) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with _reading(path):
+        content = read_json(path)
     if not isinstance(content, dict):
         raise Damaged("not a JSON object")
     return content
 
 
+# -- values of a type --------------------------------------------------------------------------
+
+MOST = 2**62
+"""Of elements, bytes and saves."""
+_NAMES = re.compile(r"[a-z_]{1,64}(_\d{4,20})?")
+_SHARD = re.compile(r"shard_\d{5,9}_\d{3,9}\.bin")
+
+
+@contextmanager
+def _schema() -> Iterator[None]:
+    """A value of another type or range than it should have is damage."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise Damaged(f"malformed: {error}") from error
+
+
+def _require(ok: bool, what: str) -> None:
+    if not ok:
+        raise ValueError(what)
+
+
+def _count(value: Any) -> int:
+    _require(type(value) is int and 0 <= value <= MOST, f"{value!r:.40} isn't a count")
+    return value
+
+
+def _text(value: Any) -> str:
+    _require(isinstance(value, str), f"{value!r:.40} isn't text")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    _require(isinstance(value, list), f"{value!r:.40} isn't a list")
+    return value
+
+
+def _plain(name: str) -> str:
+    _require(
+        len(name) < 200 and name.isascii() and name.isprintable() and name != MANIFEST, f"name {name!r:.40}"
+    )
+    return plain_name(name)
+
+
 def _check_format(found: Any, folder: Path) -> None:
-    if not isinstance(found, int):
+    if type(found) is not int:
         raise Damaged("no format version")
     if found != FORMAT:
         advice = (
@@ -225,7 +305,9 @@ def _check_format(found: Any, folder: Path) -> None:
             if found > FORMAT
             else "written by an older version"
         )
-        raise UserError(f"{folder} has checkpoint format {found}, this version reads {FORMAT} ({advice})")
+        raise UserError(
+            f"{folder} has checkpoint format {found!r:.20}, this version reads {FORMAT} ({advice})"
+        )
 
 
 def _own_checksum(content: dict[str, Any]) -> str:

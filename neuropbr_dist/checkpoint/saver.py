@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,6 @@ class SaveTiming:
     """Behind training: written, flushed and renamed by all ranks."""
     bytes: int = 0
     """All files of the checkpoint."""
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 class AsyncSaver:

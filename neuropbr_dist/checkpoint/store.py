@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from neuropbr_dist.checkpoint.manifest import (
 from neuropbr_dist.checkpoint.planner import FragmentLoadPlanner, FragmentSavePlanner, as_state_dict
 from neuropbr_dist.checkpoint.storage import ShardReader, ShardWriter
 from neuropbr_dist.checkpoint.verify import verify
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.files import sync
 from neuropbr_dist.fragment import Fragment
 from neuropbr_dist.ranks import all_gather_object, is_rank_0, joint_error, on_each_rank, on_rank_0, world_size
@@ -240,18 +240,20 @@ class Checkpoint:
         ]
         raise UserError(
             f"{self.path} is a checkpoint of another architecture: {len(missing)} tensors are not in it, "
-            f"{len(unexpected)} are in it only, {len(differing)} differ in shape or kind: "
-            + ", ".join(details[:10])
-            + (", …" if len(details) > 10 else "")
+            f"{len(unexpected)} are in it only, {len(differing)} differ in shape or kind: {some(details, 10)}"
         )
 
 
 def open_newest(
     path: str | os.PathLike,
     *,
+    usable: Callable[[Checkpoint], object] = lambda _checkpoint: None,
     process_group: dist.ProcessGroup | None = None,
 ) -> Checkpoint | None:
     """Verify and open the newest good checkpoint that `path` may mean (see `find`). Collective.
+
+    Args:
+        usable: called with each sound one, on every rank; a `UserError` that it raises counts as damage.
 
     Returns:
         None if there is no checkpoint at all.
@@ -262,12 +264,12 @@ def open_newest(
     candidates = on_rank_0(lambda: find(path), process_group)
     damaged: list[str] = []
     for candidate in candidates:
-        checkpoint, faults = _open_if_good(candidate, process_group)
+        checkpoint, faults = _open_if_good(candidate, usable, process_group)
         if checkpoint is not None:
             if damaged and is_rank_0(process_group):
                 log.warning(f"falling back to {candidate}")
             return checkpoint
-        damaged.append(f"{candidate}: {_shorten(faults)}")
+        damaged.append(f"{candidate}: {some(faults, 5)}")
         if is_rank_0(process_group):
             log.warning(f"checkpoint is damaged: {damaged[-1]}")
     if damaged:
@@ -275,7 +277,9 @@ def open_newest(
     return None
 
 
-def _open_if_good(path: Path, process_group: dist.ProcessGroup | None) -> tuple[Checkpoint | None, list[str]]:
+def _open_if_good(
+    path: Path, usable: Callable[[Checkpoint], object], process_group: dist.ProcessGroup | None
+) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint, or its faults. Collective."""
     with ExitStack() as on_failure:
         # Before it is verified: a run may be deleting old saves just now.
@@ -285,19 +289,22 @@ def _open_if_good(path: Path, process_group: dist.ProcessGroup | None) -> tuple[
         if faults := verify(path, process_group=process_group):
             return None, faults
         checkpoint = on_each_rank(lambda: Checkpoint(path, hold), process_group)
+        fault = None
+        try:
+            usable(checkpoint)
+        except UserError as error:
+            fault = str(error)
+        if faults := sorted(set(filter(None, all_gather_object(fault, process_group)))):
+            return None, faults
         on_failure.pop_all()
         return checkpoint, []
 
 
 def _hold(checkpoint: Path) -> FileLock | None:
-    """A shared lock against deletion. None where none can be had: the checkpoint or the manifest is gone."""
+    """A shared lock against deletion. None where none can be had: the manifest is gone, or is no file."""
     lock = FileLock(checkpoint / MANIFEST)
     try:
         lock.acquire(shared=True)
-    except FileNotFoundError:
+    except OSError:  # `verify` says what is wrong with it
         return None
     return lock
-
-
-def _shorten(faults: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(faults[:limit]) + (f", and {len(faults) - limit} more" if len(faults) > limit else "")

@@ -3,7 +3,7 @@
 from neuropbr_dist.cluster.deadline import Deadline, Every, allocation_end, last_resort
 from neuropbr_dist.cluster.environment import Environment, detect
 from neuropbr_dist.cluster.process_group import check_alike, pick_device, process_group
-from neuropbr_dist.cluster.stop import StopFlag, StopReason
+from neuropbr_dist.cluster.stop import StopFlag, StopReason, launcher_patience
 
 __all__ = [
     "Deadline",
@@ -15,6 +15,7 @@ __all__ = [
     "check_alike",
     "detect",
     "last_resort",
+    "launcher_patience",
     "pick_device",
     "process_group",
 ]

@@ -50,6 +50,13 @@ class Environment:
         )
 
 
+def alone(env: Environment) -> str:
+    """Say how to start one process where a launcher has left its variables."""
+    if env.launcher == "slurm":
+        return "unset SLURM_STEP_ID (a shell of srun has it), or srun --ntasks=1"
+    return "start it without the launcher, or unset RANK and WORLD_SIZE"
+
+
 def detect(env: Mapping[str, str] = os.environ) -> Environment:
     """deepspeed / torchrun, then a Slurm step, then MPI, else a single process.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -93,6 +96,9 @@ def expand_segments() -> None:
 
 
 RECORDED_COLLECTIVES = 2000
+SAY_AFTER_S = 5.0
+OTHERS_SAY_AFTER_S = 30.0
+"""Ranks beside the first say later that they wait: there may be a thousand of them."""
 
 
 @contextmanager
@@ -115,11 +121,52 @@ def process_group(
         options["store"] = dist.HashStore()
     if device.type == "cuda":
         options["device_id"] = device
-    dist.init_process_group(backend, rank=env.rank, world_size=env.world_size, **options)
+    with said_to_wait(env, timeout_minutes):
+        dist.init_process_group(backend, rank=env.rank, world_size=env.world_size, **options)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def said_to_wait(env: Environment, timeout_minutes: float) -> Iterator[None]:
+    """Say what is waited for in here, if it takes a while, and let Ctrl-C end it, which Python alone wouldn't.
+
+    A wait for ranks that nobody has started looks like any other: in the shell of `srun --pty`, say. Errors become
+    `UserError`s: a port that is taken, an address that isn't there, ranks that never come.
+    """
+    others = f"rank {env.rank} of {env.world_size} ({env.launcher})"
+    place = f"{env.master_addr}:{env.master_port}"
+    hint = (
+        "; in a shell of srun, start ranks by srun, or unset SLURM_STEP_ID for one"
+        if env.launcher == "slurm"
+        else ""
+    )
+    message = (
+        f"{others} waits for the others at {place}, up to {timeout_minutes:g} minutes; Ctrl-C ends it{hint}"
+    )
+    timer = threading.Timer(SAY_AFTER_S if env.rank == 0 else OTHERS_SAY_AFTER_S, _say, (message,))
+    timer.daemon = True
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL) if main and env.distributed else None
+    timer.start()
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{others} can't meet the others at {place}: {said}; is the port free (MASTER_PORT names another), the "
+            "address right (MASTER_ADDR), and every rank started?"
+        ) from error
+    finally:
+        timer.cancel()
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def record_collectives(env: MutableMapping[str, str], folder: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import socket
 import threading
 import time
 from enum import Enum
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -17,6 +19,7 @@ import torch.distributed as dist
 from neuropbr_dist.processes import STOP_SIGNALS as SIGNALS
 
 SAME_SIGNAL_S = 5.0  # Slurm and a forwarding trap deliver one warning twice, 4 ms apart (seen)
+KILLED_AFTER_S = 30.0
 FORCED_EXIT = 75  # EX_TEMPFAIL: try again
 
 
@@ -27,12 +30,13 @@ class StopReason(Enum):
     AFTER_STEPS = "--stop-after-steps"
     SIGNAL = "signal"
     TIME_LIMIT = "time limit"
-    FAILED_WRITE = "failed write"
+    ORPHANED = "launcher gone"
+    FAILED = "failed"
 
     @property
     def requeues(self) -> bool:
         """Whether the run wants another start of its job: it was stopped from outside."""
-        return self in (StopReason.SIGNAL, StopReason.TIME_LIMIT)
+        return self in (StopReason.SIGNAL, StopReason.TIME_LIMIT, StopReason.ORPHANED)
 
     def __str__(self) -> str:
         return self.value
@@ -42,17 +46,34 @@ BY_WEIGHT = (None, *StopReason)
 """What ranks agree on by its index: the largest that any of them has counts."""
 
 
+def launcher_patience(launcher: str) -> float | None:
+    """Return the seconds that a launcher gives its ranks between SIGTERM and SIGKILL; None: it doesn't kill them."""
+    if launcher not in ("torchrun", "deepspeed"):
+        return None
+    told = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "") if launcher == "torchrun" else ""
+    parent = Path(f"/proc/{os.getppid()}/cmdline")
+    words = parent.read_text(errors="replace").replace("\0", " ") if parent.exists() else ""
+    flag = re.search(r"--shutdown[-_]timeout[= ](\d+)", words)
+    return float(flag[1] if flag else told if told.isdecimal() else KILLED_AFTER_S)
+
+
 class StopFlag:
-    """Set by the first signal or by `request`; a second signal more than 5 s later ends the process at once.
+    """Set by the first signal, by the end of this process's launcher or by `request`; a second signal more than 5 s later ends the process at once.
 
     Ranks agree at every boundary, on the host (gloo): 8 bytes while the device works on what is queued. So a run
     stops at the end of the step in which the signal came.
 
     Python runs a handler once its main thread is back from C++, which never comes back from waiting for a dead
     peer. So the handlers do nothing: a thread reads the signals from the wakeup descriptor.
+
+    A signal that is ignored stays so: `nohup` ignores SIGHUP.
+
+    Args:
+        launched: another process has started this one for the run, and restarts or ends it: without it this one ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, launched: bool = False) -> None:
+        self._parent = os.getppid() if launched else None
         self.signal: str | None = None
         """This rank's signal, by name."""
         self.signalled_at = math.nan
@@ -65,7 +86,18 @@ class StopFlag:
         self._outbox.setblocking(False)
         threading.Thread(target=self._listen, name="stop-signals", daemon=True).start()
         self._wakeup = signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
-        self._handlers = {number: signal.signal(number, handled_elsewhere) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, handled_elsewhere) for number in heard}
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the launcher has ended and left this process."""
+        return self._parent is not None and os.getppid() != self._parent
+
+    @property
+    def is_set(self) -> bool:
+        """Whether something on this rank asks for a stop at the next boundary."""
+        return self.signal is not None or self._wish > 0 or self.orphaned
 
     def close(self) -> None:
         """Give the signals back. Not after one has come: its sender may send it again until this process has ended."""
@@ -98,7 +130,11 @@ class StopFlag:
 
     def agreed(self) -> StopReason | None:
         """Return why to stop at this step boundary, the same on every rank at once. Collective."""
-        wish = max(self._wish, BY_WEIGHT.index(StopReason.SIGNAL if self.signal else None))
+        if self.signal:
+            self.request(StopReason.SIGNAL)
+        if self.orphaned:
+            self.request(StopReason.ORPHANED)
+        wish = self._wish
         wishes, self._save = torch.tensor([wish, self._save], dtype=torch.int32), False
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(wishes, op=dist.ReduceOp.MAX)

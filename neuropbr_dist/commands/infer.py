@@ -24,12 +24,19 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="sample of the run's data set (default 0), or every one, each in a folder of its name",
     )  # fmt: skip
     what.add_argument(
+        "--sample",
+        type=named,
+        metavar="NAME",
+        help="sample of the run's data set by its name, or as dirty/NAME",
+    )
+    what.add_argument(
         "--input-dir", metavar="DIR",
         help="exactly three PNG renders, sorted alphabetically; or a folder of such folders",
     )  # fmt: skip
     p.add_argument(
         "--out-dir", default="inference_outputs", metavar="DIR",
-        help="maps, views and a figure; a folder in it for each of several materials (default %(default)s)",
+        help="maps, views and a figure; a folder in it for each of several materials, {name} in it is a sample's "
+        "(default %(default)s)",
     )  # fmt: skip
     p.add_argument(
         "--split", choices=("val", "train", "all"),
@@ -117,7 +124,7 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         source = Renders(Path(args.input_dir))
     else:
         source = SetSamples(
-            index=args.sample_idx or 0, part=args.split or "all", packed_dir=args.data,
+            index=args.sample or args.sample_idx or 0, part=args.split or "all", packed_dir=args.data,
             input_dir=args.data_input_dir, output_dir=args.data_output_dir,
         )  # fmt: skip
     infer(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import neuropbr_dist
-from neuropbr_dist.config.text import read_text
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import read_json
 
 PACKAGE = Path(neuropbr_dist.__file__).parent
 FOLDERS = PACKAGE / "ds_configs", PACKAGE.parent / "ds_configs"
@@ -66,9 +65,9 @@ def read(given: str) -> dict[str, Any]:
     if not path.exists() and path.stem in shipped():
         raise UserError(f"--ds {path}: no such file; the one that comes with neuropbr is --ds {path.stem}")
     try:
-        tree = json.loads(read_text(path, "--ds"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+        tree = read_json(path)
+    except UserError as error:
+        raise UserError(f"--ds {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(tree).__name__}")
     for section in ("zero_optimization", "bf16", "fp16"):

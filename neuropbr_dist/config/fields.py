@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import types
 import typing
+from functools import cache
 from typing import Annotated, Any, Literal, Union
 
 from annotated_types import Interval, Len
@@ -18,7 +19,13 @@ from neuropbr_dist.config import schema
 
 def field_types(part: Any) -> dict[str, Any]:
     """Return field -> type, its range included, of one part of a configuration."""
-    return typing.get_type_hints(type(part), vars(schema), include_extras=True)
+    kind: Any = type(part)
+    return _types_of(kind)
+
+
+@cache
+def _types_of(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, vars(schema), include_extras=True)
 
 
 def unwrap(kind: Any) -> tuple[Any, list[Interval | Len]]:
@@ -115,9 +122,16 @@ def _fit_type(value: Any, kind: Any) -> Any:
     elif kind is float:
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             return _finite(value)
-    elif type(value) is kind:
+    elif type(value) is kind and _can_be_kept(value):
         return value
     raise TypeError
+
+
+def _can_be_kept(value: Any) -> bool:
+    """Whether a whole number is one that others count with too, and a text one that a file can be named by."""
+    if isinstance(value, str):
+        return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+    return not isinstance(value, int) or abs(value) < 2**63
 
 
 def _finite(value: float | str) -> float:

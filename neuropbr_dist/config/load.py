@@ -10,7 +10,7 @@ import yaml
 
 from neuropbr_dist.config.presets import PRESETS
 from neuropbr_dist.config.schema import TrainConfig
-from neuropbr_dist.config.text import read_text
+from neuropbr_dist.config.text import parse_yaml, read_text
 from neuropbr_dist.config.values import fit_fields, to_dict, update
 from neuropbr_dist.errors import UserError, running
 
@@ -36,10 +36,7 @@ def load(source: str) -> TrainConfig:
 
 def from_yaml(text: str, where: str) -> TrainConfig:
     """Fields that the text doesn't name keep their defaults."""
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    tree = parse_yaml(text, where)
     cfg = TrainConfig()
     update(cfg, {} if tree is None else tree, where)
     return cfg

@@ -1,23 +1,68 @@
-"""Reading a file that the user named."""
+"""Reading what a person, or a stranger, wrote: files that are named on the command line, and YAML."""
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from neuropbr_dist import files
 from neuropbr_dist.errors import UserError
+
+MOST_VALUES = 10_000
+"""In a YAML text, each alias counted as often as it is used: a few hundred bytes can stand for billions."""
+WRONG_VALUE = (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What PyYAML raises on a text that isn't YAML, on a value that isn't what its tag says, and on a deep one."""
 
 
 def read_text(path: str | Path, flag: str) -> str:
-    """The whole file; `flag` is what named it.
+    """Return the whole file; `flag` is what named it.
 
     Raises:
-        UserError: no such file, no right to read it, a folder, or not UTF-8.
+        UserError: no such file, no right to read it, no regular file, or not UTF-8.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{flag} {path}: not UTF-8 text (byte {error.start})") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{flag} {path}: no such file") from error
-    except OSError as error:
-        raise UserError(f"{flag} {path}: can't be read: {error.strerror}") from error
+        return files.read_text(path)
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from error
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Return the value that a YAML text holds; no code runs and no alias makes it larger than it looks.
+
+    Raises:
+        UserError: not YAML, or of more than `MOST_VALUES` values.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if (count := _size(node, {})) > MOST_VALUES:
+            raise UserError(f"{where}: {count:,} values; allowed: {MOST_VALUES:,}")
+        return loader.construct_document(node)
+    except WRONG_VALUE as error:
+        said = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise UserError(f"{where}: not YAML: {said}") from None
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node stands for. Raises a ValueError for one that is inside itself."""
+    if id(node) not in known:
+        known[id(node)] = 0
+        inside = [] if isinstance(node, yaml.ScalarNode) else node.value
+        parts = [part for one in inside for part in (one if isinstance(one, tuple) else (one,))]
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    if not known[id(node)]:
+        raise ValueError("a value is inside itself")
+    return known[id(node)]
+
+
+def shown(value: Any) -> str:
+    """Return a value from outside as it stands in a message: never long."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return f"a very long {type(value).__name__}"

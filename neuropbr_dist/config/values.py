@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import yaml
-
 from neuropbr_dist.config.fields import describe, field_types, fit
 from neuropbr_dist.config.schema import TrainConfig
+from neuropbr_dist.config.text import parse_yaml, shown
 from neuropbr_dist.errors import UserError
 
 
@@ -22,12 +21,12 @@ def set_field(cfg: TrainConfig, name: str, value: Any, where: str) -> None:
     parts = [f.name for f in dataclasses.fields(cfg)]
     if part_name not in parts or not field:
         raise UserError(
-            f"{where}: unknown key {name!r}; keys are PART.FIELD with PART one of {', '.join(parts)}"
+            f"{where}: unknown key {shown(name)}; keys are PART.FIELD with PART one of {', '.join(parts)}"
         )
     part = getattr(cfg, part_name)
     kinds = field_types(part)
     if field not in kinds:
-        raise UserError(f"{where}: unknown key {name!r}{_suggest(field, kinds, part_name)}")
+        raise UserError(f"{where}: unknown key {shown(name)}{_suggest(field, kinds, part_name)}")
     setattr(part, field, fitted(name, value, kinds[field], where))
 
 
@@ -50,7 +49,7 @@ def fitted(name: str, value: Any, kind: Any, where: str) -> Any:
     try:
         return fit(value, kind)
     except TypeError:
-        raise UserError(f"{where}: {name} = {value!r}; allowed: {describe(kind)}") from None
+        raise UserError(f"{where}: {name} = {shown(value)}; allowed: {describe(kind)}") from None
 
 
 def _suggest(field: str, kinds: dict[str, Any], part: str) -> str:
@@ -67,13 +66,7 @@ def set_text(cfg: TrainConfig, assignment: str) -> None:
     name, eq, text = assignment.partition("=")
     if not eq:
         raise UserError(f"--set {assignment!r}: expected part.field=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"--set {assignment!r}: the value is not YAML ({' '.join(str(error).split())})"
-        ) from None
-    set_field(cfg, name.strip(), value, "--set")
+    set_field(cfg, name.strip(), parse_yaml(text, f"--set {assignment!r}: the value"), "--set")
 
 
 def update(cfg: TrainConfig, tree: Any, where: str) -> None:
@@ -82,7 +75,7 @@ def update(cfg: TrainConfig, tree: Any, where: str) -> None:
         raise UserError(f"{where}: expected a mapping of parts, found {type(tree).__name__}")
     for part, fields in tree.items():
         if not isinstance(fields, dict):
-            raise UserError(f"{where}: {part}: expected a mapping of fields, found {fields!r}")
+            raise UserError(f"{where}: {shown(part)}: expected a mapping of fields, found {shown(fields)}")
         for field, value in fields.items():
             set_field(cfg, f"{part}.{field}", value, where)
 

@@ -68,12 +68,8 @@ class Alignment:
         """Return the cameras (3, 14) of sample `key` as they go to the device in an epoch; zeros for missing ones."""
         there = known(cameras, self.min_confidence)
         draws = _uniforms(f"{self.seed} {epoch} {key} cameras")
-        wrap_ignored, loses_one, which = (
-            next(draws) < self.ignore_wrap,
-            next(draws) < self.drop_views,
-            next(draws),
-        )
-        views = np.flatnonzero(there)
+        wrap_ignored, loses_one = next(draws) < self.ignore_wrap, next(draws) < self.drop_views
+        which, views = next(draws), np.flatnonzero(there)
         if loses_one and len(views) > 1:
             there[views[int(which * len(views))]] = False
         found = np.where(there[:, None], cameras, np.float32(0))

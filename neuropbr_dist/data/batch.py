@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,13 @@ class MicroBatch(NamedTuple):
     """How the device is to turn each sample (see `augment`); empty: not at all."""
     cameras: Tensor | None = None
     """(B, 3, 14) float32, see `materials.plane.encode`; zeros where a view is missing. None: views stay as they are."""
+
+
+def filler(count: int, side: int, *, cameras: bool) -> MicroBatch:
+    """Return a micro-batch of `count` black samples that weigh nothing."""
+    views, maps = torch.zeros(count, 3, 3, side, side), torch.zeros(count, 8, side, side)
+    known = torch.zeros(count, 3, 14) if cameras else None
+    return MicroBatch(views.byte(), maps.byte(), torch.zeros(count), [], cameras=known)
 
 
 class DeviceBatch(NamedTuple):

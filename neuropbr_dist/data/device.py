@@ -9,14 +9,14 @@ from torch import Tensor
 from neuropbr_dist.config import TransformConfig
 from neuropbr_dist.data.augment import turn_maps, turn_views
 from neuropbr_dist.data.batch import DeviceBatch, MicroBatch
+from neuropbr_dist.kernels import beside
 from neuropbr_dist.materials.channels import NORMAL, decode, decode_normals
 from neuropbr_dist.materials.rectify import rectify, turn_cameras
 
 
 def normalise_views(views: Tensor, transform: TransformConfig, dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8 (..., 3, H, W) -> (x / 255 - mean) / std."""
-    mean = torch.tensor(transform.mean, dtype=dtype, device=views.device)[:, None, None]
-    std = torch.tensor(transform.std, dtype=dtype, device=views.device)[:, None, None]
+    mean, std = (beside(views, stat, dtype)[:, None, None] for stat in (transform.mean, transform.std))
     return (decode(views.to(dtype)) - mean) / std
 
 
@@ -62,7 +62,7 @@ def shown(views: Tensor, transform: TransformConfig) -> Tensor:
     Args:
         views: (..., 3 or 7, H, W) as `to_device` makes them.
     """
-    mean, std = (views.new_tensor(stat)[:, None, None] for stat in (transform.mean, transform.std))
+    mean, std = (beside(views, stat)[:, None, None] for stat in (transform.mean, transform.std))
     pictures = views[..., :3, :, :] * std + mean
     if views.shape[-3] > 3:
         pictures = pictures * views[..., 3:4, :, :]

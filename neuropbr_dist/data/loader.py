@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +25,8 @@ from neuropbr_dist.data.order import SampleOrder, Slot, plan_step, rank_share
 from neuropbr_dist.data.sources import Entry, Source
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.processes import ignore_stop_signals
+
+log = logging.getLogger(__name__)
 
 
 class SlotDataset(Dataset):
@@ -36,12 +43,8 @@ class SlotDataset(Dataset):
         augmentation: Augmentation | None,
         alignment: Alignment | None,
     ) -> None:
-        self.source, self.entries, self.augmentation, self.alignment = (
-            source,
-            entries,
-            augmentation,
-            alignment,
-        )
+        self.source, self.entries = source, entries
+        self.augmentation, self.alignment = augmentation, alignment
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -91,7 +94,10 @@ def empty(nbytes: int) -> Tensor:
         # numpy asks for huge pages, torch doesn't: touching 71 MB for the first time costs 1 ms or 30.
         return torch.from_numpy(np.empty(nbytes, np.uint8))
     # As `default_collate` does: memory that isn't shared yet would be copied on its way to the parent.
-    storage = torch.UntypedStorage._new_shared(nbytes)
+    try:
+        storage = torch.UntypedStorage._new_shared(nbytes)
+    except RuntimeError as error:
+        raise UserError(f"no {nbytes / 2**20:.0f} MiB of shared memory for a batch; {MORE_SHARED}") from error
     return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (nbytes,))  # type: ignore[call-overload]
 
 
@@ -100,16 +106,12 @@ def as_it_is(batch: MicroBatch | UserError) -> MicroBatch | UserError:
     return batch
 
 
-class TrainingSlots:
-    """This rank's micro-batches from a cursor to the end of the run, as lists of slots."""
-
-    def __init__(self, order: SampleOrder, cursor: int, world: int, rank: int, batch_size: int) -> None:
-        self.order, self.cursor = order, cursor
-        self.world, self.rank, self.batch_size = world, rank, batch_size
-
-    def __iter__(self) -> Iterator[list[Slot]]:
-        for cursor in range(self.cursor, self.order.total_samples, self.order.global_batch):
-            yield from plan_step(self.order, cursor, self.world, self.rank, self.batch_size)
+def training_slots(
+    order: SampleOrder, cursor: int, world: int, rank: int, batch_size: int
+) -> Iterator[list[Slot]]:
+    """Yield this rank's micro-batches from a cursor to the end of the run, as lists of slots."""
+    for at in range(cursor, order.total_samples, order.global_batch):
+        yield from plan_step(order, at, world, rank, batch_size)
 
 
 def validation_slots(n: int, world: int, rank: int, batch_size: int) -> list[list[Slot]]:
@@ -123,16 +125,31 @@ def validation_slots(n: int, world: int, rank: int, batch_size: int) -> list[lis
     return [slots[i : i + size] for i in range(0, len(slots), size)]
 
 
+POLL_S = 1.0
+"""So often a wait for a batch looks whether its loader processes live and whether the run is to stop."""
+SAY_AFTER_S = 60.0
+LONGEST_SOCKET = 107
+"""Characters of a Unix socket's path; processes hand each other memory through one in the temporary folder."""
+SOCKET_NAME = "/pymp-abcdefgh/listener-abcdefgh"
+MORE_SHARED = "give the container more shared memory (docker run --shm-size=16g), or set data.num_workers = 0"
+
+
+class Interrupted(Exception):
+    """The run is to stop, and no batch had come by then."""
+
+
 @contextmanager
 def batches_of(
     data: DataConfig,
     source: Source,
     entries: Sequence[Entry],
-    slots: TrainingSlots | list[list[Slot]],
+    slots: Iterable[list[Slot]],
     device: torch.device,
     workers: int | None = None,
     augmentation: Augmentation | None = None,
     alignment: Alignment | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    limit_s: float = math.inf,
 ) -> Iterator[Iterator[MicroBatch]]:
     """This rank's micro-batches in the order of `slots`, read ahead by processes until the `with` ends.
 
@@ -144,11 +161,17 @@ def batches_of(
         device: where they go; for a GPU they lie in pinned memory.
         workers: None: `data.num_workers`.
         augmentation, alignment: see `load_batch`.
+        stopped: whether a wait for a batch is to end.
+        limit_s: seconds that a batch may take.
 
     Raises:
-        UserError: while iterating: a file can't be read, or holds what it may not.
+        UserError: while iterating: a file can't be read, or holds what it may not; a loader process was killed, or none
+            gave a batch within `limit_s`.
+        Interrupted: while iterating: `stopped` said so before a batch came.
     """
     workers = data.num_workers if workers is None else workers
+    if workers:
+        check_sockets()
     loader = DataLoader(
         SlotDataset(source, entries, augmentation, alignment),
         batch_sampler=slots,  # type: ignore[arg-type]
@@ -157,12 +180,26 @@ def batches_of(
         prefetch_factor=data.prefetch_factor if workers else None,
         pin_memory=data.pin_memory and device.type == "cuda",
         worker_init_fn=start_worker,
+        timeout=POLL_S if workers else 0,
     )
     batches = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        # torch's handler raises wherever the program is when a process dies; `good` looks where it can be told.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        yield good(batches)
+        yield good(batches, stopped, limit_s)
     finally:
         end_workers(batches)
+
+
+def check_sockets() -> None:
+    """Raise a UserError where loader processes couldn't hand over what they load: they would be waited for in vain."""
+    longest = LONGEST_SOCKET - len(SOCKET_NAME)
+    if len(os.fsencode(tempfile.gettempdir())) > longest:
+        raise UserError(
+            f"TMPDIR = {tempfile.gettempdir()}: too long a path for the sockets of loader processes; set TMPDIR to one of "
+            f"at most {longest} characters, or data.num_workers = 0"
+        )
 
 
 def end_workers(batches: object) -> None:
@@ -176,12 +213,57 @@ def end_workers(batches: object) -> None:
             worker.kill()
 
 
-def good(batches: Iterable[MicroBatch | UserError]) -> Iterator[MicroBatch]:
-    """Raises an error where one stands in a batch's place."""
-    for batch in batches:
+def good(
+    batches: Iterator[MicroBatch | UserError],
+    stopped: Callable[[], bool] = lambda: False,
+    limit_s: float = math.inf,
+) -> Iterator[MicroBatch]:
+    """Yield what comes; see `batches_of`. Raises an error where one stands in a batch's place."""
+    waited, said = 0.0, SAY_AFTER_S
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            check_alive(batches, error)
+            waited += POLL_S
+            if stopped():
+                raise Interrupted from None
+            if waited >= said:
+                log.warning(f"No batch for {waited:.0f} s: waiting for loader processes {pids_of(batches)}")
+                said *= 2
+            if waited >= limit_s:
+                raise UserError(
+                    f"no batch for {limit_s:.0f} s (half of training.timeout_minutes): loader processes {pids_of(batches)} "
+                    "hang, perhaps in a file system that doesn't answer"
+                ) from None
+            continue
         if isinstance(batch, UserError):
             raise batch
+        waited, said = 0.0, SAY_AFTER_S
         yield batch
+
+
+def check_alive(batches: Any, error: RuntimeError) -> None:
+    """Raise the error of a wait that isn't just one of `POLL_S`: a loader process that is gone is named."""
+    for worker in getattr(batches, "_workers", []):
+        if worker.exitcode:
+            number = -worker.exitcode
+            killed = (
+                f"was killed by {signal.Signals(number).name}" if number > 0 else f"ended with code {-number}"
+            )
+            remedy = "out of memory? fewer data.num_workers, or a smaller data.prefetch_factor or data.cache_mib, take less"
+            raise UserError(
+                f"loader process {worker.pid} {killed}; {MORE_SHARED if number == signal.SIGBUS else remedy}"
+            ) from None
+    if "timed out" not in str(error):
+        raise error
+
+
+def pids_of(batches: Any) -> str:
+    """Return the numbers of the loader processes, for a person."""
+    return ", ".join(str(worker.pid) for worker in getattr(batches, "_workers", []))
 
 
 def start_worker(_worker: int) -> None:

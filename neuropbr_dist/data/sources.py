@@ -13,12 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from neuropbr_dist.config import DataConfig
-from neuropbr_dist.data.builtin.cache import BuiltinCache, sample_cameras
+from neuropbr_dist.data.builtin.cache import BuiltinCache, material_name, sample_cameras, sample_name
 from neuropbr_dist.data.cameras import NOT_KNOWN
 from neuropbr_dist.data.files.decode import read_maps, read_views
 from neuropbr_dist.data.files.entries import SOURCES, Entry, Sample
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.materials.families import family_name
 
 BUILTIN_SIZE = 2048
 
@@ -60,7 +59,7 @@ class BuiltinEntry:
 
     @property
     def name(self) -> str:
-        return f"sample_{self.index:04d}"
+        return sample_name(self.index)
 
     @property
     def key(self) -> str:
@@ -108,7 +107,7 @@ class BuiltinSource(Source):
         self.folders = SOURCES[data.render_curriculum]
         self._cameras: dict[int, np.ndarray] = {}  # clean and dirty views share them
         self.entries = [
-            BuiltinEntry(i, folder, f"{family_name(seed, i)}_{i:04d}")
+            BuiltinEntry(i, folder, material_name(seed, i))
             for i in range(data.builtin_count)
             for folder in self.folders
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar, overload
@@ -11,7 +10,8 @@ import numpy as np
 
 from neuropbr_dist.data.files.entries import Entry
 from neuropbr_dist.data.order import seeded_permutation
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.errors import UserError, some
+from neuropbr_dist.files import read_json
 
 E = TypeVar("E", bound=Entry)
 SPLIT_FILE = "split.json"
@@ -49,21 +49,14 @@ def read_split(folder: Path, known: Collection[str]) -> frozenset[str] | None:
     path = folder / SPLIT_FILE
     if not path.is_file():
         return None
-    form = f'{path}: not {{"validation": [material, …]}}'
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{form}: {error}") from error
-    if not isinstance(content, dict) or content.keys() != {"validation"}:
-        raise UserError(form)
-    names = content["validation"]
+    content = read_json(path)
+    names = content["validation"] if isinstance(content, dict) and content.keys() == {"validation"} else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(form)
+        raise UserError(f'{path}: not {{"validation": [material, …]}}')
     unknown = sorted(set(names).difference(known))
     if unknown or len(set(names)) < len(names):
-        what = f"no such material: {', '.join(unknown[:3])}" if unknown else "a material stands in it twice"
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        raise UserError(f"{path}: {what}{more}")
+        what = f"no such material: {some(unknown)}" if unknown else "a material stands in it twice"
+        raise UserError(f"{path}: {what}")
     return frozenset(names)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from neuropbr_dist.checkpoint import Checkpoint, find, open_newest
 from neuropbr_dist.config import TrainConfig, as_saved, from_yaml
 from neuropbr_dist.data.device import normalise_views, shown
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file
 from neuropbr_dist.materials.rectify import rectify
 from neuropbr_dist.models import Generator
@@ -114,7 +115,7 @@ def read_weights(path: Path) -> tuple[TensorFile, Path]:
         stored = read_tensor_file(path)
         if stored.kind == "inference":
             return stored, path
-        origin, tensors, config, step = path, stored.tensors, stored.config_yaml, stored.state["step"]
+        origin, tensors, config, step = path, stored.tensors, stored.config_yaml, stored.state.get("step")
     else:
         with open_checkpoint(path) as checkpoint:
             tensors = {name: value for prefix in _PREFIXES for name, value in checkpoint.read(prefix).items()}
@@ -129,7 +130,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: there is none, or none is good.
     """
-    checkpoint = open_newest(path)
+    checkpoint = open_newest(path, usable=lambda found: _step(found.state))
     if checkpoint is None:
         found = "no checkpoint in this folder" if path.is_dir() else "no such checkpoint or folder"
         raise UserError(f"{path}: {found}; allowed: a run's folder, or a checkpoint in it")
@@ -140,14 +141,32 @@ def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
     """The generator around its weights.
 
     Raises:
-        UserError: the configuration can't be read, or is of another architecture than the weights.
+        UserError: the configuration can't be read, or is of another architecture than the weights; or these hold a
+            NaN or an infinity.
     """
     config = as_saved(from_yaml(weights.config_yaml, f"{origin}: its configuration"))
+    step = _step(weights.state)
     with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
-        model = InferenceGenerator(config, origin, weights.state["step"], weights.state.get("ema", False))
-    _refuse_mismatch(model.state_dict(), weights.tensors, origin)
+        model = InferenceGenerator(config, origin, step, weights.state.get("ema") is True)
+    wanted = model.state_dict()
+    faults = mismatches(wanted, weights.tensors)
+    faults += [f"{name} (not in this architecture)" for name in weights.tensors if name not in wanted]
+    if faults:
+        raise UserError(f"{origin}: the weights don't fit their own configuration: {some(faults, 5)}")
+    if bad := [name for name, tensor in weights.tensors.items() if not tensor.isfinite().all()]:
+        raise UserError(
+            f"{origin}: {len(bad)} of its weights are not finite ({bad[0]}); its maps would be black"
+        )
     model.load_state_dict(weights.tensors, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _step(state: Mapping[str, Any]) -> int:
+    """The step of saved weights. Raises a UserError where there is none."""
+    step = state.get("step")
+    if type(step) is not int or step < 0:
+        raise UserError("its state names no step")
+    return step
 
 
 def _generator_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,16 +179,10 @@ def _generator_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _refuse_mismatch(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], origin: Path) -> None:
-    faults = [f"{name} (missing)" for name in wanted if name not in found]
-    faults += [f"{name} (not in this architecture)" for name in found if name not in wanted]
-    faults += [
-        f"{name} ({tuple(found[name].shape)}; its configuration means {tuple(wanted[name].shape)})"
-        for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
+def mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Return the tensors of `wanted` that aren't found in their shape, each with what is wrong."""
+    return [f"{name} (missing)" for name in wanted if name not in found] + [
+        f"{name} ({tuple(found[name].shape)}; its configuration means {tuple(tensor.shape)})"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
     ]
-    if faults:
-        rest = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise UserError(
-            f"{origin}: the weights don't fit their own configuration: {', '.join(faults[:5])}{rest}"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from neuropbr_dist.data.files.decode import read_picture
 from neuropbr_dist.data.files.layout import list_faults
 from neuropbr_dist.data.open import open_source, resolve_data, split_entries
 from neuropbr_dist.data.sources import Source
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.errors import UserError, some
 
 Part = Literal["val", "train", "all"]
 
@@ -28,7 +29,7 @@ class Subject:
     """One material to predict."""
 
     name: str
-    """Of the folder that its maps go to, where there are several."""
+    """Of the folder that its maps go to, where `--out-dir` asks for one."""
     title: str
     """What it is, in a few words."""
     label: str
@@ -43,7 +44,7 @@ class Subject:
 
 def open_subjects(
     config: TrainConfig,
-    index: int | Literal["all"],
+    index: int | str,
     part: Part,
     size: int | None,
     input_dir: str | None = None,
@@ -52,9 +53,11 @@ def open_subjects(
 ) -> Iterator[Subject]:
     """Sample `index`, or one after another all, of the data set that the run was trained on.
 
-    Samples are counted by name, clean before dirty, as the saved `data.render_curriculum` selects them.
+    Samples are counted by name as a person counts, `sample_2` before `sample_10`, clean before dirty, as the saved
+    `data.render_curriculum` selects them.
 
     Args:
+        index: a sample's place, its name (`sample_2`, or `dirty/sample_2`), or `all`.
         part: what is counted: all samples, or one side of the run's train/validation split.
         size: side in pixels to resize to; None: the files' own.
         input_dir, output_dir, packed_dir: where the data set lies now, if not where the configuration says.
@@ -73,14 +76,12 @@ def open_subjects(
     source = open_source(data, config.training.seed)
     where = data.packed_dir or data.input_dir or "the built-in materials"
     alignment = Alignment.of_run(replace(config, data=data), training=False)
-    entries = source.entries if part == "all" else _side(source, config, part)
-    if index != "all" and not 0 <= index < len(entries):
-        raise UserError(
-            f"--sample-idx {index}; allowed: 0 to {len(entries) - 1}, or all ({where}, --split {part})"
-        )
+    entries = sorted(source.entries if part == "all" else _side(source, config, part), key=_as_counted)
+    chosen = range(len(entries)) if index == "all" else [_place(entries, index, f"{where}, --split {part}")]
+    several = len({entry.source for entry in entries}) > 1
     moved = (input_dir, output_dir, packed_dir) != (None, None, None)  # perhaps another set, another split
     held_out = set() if moved or part != "all" else {e.key for e in _side(source, config, "val")}
-    for i in range(len(entries)) if index == "all" else [index]:
+    for i in chosen:
         entry, known = entries[i], f"{part} side"
         if part == "all":
             known = "split unknown" if moved else "val side" if entry.key in held_out else "train side"
@@ -97,7 +98,30 @@ def open_subjects(
         title = f"{entry.key}, {entry.material} ({known})"
         label = f"Sample {i} of {len(entries)} in {where}: {title}"
         seen = None if cameras is None else torch.from_numpy(cameras)
-        yield Subject(entry.key, title, label, _tensor(views), _tensor(maps), seen)
+        name = entry.key if several or index == "all" else entry.name
+        yield Subject(name, title, label, _tensor(views), _tensor(maps), seen)
+
+
+def _as_counted(entry: Any) -> tuple[Any, ...]:
+    """A key that sorts entries by name, numbers in it as numbers; clean before dirty."""
+    parts = re.split(r"(\d+)", entry.name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts], entry.source
+
+
+def _place(entries: Sequence[Any], index: int | str, where: str) -> int:
+    """Return the place of a sample that is named, or counted.
+
+    Raises:
+        UserError: there is none.
+    """
+    if isinstance(index, str):
+        found = [i for i, entry in enumerate(entries) if index in (entry.name, entry.key)]
+        if not found:
+            raise UserError(f"--sample {index}: no such sample ({where}); the first is {entries[0].key}")
+        return found[0]
+    if not 0 <= index < len(entries):
+        raise UserError(f"--sample-idx {index}; allowed: 0 to {len(entries) - 1}, or all ({where})")
+    return index
 
 
 def check_there(data: DataConfig) -> None:
@@ -139,7 +163,7 @@ def find_triples(folder: Path, skip: Path) -> list[Path]:
     for triple in triples:
         names = [path.name for path in _pngs(triple)]
         if len(names) != 3:
-            found = ": " + ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else ""
+            found = f": {some(names, 5)}" if names else ""
             faults.append(f"{triple}: exactly three PNG files are needed, found {len(names)}{found}")
     if faults:
         raise UserError("; ".join(faults[:5]))

@@ -11,7 +11,7 @@ from neuropbr_dist.config import LossConfig
 from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator
-from neuropbr_dist.inference.tiles import default_overlap, predict_tiles, refuse_tiling
+from neuropbr_dist.inference.tiles import MIN_OVERLAP, predict_tiles, refuse_tiling
 from neuropbr_dist.models import size_multiple
 from neuropbr_dist.objectives import MAP_SLICES, MetricSums, ReconstructionLoss
 
@@ -63,11 +63,8 @@ def predict(
     Raises:
         UserError: S is no multiple of the encoder's stride, impossible tiles, or too little GPU memory.
     """
-    device, side, multiple = (
-        next(model.parameters()).device,
-        views.shape[-1],
-        size_multiple(model.config.model),
-    )
+    device, side = next(model.parameters()).device, views.shape[-1]
+    multiple = size_multiple(model.config.model)
     bf16 = resolve_precision(precision, device) == "bf16"
 
     def forward(part: Tensor) -> Tensor:
@@ -83,7 +80,7 @@ def predict(
 
     refuse_size(side, multiple, "views")
     if tile is not None:
-        overlap = default_overlap(tile) if overlap is None else overlap
+        overlap = max(tile // 4, MIN_OVERLAP) if overlap is None else overlap
         refuse_tiling(tile, overlap, multiple)
     try:
         if tile is None or overlap is None or tile >= side:

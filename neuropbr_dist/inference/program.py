@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from neuropbr_dist.data.device import normalise_views
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import replacing
+from neuropbr_dist.files import replacing, writing
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
 from neuropbr_dist.inference.predict import refuse_size
 from neuropbr_dist.materials.rectify import resample
@@ -48,14 +48,12 @@ def export_program(checkpoint: Path | str, out: Path | str, size: int | None = N
     if size is None:
         raise UserError("--size: the run has no data.image_size; name the side in pixels")
     refuse_size(size, size_multiple(model.config.model), "--size")
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as part:
             torch.export.save(trace(model, size), buffer := io.BytesIO())
             part.write_bytes(buffer.getbuffer())
             refuse_difference(part, model, size, out)
-    except OSError as error:
-        raise UserError(f"{out} was not written: {error}") from error
     return out
 
 
@@ -108,7 +106,8 @@ class Rectifying(nn.Module):
 
 def some_inputs(model: InferenceGenerator, batch: int, size: int) -> tuple[Tensor, ...]:
     """What `trace` and its check feed: noise, and cameras that stand a little apart, the last of them missing."""
-    views = some_views(batch, size)
+    noise = torch.Generator().manual_seed(0)
+    views = torch.randint(0, 256, (batch, 3, 3, size, size), dtype=torch.uint8, generator=noise)
     if not model.on_plane:
         return (views,)
     straight = torch.tensor([[1.0, 0.0, 0.5], [0.0, -1.0, 0.5], [0.0, 0.1, 1.0]])
@@ -117,9 +116,3 @@ def some_inputs(model: InferenceGenerator, batch: int, size: int) -> tuple[Tenso
     eye = torch.tensor([[0.0, 0.1, 1.0], [0.2, 0.0, 1.2], [0.0, 0.0, 0.0]])
     wrap = torch.arange(batch) % 2 == 0
     return views, map_to_view.repeat(batch, 1, 1, 1), eye.repeat(batch, 1, 1), wrap
-
-
-def some_views(batch: int, size: int) -> Tensor:
-    """Noise, uint8 (B, 3, 3, S, S)."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (batch, 3, 3, size, size), dtype=torch.uint8, generator=generator)

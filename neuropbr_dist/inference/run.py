@@ -39,13 +39,13 @@ class SetSamples:
     """Samples of a data set with their true maps: of the run's own set, or of one that is named.
 
     Args:
-        index: a sample's place, or every one.
+        index: a sample's place, its name, or `all`.
         part: what `index` counts in: all samples by name, or one side of the run's split.
         packed_dir: a packed set.
         input_dir, output_dir: where the run's renders and maps lie now, or another set's.
     """
 
-    index: int | Literal["all"] = 0
+    index: int | str = 0
     part: Part = "all"
     packed_dir: str | None = None
     input_dir: str | None = None
@@ -66,7 +66,7 @@ class Request:
     Args:
         checkpoint: whatever `load_generator` takes.
         source: the materials.
-        out_dir: where files go; several materials get a folder each in it.
+        out_dir: where files go; several materials get a folder each in it. `{name}` in it is the material's.
         overrides: fields of `data` in place of the run's own; `data.image_size` is the side that views are resized to.
         device: as `training.device`.
         precision: `auto` (bf16 on GPUs that have it), `bf16` or `fp32`.
@@ -131,6 +131,10 @@ def show(
         step: of the checkpoint.
     """
     log.info(f"{subject.label}, {subject.views.shape[-1]} px")
+    if not pred.isfinite().all():
+        raise UserError(
+            f"{subject.title}: what comes out is not finite, and nothing was written; try --precision fp32"
+        )
     if subject.maps is not None:
         log.info(table(measure(pred, subject.maps)))
     files = write_pictures(folder, subject, seen, pred, bits=bits, title=f"{subject.title}, step {step}")
@@ -156,6 +160,11 @@ def batched(found: Iterable[Placed], count: int) -> Iterator[list[Placed]]:
         yield group
 
 
+def placed(out: Path, name: str) -> Path:
+    """Return the folder that `--out-dir` means for a material."""
+    return Path(str(out).replace("{name}", name))
+
+
 def subjects(request: Request, model: InferenceGenerator) -> Iterator[Placed]:
     """Yield what to predict, one at a time, and the folder for each."""
     source, out = request.source, request.out_dir
@@ -165,7 +174,7 @@ def subjects(request: Request, model: InferenceGenerator) -> Iterator[Placed]:
     if isinstance(source, SetSamples):
         folders = source.input_dir, source.output_dir, source.packed_dir
         for subject in open_subjects(cfg, source.index, source.part, size, *folders):
-            yield subject, out / subject.name if source.index == "all" else out
+            yield subject, out / subject.name if source.index == "all" else placed(out, subject.name)
         return
     renders = source.folder
     if renders.resolve() == out.resolve():

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import replacing
+from neuropbr_dist.files import replacing, require_file
 
 FORMAT = "neuropbr_dist 1"
 SUFFIX = ".safetensors"
@@ -75,6 +75,7 @@ def read_tensor_file(path: Path | str) -> TensorFile:
             f"{path}: not a {SUFFIX} file; allowed: a run's folder, a checkpoint in it, or a file that "
             "launch/export.py wrote (pickled files such as .pth are not read; upstream's: launch/export.py from-upstream)"
         )
+    require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -90,8 +91,14 @@ def read_tensor_file(path: Path | str) -> TensorFile:
         )
     if metadata.pop("sha256", None) != _checksum(tensors, metadata):
         raise UserError(f"{path}: damaged (its checksum differs); export it again")
-    kind: Any = metadata["kind"]
-    return TensorFile(kind, tensors, metadata["config"], json.loads(metadata["state"]))
+    kind: Any = metadata.get("kind")
+    try:
+        state = json.loads(metadata.get("state", ""))
+    except (ValueError, RecursionError):
+        state = None
+    if kind not in ("inference", "consolidated") or not isinstance(state, dict) or "config" not in metadata:
+        raise UserError(f"{path}: its metadata aren't those of an export")
+    return TensorFile(kind, tensors, metadata["config"], state)
 
 
 def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:

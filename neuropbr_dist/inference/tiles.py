@@ -24,11 +24,6 @@ MIN_OVERLAP = 36
 d (pi / m)^2 / 2 a pixel; for maps in [0, 1] that is below 1/255 from m = 36 on: no visible edge."""
 
 
-def default_overlap(tile: int) -> int:
-    """Pixels that neighbouring tiles share unless `--overlap` says."""
-    return max(tile // 4, MIN_OVERLAP)
-
-
 def refuse_tiling(tile: int, overlap: int, multiple: int) -> None:
     """Raises UserError unless tiles of these sizes can be predicted and blended without a seam."""
     smallest = -(-(MIN_OVERLAP + multiple) // multiple) * multiple

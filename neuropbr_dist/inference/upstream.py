@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from neuropbr_dist.checkpoint import Fragment, find, save, step_name
 from neuropbr_dist.config import ModelConfig, TrainConfig, as_saved, from_yaml, settled, to_yaml
-from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_bytes
+from neuropbr_dist.errors import UserError, some
+from neuropbr_dist.files import write_bytes, writing
 from neuropbr_dist.inference import upstream_names as names
-from neuropbr_dist.inference.generator import open_checkpoint, read_weights
+from neuropbr_dist.inference.generator import mismatches, open_checkpoint, read_weights
 from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file, write_tensor_file
 from neuropbr_dist.inference.upstream_config import config_of
 from neuropbr_dist.inference.upstream_file import OUR_CONFIG, UpstreamFile, read_pth
@@ -34,7 +34,6 @@ from neuropbr_dist.training.state import Progress
 log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
-LISTED = 5  # tensors named in an error
 
 
 def from_upstream(
@@ -103,19 +102,13 @@ def converted(
 
 def refuse_mismatch(wanted: Mapping[str, Tensor], found: State, given: int, origin: str) -> None:
     """Every tensor has its place on both sides, with the same shape."""
-    faults = [f"{name} (missing)" for name in wanted if name not in found]
-    faults += [
-        f"{name} ({tuple(value.shape)}; here {tuple(wanted[name].shape)})"
-        for name, value in found.items()
-        if value.shape != wanted[name].shape
-    ]
+    faults = mismatches(wanted, found)
     taken = sum(4 if name in names.SPLIT else 1 for name in found)
     if given != taken:
         faults.append(f"{given - taken} tensors have no counterpart here")
     if faults:
         raise UserError(
-            f"{origin}: not upstream's networks as its configuration means them: {', '.join(faults[:LISTED])}"
-            + (", …" if len(faults) > LISTED else "")
+            f"{origin}: not upstream's networks as its configuration means them: {some(faults, 5)}"
         )
 
 
@@ -175,22 +168,19 @@ def to_upstream(checkpoint: Path | str, out: Path | str) -> Path:
 
 
 def refuse_foreign(cfg: TrainConfig, origin: Path) -> None:
-    """Upstream's classes are ResNet and BatchNorm."""
+    """Raise one error that names every field that upstream has no class for: it knows ResNet and BatchNorm alone."""
     m, theirs = cfg.model, settled(ModelConfig(align="none"))
-    for field in ("align", "skip_merge", "token_embedding", "normals"):
-        ours, known = getattr(m, field), getattr(theirs, field)
-        if ours != known:
-            raise UserError(f"{origin}: model.{field} = {ours}; upstream's networks know {known} alone")
-    if m.encoder_type != "resnet":
-        raise UserError(
-            f"{origin}: model.encoder_type = {m.encoder_type}; upstream has only the ResNet in common"
-        )
-    for field, kind in (("norm", m.norm), ("encoder_norm", encoder_norm(m))):
-        if kind == "group":
-            raise UserError(
-                f"{origin}: model.{field} = group; upstream's networks have batch norm. Only a run with "
-                "batch, sync_batch or frozen_batch can be converted"
-            )
+    same = ("encoder_type", "align", "skip_merge", "token_embedding", "normals")
+    known = [(field, getattr(m, field), {getattr(theirs, field)}) for field in same]
+    norms = {"batch", "sync_batch", "frozen_batch"}
+    known += [("norm", m.norm, norms), ("encoder_norm", encoder_norm(m), norms)]
+    faults = [
+        f"model.{field} = {ours} (there: {' | '.join(sorted(allowed))})"
+        for field, ours, allowed in known
+        if ours not in allowed
+    ]
+    if faults:
+        raise UserError(f"{origin}: upstream has no class for {', '.join(faults)}")
 
 
 def discriminator_of(origin: Path) -> State:
@@ -206,10 +196,7 @@ def discriminator_of(origin: Path) -> State:
 
 def write_whole(path: Path, content: Mapping[str, object]) -> None:
     """By one rename."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
+        torch.save(content, buffer := io.BytesIO())
         write_bytes(path, buffer.getbuffer())
-    except OSError as error:
-        raise UserError(f"{path} was not written: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import require_file
 
 PARTS = ("Data", "Model", "Loss", "Optimizer", "Training", "Transform", "Train")
 OUR_CONFIG = "neuropbr_dist_config"
@@ -29,6 +31,11 @@ class Settings:
         return {k: v.tree() if isinstance(v, Settings) else v for k, v in vars(self).items()}
 
 
+NOT_A_CHECKPOINT = (
+    pickle.UnpicklingError, EOFError, RuntimeError, OSError, ImportError, AttributeError, ValueError, TypeError,
+    LookupError, AssertionError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""What torch and pickle raise on a file that is cut, altered or something else."""
 STAND_INS = {
     f"{module}.{part}Config": Settings
     for module in ("train_config", "training.train_config")
@@ -61,9 +68,10 @@ def read_pth(path: Path, *, trust_pickle: bool = False) -> UpstreamFile:
         UserError: missing, not a file of `torch.save`, no generator in it, or it holds anything else than
             tensors and plain values and isn't trusted; what it holds is named.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if not zipfile.is_zipfile(path):
+    require_file(path)
+    with reading(path):
+        whole = zipfile.is_zipfile(path)
+    if not whole:
         raise UserError(f"{path}: damaged, or not a file of torch.save")
     if not trust_pickle:
         refuse_code(path)
@@ -82,7 +90,7 @@ def read_pth(path: Path, *, trust_pickle: bool = False) -> UpstreamFile:
         else tensors_of(discriminator, f"{path}: discriminator_state_dict"),
         settings=settings.tree() if isinstance(settings, Settings) else {},
         config_yaml=config_yaml,
-        epoch=content.get("epoch"),
+        epoch=content["epoch"] if type(content.get("epoch")) is int else None,
     )
 
 
@@ -124,7 +132,7 @@ def reading(path: Path) -> Iterator[None]:
     """A file that can't be read is the user's to know."""
     try:
         yield
-    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, ImportError, AttributeError) as error:
+    except NOT_A_CHECKPOINT as error:
         raise UserError(f"{path}: can't be read: {' '.join(str(error).split())[:300]}") from error
 
 

@@ -8,7 +8,14 @@ where that is installed. Measured gains: `benchmarks/`.
 from neuropbr_dist.kernels.attention import OPERATIONS as ATTENTION_OPERATIONS
 from neuropbr_dist.kernels.attention import attention, flash_gains, flash_installed
 from neuropbr_dist.kernels.conv import conv
-from neuropbr_dist.kernels.dispatch import channels_last, compute_dtype, enable, usable
+from neuropbr_dist.kernels.dispatch import (
+    beside,
+    channels_last,
+    compute_dtype,
+    enable,
+    full_precision,
+    usable,
+)
 from neuropbr_dist.kernels.maps import activate_maps
 from neuropbr_dist.kernels.merge import COPIES, pass_and_merge
 from neuropbr_dist.kernels.norm_act import group_norm_act
@@ -21,12 +28,14 @@ __all__ = [
     "VIEWS",
     "activate_maps",
     "attention",
+    "beside",
     "channels_last",
     "compute_dtype",
     "conv",
     "enable",
     "flash_gains",
     "flash_installed",
+    "full_precision",
     "group_norm_act",
     "max_pool",
     "max_pool_and_mean",

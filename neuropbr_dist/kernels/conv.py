@@ -98,7 +98,7 @@ def conv(
         y = ConvBiasAct.apply(x, weight, bias, residual, stride, padding, slope)
     else:
         y = F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding)
-        y = activate(y if residual is None else y + residual, slope)
+        y = activate(y, slope, residual)
     return y if fold is None else unfold_width(y, fold.out)
 
 

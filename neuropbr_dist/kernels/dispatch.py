@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """Return `x` in float32; float64 stays what it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def usable(x: Tensor) -> bool:
     """Whether the kernels take over for an operation on `x`."""
     if not _enabled or not x.is_cuda or torch.compiler.is_compiling():
@@ -37,6 +44,15 @@ def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None
     return torch.empty(
         shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last
     )
+
+
+def beside(x: Tensor, numbers: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
+    """`numbers` (N,) on `x`'s device, and of its dtype where none is given.
+
+    Through pinned memory: a plain copy to a GPU waits until it has done all that it was given.
+    """
+    host = torch.tensor(numbers, dtype=dtype or x.dtype)
+    return (host.pin_memory() if x.is_cuda else host).to(x.device, non_blocking=True)
 
 
 def channels_last(x: Tensor) -> Tensor:

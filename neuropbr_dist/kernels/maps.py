@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuropbr_dist.kernels.dispatch import channels_last, usable
+from neuropbr_dist.kernels.dispatch import channels_last, full_precision, usable
 
 SMALLEST_LENGTH = 1e-6  # of a normal before it is made a unit vector
 
@@ -18,7 +18,7 @@ STEEPEST = 3.0  # slope of a normal given by slopes: 72 degrees from straight up
 
 def plain_activate_maps(raw: Tensor) -> Tensor:
     """The twin of `activate_maps`."""
-    raw = raw if raw.dtype == torch.float64 else raw.float()
+    raw = full_precision(raw)
     normal = raw[:, 5:]
     if normal.shape[1] == 2:
         normal = torch.cat([STEEPEST * torch.tanh(normal), torch.ones_like(normal[:, :1])], dim=1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from neuropbr_dist.kernels.dispatch import channels_last, usable
+from neuropbr_dist.kernels.dispatch import channels_last, full_precision, usable
 from neuropbr_dist.kernels.views import VIEWS, pass_and_mean
 
 Kind = Literal["mean", "max_mean", "max_mean_var"]
@@ -66,7 +66,7 @@ def over_views(x: Tensor) -> list[Tensor]:
 
 def view_shares(weight: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Weights over their sum over the views; all 0 where none counts."""
-    weights = over_views(weight if weight.dtype == torch.float64 else weight.float())
+    weights = over_views(full_precision(weight))
     total = (weights[0] + weights[1] + weights[2]).clamp(min=_LEAST_WEIGHT)
     return [(each / total).to(dtype) for each in weights]
 

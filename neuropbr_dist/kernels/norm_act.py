@@ -15,8 +15,10 @@ from torch import Tensor
 from neuropbr_dist.kernels.dispatch import channels_last, usable
 
 
-def activate(x: Tensor, slope: float | None) -> Tensor:
-    """(Leaky) ReLU with `slope` below zero; None: nothing."""
+def activate(x: Tensor, slope: float | None, residual: Tensor | None = None) -> Tensor:
+    """(Leaky) ReLU of `x + residual` with `slope` below zero; None: nothing but the sum."""
+    if residual is not None:
+        x = x + residual
     if slope is None:
         return x
     return F.relu(x) if slope == 0.0 else F.leaky_relu(x, slope)
@@ -33,7 +35,7 @@ def plain_group_norm_act(
 ) -> Tensor:
     """The twin of `group_norm_act`, in the dtype of `x` (autocast would hand back float32)."""
     out = F.group_norm(x, groups, weight, bias, eps).to(x.dtype)
-    return activate(out if residual is None else out + residual, slope)
+    return activate(out, slope, residual)
 
 
 def group_norm_act(

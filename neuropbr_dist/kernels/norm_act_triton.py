@@ -76,38 +76,30 @@ def sums_kernel(x, s1, s2, P, C, CHUNK, chunks, BP: tl.constexpr, BC: tl.constex
 
 
 @triton.jit
-def statistics_kernel(
-    s1,
-    s2,
-    weight,
-    bias,
-    scale,
-    shift,
-    mean,
-    rstd,
-    C,
-    G,
-    chunks,
-    count,
-    eps,
-    GS,
-    BG: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """Chunk sums of one group of one sample -> its mean and 1/std, scale and shift of its channels."""
-    g, n = tl.program_id(0), tl.program_id(1)
-    lane = tl.arange(0, BG)
-    c = g * GS + lane
-    in_g = lane < GS
+def merged_sums(s1, s2, n, c, in_g, C, chunks, BG: tl.constexpr, BK: tl.constexpr):
+    """Chunk sums of a group's channels, added up. In float64: a variance is the small difference of large sums."""
     a1 = tl.zeros((BG,), tl.float64)
     a2 = tl.zeros((BG,), tl.float64)
     for start in range(0, chunks, BK):
         k = start + tl.arange(0, BK)
         at = (n * chunks + k)[:, None] * C + c[None, :]
         inside = (k < chunks)[:, None] & in_g[None, :]
-        # In float64: a variance is the small difference of large sums.
         a1 += tl.sum(tl.load(s1 + at, inside, 0.0).to(tl.float64), 0)
         a2 += tl.sum(tl.load(s2 + at, inside, 0.0).to(tl.float64), 0)
+    return a1, a2
+
+
+@triton.jit
+def statistics_kernel(
+    s1, s2, weight, bias, scale, shift, mean, rstd, C, G, chunks, count, eps, GS,
+    BG: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Chunk sums of one group of one sample -> its mean and 1/std, scale and shift of its channels."""
+    g, n = tl.program_id(0), tl.program_id(1)
+    lane = tl.arange(0, BG)
+    c = g * GS + lane
+    in_g = lane < GS
+    a1, a2 = merged_sums(s1, s2, n, c, in_g, C, chunks, BG, BK)
     m = tl.sum(a1, 0) / count
     var = (tl.sum(a2, 0) / count - m * m).to(tl.float32)
     m = m.to(tl.float32)
@@ -189,14 +181,7 @@ def gradient_means_kernel(
     lane = tl.arange(0, BG)
     c = g * GS + lane
     in_g = lane < GS
-    a1 = tl.zeros((BG,), tl.float64)
-    a2 = tl.zeros((BG,), tl.float64)
-    for start in range(0, chunks, BK):
-        k = start + tl.arange(0, BK)
-        at = (n * chunks + k)[:, None] * C + c[None, :]
-        inside = (k < chunks)[:, None] & in_g[None, :]
-        a1 += tl.sum(tl.load(s1 + at, inside, 0.0).to(tl.float64), 0)
-        a2 += tl.sum(tl.load(s2 + at, inside, 0.0).to(tl.float64), 0)
+    a1, a2 = merged_sums(s1, s2, n, c, in_g, C, chunks, BG, BK)
     w = tl.load(weight + c, in_g, 0.0).to(tl.float64)
     tl.store(sum1 + n * C + c, a1.to(tl.float32), in_g)
     tl.store(sum2 + n * C + c, a2.to(tl.float32), in_g)

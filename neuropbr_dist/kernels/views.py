@@ -39,13 +39,13 @@ def max_pool_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
     first gets the gradient, as in torch.
     """
     if usable(x):
-        return MaxPoolAndMean.apply(x)
+        return MaxPool.apply(x, True)
     return F.max_pool2d(x, 3, 2, 1), mean_over_views(x)
 
 
 def max_pool(x: Tensor) -> Tensor:
     """ResNet's 3x3 max pooling of stride 2 alone."""
-    return MaxPool.apply(x) if usable(x) else F.max_pool2d(x, 3, 2, 1)
+    return MaxPool.apply(x, False) if usable(x) else F.max_pool2d(x, 3, 2, 1)
 
 
 class PassAndMean(torch.autograd.Function):
@@ -64,42 +64,23 @@ class PassAndMean(torch.autograd.Function):
         return add_mean_gradient(channels_last(dx), channels_last(dmean))
 
 
-class MaxPoolAndMean(torch.autograd.Function):
-    """Keeps the place of each window's maximum, a byte each."""
+class MaxPool(torch.autograd.Function):
+    """Keeps the place of each window's maximum, a byte each; torch's keeps eight. Gives the mean beside it if asked."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, with_mean: bool) -> Tensor | tuple[Tensor, Tensor]:
         from neuropbr_dist.kernels.views_triton import max_pool, mean
 
         x = channels_last(x)
         pooled, place = max_pool(x)
         ctx.save_for_backward(place)
         ctx.shape = x.shape
-        return pooled, mean(x)
+        return (pooled, mean(x)) if with_mean else pooled
 
     @staticmethod
-    def backward(ctx: Any, dpooled: Tensor, dmean: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, dpooled: Tensor, dmean: Tensor | None = None) -> tuple[Tensor, None]:  # type: ignore[override]
         from neuropbr_dist.kernels.views_triton import max_pool_gradient
 
         (place,) = ctx.saved_tensors
-        return max_pool_gradient(channels_last(dpooled), place, channels_last(dmean), ctx.shape)
-
-
-class MaxPool(torch.autograd.Function):
-    """Keeps the place of each window's maximum, a byte each; torch's keeps eight."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        from neuropbr_dist.kernels.views_triton import max_pool
-
-        pooled, place = max_pool(channels_last(x))
-        ctx.save_for_backward(place)
-        ctx.shape = x.shape
-        return pooled
-
-    @staticmethod
-    def backward(ctx: Any, dpooled: Tensor) -> Tensor:  # type: ignore[override]
-        from neuropbr_dist.kernels.views_triton import max_pool_gradient
-
-        (place,) = ctx.saved_tensors
-        return max_pool_gradient(channels_last(dpooled), place, None, ctx.shape)
+        dmean = None if dmean is None else channels_last(dmean)
+        return max_pool_gradient(channels_last(dpooled), place, dmean, ctx.shape), None

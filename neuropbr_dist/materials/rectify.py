@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from neuropbr_dist.kernels import beside
 from neuropbr_dist.materials.plane import EYE, MATRIX, WRAP, turn_of_map, turn_of_picture
 
 EXTRA_CHANNELS = 4
@@ -56,7 +57,9 @@ def locate(cameras: Tensor, side: int, rows: tuple[int, int]) -> tuple[Tensor, T
     """
     known = (cameras[..., MATRIX] != 0).any(-1)
     matrix = cameras[..., MATRIX].unflatten(-1, (3, 3))
-    matrix = torch.where(known[..., None, None], matrix, torch.eye(3).to(matrix))
+    matrix = torch.where(
+        known[..., None, None], matrix, torch.eye(3, dtype=matrix.dtype, device=matrix.device)
+    )
     columns = (torch.arange(side, device=cameras.device, dtype=cameras.dtype) + 0.5) / side - 0.5
     x, y = columns[None, None, None, :], -columns[None, None, slice(*rows), None]
     middle = middle_of(matrix)[..., None, None]
@@ -97,7 +100,7 @@ def sample(pictures: Tensor, place: Tensor, factors: list[int] | None) -> Tensor
         return F.grid_sample(pictures, place, padding_mode="border", align_corners=False)
     out = pictures.new_empty(*pictures.shape[:2], *place.shape[1:3])
     for factor in sorted(set(factors)):
-        chosen = [i for i, each in enumerate(factors) if each == factor]
+        chosen = beside(pictures, [i for i, each in enumerate(factors) if each == factor], torch.int64)
         size = [max(1, round(length / factor)) for length in pictures.shape[-2:]]
         coarse = F.interpolate(pictures[chosen], size=size, mode="area")
         out[chosen] = sample(coarse, place[chosen], None)

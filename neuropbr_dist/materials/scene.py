@@ -196,13 +196,8 @@ def _random_window(rng: np.random.Generator) -> Window:
     centre = direction(np.arccos(rng.uniform(0.25, 1.0)), rng.uniform(0, 2 * np.pi))
     across = unit(np.cross(centre, unit(rng.standard_normal(3))))
     size = rng.uniform(0.06, 0.4, 2)
-    return Window(
-        centre,
-        across,
-        float(size[0]),
-        float(size[1]),
-        rng.uniform(0.5, 3.0) * _tint(rng, 0.12) / np.sqrt(size.prod() * 8),
-    )
+    radiance = rng.uniform(0.5, 3.0) * _tint(rng, 0.12) / np.sqrt(size.prod() * 8)
+    return Window(centre, across, float(size[0]), float(size[1]), radiance)
 
 
 def random_lighting(rng: np.random.Generator) -> Lighting:

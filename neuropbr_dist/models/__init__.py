@@ -1,6 +1,6 @@
 """Networks in plain PyTorch; nothing here knows how they are spread over devices."""
 
-from neuropbr_dist.models.discriminator import Discriminator, receptive_field, smallest_side
+from neuropbr_dist.models.discriminator import Discriminator, smallest_side
 from neuropbr_dist.models.generator import Generator, encoder_norm, size_multiple, view_channels
 from neuropbr_dist.models.pretrained import PretrainedUnavailable, load_backbone, pretrained_backbone
 
@@ -11,7 +11,6 @@ __all__ = [
     "encoder_norm",
     "load_backbone",
     "pretrained_backbone",
-    "receptive_field",
     "size_multiple",
     "smallest_side",
     "view_channels",

@@ -57,7 +57,7 @@ class Conv2d(nn.Conv2d):
             )  # fmt: skip
         dtype = self.weight.dtype
         out = self._conv_forward(x, weight.to(dtype), None if bias is None else bias.to(dtype))
-        return activate(out if residual is None else out + residual, slope)
+        return activate(out, slope, residual)
 
     def whole_weight(self) -> Tensor:
         """(O, C, kh, kw), of all input channels."""

@@ -12,18 +12,6 @@ from neuropbr_dist.models.norm import norm_factory
 MAP_CHANNELS = 8
 
 
-def receptive_field(n_layers: int) -> int:
-    """Side in pixels that one patch logit sees.
-
-    `n_layers` 4x4 convolutions of stride 2, then two of stride 1. Backwards
-    from one logit: r -> (r - 1) * stride + 4.
-    """
-    side = 1
-    for stride in (1, 1, *[2] * n_layers):
-        side = (side - 1) * stride + 4
-    return side
-
-
 def smallest_side(n_layers: int) -> int:
     """Side in pixels below which no logit comes out: backwards from one logit, padding counted."""
     side = 1

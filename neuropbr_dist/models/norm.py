@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuropbr_dist.kernels import group_norm_act
+from neuropbr_dist.kernels import full_precision, group_norm_act
 from neuropbr_dist.kernels.norm_act import activate
 
 NormFactory = Callable[[int], nn.Module]
@@ -37,11 +37,6 @@ def no_statistics() -> Iterator[None]:
         yield
     finally:
         _collecting = before
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float32; float64 stays."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
@@ -63,13 +58,13 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         """
         # In float32 at least, whatever the parameter dtype: bf16 parameters with float32
         # statistics are refused by F.batch_norm.
-        weight, bias = wide(self.weight), wide(self.bias)
+        weight, bias = full_precision(self.weight), full_precision(self.bias)
         scale = weight * torch.rsqrt(self.running_var + self.eps)
         shift = bias - self.running_mean * scale
         if x is None:
             return scale, shift
         out = x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
-        return activate(out if residual is None else out + residual, slope)
+        return activate(out, slope, residual)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -94,32 +89,23 @@ class BatchNorm2d(nn.BatchNorm2d):
         """Returns the normalised output and the batch's mean and unbiased variance."""
         mean = torch.zeros_like(self.running_mean)
         var = torch.zeros_like(self.running_var)
-        # momentum 1 makes F.batch_norm hand back the batch's own statistics.
-        out = F.batch_norm(
-            x, mean, var, self._affine(self.weight, x), self._affine(self.bias, x), True, 1.0, self.eps
-        )
-        return out, mean, var
+        return self.normalised_by(x, mean, var, own=True), mean, var
+
+    def normalised_by(self, x: Tensor, mean: Tensor, var: Tensor, *, own: bool) -> Tensor:
+        """Return the output by these statistics; with `own` by the batch's own, which are written over them."""
+        weight, bias = self._affine(self.weight, x), self._affine(self.bias, x)
+        return F.batch_norm(x, mean, var, weight, bias, own, float(own), self.eps)
 
     @staticmethod
     def _affine(p: Tensor, x: Tensor) -> Tensor:
         return p if p.dtype == x.dtype == torch.float64 else p.float()
 
     def forward(self, x: Tensor, slope: float | None = None, residual: Tensor | None = None) -> Tensor:
-        out = self.normalise(x)
-        return activate(out if residual is None else out + residual, slope)
+        return activate(self.normalise(x), slope, residual)
 
     def normalise(self, x: Tensor) -> Tensor:
         if not self.training:
-            return F.batch_norm(
-                x,
-                self.running_mean,
-                self.running_var,
-                self._affine(self.weight, x),
-                self._affine(self.bias, x),
-                False,
-                0.0,
-                self.eps,
-            )
+            return self.normalised_by(x, self.running_mean, self.running_var, own=False)
         out, mean, var = self.batch_statistics(x)
         if _collecting:
             self._noted.append((mean, var))
@@ -151,8 +137,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor, slope: float | None = None, residual: Tensor | None = None) -> Tensor:
         if torch.compiler.is_compiling():
-            out = self.by_channel(x)
-            return activate(out if residual is None else out + residual, slope)
+            return activate(self.by_channel(x), slope, residual)
         return group_norm_act(x, self.weight, self.bias, self.num_groups, self.eps, slope, residual)
 
     def by_channel(self, x: Tensor) -> Tensor:
@@ -161,7 +146,7 @@ class GroupNorm(nn.GroupNorm):
         The compiler's reductions over a group of a channels-last tensor are slow (measured:
         278 ms of a step), so statistics are taken per channel and merged (Chan et al. 1979).
         """
-        x_wide = wide(x)
+        x_wide = full_precision(x)
         groups = (x.shape[0], self.num_groups, -1)
         var, mean = (s.view(groups) for s in torch.var_mean(x_wide, (2, 3), correction=0))
         center = mean.mean(2, keepdim=True)

@@ -49,19 +49,11 @@ class Console:
         if CONSOLE.bar is not None:
             CONSOLE.bar.set_postfix(shown)
             return
+        t = throughput
+        said = "  ".join(f"{name} {value}" for name, value in shown.items())
         log.info(
-            "  ".join(
-                [
-                    f"Epoch {epoch}",
-                    f"step {step}",
-                    *(f"{name} {value}" for name, value in shown.items()),
-                    f"lr {lr:.3g}",
-                    f"{throughput.ms_per_step:.0f} ms/step",
-                    f"{throughput.samples_per_s:.2f} samples/s",
-                    f"data wait {throughput.data_wait:.1%}",
-                    f"{throughput.memory_gib:.1f} GiB",
-                ]
-            )
+            f"Epoch {epoch}  step {step}  {said}  lr {lr:.3g}  {t.ms_per_step:.0f} ms/step  "
+            f"{t.samples_per_s:.2f} samples/s  data wait {t.data_wait:.1%}  {t.memory_gib:.1f} GiB"
         )
 
     def _hint(self, throughput: Throughput) -> None:

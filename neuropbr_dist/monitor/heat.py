@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from neuropbr_dist.materials.channels import linear_to_srgb
+
 _DARKEST, _BRIGHTEST = 0.16, 0.95
 _FIRST_HUE, _LAST_HUE = 280, 465  # degrees; 465 is 105 after a full turn
 _GREYEST, _COLOUR = 0.06, 0.13
@@ -38,5 +40,4 @@ def heat(values: np.ndarray) -> np.ndarray:
     hue = np.deg2rad(_FIRST_HUE + (_LAST_HUE - _FIRST_HUE) * values)
     oklab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)
     linear = np.clip((oklab @ _TO_CONES.T) ** 3 @ _TO_SRGB.T, 0, 1)
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.round(255 * srgb).astype(np.uint8)
+    return np.round(255 * linear_to_srgb(linear)).astype(np.uint8)

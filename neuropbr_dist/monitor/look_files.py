@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -24,33 +23,24 @@ TRUE = "true"
 _STEP = re.compile(r"step_(\d{8,})")
 
 
-class LookFiles:
-    """Writes looks into `{folder}/looks`.
+def write_look(run: Path, step: int, look: Look) -> None:
+    """Keep the predicted maps of a step in a run's folder; views and true maps once."""
+    folder = run / FOLDER / look.key
+    if not (folder / TRUE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, view in enumerate(look.views):
+            save_png(folder / f"view_{i}.png", channels_last(view))
+        if look.target is not None:
+            _save_maps(folder / TRUE, look.target)
+    _save_maps(folder / f"step_{step:08d}", look.pred)
 
-    Args:
-        folder: the run's folder.
-    """
 
-    def __init__(self, folder: Path):
-        self.folder = folder / FOLDER
-
-    def write(self, step: int, look: Look) -> None:
-        """Keep the predicted maps of a step; views and true maps once."""
-        folder = self.folder / look.key
-        if not (folder / TRUE).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            for i, view in enumerate(look.views):
-                save_png(folder / f"view_{i}.png", channels_last(view))
-            if look.target is not None:
-                _save_maps(folder / TRUE, look.target)
-        _save_maps(folder / f"step_{step:08d}", look.pred)
-
-    def cut_back(self, step: int) -> None:
-        """Delete what was predicted after `step`."""
-        for key in look_keys(self.folder.parent):
-            for found, folder in look_steps(self.folder.parent, key).items():
-                if found > step:
-                    shutil.rmtree(folder)
+def cut_back_looks(run: Path, step: int) -> None:
+    """Delete what was predicted after `step`."""
+    for key in look_keys(run):
+        for found, folder in look_steps(run, key).items():
+            if found > step:
+                shutil.rmtree(folder)
 
 
 def look_keys(run: Path) -> list[str]:
@@ -61,13 +51,8 @@ def look_keys(run: Path) -> list[str]:
 
 def look_steps(run: Path, key: str) -> dict[int, Path]:
     """Step -> folder of the maps predicted then, in order."""
-    return dict(sorted(_step_folders(run / FOLDER / key)))
-
-
-def _step_folders(folder: Path) -> Iterator[tuple[int, Path]]:
-    for path in folder.iterdir():
-        if found := _STEP.fullmatch(path.name):
-            yield int(found[1]), path
+    steps = ((_STEP.fullmatch(path.name), path) for path in (run / FOLDER / key).iterdir())
+    return dict(sorted((int(found[1]), path) for found, path in steps if found))
 
 
 def _save_maps(folder: Path, maps: Tensor) -> None:

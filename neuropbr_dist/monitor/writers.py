@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import html
 import math
+import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import yaml
@@ -21,13 +22,13 @@ import yaml
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import write_text
 from neuropbr_dist.monitor.figure import ERROR, VIEWS, comparison
-from neuropbr_dist.monitor.look_files import LookFiles
+from neuropbr_dist.monitor.look_files import cut_back_looks, write_look
 from neuropbr_dist.monitor.pictures import Look
 from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, SAMPLES, run_log
 
 
-class Writer(Protocol):
-    """One place that a run's log goes to."""
+class Writer:
+    """One place that a run's log goes to, with the calls of `RunLog`; this one keeps nothing."""
 
     def scalars(self, step: int, epoch: int, samples: int, values: dict[str, float]) -> None: ...
     def images(self, step: int, images: dict[str, np.ndarray]) -> None: ...
@@ -47,17 +48,26 @@ class RunLog:
         tensorboard: write TensorBoard events.
         wandb: keyword arguments of `wandb.init` (`project`, `name`, `config`, ...), or None for no W&B.
         enabled: False makes every call do nothing; only rank 0 writes.
+        check: called before each write; raises a UserError where the folder isn't this run's any more.
 
     Raises:
         UserError: a package that the config asks for is missing, or W&B refuses to start.
     """
 
-    def __init__(self, folder: Path | str, *, tensorboard: bool, wandb: dict[str, Any] | None, enabled: bool):
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        tensorboard: bool,
+        wandb: dict[str, Any] | None,
+        enabled: bool,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self._check = check
         self.failure: UserError | None = None
         self.folder = Path(folder)
         self.writers: list[Writer] = []
         self.enabled = enabled
-        self._looks = LookFiles(self.folder)
         if not enabled:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,16 +97,11 @@ class RunLog:
     def looks(self, step: int, looks: Sequence[Look], *, figures: bool) -> None:
         """Held-out samples: their maps as files; with `figures` also drawn, for TensorBoard and W&B."""
         for look in looks:
-            self._guarded(partial(self._looks.write, step, look))
+            self._guarded(partial(write_look, self.folder, step, look))
             if figures and len(self.writers) > 1:  # metrics.jsonl has no pictures
-                self.images(
-                    step,
-                    {
-                        f"val/comparison/{look.key}": comparison(look),
-                        f"val/views/{look.key}": comparison(look, rows=[VIEWS]),
-                        f"val/error/{look.key}": comparison(look, rows=[ERROR]),
-                    },
-                )
+                figure = {"comparison": None, "views": [VIEWS], "error": [ERROR]}
+                drawn = {name: comparison(look, rows=rows) for name, rows in figure.items()}
+                self.images(step, {f"val/{name}/{look.key}": picture for name, picture in drawn.items()})
 
     def images(self, step: int, images: dict[str, np.ndarray]) -> None:
         """Pictures by name, uint8 HWC or HW."""
@@ -110,7 +115,7 @@ class RunLog:
         """Forget what lies after `step`: a resumed run calls this once, before it writes."""
         self._each(lambda writer: writer.cut_back(step))
         self._guarded(lambda: run_log(self.folder, SAMPLES).keep(lambda line: line["step"] <= step))
-        self._guarded(lambda: self._looks.cut_back(step))
+        self._guarded(partial(cut_back_looks, self.folder, step))
 
     def check(self) -> None:
         """Raise the first failure, a UserError, if something couldn't be written."""
@@ -130,6 +135,7 @@ class RunLog:
         if not self.enabled or self.failure:
             return
         try:
+            self._check()
             write()
         except (OSError, UserError) as error:
             told = f"{self.folder}: the log can't be written: {error}"
@@ -142,7 +148,7 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-class Metrics:
+class Metrics(Writer):
     """Scalars as one JSON object a line: step, epoch, samples, then the values.
 
     JSON has no NaN and no infinity: they are the strings "nan", "inf" and "-inf",
@@ -153,25 +159,14 @@ class Metrics:
         self._log = run_log(folder, METRICS)
 
     def scalars(self, step: int, epoch: int, samples: int, values: dict[str, float]) -> None:
-        finite = {
-            name: value if math.isfinite(value) else str(float(value)) for name, value in values.items()
-        }
+        finite = {name: v if math.isfinite(v) else str(float(v)) for name, v in values.items()}
         self._log.append({"step": step, "epoch": epoch, "samples": samples, **finite})
-
-    def images(self, step: int, images: dict[str, np.ndarray]) -> None:
-        pass
-
-    def text(self, step: int, texts: dict[str, str]) -> None:
-        pass
 
     def cut_back(self, step: int) -> None:
         self._log.keep(lambda line: line["step"] <= step)
 
-    def close(self) -> None:
-        pass
 
-
-class TensorBoard:
+class TensorBoard(Writer):
     """Event files for TensorBoard."""
 
     def __init__(self, folder: Path):
@@ -184,6 +179,7 @@ class TensorBoard:
             ) from error
         self.folder = folder
         self._open = SummaryWriter
+        threading.excepthook = _said_once
         try:
             self._writer = SummaryWriter(str(folder))
         except OSError as error:
@@ -210,7 +206,13 @@ class TensorBoard:
         self._writer.close()
 
 
-class WeightsAndBiases:
+def _said_once(error: threading.ExceptHookArgs, plain: Any = threading.excepthook) -> None:
+    """TensorBoard's thread keeps an error of the disk for the next call, which tells it: no traceback beside that."""
+    if not (isinstance(error.exc_value, OSError) and type(error.thread).__name__ == "_AsyncWriterThread"):
+        plain(error)
+
+
+class WeightsAndBiases(Writer):
     """A W&B run, online or (`WANDB_MODE=offline`) on disk; a resumed run goes on under the same id.
 
     W&B can't take back what it has: after a resume the steps that are done again
@@ -226,9 +228,9 @@ class WeightsAndBiases:
                 "pip install wandb, or set it to false"
             ) from error
         id_file = folder / "wandb_id"
-        known: dict[str, Any] = (
-            {"id": id_file.read_text().strip(), "resume": "allow"} if id_file.exists() else {}
-        )
+        known: dict[str, Any] = {}
+        if id_file.exists():
+            known = {"id": id_file.read_text().strip(), "resume": "allow"}
         try:
             self._run = wandb.init(dir=str(folder), **known, **settings)
         except wandb.Error as error:
@@ -250,9 +252,6 @@ class WeightsAndBiases:
     def text(self, step: int, texts: dict[str, str]) -> None:
         pages = {name: self._html(f"<pre>{html.escape(text)}</pre>") for name, text in texts.items()}
         self._run.log({"step": step, **pages})
-
-    def cut_back(self, step: int) -> None:
-        pass
 
     def close(self) -> None:
         self._run.finish()

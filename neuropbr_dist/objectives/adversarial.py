@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuropbr_dist.objectives.maps import full_precision
+from neuropbr_dist.kernels import full_precision
 
 GanKind = Literal["hinge", "bce"]
 

@@ -18,10 +18,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from neuropbr_dist.kernels import full_precision
 from neuropbr_dist.materials.channels import MAP_SLICES, NORMAL, as_stored
-from neuropbr_dist.objectives.maps import full_precision, mean_per_map
 from neuropbr_dist.objectives.normals import normal_angle
-from neuropbr_dist.objectives.reconstruction import ReconstructionLoss, l1
+from neuropbr_dist.objectives.reconstruction import ReconstructionLoss, l1, mean_per_map
 from neuropbr_dist.objectives.ssim import ssim
 
 MAX_PSNR = 100.0
@@ -71,13 +71,6 @@ class MetricSums:
     def tensor(self) -> Tensor:
         """The sums themselves, 1-D, not a copy: all-reduce (sum) this in place."""
         return self.sums
-
-    @classmethod
-    def from_tensor(cls, sums: Tensor) -> MetricSums:
-        """Sums that were added up elsewhere; good for `result` only."""
-        metrics = cls.__new__(cls)
-        metrics.sums = sums
-        return metrics
 
     def result(self) -> dict[str, float]:
         """Metric name to value; reads the device once.

@@ -8,11 +8,16 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.config import LossConfig
-from neuropbr_dist.materials.channels import ALBEDO, NORMAL
-from neuropbr_dist.objectives.maps import full_precision, mean_per_map
+from neuropbr_dist.kernels import full_precision
+from neuropbr_dist.materials.channels import ALBEDO, MAP_SLICES, NORMAL
 from neuropbr_dist.objectives.normals import normal_angle, normal_loss
 from neuropbr_dist.objectives.registry import custom_loss, load_custom_module
 from neuropbr_dist.objectives.ssim import ssim, ssim_of_planes
+
+
+def mean_per_map(channels: Tensor) -> dict[str, Tensor]:
+    """`(B, 8)` values per channel -> name to `(B,)`, the mean over each map's channels."""
+    return {name: channels[:, part].mean(1) for name, part in MAP_SLICES.items()}
 
 
 def l1(pred: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -31,6 +31,8 @@ class NetworkSetup:
     """none, selective, full or split; or patterns of segment names to these (`blocks.kind_of`)."""
     compile_blocks: bool
     """Compile each segment."""
+    replayed: tuple[int, ...] | None = None
+    """Shape of the input whose training passes are recorded as CUDA graphs and replayed; engine single only."""
     sync_batch: bool = False
     shard: str = "world"
     """FSDP: world, or node (HSDP)."""
@@ -71,7 +73,10 @@ def build_network(module: Any, device: torch.device, setup: NetworkSetup) -> Net
     from neuropbr_dist.parallel.replicated import ReplicatedNetwork
 
     distributed = setup.engine == "ddp"
-    return ReplicatedNetwork(module, device, setup.adam, setup.clip, setup.dtype, distributed)
+    network = ReplicatedNetwork(module, device, setup.adam, setup.clip, setup.dtype, distributed)
+    if setup.replayed is not None:
+        network.record(setup.replayed)
+    return network
 
 
 def fsdp_mesh(device_type: str, setup: NetworkSetup) -> DeviceMesh:

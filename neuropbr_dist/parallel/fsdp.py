@@ -67,11 +67,6 @@ class FSDPNetwork(ClippedNetwork):
     def sync_gradients(self, last: bool) -> None:
         self.sharded.set_requires_gradient_sync(last)
 
-    def backward(self, loss: Tensor) -> None:
-        loss = loss * self.world  # the reduce-scatter averages over ranks
-        scale = self.optimizer.scale
-        (loss if scale is None else loss * scale.to(loss.device)).backward()
-
     def apply(self) -> StepResult:
         params = [p for _, p in self._trained_parameters()]
         result = self.optimizer.step(None if p.grad is None else p.grad.to_local() for p in params)

@@ -18,7 +18,7 @@ from neuropbr_dist.parallel.activation import has_batch_statistics
 
 @dataclass(frozen=True, kw_only=True)
 class Adam:
-    """AdamW's settings for one network."""
+    """AdamW's settings for one network, by torch's names."""
 
     lr: float
     betas: tuple[float, float]

@@ -44,9 +44,7 @@ class ClippedAdamW:
         self.params, self.clip, self.group = params, clip, group
         tensors = list(params.values())
         self.device, self.dtype = tensors[0].device, tensors[0].dtype
-        self.adamw: Any = torch.optim.AdamW(
-            tensors, lr=adam.lr, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay, fused=True
-        )
+        self.adamw: Any = torch.optim.AdamW(tensors, **vars(adam), fused=True)
         for p in tensors:  # lazily made by torch; a save before the first step needs them
             self.adamw.state[p] = {
                 "step": torch.zeros((), dtype=torch.float32, device=p.device),
@@ -132,6 +130,12 @@ class ClippedNetwork(Network):
     """A network whose masters are updated by `ClippedAdamW`, whole or sharded on dimension 0."""
 
     optimizer: ClippedAdamW
+    world: int
+    """Ranks over which the engine averages gradients."""
+
+    def backward(self, loss: Tensor) -> None:
+        loss, scale = loss * self.world, self.optimizer.scale
+        (loss if scale is None else loss * scale.to(loss.device)).backward()
 
     @abstractmethod
     def piece(self, p: Any) -> tuple[Tensor, int]:

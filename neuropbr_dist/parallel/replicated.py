@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -44,9 +46,31 @@ class ReplicatedNetwork(ClippedNetwork):
             )
         self.replicated = distributed
         self.optimizer = ClippedAdamW(self.trained, adam, clip, fp16=dtype == torch.float16)
+        self.replay: Callable[[Tensor], Tensor] | None = None
+        self.recorded: tuple[int, ...] = ()
+
+    def record(self, shape: tuple[int, ...]) -> None:
+        """Record the passes of a training step with an input of this shape as CUDA graphs, to be replayed from now on.
+
+        The host then launches two graphs where it launched some thousand kernels. They read and write the parameters
+        and their gradients where these lie. What isn't a training pass, and other shapes, go the plain way.
+        No other thread may use the device meanwhile: it would break the recording.
+        """
+        x = torch.zeros(shape, device=self.device)
+        # A weight that is cast once for several passes would be cast outside of the graphs.
+        with torch.autocast(
+            self.device.type, self.dtype, enabled=self.dtype is not None, cache_enabled=False
+        ):
+            torch.cuda.make_graphed_callables(self.module, (x,))
+        self.replay, self.recorded = self.module.forward, shape
+        del (
+            self.module.forward
+        )  # the class's own again: names, `eval()` and frozen passes know nothing of graphs
 
     def __call__(self, x: Tensor) -> Tensor:
         plain = self._frozen or not torch.is_grad_enabled()
+        if self.replay is not None and not plain and self.module.training and x.shape == self.recorded:
+            return self.replay(x)
         forward = self.module if plain or self.ddp is None else self.ddp
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             return forward(x)
@@ -54,11 +78,6 @@ class ReplicatedNetwork(ClippedNetwork):
     def sync_gradients(self, last: bool) -> None:
         if self.ddp is not None:
             self.ddp.require_backward_grad_sync = last
-
-    def backward(self, loss: Tensor) -> None:
-        loss = loss * self.world  # DDP averages over ranks
-        scale = self.optimizer.scale
-        (loss if scale is None else loss * scale).backward()
 
     def apply(self) -> StepResult:
         return self.optimizer.step(p.grad for p in self.trained.values())

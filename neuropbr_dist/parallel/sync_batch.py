@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from neuropbr_dist.kernels import full_precision
 from neuropbr_dist.models.norm import BatchNorm2d
 
 
@@ -14,7 +15,7 @@ class SyncBatchNorm2d(BatchNorm2d):
     """Normalises by the mean and variance over all ranks' micro-batches (two passes)."""
 
     def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        wide = x if x.dtype == torch.float64 else x.float()
+        wide = full_precision(x)
         world = dist.get_world_size()
         count = wide.numel() / wide.shape[1] * world
         mean = all_reduce(wide.sum((0, 2, 3))) / count

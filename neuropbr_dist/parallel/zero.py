@@ -70,17 +70,13 @@ class ZeRONetwork(Network):
             for segment in module.segments().values():
                 segment._z3_leaf = True  # gathered and released as a whole
         trained = [p for p in module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=adam.lr, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay, fused=True
-        )
+        optimizer = torch.optim.AdamW(trained, **vars(adam), fused=True)
         self.engine, *_ = deepspeed.initialize(
             model=module, model_parameters=trained, optimizer=optimizer, config=config
         )
         self.adamw: torch.optim.AdamW = self.engine.basic_optimizer
-        self.dtype = {
-            "bf16": torch.bfloat16,
-            "fp16": torch.float16,
-        }.get(next((k for k in ("bf16", "fp16") if config.get(k, {}).get("enabled")), ""))
+        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        self.dtype = next((dtypes[k] for k in dtypes if config.get(k, {}).get("enabled")), None)
         self.clip: float = config.get("gradient_clipping", 0.0)
         if self.stage == 3:
             self._reduce_one_by_one()

@@ -9,9 +9,12 @@ from typing import Any
 
 from neuropbr_dist.config import TrainConfig, from_yaml
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import check_links, read_text
 from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, run_log
 
 CONFIG = "config.yaml"
+LARGEST = 1e300
+"""What the page draws is below it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def read_run(path: Path) -> RunFolder:
         UserError: no run's folder, or a file in it isn't what it is called.
     """
     refuse_other_folder(path)
-    config = from_yaml((path / CONFIG).read_text(), str(path / CONFIG))
+    check_links(path)
+    config = from_yaml(read_text(path / CONFIG), str(path / CONFIG))
     files = [path / name for name in (METRICS, HISTORY) if (path / name).exists()]
     metrics = [{key: _finite(value) for key, value in line.items()} for line in run_log(path, METRICS).read()]
     written = datetime.fromtimestamp(max(file.stat().st_mtime for file in files), timezone.utc)
@@ -69,5 +73,5 @@ def refuse_other_folder(path: Path) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """`metrics.jsonl` writes NaN and infinities as text."""
-    return None if isinstance(value, str) else value
+    """`metrics.jsonl` writes NaN and infinities as text; what else isn't a number there is no value either."""
+    return value if type(value) in (int, float) and abs(value) < LARGEST else None

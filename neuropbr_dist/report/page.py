@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime, timezone
 from html import escape
 from importlib.resources import files
@@ -11,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_text
+from neuropbr_dist.files import write_text, writing
 from neuropbr_dist.materials.bench import bench
 from neuropbr_dist.materials.channels import decode
 from neuropbr_dist.monitor.figure import ANGLE_LIMIT, ERROR_LIMIT
@@ -34,10 +34,8 @@ def write_page(folder: Path) -> Path:
     """
     page = render(read_run(folder))
     path = folder / PAGE
-    try:
+    with writing(path):
         write_text(path, page)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror}") from error
     return path
 
 
@@ -59,12 +57,8 @@ def render(run: RunFolder) -> str:
         "data": script_safe(page_data(run)),
         "script": "\n".join(asset(script) for script in SCRIPTS),
     }
-    page = asset("page.html")
-    for key, value in parts.items():
-        head, found, tail = page.partition("{{" + key + "}}")
-        assert found, key
-        page = head + value + tail
-    return page
+    # In one pass: a value that looks like a placeholder stays what it is.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], asset("page.html"))
 
 
 def page_data(run: RunFolder) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import numpy as np
 from PIL import Image
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import read_bytes
 from neuropbr_dist.materials.channels import MAP_SLICES
 from neuropbr_dist.monitor.look_files import FOLDER, TRUE, look_keys, look_steps
 from neuropbr_dist.report.folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 MOST_STEPS = 24
 """Of one sample on the page."""
@@ -32,7 +36,13 @@ def samples(run: RunFolder) -> list[dict[str, Any]]:
     values = {line["step"]: line for line in run.metrics if "val/loss" in line}
     losses = {step: line["val/loss"] for step, line in values.items() if line["val/loss"] is not None}
     best = min(losses, key=lambda step: losses[step]) if losses else None
-    return [sample(run.path, key, values, best) for key in look_keys(run.path)]
+    found = []
+    for key in look_keys(run.path):
+        try:
+            found.append(sample(run.path, key, values, best))
+        except UserError as error:  # a run that was killed amid it leaves a half
+            log.warning("look %s left out: %s", key, error)
+    return found
 
 
 def sample(run: Path, key: str, values: dict[int, dict[str, Any]], best: int | None) -> dict[str, Any]:
@@ -49,9 +59,9 @@ def sample(run: Path, key: str, values: dict[int, dict[str, Any]], best: int | N
         {"step": step, "epoch": values[step]["epoch"], "best": step == best, "maps": atlas(steps[step])}
         for step in chosen
     ]
-    with Image.open(folder / "view_0.png") as first:
-        width, height = first.size
-    views = [webp(open_picture(folder / f"view_{i}.png", "RGB")) for i in range(3)]
+    pictures = [open_picture(folder / f"view_{i}.png", "RGB") for i in range(3)]
+    width, height = pictures[0].size
+    views = [webp(picture) for picture in pictures]
     true = atlas(folder / TRUE) if (folder / TRUE).exists() else None
     return {"key": key, "width": width, "height": height, "views": views, "true": true, "looks": looks}
 
@@ -75,6 +85,8 @@ def atlas(folder: Path) -> str:
             open_picture(folder / f"{name}.png", "RGB" if name in ("albedo", "normal") else "L")
         )
         channels += list(picture.transpose(2, 0, 1)) if picture.ndim == 3 else [picture]
+    if len({channel.shape for channel in channels}) > 1:
+        raise UserError(f"{folder}: its maps differ in size")
     rows = [np.hstack(channels[i : i + TILES]) for i in range(0, len(channels), TILES)]
     return webp(Image.fromarray(np.vstack(rows)))
 
@@ -82,9 +94,9 @@ def atlas(folder: Path) -> str:
 def open_picture(path: Path, mode: str) -> Image.Image:
     """Read whole and converted to `mode` (Pillow's). Raises UserError for what is no picture."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(read_bytes(path)), formats=["PNG"]) as picture:
             return picture.convert(mode)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: {error}") from error
 
 

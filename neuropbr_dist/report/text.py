@@ -51,7 +51,8 @@ def hardware(start: dict[str, Any]) -> str:
 
 def tiles(run: RunFolder) -> str:
     """The numbers to look at first; those of validation with what they were before training."""
-    found = [progress_tile(run)]
+    epochs = max((line["epoch"] for line in run.metrics), default=0)
+    found = [tile("Progress", f"{run.step:,}", "steps", f"epoch {epochs} of {run.config.training.epochs}")]
     for column, label, form, unit in (
         ("val/mae", "Mean error of the maps", "{:.4f}", ""),
         ("val/psnr", "PSNR", "{:.1f}", "dB"),
@@ -66,12 +67,6 @@ def tiles(run: RunFolder) -> str:
     if speed:
         found.append(tile("Throughput", f"{speed[-1]:.3g}", "samples/s", time_spent(run)))
     return "\n".join(found)
-
-
-def progress_tile(run: RunFolder) -> str:
-    """Steps done, and epochs of how many."""
-    epochs = max((line["epoch"] for line in run.metrics), default=0)
-    return tile("Progress", f"{run.step:,}", "steps", f"epoch {epochs} of {run.config.training.epochs}")
 
 
 def tile(label: str, value: str, unit: str, note: str) -> str:

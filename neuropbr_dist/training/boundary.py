@@ -18,24 +18,27 @@ class Boundary:
 
     Args:
         end: of the allocation in Unix seconds, or None for no end.
+        launched: by a launcher whose end is to be the run's.
     """
 
-    def __init__(self, start: Start, training: TrainingConfig, end: float | None) -> None:
+    def __init__(
+        self, start: Start, training: TrainingConfig, end: float | None, launched: bool = False
+    ) -> None:
         self.start, self.every_n_steps = start, training.save_every_n_steps
         self.deadline = Deadline(end if is_rank_0() else None)
         self.save_clock = Every(training.save_every_n_minutes if is_rank_0() else None)
-        self.flag = StopFlag()
+        self.flag = StopFlag(launched)
 
     def stop(self, step: int, epochs: int, *, failed: bool, save_seconds: float) -> StopReason | None:
         """Return why to stop here although the run isn't over. Collective, once a boundary.
 
         Args:
             step, epochs: done, in all.
-            failed: this rank can't write; the others may learn it later.
+            failed: this rank can't go on; the others learn it here.
             save_seconds: what a save takes.
         """
         if failed:
-            self.flag.request(StopReason.FAILED_WRITE)
+            self.flag.request(StopReason.FAILED)
         if self.deadline.reached(save_seconds):
             self.flag.request(StopReason.TIME_LIMIT)
         if self.save_clock.due():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neuropbr_dist.cluster import detect, pick_device
+from neuropbr_dist.cluster.environment import alone
 from neuropbr_dist.config import TrainConfig, differences, with_fields
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.batch import DeviceBatch
@@ -39,7 +40,9 @@ def debug(cfg: TrainConfig, start: Start) -> None:
     """Show a table of modules, write the first batch as a picture, and say whether one batch can be overfitted."""
     env = detect()
     if env.world_size > 1:
-        raise UserError("--debug is for one process; start it with python launch/train.py --debug")
+        raise UserError(
+            f"--debug is for one process; here {env.launcher} has started {env.world_size}: {alone(env)}"
+        )
     device = pick_device(cfg.training.device, env)
     plain = plain_settings(cfg, device)
     for name, (old, new) in differences(cfg, plain).items():
@@ -67,7 +70,7 @@ def plain_settings(cfg: TrainConfig, device: torch.device) -> TrainConfig:
         cfg,
         training={
             "engine": "single", "engine_discriminator": "same", "ds_config": None, "ds_config_discriminator": None,
-            "compile": "off", "deterministic": True, "precision": "fp32",
+            "compile": "off", "cuda_graphs": "off", "deterministic": True, "precision": "fp32",
         },
         data={"num_workers": 0, "pin_memory": False, "builtin_count": min(cfg.data.builtin_count, 4)},
         model={"encoder_pretrained": False},
@@ -82,14 +85,12 @@ def fitting_size(cfg: TrainConfig, device: torch.device) -> int | None:
     room = available_bytes(device, 1) - State.of(cfg.model, "single", 0, 1, torch.float32).bytes
     smallest = smallest_side(cfg.model.discriminator_n_layers) if cfg.model.use_gan else 0
     size = 2048 if device.type == "cuda" else max(LARGEST_ON_CPU, smallest)
-    while size // 2 >= max(smallest, size_multiple(cfg.model)) and needed(cfg, size) > room:
+    thrifty = GENERATOR_PLANS["low"]
+    while size // 2 >= max(smallest, size_multiple(cfg.model)):
+        if Activations.of(cfg, size, torch.float32).bytes(thrifty) <= room:
+            break
         size //= 2
     return None if size == 2048 else size
-
-
-def needed(cfg: TrainConfig, size: int) -> int:
-    """Bytes of activations that the most thrifty memory plan keeps."""
-    return Activations.of(cfg, size, torch.float32).bytes(GENERATOR_PLANS["low"])
 
 
 def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> DeviceBatch:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -149,11 +150,24 @@ class State:
 
 def count_parameters(model: ModelConfig) -> dict[str, int]:
     """Return each network's parameters, counted in the model itself: of a sharded one a rank has a piece only."""
-    with torch.device("meta"):
+    with sizes_that_exist("its networks"), torch.device("meta"):
         models: dict[str, nn.Module] = {"generator": Generator(model)}
         if model.use_gan:
             models["discriminator"] = Discriminator(model)
     return {part: sum(p.numel() for p in net.parameters()) for part, net in models.items()}
+
+
+@contextmanager
+def sizes_that_exist(what: str) -> Iterator[None]:
+    """Raise a UserError for what is so large that not even a tensor without content can have its shape."""
+    try:
+        yield
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"the run is too large for any memory: {what} ({said}); lower data.image_size, training.batch_size or "
+            "the widths of model"
+        ) from error
 
 
 def available_bytes(device: torch.device, ranks_here: int) -> int:
@@ -189,7 +203,8 @@ class Need:
         """
         cfg, state = self.cfg, self.state()
         before = state.bytes if self.accumulates() else state.held
-        activations = Activations.of(cfg, size, self.dtype)
+        with sizes_that_exist(f"pictures of {size} px in micro-batches of {cfg.training.batch_size}"):
+            activations = Activations.of(cfg, size, self.dtype)
         kind = cfg.training.activation_checkpointing
         patterns = {plan: recompute_patterns(plan, kind, "generator") for plan in PLANS}
         kept = KEPT_BY_KERNELS[encoder_norm(cfg.model)] if self.runs_kernels() else KEPT_COMPILED
@@ -249,8 +264,8 @@ def too_small(
             f"{room / GIB:.0f} GiB free; training.memory = auto or low fits"
         )
     smaller, fits = size, False
-    while smaller > size_multiple(need.cfg.model) and not fits:
-        smaller //= 2
+    while smaller >= 2 * size_multiple(need.cfg.model) and not fits:
+        smaller = max(size_multiple(need.cfg.model), smaller // 2)
         fits = need.at(smaller)[plan] <= room
     remedy = f"--set data.image_size={smaller}" if fits else "--config quick_test"
     return (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import platform
 import socket
 from collections import Counter
@@ -19,6 +18,7 @@ from neuropbr_dist import kernels
 from neuropbr_dist.config import DataConfig, TrainConfig, to_yaml
 from neuropbr_dist.data.open import Samples
 from neuropbr_dist.data.sources import BuiltinSource
+from neuropbr_dist.processes import usable_cores
 from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.setup import Setup
 
@@ -41,6 +41,7 @@ def start_facts(setup: Setup) -> dict[str, Any]:
         "precision": setup.precision,
         "activation_checkpointing": setup.recompute,
         "compile": setup.compile,
+        "cuda_graphs": setup.replays,
         "global_batch": setup.cfg.training.global_batch_size,
         "micro_batch": setup.micro.size,
         "micro_batches_per_step": setup.micro.per_step,
@@ -59,8 +60,7 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return f"Apple GPU ({platform.machine()})"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"CPU, {cpu_model()}, {cores} cores"
+    return f"CPU, {cpu_model()}, {usable_cores()} cores"
 
 
 def cpu_model() -> str:
@@ -99,10 +99,9 @@ def describe_samples(asked: DataConfig, samples: Samples) -> None:
         )
     kept, entries = samples.cameras
     if samples.align == "plane":
-        missing = (
-            "" if kept == entries else f"; {entries - kept} of {entries} samples have none and are left out"
-        )
-        log.info(f"Views are rectified by their cameras (model.align = plane){missing}")
+        without = f"; {entries - kept} of {entries} samples have none and are left out"
+        said = without if kept < entries else ""
+        log.info(f"Views are rectified by their cameras (model.align = plane){said}")
     elif kept:
         log.info(
             f"Views stay as they are (model.align = none), though {kept} of {entries} samples have cameras"
@@ -117,7 +116,8 @@ def describe(setup: Setup) -> None:
     log.info(f"Networks: {', '.join(sizes)} parameters")
     log.info(
         f"Engine: {setup.engine} on {env.world_size} x {setup.device.type} ({env.launcher} launcher), "
-        f"{setup.precision}, {setup.recompute}, torch.compile {setup.compile}{attention_name(setup)}"
+        f"{setup.precision}, {setup.recompute}, torch.compile {setup.compile}"
+        f"{', CUDA graphs' if setup.replays else ''}{attention_name(setup)}"
     )
     log.info(
         f"Batch: {t.global_batch_size} = up to {setup.micro.per_step} x {setup.micro.size} on "

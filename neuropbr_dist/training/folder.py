@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from neuropbr_dist.checkpoint import BEST, LATEST, Checkpoint, SaveTiming, clear, find
 from neuropbr_dist.cluster import StopReason
 from neuropbr_dist.config import TrainConfig, to_yaml
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_text
+from neuropbr_dist.files import write_text, writing
 from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
 from neuropbr_dist.monitor.run_logs import LOGS, METRICS, TIMINGS
@@ -50,25 +51,39 @@ def is_newest(checkpoint: Checkpoint, folder: Path) -> bool:
 
 def write_config(cfg: TrainConfig, folder: Path) -> None:
     """Write the run's configuration into its folder; a requeue marker has had its effect."""
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", to_yaml(cfg))
         (folder / REQUEUE).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: can't write there: {error}") from error
 
 
 def saved(
-    console: Console, run_log: RunLog, folder: Path, path: Path, links: Sequence[str], timing: SaveTiming
+    console: Console,
+    run_log: RunLog,
+    folder: Path,
+    patience: float | None,
+    path: Path,
+    links: Sequence[str],
+    timing: SaveTiming,
 ) -> None:
-    """A save is on disk: say so in the guide's lines, and write its timing. On rank 0, in the writing thread."""
+    """A save is on disk: say so in the guide's lines, and write its timing. On rank 0, in the writing thread.
+
+    Args:
+        patience: seconds that the launcher gives a stop; None: without end.
+    """
+    seconds = timing.held_s + timing.behind_s
+    if patience is not None and seconds > patience / 2:
+        log.warning(
+            f"the save took {seconds:.0f} s, and the launcher kills ranks {patience:.0f} s after SIGTERM: give it more "
+            "(torchrun --shutdown-timeout=600, or TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600; torch 2.12 or later)"
+        )
     for link in links:
         if link == BEST:
             console.saved_best(folder / link)
         elif link != LATEST or len(links) == 1:
             console.saved(folder / link)
     step = int(path.name.split("_")[1].split("-")[0])
-    run_log.line(TIMINGS, {"step": step, "save": timing.as_dict()})
+    run_log.line(TIMINGS, {"step": step, "save": asdict(timing)})
 
 
 def mark_end(folder: Path, step: int, reason: StopReason | None, signal: str | None) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -13,19 +13,19 @@ from pathlib import Path
 import torch
 
 from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, Checkpoint, RunLock, epoch_name, step_name
-from neuropbr_dist.cluster import StopReason
-from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
+from neuropbr_dist.cluster import StopReason, launcher_patience
+from neuropbr_dist.config import to_dict, to_yaml
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
-from neuropbr_dist.data.batch import MicroBatch
+from neuropbr_dist.data.batch import MicroBatch, filler
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import TrainingSlots, batches_of, validation_slots
+from neuropbr_dist.data.loader import Interrupted, batches_of, training_slots, validation_slots
 from neuropbr_dist.data.open import Samples
-from neuropbr_dist.data.order import SampleOrder
+from neuropbr_dist.data.order import SampleOrder, Slot
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.monitor.run_logs import TIMINGS
-from neuropbr_dist.ranks import on_rank_0
+from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0
 from neuropbr_dist.training.boundary import Boundary
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.facts import describe, start_facts
@@ -33,13 +33,12 @@ from neuropbr_dist.training.folder import delete_run, is_newest, mark_end, saved
 from neuropbr_dist.training.networks import Weights, build_networks
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.profile import StepProfiler
-from neuropbr_dist.training.sample_log import SampleLog
 from neuropbr_dist.training.schedule import Schedule
-from neuropbr_dist.training.setup import Setup
+from neuropbr_dist.training.setup import Setup, has_dropout
 from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
 from neuropbr_dist.training.step import gan_step
-from neuropbr_dist.training.step_log import StepLog
+from neuropbr_dist.training.step_log import StepLog, log_samples
 from neuropbr_dist.training.timings import StartUp
 from neuropbr_dist.training.validation import validate
 
@@ -80,6 +79,8 @@ class Trainer:
         self.rates: dict[str, float] = {}
         """Learning rates of the last step, as they are logged."""
         self.step_epoch = 0
+        self.fault: UserError | None = None
+        """What is wrong with this rank's data or updates. The ranks stop at their next boundary, and save."""
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Take up the state that a checkpoint holds. Collective."""
@@ -98,11 +99,12 @@ class Trainer:
         on_rank_0(partial(write_config, self.cfg, self.folder))
         wandb = {"project": t.wandb_project, "name": t.wandb_run_name, "config": to_dict(self.cfg)}
         self.log = RunLog(
-            self.folder, tensorboard=t.use_tensorboard, wandb=wandb if t.use_wandb else None, enabled=first
-        )
+            self.folder, tensorboard=t.use_tensorboard, wandb=wandb if t.use_wandb else None, enabled=first,
+            check=lock.check,
+        )  # fmt: skip
         self.log.cut_back(p.step or -1)  # at step 0 the first validation is done again
         self.console = Console(first)
-        told = partial(saved, self.console, self.log, self.folder)
+        told = partial(saved, self.console, self.log, self.folder, launcher_patience(self.env.launcher))
         timeout = timedelta(minutes=t.timeout_minutes)
         self.saver = AsyncSaver(
             self.folder, keep_latest=t.keep_latest, lock=lock, timeout=timeout, on_saved=told
@@ -113,11 +115,9 @@ class Trainer:
         self.log.text(p.step, {"config": to_yaml(self.cfg)})
         traced = self.start.profile if first else None
         self.profiler = StepProfiler(traced, self.folder / "profile", self.device) if traced else None
-        logged = t.log_samples and first
-        self.sample_log = SampleLog(self.log, self.order, self.samples.train) if logged else None
         self.step_log = StepLog(setup, self.log, self.console)
         # Not before: a rank that waits in the set-up for a dead one would wait on, and there is nothing to save yet.
-        self.boundary = Boundary(self.start, t, end)
+        self.boundary = Boundary(self.start, t, end, launched=self.env.distributed)
         self.start_up.mark("logs")
 
     # -- progress --------------------------------------------------------------------------
@@ -138,6 +138,11 @@ class Trainer:
         """Whether the step at hand trains the discriminator too."""
         started = self.epochs_done + 1 >= self.cfg.training.gan_start_epoch
         return "discriminator" in self.networks and started
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds that a batch may take: the other ranks, who wait in a collective, are to hear of it."""
+        return 30 * self.cfg.training.timeout_minutes
 
     # -- the loop --------------------------------------------------------------------------
 
@@ -174,11 +179,14 @@ class Trainer:
         p, reason = self.progress, None
         self.start_epoch()
         self.step_log.meter.restart()
-        while not self.over and (reason := self.wanted_stop()) is None:
+        while not self.over:
+            host = self.fetch(batches)
+            if (reason := self.wanted_stop()) is not None:
+                break
             before = self.epochs_done
             if self.profiler is not None:
                 self.profiler.before(p.step + 1)
-            self.step(batches)
+            self.step(host)
             if self.profiler is not None:
                 self.profiler.after(p.step)
             self.start_up.first_step(self.device, self.log, p.step)
@@ -194,7 +202,8 @@ class Trainer:
 
     def wanted_stop(self) -> StopReason | None:
         """Why to stop at this boundary although the run isn't over; the same on every rank."""
-        failed = self.saver.failed or self.log.failure is not None  # `finish` raises it on all ranks
+        # `finish` raises it on all ranks.
+        failed = self.saver.failed or self.log.failure is not None or self.fault is not None
         return self.boundary.stop(
             self.progress.step, self.epochs_done, failed=failed, save_seconds=self.saver.expected
         )
@@ -202,31 +211,46 @@ class Trainer:
     def batches(self) -> AbstractContextManager[Iterator[MicroBatch]]:
         """This rank's micro-batches, from the cursor to the end of the run."""
         t, data, env = self.cfg.training, self.cfg.data, self.env
-        slots = TrainingSlots(self.order, self.progress.cursor, env.world_size, env.rank, t.batch_size)
+        slots = training_slots(self.order, self.progress.cursor, env.world_size, env.rank, t.batch_size)
         augmentation = Augmentation(t.seed, data.augment_flips, data.augment_rotations)
         alignment = Alignment.of_run(self.cfg, training=True)
         source, entries = self.samples.source, self.samples.train
         return batches_of(
-            data, source, entries, slots, self.device, augmentation=augmentation, alignment=alignment
-        )
+            data, source, entries, slots, self.device, augmentation=augmentation, alignment=alignment,
+            stopped=lambda: self.boundary.flag.is_set, limit_s=self.longest_wait,
+        )  # fmt: skip
 
-    def step(self, batches: Iterator[MicroBatch]) -> None:
+    def fetch(self, batches: Iterator[MicroBatch]) -> list[MicroBatch]:
+        """Return a step's micro-batches; none if the run is to stop first, or a `fault` has come in their place."""
+        with self.step_log.meter.waiting(), self.noting_faults():
+            return [next(batches) for _ in range(self.setup.micro.per_step)]
+        return []
+
+    @contextmanager
+    def noting_faults(self) -> Iterator[None]:
+        """Keep what is wrong until the ranks have agreed to stop: what is trained is saved first."""
+        try:
+            yield
+        except Interrupted:
+            pass
+        except UserError as error:
+            self.fault = error
+
+    def step(self, host: list[MicroBatch]) -> None:
         p, cfg = self.progress, self.cfg
         samples, self.step_epoch = self.order.batch_size_at(p.cursor), self.epochs_done
-        with self.step_log.meter.waiting():
-            host = [next(batches) for _ in range(self.setup.micro.per_step)]
         self.start_up.mark("first batch")
         batch = [to_device(micro, samples, cfg.transform, self.device) for micro in host]
         self.set_learning_rates((p.cursor + samples) / self.order.n)
-        if has_dropout(cfg):  # keyed by step and rank: nothing to save
+        if has_dropout(cfg.model):  # keyed by step and rank: nothing to save
             torch.manual_seed(hash((cfg.training.seed, p.step, self.env.rank)) % 2**63)
         d = self.networks["discriminator"] if self.gan_on else None
         g, d_steps = self.networks["generator"], cfg.training.d_steps_per_g_step
         report = gan_step(g, d, batch, self.objective, d_steps=d_steps)
         if self.ema is not None:
             self.ema.update(report.generator)
-        if self.sample_log is not None:
-            self.sample_log.step(p.step + 1, p.cursor, samples)
+        if cfg.training.log_samples and self.env.rank == 0:
+            log_samples(self.log, self.order, self.samples.train, p.step + 1, p.cursor)
         p.step, p.cursor = p.step + 1, p.cursor + samples
         self.step_log.note(p.step, [key for micro in host for key in micro.keys], samples, report)
 
@@ -241,9 +265,8 @@ class Trainer:
     # -- what a person sees ----------------------------------------------------------------
 
     def log_step(self) -> None:
-        self.step_log.read(
-            self.progress, self.step_epoch + 1, self.rates
-        )  # a step is its first sample's epoch's
+        with self.noting_faults():
+            self.step_log.read(self.progress, self.step_epoch + 1, self.rates)  # its first sample's epoch
 
     def start_epoch(self) -> None:
         p, batch = self.progress, self.order.global_batch
@@ -271,19 +294,25 @@ class Trainer:
     def validation(self, figures: bool) -> bool:
         """Validate, log, tell the schedules; True if it is the best so far."""
         p, env, val = self.progress, self.env, self.samples.val
+        if self.fault is not None:  # of the updates, which all ranks see alike
+            return False
         began = time.monotonic()
         slots = validation_slots(len(val), env.world_size, env.rank, self.cfg.training.batch_size)
         workers = min(self.cfg.data.num_workers, len(slots))
         alignment = Alignment.of_run(self.cfg, training=False)
         loader = batches_of(
-            self.cfg.data, self.samples.source, val, slots, self.device, workers, alignment=alignment
-        )
+            self.cfg.data, self.samples.source, val, slots, self.device, workers, alignment=alignment,
+            limit_s=self.longest_wait,
+        )  # fmt: skip
         looks = LOOKS if env.rank == 0 else 0
         with loader as batches, self.ema.swapped_in() if self.ema else nullcontext():
-            metrics, kept = validate(
-                self.networks["generator"], batches, self.cfg.transform,
+            sums, kept = validate(
+                self.networks["generator"], self.filled_up(batches, slots), self.cfg.transform,
                 self.objective.reconstruction_loss, self.device, looks,
             )  # fmt: skip
+        if any(all_gather_object(self.fault is not None)):
+            return False
+        metrics = sums.result()
         values = {f"val/{name}": value for name, value in metrics.items()}
         self.log.scalars(p.step, self.epochs_done, p.cursor, values)
         self.log.looks(p.step, kept, figures=figures)
@@ -298,6 +327,17 @@ class Trainer:
         self.boundary.deadline.pause(time.monotonic() - began)
         self.step_log.meter.restart()
         return best
+
+    def filled_up(
+        self, batches: Iterator[MicroBatch], slots: Sequence[Sequence[Slot]]
+    ) -> Iterator[MicroBatch]:
+        """Yield a batch for each of `slots`, also after a `fault`, so that ranks stay together: nothing counts then."""
+        for chosen in slots:
+            if self.fault is None:
+                with self.noting_faults():
+                    yield next(batches)
+                    continue
+            yield filler(len(chosen), self.samples.source.size, cameras=self.cfg.model.align == "plane")
 
     # -- saving ----------------------------------------------------------------------------
 
@@ -319,22 +359,23 @@ class Trainer:
             self.profiler.finish(p.step)
         if self.step_log.steps:
             self.log_step()
-        if self.saved_at != p.step:
+        faulty = any(all_gather_object(self.fault is not None))
+        if self.saved_at != p.step and (p.step > 0 or not faulty):
             self.save([LATEST])
         self.saver.wait()
         if reason is StopReason.SIGNAL:
             stop = self.boundary.stop_timing() | {"longest_save_s": self.saver.longest}
             self.log.line(TIMINGS, {"step": p.step, "stop": stop})
         on_rank_0(self.log.check)
+        on_each_rank(self.check_data)
         self.console.close()
+
+    def check_data(self) -> None:
+        """Raise this rank's `fault`, if it has one."""
+        if self.fault is not None:
+            raise self.fault
 
 
 def crossed(before: int, after: int, every: int) -> bool:
     """Whether a multiple of `every` lies in (before, after]."""
     return after // every > before // every
-
-
-def has_dropout(cfg: TrainConfig) -> bool:
-    """Whether a forward pass draws random numbers."""
-    m = cfg.model
-    return m.transformer_attn_drop + m.transformer_proj_drop + m.transformer_drop_path_rate > 0

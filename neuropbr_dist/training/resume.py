@@ -7,11 +7,14 @@ from pathlib import Path
 
 from neuropbr_dist.checkpoint import Checkpoint, find, open_newest
 from neuropbr_dist.config import TrainConfig, as_saved, from_yaml, refuse_other_networks, resolve, writable
+from neuropbr_dist.config.deepspeed import is_name
 from neuropbr_dist.config.values import differences
+from neuropbr_dist.data.builtin.cache import BuiltinCache
 from neuropbr_dist.data.open import Samples
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.folder import refuse_held
 from neuropbr_dist.training.start import Start
+from neuropbr_dist.training.state import Progress
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Check
         refuse_held(folder, start.overwrite)
         return cfg, None
     source = folder if start.resume == "auto" else Path(start.resume)
-    checkpoint = open_newest(source)
+    checkpoint = open_newest(source, usable=lambda found: Progress.of(found.state))
     if checkpoint is None:
         log.info(f"No checkpoint in {folder}: starting fresh")
         return cfg, None
@@ -56,6 +59,7 @@ def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Check
             "name the folder by --checkpoint-dir"
         )
     refuse_other_networks(saved, now, f"--resume {start.resume}")
+    refuse_unasked(now, cfg, f"--resume {start.resume}")
     log.info(f"Resuming from {checkpoint.path} (step {checkpoint.state['step']})")
     if start.overrides.config:
         log.info(
@@ -64,6 +68,36 @@ def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Check
     for name, (old, new) in differences(saved, now).items():
         log.info(f"  {name}: {old} -> {new} (command line)")
     return now, checkpoint
+
+
+def refuse_unasked(now: TrainConfig, asked: TrainConfig, where: str) -> None:
+    """Raise a UserError for a saved file or folder that this command line has to name again: it may be a stranger's.
+
+    A module runs code, a DeepSpeed file names places to write to, and a cache is written to. What the run only reads
+    as pictures is taken as it was saved.
+
+    Args:
+        asked: what this command line alone means.
+    """
+    module, cache = now.loss.custom_module, now.data.builtin_cache
+    if module not in (None, asked.loss.custom_module):
+        raise UserError(
+            f"{where}: the saved run has loss.custom_module = {module}, whose code would run; if you trust it, say so: "
+            f"--set loss.custom_module={module} (or --set loss.custom_module=null --set loss.custom={{}})"
+        )
+    for file, wanted, flag in (
+        (now.training.ds_config, asked.training.ds_config, "--ds"),
+        (now.training.ds_config_discriminator, asked.training.ds_config_discriminator, "--ds-discriminator"),
+    ):
+        if file is not None and file != wanted and not is_name(file):
+            raise UserError(
+                f"{where}: the saved run has a DeepSpeed file; if it is to be read: {flag} {file}"
+            )
+    if cache not in (None, asked.data.builtin_cache) and not BuiltinCache(cache, 0, 0).folder.parent.is_dir():
+        raise UserError(
+            f"{where}: the saved run keeps built-in samples in {cache}, where there are none; if they are to be made "
+            f"there: --set data.builtin_cache={cache}"
+        )
 
 
 def follow_engine_flags(cfg: TrainConfig, start: Start) -> None:

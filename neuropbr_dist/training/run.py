@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from neuropbr_dist.checkpoint import RunLock
+from neuropbr_dist.checkpoint import RunLock, check_folder
 from neuropbr_dist.cluster import (
     Environment,
     StopReason,
@@ -58,14 +58,15 @@ def train(cfg: TrainConfig, start: Start) -> StopReason | None:
         if env.distributed:
             stack.enter_context(join(device, traces=Path(cfg.training.checkpoint_dir) / TRACES))
             start_up.mark("process group")
-        lock = stack.enter_context(RunLock(run_folder(cfg, start)))
+        folder = run_folder(cfg, start)
+        lock = stack.enter_context(RunLock(folder))
         cfg, checkpoint = fresh_or_resumed(cfg, start)
+        on_rank_0(partial(check_folder, folder))
         if checkpoint is not None:
             stack.enter_context(checkpoint)
             device = pick_device(cfg.training.device, env)
         start_up.mark("checkpoint found and verified" if checkpoint else "run folder")
         end = on_rank_0(allocation_end)
-        folder = Path(cfg.training.checkpoint_dir)
         stack.enter_context(last_resort(end, partial(mark_requeue, folder, str(StopReason.TIME_LIMIT))))
         torch.use_deterministic_algorithms(cfg.training.deterministic)
         samples = open_samples(cfg)

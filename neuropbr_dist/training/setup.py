@@ -24,11 +24,14 @@ from neuropbr_dist.config.deepspeed import resolve as resolve_deepspeed
 from neuropbr_dist.data.open import Align, Samples
 from neuropbr_dist.data.order import MicroBatchPlan, micro_batches
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.models import size_multiple, smallest_side
+from neuropbr_dist.kernels import VIEWS
+from neuropbr_dist.models import size_multiple, smallest_side, view_channels
 from neuropbr_dist.parallel import Adam, NetworkSetup
 from neuropbr_dist.training.estimate import Need, choose_plan, count_parameters
 from neuropbr_dist.training.memory import recompute_patterns
 
+MOST_PIXELS_REPLAYED = 2**20
+"""In a micro-batch: with more, kernels take longer than it takes to launch them."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
 
@@ -94,6 +97,11 @@ class Setup:
         return "blocks" if self.networks["generator"].compile_blocks else "off"
 
     @property
+    def replays(self) -> bool:
+        """Whether the generator's passes are CUDA graphs."""
+        return self.networks["generator"].replayed is not None
+
+    @property
     def compile_losses(self) -> bool:
         """Whether losses are compiled: where networks are, on a GPU. A CPU's compiler takes minutes over them."""
         return self.compile == "blocks" and self.device.type == "cuda"
@@ -141,6 +149,9 @@ def set_up(
         part: replace(net, recompute=recompute_patterns(memory, t.activation_checkpointing, part))
         for part, net in spread.items()
     }
+    if replayable(cfg, networks["generator"], micro, samples.side, device):
+        shape = (micro.size, VIEWS, view_channels(cfg.model), samples.side, samples.side)
+        networks["generator"] = replace(networks["generator"], replayed=shape)
     return Setup(
         cfg=cfg, env=env, device=device, samples=samples, precision=precision, micro=micro,
         networks=MappingProxyType(networks), need=need, memory=memory, memory_why=why,
@@ -218,6 +229,27 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def replayable(
+    cfg: TrainConfig, net: NetworkSetup, micro: MicroBatchPlan, side: int, device: torch.device
+) -> bool:
+    """Whether the generator's passes are recorded as CUDA graphs: where they can be, and where the host is slower.
+
+    A second micro-batch's gradients would overwrite the first's, random numbers and batch statistics would be those
+    of the recording, and recomputation asks for the generator's state on the host.
+    """
+    batch_norm = {"batch", "sync_batch"} & {cfg.model.norm, cfg.model.encoder_norm}
+    can_be = net.engine == "single" and not (
+        net.recompute or micro.per_step > 1 or has_dropout(cfg.model) or batch_norm
+    )
+    wanted = cfg.training.cuda_graphs == "auto" and micro.size * side**2 <= MOST_PIXELS_REPLAYED
+    return can_be and wanted and device.type == "cuda"
+
+
+def has_dropout(model: ModelConfig) -> bool:
+    """Return whether a forward pass draws random numbers."""
+    return model.transformer_attn_drop + model.transformer_proj_drop + model.transformer_drop_path_rate > 0
 
 
 # -- what can't be -------------------------------------------------------------------------

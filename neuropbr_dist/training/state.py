@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
-
-import torch.distributed as dist
+from typing import Any, get_type_hints
 
 from neuropbr_dist.checkpoint import Checkpoint, share
+from neuropbr_dist.config.schema import NonNegativeInt
+from neuropbr_dist.config.text import shown
+from neuropbr_dist.config.values import fitted
+from neuropbr_dist.errors import UserError
 from neuropbr_dist.fragment import Fragment
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
-from neuropbr_dist.ranks import all_gather_object
+from neuropbr_dist.ranks import all_gather_object, rank, world_size
 from neuropbr_dist.training.ema import PREFIX, WeightAverage
+from neuropbr_dist.training.schedule import Plateau
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +29,44 @@ AVERAGE = f"generator/{PREFIX}"
 class Progress:
     """Where a run stands; JSON in every checkpoint."""
 
-    step: int = 0
-    cursor: int = 0
+    step: NonNegativeInt = 0
+    cursor: NonNegativeInt = 0
     """Samples of the run consumed."""
     best: float | None = None
     """Lowest validation loss so far."""
-    skipped: dict[str, int] = field(default_factory=lambda: {"generator": 0, "discriminator": 0})
+    skipped: dict[str, NonNegativeInt] = field(default_factory=lambda: {"generator": 0, "discriminator": 0})
     """Updates left out because of non-finite values."""
-    global_batch: int = 0
+    global_batch: NonNegativeInt = 0
     data: str = ""
     """Fingerprint of the training set."""
-    plateau: dict[str, dict[str, Any]] = field(default_factory=dict)
+    plateau: dict[str, dict[str, int | float | None]] = field(default_factory=dict)
     counters: dict[str, dict[str, float]] = field(default_factory=dict)
     """Adam's step count (and fp16's loss scale) of each network."""
-    lives: list[dict[str, Any]] = field(default_factory=list)
+    lives: list[dict[str, int | str]] = field(default_factory=list)
     """Each start of the run: from which step, at which world size, on which engine."""
+
+    @classmethod
+    def of(cls, state: dict[str, Any], parts: Collection[str] = ()) -> Progress:
+        """Return what a checkpoint's state says.
+
+        Args:
+            parts: the networks that the run has, whose counters must be there.
+
+        Raises:
+            UserError: it isn't a run's state: a value is missing or of another type.
+        """
+        kinds, where = get_type_hints(cls, include_extras=True), "state.json"
+        if unknown := state.keys() - kinds.keys():
+            raise UserError(f"{where}: unknown key {shown(min(unknown))}")
+        progress = cls(**{name: fitted(name, value, kinds[name], where) for name, value in state.items()})
+        sound = (
+            progress.skipped.keys() == cls().skipped.keys()
+            and all(progress.counters.get(part, {}).get("step", -1) >= 0 for part in parts)
+            and all(found.keys() == asdict(Plateau()).keys() for found in progress.plateau.values())
+        )
+        if not sound:
+            raise UserError(f"{where}: counters of the networks or of their schedules are missing")
+        return progress
 
     def begin(self, global_batch: int, data: str, world_size: int, engine: str) -> None:
         """Another start begins here; `data` is the training set's fingerprint."""
@@ -60,11 +87,10 @@ def fragments(networks: dict[str, Network], ema: WeightAverage | None = None) ->
 
 def saved_fragments(networks: dict[str, Network], ema: WeightAverage | None = None) -> list[Fragment]:
     """The pieces that this rank is to save: of a replicated network, whose ranks all hold all of it, its share."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     found = []
     for part, network in networks.items():
         pieces = fragments({part: network}, ema if part == "generator" else None)
-        found += share(pieces, rank, world) if network.replicated else pieces
+        found += share(pieces, rank(), world_size()) if network.replicated else pieces
     return found
 
 
@@ -91,7 +117,7 @@ def restore(
     A checkpoint without an average starts one from its weights, and says so; an average that the run
     doesn't keep is left out.
     """
-    progress = Progress(**checkpoint.state)
+    progress = Progress.of(checkpoint.state, networks)
     averaged = any(name.startswith(AVERAGE) for name in checkpoint.tensors)
     checkpoint.load(fragments(networks, ema if averaged else None), leave_out="" if ema else AVERAGE)
     for part, network in networks.items():

@@ -9,12 +9,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from neuropbr_dist.data.order import SampleOrder
+from neuropbr_dist.data.sources import Entry
 from neuropbr_dist.monitor import Console, Meter, RunLog
+from neuropbr_dist.monitor.run_logs import SAMPLES
 from neuropbr_dist.training.faults import FaultWatch
 from neuropbr_dist.training.flops import matmul_flops, sample_flops
 from neuropbr_dist.training.setup import Setup
 from neuropbr_dist.training.state import Progress
 from neuropbr_dist.training.step import StepReport
+
+
+def log_samples(log: RunLog, order: SampleOrder, entries: Sequence[Entry], step: int, cursor: int) -> None:
+    """Note in `samples.jsonl` that `step` takes its samples from `cursor` on, by epoch counted from 1.
+
+    One line a step: `{"step": 7, "samples": {"1": ["clean/sample_0004"], "2": [...]}}`. The whole batch follows from
+    the order of samples, so one rank can write it.
+
+    Args:
+        entries: the training set.
+    """
+    by_epoch: dict[int, list[str]] = {}
+    for epoch, index in order.indices(cursor, order.batch_size_at(cursor)):
+        by_epoch.setdefault(epoch + 1, []).append(entries[index].key)
+    log.line(SAMPLES, {"step": step, "samples": by_epoch})
 
 
 class StepLog:
@@ -28,9 +46,8 @@ class StepLog:
         self._epoch: dict[str, tuple[float, int]] = {}  # sum and steps
         self._faults = FaultWatch(setup.cfg.training.max_skipped_steps)
         self._flops, peak = None, None
-        if (
-            setup.env.rank == 0 and setup.device.type == "cuda"
-        ):  # a CPU's cores are shared: its ceiling says little
+        # Not on a CPU, whose cores are shared: its ceiling says little.
+        if setup.env.rank == 0 and setup.device.type == "cuda":
             self._flops = sample_flops(setup.cfg, setup.samples.side)
             peak = matmul_flops(setup.device, setup.need.dtype)
         self.meter = Meter(setup.device, peak)

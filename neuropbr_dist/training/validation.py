@@ -24,8 +24,8 @@ def validate(
     reconstruction: ReconstructionLoss,
     device: torch.device,
     looks: int = 0,
-) -> tuple[dict[str, float], list[Look]]:
-    """Metrics over all ranks' samples (the same on every rank), and this rank's first samples to look at.
+) -> tuple[MetricSums, list[Look]]:
+    """Sums of metrics over all ranks' samples (the same on every rank), and this rank's first samples to look at.
 
     Args:
         loader: this rank's share; filler has weight 0.
@@ -45,4 +45,4 @@ def validate(
     if dist.is_initialized():
         dist.all_reduce(sums.tensor())
     g.module.train()
-    return sums.result(), kept
+    return sums, kept

@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from neuropbr_dist.data.cameras import SampleCameras
+from neuropbr_dist.data.files.entries import SOURCES, Source
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import NOT_AN_ARRAY, write_bytes
-from neuropbr_dist.materials.families import material_maps
+from neuropbr_dist.materials.families import family_name, material_maps
 from neuropbr_dist.materials.noise import Array
 from neuropbr_dist.materials.render import render_views, scene_cameras
 from neuropbr_dist.processes import in_parallel
@@ -22,7 +22,15 @@ from neuropbr_dist.processes import in_parallel
 VERSION = 1
 """Raise it when a material or picture changes: old cache folders are then left alone."""
 
-Source = Literal["clean", "dirty"]
+
+def sample_name(index: int) -> str:
+    """Return the name of a built-in sample."""
+    return f"sample_{index:04d}"
+
+
+def material_name(seed: int, index: int) -> str:
+    """Return the name of the material of built-in sample (seed, index)."""
+    return f"{family_name(seed, index)}_{index:04d}"
 
 
 def sample_cameras(seed: int, index: int) -> SampleCameras:
@@ -67,7 +75,7 @@ class BuiltinCache:
         self,
         indices: Iterable[int],
         progress: Callable[[int], object] | None = None,
-        sources: Iterable[Source] = ("clean", "dirty"),
+        sources: Iterable[Source] = SOURCES[1],
         workers: int = 1,
     ) -> None:
         """Make what is missing of these materials in `workers` processes.
@@ -82,7 +90,7 @@ class BuiltinCache:
             if progress:
                 progress(1)
 
-    def missing(self, indices: Iterable[int], sources: Iterable[Source] = ("clean", "dirty")) -> list[int]:
+    def missing(self, indices: Iterable[int], sources: Iterable[Source] = SOURCES[1]) -> list[int]:
         """Those of `indices` that `fill` would have to make; looks at file names only."""
         names = ("maps", *sources)
         return [i for i in indices if not all((self.folder / f"{i:06d}_{n}.npy").exists() for n in names)]

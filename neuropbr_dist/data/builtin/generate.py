@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from neuropbr_dist.data.builtin.cache import VERSION, sample_cameras
+from neuropbr_dist.data.builtin.cache import VERSION, material_name, sample_cameras, sample_name
 from neuropbr_dist.data.cameras import CAMERAS_FILE, write_cameras
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import remove_leftovers, replacing_folder, write_json
+from neuropbr_dist.files import read_json, remove_leftovers, replacing_folder, write_json, writing
 from neuropbr_dist.materials.channels import MAP_SLICES
-from neuropbr_dist.materials.families import check_size, family_name, material_maps
+from neuropbr_dist.materials.families import check_size, material_maps
 from neuropbr_dist.materials.noise import Array
 from neuropbr_dist.materials.render import render_views
 from neuropbr_dist.processes import in_parallel
@@ -57,11 +56,9 @@ def generate(
     if seed < 0:
         raise UserError(f"seed must be 0 or more, got {seed}")
     check_size(size)
-    try:
+    with writing(out):
         _claim(out, {"version": VERSION, "seed": seed, "size": size}, count)
         _write_samples(out, count, size, seed, workers, curriculum_dirty, progress)
-    except OSError as error:
-        raise UserError(f"{error.filename or out}: can't be written: {error.strerror or error}") from error
 
 
 def _write_samples(
@@ -71,18 +68,10 @@ def _write_samples(
     with tqdm(total=count, unit="sample", desc=f"built-in materials in {out}", disable=not progress) as bar:
         for _ in in_parallel(make, range(count), workers, chunk=1):
             bar.update(1)
-    cameras = {_sample(index): sample_cameras(seed, index) for index in range(count)}
+    cameras = {sample_name(index): sample_cameras(seed, index) for index in range(count)}
     write_cameras(out / "input" / CAMERAS_FILE, cameras)
-    names = {_sample(index): _material(seed, index) for index in range(count)}
+    names = {sample_name(index): material_name(seed, index) for index in range(count)}
     write_json(out / "input" / "render_metadata.json", names, indent=2)
-
-
-def _sample(index: int) -> str:
-    return f"sample_{index:04d}"
-
-
-def _material(seed: int, index: int) -> str:
-    return f"{family_name(seed, index)}_{index:04d}"
 
 
 def _claim(out: Path, wanted: dict[str, int], count: int) -> None:
@@ -96,7 +85,7 @@ def _claim(out: Path, wanted: dict[str, int], count: int) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(marker, wanted, indent=2)
         return
-    found = json.loads(marker.read_text())
+    found = read_json(marker)
     if found != wanted:
         raise UserError(f"{out} holds built-in materials with {found}, not {wanted}: name another folder")
     for folder in (out / "input" / "clean", out / "input" / "dirty", out / "output"):
@@ -110,9 +99,9 @@ def _claim(out: Path, wanted: dict[str, int], count: int) -> None:
 
 def _write_sample(out: Path, seed: int, size: int, with_dirty: bool, index: int) -> None:
     """Write what is missing of a sample; each of its folders appears whole, by one rename."""
-    target = out / "output" / _material(seed, index)
+    target = out / "output" / material_name(seed, index)
     sources = ("clean", "dirty") if with_dirty else ("clean",)
-    missing = [s for s in sources if not (out / "input" / s / _sample(index)).exists()]
+    missing = [s for s in sources if not (out / "input" / s / sample_name(index)).exists()]
     if target.exists() and not missing:
         return
     maps = material_maps(seed, index, size)
@@ -121,7 +110,7 @@ def _write_sample(out: Path, seed: int, size: int, with_dirty: bool, index: int)
     for source in missing:
         views = render_views(maps, seed, index, dirty=source == "dirty")
         _write_pictures(
-            out / "input" / source / _sample(index), {str(k): view for k, view in enumerate(views)}
+            out / "input" / source / sample_name(index), {str(k): view for k, view in enumerate(views)}
         )
 
 

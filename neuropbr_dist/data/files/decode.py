@@ -19,6 +19,7 @@ from PIL import Image
 from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.png import IEND, NOT_WHOLE, SIGNATURE, inflated
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import read_bytes
 from neuropbr_dist.materials.channels import MAP_NAMES, MapName
 
 # Pillow gives freed picture memory back to the system by default, and touching new memory takes as long
@@ -112,10 +113,7 @@ def open_png(path: Path) -> Image.Image:
     Raises:
         UserError: The file is missing, damaged or not a PNG, or has alpha that is not opaque.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+    data = read_bytes(path)
     if not data.startswith(SIGNATURE):
         raise UserError(f"{path}: not a PNG file")
     # Pillow returns a picture whose last few bytes are cut off: its pixels are whole. The file isn't.

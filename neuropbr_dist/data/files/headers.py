@@ -6,20 +6,19 @@ files. Damage inside a file is found by `verify`, or when the file is decoded.
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from neuropbr_dist.data.files.decode import GRAY_ALPHA_16, GRAY_NORMAL, Role
 from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.png import IEND, NOT_WHOLE, SIGNATURE
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_json
+from neuropbr_dist.files import read_json, require_file, write_json
 from neuropbr_dist.materials.channels import MAP_NAMES
 
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
@@ -104,6 +103,7 @@ def read_header(path: Path) -> Header:
     Raises:
         UserError: The file is missing, not a PNG, or damaged in those bytes.
     """
+    require_file(path)
     try:
         with open(path, "rb") as file:
             head = file.read(33)
@@ -156,12 +156,26 @@ def _inspect(path: Path, known: dict[str, dict]) -> dict:
 
 
 def _load_cache(cache: Path | None) -> dict[str, dict]:
-    if cache is None or not cache.is_file():
+    if cache is None or not cache.exists():
         return {}
     try:
-        return json.loads(cache.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{cache}: not a cache of picture headers ({error}); delete it") from error
+        content = read_json(cache)
+    except UserError as error:
+        raise UserError(f"{cache}: not a cache of picture headers; delete it") from error
+    if not isinstance(content, dict) or not all(map(_is_known, content.values())):
+        raise UserError(f"{cache}: not a cache of picture headers; delete it")
+    return content
+
+
+def _is_known(entry: Any) -> bool:
+    if not isinstance(entry, dict) or entry.keys() != {"size", "mtime_ns", "header"}:
+        return False
+    header = entry["header"]
+    return (
+        isinstance(header, list)
+        and len(header) == 4
+        and all(type(n) is int and 0 <= n < 1 << 32 for n in header)
+    )
 
 
 def _save_cache(cache: Path | None, results: dict[Path, dict]) -> None:

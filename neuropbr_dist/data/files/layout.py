@@ -8,13 +8,13 @@ output/<material>/{albedo,roughness,metallic,normal}.png
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from neuropbr_dist.config.text import shown
 from neuropbr_dist.data.cameras import CAMERAS_FILE, CameraSet, read_cameras
 from neuropbr_dist.data.files.entries import (
     MAP_FILES,
@@ -24,7 +24,8 @@ from neuropbr_dist.data.files.entries import (
     Sample,
     Source,
 )
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.errors import UserError, some
+from neuropbr_dist.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +110,13 @@ def index_set(
     index.faults += found_cameras.faults
     for name, source in entries:
         folder = input_dir / source / name
-        found = _png_files(folder)
         faults = [] if name in metadata else [f"{folder}: not in the metadata"]
-        faults += _view_faults(folder, found)
+        try:
+            found = _png_files(folder)
+            faults += _view_faults(folder, found)
+        except OSError as error:
+            found = set()
+            faults.append(f"{folder}: can't be read: {error.strerror}")
         views = [folder / file for file in VIEW_FILES if file in found]
         maps = materials.get(metadata.get(name, ""), [])
         if not faults and len(maps) == len(MAP_FILES):
@@ -160,37 +165,23 @@ def read_metadata(path: Path) -> dict[str, str]:
         UserError: The file is missing or is not one JSON object of strings with
             unique keys.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(
             f"{path}: missing; it must map sample folders to material folders (data.metadata_path)"
         )
-    faults: list[str] = []
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        result: dict[str, object] = {}
-        for key, value in pairs:
-            if key in result:
-                faults.append(f"{path}: {key!r} appears more than once")
-            result[key] = value
-        return result
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: holds a JSON {type(content).__name__}; an object of sample: material is needed"
         )
-    for name, material in content.items():
-        if not isinstance(material, str) or not material:
-            faults.append(
-                f"{path}: {name!r} maps to {json.dumps(material)}; a material folder's name is needed"
-            )
+    faults = [
+        f"{path}: {name!r} maps to {shown(material)}; a material folder's name is needed"
+        for name, material in content.items()
+        if not isinstance(material, str)
+        or not material
+        or material in (".", "..")
+        or not set("/\0").isdisjoint(material)
+    ]
     if faults:
         raise UserError(list_faults(faults))
     return content
@@ -214,11 +205,26 @@ def _require_folder(path: Path, config_field: str) -> None:
 
 
 def subfolders(path: Path) -> set[str]:
-    """Names of the folders in `path`, hidden ones left out; none if it is missing."""
-    if not path.is_dir():
+    """Names of the folders in `path`, hidden ones left out; none if it is missing.
+
+    Raises:
+        UserError: it can't be read, or a name in it isn't UTF-8, which metadata can't name.
+    """
+    try:
+        with os.scandir(path) as entries:
+            found = {entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()}
+    except (FileNotFoundError, NotADirectoryError):
         return set()
-    with os.scandir(path) as entries:
-        return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}") from error
+    if foreign := sorted(name for name in found if not is_utf8(name)):
+        raise UserError(f"{path}: {len(foreign)} folder names are not UTF-8 ({foreign[0]!r}); rename them")
+    return found
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name, as Python has it, is UTF-8 on the disk."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _no_samples(input_dir: Path, curriculum: int, names: dict[Source, set[str]]) -> str:
@@ -240,11 +246,15 @@ def _index_materials(output_dir: Path, users: dict[str, list[str]], index: Index
     materials = {}
     for material in sorted(users):
         folder, samples = output_dir / material, tuple(sorted(set(users[material])))
-        whose = "" if samples == (material,) else f" (for {_some(samples)})"
+        whose = "" if samples == (material,) else f" (for {some(samples)})"
         if material not in present:
             index.faults.append(Fault(f"{folder}: no such material folder{whose}", samples))
             continue
-        found = _png_files(folder)
+        try:
+            found = _png_files(folder)
+        except OSError as error:
+            index.faults.append(Fault(f"{folder}: can't be read: {error.strerror}", samples))
+            continue
         missing = [file for file in MAP_FILES if file not in found]
         if missing:
             index.faults.append(Fault(f"{folder}: no {', '.join(missing)}{whose}", samples))
@@ -259,11 +269,12 @@ def _view_faults(folder: Path, found: set[str]) -> list[str]:
     if missing:
         faults.append(f"{folder}: no {', '.join(missing)}")
     if extra:
-        faults.append(f"{folder}: more than three views: {_some(extra)} beside {', '.join(VIEW_FILES)}")
+        faults.append(f"{folder}: more than three views: {some(extra)} beside {', '.join(VIEW_FILES)}")
     return faults
 
 
 def _png_files(folder: Path) -> set[str]:
+    """Raises OSError."""
     return {name for name in os.listdir(folder) if name.lower().endswith(".png") and not name.startswith(".")}
 
 
@@ -272,13 +283,7 @@ def _note_unused(
 ) -> None:
     unrendered = sorted(metadata.keys() - names["clean"] - names["dirty"])
     if unrendered:
-        index.notes.append(f"{len(unrendered)} metadata entries have no sample folder: {_some(unrendered)}")
+        index.notes.append(f"{len(unrendered)} metadata entries have no sample folder: {some(unrendered)}")
     unused = sorted(subfolders(output_dir).difference(metadata.values()))
     if unused:
-        index.notes.append(f"{len(unused)} material folders are not in the metadata: {_some(unused)}")
-
-
-def _some(names: Iterable[str], limit: int = 3) -> str:
-    names = list(names)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+        index.notes.append(f"{len(unused)} material folders are not in the metadata: {some(unused)}")

@@ -16,6 +16,8 @@ NOT_WHOLE = "truncated, or with bytes after its end (the last chunk is not IEND)
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """PNG colour type -> values a pixel."""
+ADAM7 = (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
+"""Of each pass: its first column and row, and the steps to the next (PNG specification, section 8.2)."""
 COLOURS = {1: 0, 3: 2}
 """Values a pixel -> PNG colour type that is written: gray and RGB."""
 AVERAGE = 3
@@ -39,6 +41,8 @@ def inflated(data: bytes) -> bytes:
         pixels = stream.decompress(packed, _most_pixel_bytes(data))
     except isal_zlib.error as error:  # type: ignore[misc]  # its stubs call it an object
         raise UserError(f"damaged ({error})") from error
+    if len(pixels) < (least := _least_pixel_bytes(data)):
+        raise UserError(f"damaged ({len(pixels)} of {least} bytes of pixels)")
     if not stream.eof:
         raise UserError("damaged (its pixel data has no end, or more than the header says)")
     blocks: list[bytes | memoryview] = [b"\x78\x01"]
@@ -86,6 +90,18 @@ def _most_pixel_bytes(data: bytes) -> int:
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     row = 1 + (width * depth * CHANNELS.get(colour, 1) + 7) // 8
     return row * height + 16 * (height + 1)  # Adam7: up to 15 rows for 8, padded to bytes
+
+
+def _least_pixel_bytes(data: bytes) -> int:
+    """The size of the inflated pixel data: rows with a filter byte each; of an interlaced picture, of its 7 passes."""
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    bits = depth * CHANNELS.get(colour, 1)
+    passes = ADAM7 if data[28] == 1 else ((0, 0, 1, 1),)
+    total = 0
+    for left, top, across, down in passes:
+        columns, rows = -((left - width) // across), -((top - height) // down)
+        total += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
+    return total
 
 
 def _pixel_data(data: bytes) -> tuple[memoryview, bytes]:

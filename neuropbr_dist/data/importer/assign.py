@@ -191,9 +191,7 @@ class _Unclear(Exception):
 
 
 def _choose(files: Sequence[_File]) -> tuple[dict[MapName, Take], Take | None]:
-    albedo = _colour([file for file in files if file.reading.role == "albedo"], files)
-    normal = _one([file for file in files if file.reading.role == "normal"], "normal")
-    packed = _one([file for file in files if file.reading.role == "packed"], "packed")
+    albedo, normal, packed = _colour(files), _one(files, "normal"), _one(files, "packed")
     if normal is None and packed and packed[0].reading.layout == "xxxr":
         normal = packed
     takes: dict[MapName, Take | None] = {
@@ -202,7 +200,7 @@ def _choose(files: Sequence[_File]) -> tuple[dict[MapName, Take], Take | None]:
         "roughness": _roughness(files, packed),
         "metallic": _metallic(files, packed),
     }
-    specular = _one([file for file in files if file.reading.role == "specular"], "specular")
+    specular = _one(files, "specular")
     _refuse_what_is_missing(takes, files, specular)
     whole = {name: takes[name] for name in MAP_NAMES if takes[name] is not None}
     unseen = specular if specular and takes["metallic"] is None else None
@@ -229,8 +227,9 @@ def _refuse_what_is_missing(
         raise _Unclear(f"no {' and no '.join(missing)}")
 
 
-def _colour(colours: list[_File], files: Sequence[_File]) -> list[_File] | None:
+def _colour(files: Sequence[_File]) -> list[_File] | None:
     """The base colour's files: words before letters, base colours before diffuse ones."""
+    colours = [file for file in files if file.reading.role == "albedo"]
     words = [file for file in colours if len(file.reading.word) > 1]
     if not words:
         letters = {file.reading.word for file in colours}
@@ -240,10 +239,8 @@ def _colour(colours: list[_File], files: Sequence[_File]) -> list[_File] | None:
         if {"a", "c"} <= letters or ("d" in letters and len(letters) > 1 and height):
             raise _Unclear(f"{_names(f.path for f in colours)} may each be the base colour")
         words = [file for file in colours if file.reading.word != "d"] or colours
-    if not words:
-        return None
-    best = min(_rank(file.reading.word) for file in words)
-    return _one([file for file in words if _rank(file.reading.word) == best], "base colour")
+    best = min((_rank(file.reading.word) for file in words), default=0)
+    return _one([file for file in words if _rank(file.reading.word) == best], "albedo", "base colour")
 
 
 def _rank(word: str) -> int:
@@ -251,14 +248,12 @@ def _rank(word: str) -> int:
 
 
 def _roughness(files: Sequence[_File], packed: list[_File] | None) -> Take | None:
-    rough = _one([file for file in files if file.reading.role == "roughness"], "roughness")
-    if rough:
+    if rough := _one(files, "roughness"):
         return _take(rough)
     for letter in "rs":
         if packed and letter in packed[0].reading.layout:
             return _take(packed, packed[0].reading.layout.index(letter), inverted=letter == "s")
-    gloss = _one([file for file in files if file.reading.role == "gloss"], "gloss")
-    return _take(gloss, inverted=True)
+    return _take(_one(files, "gloss"), inverted=True)
 
 
 def _metallic(files: Sequence[_File], packed: list[_File] | None) -> Take | None:
@@ -274,22 +269,21 @@ def _metallic(files: Sequence[_File], packed: list[_File] | None) -> Take | None
     return _take(metal)
 
 
-def _one(files: list[_File], what: str) -> list[_File] | None:
-    """The files of one map in all its resolutions and formats, the best first; None where there are none."""
+def _one(files: Sequence[_File], role: Role, what: str = "") -> list[_File] | None:
+    """The files of a role, one map in all its resolutions and formats, the best first; None where there are none."""
+    files = [file for file in files if file.reading.role == role]
     if not files:
         return None
-    words = [file for file in files if len(file.reading.word) > 1]
-    files = words or files
-    marked = [file for file in files if file.reading.convention]
+    files = [file for file in files if len(file.reading.word) > 1] or files
     for convention in ("opengl", "directx"):
-        if any(file.reading.convention == convention for file in marked):
-            files = [file for file in files if file.reading.convention == convention]
+        if marked := [file for file in files if file.reading.convention == convention]:
+            files = marked
             break
     number = min((file.reading.number for file in files), key=lambda n: -1 if n is None else n)
     files = [file for file in files if file.reading.number == number]
     spelt = {(file.reading.word, file.reading.layout) for file in files}
     if len(spelt) > 1:
-        raise _Unclear(f"{_names(f.path for f in files)} may each be the {what}")
+        raise _Unclear(f"{_names(f.path for f in files)} may each be the {what or role}")
     return sorted(files, key=_File.order)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from neuropbr_dist.data.files.judge import NON_UNIT_SHARE, looks_like_normals, non_unit_share, normals_fault
 from neuropbr_dist.data.importer.assign import Take
 from neuropbr_dist.data.importer.normals import judge_convention
-from neuropbr_dist.data.importer.squares import as_bits, normalised, squared, unsigned
+from neuropbr_dist.data.importer.squares import as_bits, full_scale, normalised, squared, unsigned
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.channels import (
     MapName,
@@ -117,16 +117,14 @@ def _planes(name: MapName, take: Take, picture: np.ndarray, notes: list[str]) ->
         values = values.clip(0, 1)
     if take.inverted:
         notes.append("roughness is one less gloss")
-        values = (np.iinfo(values.dtype).max if values.dtype.kind == "u" else np.float32(1)) - values
+        values = full_scale(values) - values
     return values
 
 
 def _colours(name: MapName, take: Take, picture: np.ndarray, notes: list[str]) -> np.ndarray:
     channels = picture.shape[-1]
     if channels in (2, 4):
-        if name == "albedo" and picture[..., -1].min() < (
-            1 if picture.dtype.kind == "f" else np.iinfo(picture.dtype).max
-        ):
+        if name == "albedo" and picture[..., -1].min() < full_scale(picture):
             notes.append("albedo: alpha not kept")
         picture = picture[..., :-1]
     if name == "albedo":
@@ -147,9 +145,8 @@ def _gray(name: MapName, take: Take, picture: np.ndarray) -> np.ndarray:
     if picture.shape[-1] < 3:
         return picture[..., 0]
     red, green, blue = (picture[..., i] for i in range(3))
-    top = 1.0 if picture.dtype.kind == "f" else np.iinfo(picture.dtype).max
     apart = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    coloured = float((apart > COLOUR_SLACK * top).mean())
+    coloured = float((apart > COLOUR_SLACK * full_scale(picture)).mean())
     if coloured > COLOURED_SHARE:
         raise UserError(
             f"{take.files[0]}: has colour in {coloured:.0%} of its pixels; a {name} map has one value a pixel "
@@ -186,10 +183,7 @@ def _opengl(normals: np.ndarray, take: Take, asked: Convention | None, notes: li
         )
     if found == "directx":
         normals = normals.copy()
-        green = normals[..., 1]
-        normals[..., 1] = (
-            np.iinfo(normals.dtype).max if normals.dtype.kind == "u" else np.float32(1)
-        ) - green
+        normals[..., 1] = full_scale(normals) - normals[..., 1]
         notes[-1] += ", green turned over"
     return normals
 

@@ -11,13 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from neuropbr_dist.data.importer.assign import Take
 from neuropbr_dist.data.importer.jobs import Encoded, Job, folder_name, unique
+from neuropbr_dist.data.importer.pictures import library
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.channels import MapName
 
@@ -70,7 +69,7 @@ class ParquetSource:
     """
 
     def __init__(self, src: Path, wanted: Wanted) -> None:
-        self._parquet = _library("pyarrow.parquet", "matsynth")
+        self._parquet = library("pyarrow.parquet", "matsynth", str(src))
         self.strays: list[str] = []
         self.origin = str(src.resolve())
         files = [src] if src.is_file() else sorted(src.rglob("*.parquet"))
@@ -132,7 +131,7 @@ class HubSource:
     """
 
     def __init__(self, name: str, wanted: Wanted) -> None:
-        self._datasets = _library("datasets", "matsynth")
+        self._datasets = library("datasets", "matsynth", HUB + name)
         self.strays: list[str] = []
         self.total: int | None = None
         self.name, self.wanted, self.origin = name, wanted, HUB + name
@@ -250,13 +249,3 @@ def _categories(metadata: Mapping[bytes, bytes]) -> list[str]:
         return list(features["category"]["names"])
     except (KeyError, ValueError, TypeError):
         return []
-
-
-def _library(name: str, extra: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        package = name.split(".")[0]
-        raise UserError(
-            f"parquet files and the hub need {package}, which isn't installed: pip install 'neuropbr_dist[{extra}]'"
-        ) from error

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from neuropbr_dist.data.importer.squares import full_scale
 from neuropbr_dist.materials.names import Convention
 
 LARGEST = 1024
@@ -44,7 +45,7 @@ def judge_convention(normals: np.ndarray) -> Evidence:
     Args:
         normals: (H, W, 3) encoded as (n + 1) / 2, in 0 .. 255 of uint8, 0 .. 65535 of uint16, or 0 .. 1 of float32.
     """
-    top = np.iinfo(normals.dtype).max if normals.dtype.kind == "u" else 1.0
+    top = full_scale(normals)
     green = normals[..., 1]
     if max(top / 2 - float(green.min()), float(green.max()) - top / 2) <= FLAT * top:
         return Evidence(None, 0.0, flat=True)

@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from neuropbr_dist.data.files.decode import words_16_bit
 from neuropbr_dist.data.files.png import SIGNATURE, inflated
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import read_bytes
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "TGA", "BMP")
 """Pillow's names of what it may open: its other readers are for files that nobody makes maps in."""
@@ -67,7 +68,7 @@ def read_picture(path: Path) -> np.ndarray:
         UserError: It is missing, damaged, in CMYK, of a kind that isn't read, or what reads it isn't installed.
             Names the file.
     """
-    pixels = _read_exr(path) if path.suffix.lower() == ".exr" else _decoded(_bytes_of(path), path)
+    pixels = _read_exr(path) if path.suffix.lower() == ".exr" else _decoded(read_bytes(path), path)
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise UserError(f"{path}: holds values that are no numbers")
     return pixels if pixels.ndim == 3 else pixels[..., None]
@@ -84,13 +85,6 @@ def decode_picture(data: bytes, name: str) -> np.ndarray:
     """
     pixels = _decoded(data, Path(name))
     return pixels if pixels.ndim == 3 else pixels[..., None]
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
 
 
 def _decoded(data: bytes, path: Path) -> np.ndarray:
@@ -173,8 +167,8 @@ def _read_tiff(data: bytes, path: Path) -> np.ndarray:
 
 
 def _tiff(source: Path | io.BytesIO, path: Path) -> Any:
-    tifffile = _library("tifffile", path)
-    _library("imagecodecs", path)
+    tifffile = _reader("tifffile", path)
+    _reader("imagecodecs", path)
     try:
         file = tifffile.TiffFile(source)
         file.pages[0]
@@ -184,7 +178,7 @@ def _tiff(source: Path | io.BytesIO, path: Path) -> Any:
 
 
 def _read_exr(path: Path) -> np.ndarray:
-    openexr = _library("OpenEXR", path)
+    openexr = _reader("OpenEXR", path)
     try:
         with openexr.File(str(path), separate_channels=True) as file:
             channels = {
@@ -203,7 +197,7 @@ def _read_exr(path: Path) -> np.ndarray:
 
 
 def _exr_size(path: Path) -> Size:
-    openexr = _library("OpenEXR", path)
+    openexr = _reader("OpenEXR", path)
     try:
         with openexr.File(str(path), header_only=True) as file:
             low, high = file.header()["dataWindow"]
@@ -212,13 +206,26 @@ def _exr_size(path: Path) -> Size:
     return Size(int(high[0] - low[0]) + 1, int(high[1] - low[1]) + 1, 16)
 
 
-def _library(name: str, path: Path) -> ModuleType:
+def library(name: str, extra: str, whose: str) -> ModuleType:
+    """Import a package that only some need; `extra` of this one installs it.
+
+    Args:
+        whose: who needs it, for the message.
+
+    Raises:
+        UserError: it isn't installed.
+    """
     try:
         return import_module(name)
     except ImportError as error:
+        package = name.split(".")[0]
         raise UserError(
-            f"{path}: reading it needs {name}, which isn't installed: pip install 'neuropbr_dist[import]'"
+            f"{whose} needs {package}, which isn't installed: pip install 'neuropbr_dist[{extra}]'"
         ) from error
+
+
+def _reader(name: str, path: Path) -> ModuleType:
+    return library(name, "import", f"{path}: reading it")
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -28,7 +28,14 @@ from neuropbr_dist.data.importer.report import Report, Row, write_report
 from neuropbr_dist.data.importer.sheet import write_strip
 from neuropbr_dist.data.split import SPLIT_FILE
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import JsonLines, move_folder, remove_leftovers, replacing_folder, write_json
+from neuropbr_dist.files import (
+    JsonLines,
+    move_folder,
+    remove_leftovers,
+    replacing_folder,
+    write_json,
+    writing,
+)
 from neuropbr_dist.processes import in_parallel
 
 SOURCES_FILE = "sources.json"
@@ -77,17 +84,15 @@ def import_materials(
         UserError: `dest` holds something else, can't be written to, or the source can't be read.
     """
     claim(dest)
-    try:
+    with writing(dest):
         importer = _Importer(source, dest, options, workers, progress)
         importer.convert_all(publish=not strict)
         report = importer.report()
         if strict and not report.clean:
             importer.withdraw()
-            return report
-        importer.finish(report)
-        return report
-    except OSError as error:
-        raise UserError(f"{error.filename or dest}: can't be written: {error.strerror or error}") from error
+        else:
+            importer.finish(report)
+    return report
 
 
 def claim(dest: Path) -> None:
@@ -98,11 +103,9 @@ def claim(dest: Path) -> None:
     """
     if dest.exists() and (not dest.is_dir() or (not (dest / STATE).is_dir() and any(dest.iterdir()))):
         raise UserError(f"{dest}: not empty, and no import was begun in it; name a new or empty folder")
-    try:
+    with writing(dest):
         for folder in (READY, STRIPS):
             (dest / STATE / folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{dest}: can't be written: {error.strerror}") from error
 
 
 class _Importer:

@@ -106,7 +106,12 @@ def unsigned(values: np.ndarray) -> np.ndarray:
     """float32 in 0 .. 1."""
     if values.dtype.kind == "f":
         return values.astype(np.float32, copy=False)
-    return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
+    return values.astype(np.float32) / np.float32(full_scale(values))
+
+
+def full_scale(values: np.ndarray) -> int:
+    """What stands for 1 in a file's values: the largest whole number of their type, or 1 of floats."""
+    return np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1
 
 
 def as_bits(values: np.ndarray, bits: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from neuropbr_dist.data.files.entries import SOURCES
 from neuropbr_dist.data.packed.records import LARGEST_SIDE
 from neuropbr_dist.data.packed.shards import REPACK, Place, used_bytes
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import NOT_AN_ARRAY, write_bytes, write_json
+from neuropbr_dist.files import NOT_AN_ARRAY, read_bytes, read_json, write_bytes, write_json, writing
 from neuropbr_dist.materials.plane import ENCODED
 
 VERSION = 2
@@ -64,11 +64,11 @@ def read_head(folder: Path) -> dict[str, Any]:
         missing = f"no {HEAD} in it" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: not a packed set ({missing})")
     try:
-        head = json.loads(path.read_bytes())
+        head = read_json(path)
         version = head["version"]
         if not isinstance(version, int):
             raise TypeError(version)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (UserError, TypeError, KeyError) as error:
         raise UserError(f"{path}: not the head of a packed set; {REPACK}") from error
     if version != VERSION:
         age = "an older" if version < VERSION else "a newer"
@@ -138,7 +138,7 @@ def write_index(
         "index": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
         "origin": origin,
     }
-    try:
+    with writing(folder):
         if (folder / HEAD).exists():
             if read_head(folder) == head:
                 return
@@ -146,8 +146,6 @@ def write_index(
         for name, content in contents.items():
             write_bytes(folder / name, content, durable=True)
         write_json(folder / HEAD, {**head, "checksum": head_checksum(head)}, durable=True, indent=1)
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}") from error
 
 
 def _tables(
@@ -174,8 +172,7 @@ def table(rows: list[tuple[Any, ...]], **columns: str) -> np.ndarray:
 
 
 def _npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
+    np.save(file := io.BytesIO(), array, allow_pickle=False)
     return file.getvalue()
 
 
@@ -215,7 +212,7 @@ class PackedIndex:
         path = self.folder / name
         if not path.is_file():
             raise UserError(f"{path}: missing; {_COPY_AGAIN}")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != self.head["index"][name]:
+        if hashlib.sha256(read_bytes(path, 1 << 40)).hexdigest() != self.head["index"][name]:
             raise UserError(f"{path}: altered (its checksum is wrong); {_COPY_AGAIN}")
         try:
             return np.lib.format.open_memmap(path, mode="r")

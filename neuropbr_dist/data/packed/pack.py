@@ -37,7 +37,7 @@ from neuropbr_dist.data.packed.progress import Done, Progress
 from neuropbr_dist.data.packed.shards import Place, ShardWriter, used_bytes
 from neuropbr_dist.data.split import SPLIT_FILE, read_split
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import remove_leftovers, write_json
+from neuropbr_dist.files import remove_leftovers, write_json, writing
 from neuropbr_dist.materials.conventions import Conventions
 from neuropbr_dist.processes import in_parallel
 
@@ -171,10 +171,8 @@ def claim(dest: Path) -> None:
     names = {path.name for path in dest.iterdir()} if dest.is_dir() else set()
     if (names - OWN_FILES and not names & {JOURNAL, HEAD}) or (dest.exists() and not dest.is_dir()):
         raise UserError(f"{dest}: not empty, and no packed set was begun in it; name a new or empty folder")
-    try:
+    with writing(dest):
         (dest / SHARDS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{dest}: {error.strerror}") from error
 
 
 def _work(
@@ -232,15 +230,13 @@ def _next_attempt(folder: Path) -> int:
 def _drop_unused(dest: Path, done: Iterable[Done]) -> None:
     """Give back what an interrupted call wrote and never noted."""
     used = used_bytes(result.place for result in done if result.place)
-    try:
+    with writing(dest):
         for path in (dest / SHARDS).glob("*.bin"):
             if path.name not in used:
                 path.unlink()
             elif path.stat().st_size > used[path.name]:
                 os.truncate(path, used[path.name])
         remove_leftovers(dest)
-    except OSError as error:
-        raise UserError(f"{error.filename or dest}: {error.strerror}") from error
 
 
 def _finish(
@@ -277,13 +273,11 @@ def _finish(
 
 def _write_split(dest: Path, validation: frozenset[str] | None, packed: frozenset[str]) -> None:
     """The set's own split goes with it, as far as its materials do."""
-    try:
+    with writing(dest / SPLIT_FILE):
         if validation is None:
             (dest / SPLIT_FILE).unlink(missing_ok=True)
         else:
             write_json(dest / SPLIT_FILE, {"validation": sorted(validation & packed)}, indent=1)
-    except OSError as error:
-        raise UserError(f"{dest / SPLIT_FILE}: {error.strerror}") from error
 
 
 def _place(result: Done) -> Place:

@@ -20,6 +20,7 @@ from isal import isal_zlib
 
 from neuropbr_dist.data.packed.records import Level, aligned, decode_header, encode
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import writing
 
 OPEN_SHARDS = 64
 """A process keeps no more shards open."""
@@ -27,6 +28,7 @@ ANNOUNCED_BYTES = 4 << 20
 """Shorter runs are announced to the system, which else reads beyond their end; longer ones it reads well by itself."""
 ANNOUNCED_STEP = 128 << 10
 """Bytes announced at a time: Linux heeds no more than a device's `read_ahead_kb`, whose default this is."""
+GO_ON = "; what is packed stays: start the same command again to go on"
 REPACK = "delete the set and pack it again: python launch/data.py pack IN OUT DEST"
 
 
@@ -64,18 +66,14 @@ class ShardWriter:
         """
         header, levels = encode(arrays)
         nbytes = max([len(header), *(offset + level.nbytes for offset, level in levels)])
-        try:
-            if self._descriptor is None or self._end + nbytes > self.limit:
-                self._begin()
-            assert self._descriptor is not None
+        if self._descriptor is None or self._end + nbytes > self.limit:
+            self._begin()
+        assert self._descriptor is not None
+        with writing(self._path, GO_ON):
             for offset, level in levels:
                 _write_all(self._descriptor, level.data.cast("B"), self._end + offset)
             _write_all(self._descriptor, memoryview(header), self._end)
             os.fdatasync(self._descriptor)
-        except OSError as error:
-            raise UserError(
-                f"{self._path}: {error.strerror}; what is packed stays: start the same command again to go on"
-            ) from error
         place = Place(self._path.name, self._end, nbytes, len(header), isal_zlib.crc32(header))
         self._end = aligned(self._end + nbytes)
         return place
@@ -88,7 +86,8 @@ class ShardWriter:
     def _begin(self) -> None:
         self.close()
         self._path = self.folder / f"{self.prefix}-{self._count:05d}.bin"
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with writing(self._path, GO_ON):
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self._count, self._end = self._count + 1, 0
 
 
@@ -97,6 +96,9 @@ class Record:
 
     Args:
         what: its name, for messages.
+
+    Raises:
+        UserError: the shard is missing, cut or can't be read, or the header's checksum is wrong.
     """
 
     def __init__(self, reader: ShardReader, place: Place, what: str) -> None:
@@ -200,17 +202,6 @@ class ShardReader:
     def __del__(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
-
-    def record(self, place: Place, what: str) -> Record:
-        """Read a record's header.
-
-        Args:
-            what: the record's name, for messages.
-
-        Raises:
-            UserError: the shard is missing, cut or can't be read, or the header's checksum is wrong.
-        """
-        return Record(self, place, what)
 
     def announce(self, shard: str, start: int, nbytes: int) -> None:
         """Let the system fetch bytes of a shard ahead of `fill`. Where it takes no advice, nothing comes of it."""

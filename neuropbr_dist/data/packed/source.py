@@ -12,7 +12,7 @@ from neuropbr_dist.data.cameras import NOT_KNOWN
 from neuropbr_dist.data.files.decode import resize
 from neuropbr_dist.data.files.entries import SOURCES
 from neuropbr_dist.data.packed.index import FOLDERS, SHARDS, PackedIndex
-from neuropbr_dist.data.packed.shards import ShardReader
+from neuropbr_dist.data.packed.shards import Record, ShardReader
 from neuropbr_dist.data.sources import Source
 from neuropbr_dist.data.split import Subset
 from neuropbr_dist.errors import UserError
@@ -106,7 +106,7 @@ class PackedSet:
         self._read(record, "maps", out, row, f"material {name.decode()!r}")
 
     def _read(self, number: int, name: str, out: np.ndarray, row: int, whose: str) -> None:
-        record = self._reader.record(self.index.place(number), f"the {name} of {whose}")
+        record = Record(self._reader, self.index.place(number), f"the {name} of {whose}")
         *channels, _, side = out.shape
         sides = record.sides(name)
         if side in sides:
@@ -134,16 +134,12 @@ class PackedSource(Source):
         self.folder, self.curriculum, self.size = self.set.folder, curriculum, self.set.size
         self.entries = self.set.entries.of(curriculum)
         if not self.entries:
+            others, materials = len(self.set.entries), len(self.set.materials)
+            held = f"{others} of the other kind" if others else f"{materials} materials without renders"
             raise UserError(
                 f"{self.folder}: no samples for data.render_curriculum = {curriculum} "
-                f"({' or '.join(SOURCES[curriculum])} renders); it holds {self._holds()}"
+                f"({' or '.join(SOURCES[curriculum])} renders); it holds {held}"
             )
-
-    def _holds(self) -> str:
-        count = len(self.set.entries)
-        return (
-            f"{count} of the other kind" if count else f"{len(self.set.materials)} materials without renders"
-        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedSource, (self.folder, self.curriculum, self.size)

@@ -46,9 +46,8 @@ def hammered_metal(tile: Tile) -> Surface:
     base = _bare(tile, ["gold", "copper", "silver", "brass", "bronze"])
     count = tile.integer(6, 12)
     blows = tile.voronoi(count, jitter=0.75, at=tile.bent(0.006, 8))
-    bowl = (blows.x**2 + blows.y**2) * count - 0.12 / count * np.exp(
-        -14 * count * blows.edge
-    )  # rims are blunt
+    blunt = np.exp(-14 * count * blows.edge)  # at the rims
+    bowl = (blows.x**2 + blows.y**2) * count - 0.12 / count * blunt
     fine, cloud = tile.fbm(40, 6, 0.8), tile.fbm(4, 7, 0.6)
     height = tile.uniform(0.12, 0.22) * bowl + 0.003 * tile.fbm(3, 3) + 0.00012 * fine
     rim = 1 - smoothstep(0, 0.6, blows.inward())

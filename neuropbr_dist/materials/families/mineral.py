@@ -89,10 +89,8 @@ def brick(tile: Tile) -> Surface:
     roughness = mix(0.95, tile.uniform(0.62, 0.85) + 0.05 * rough, body)
     if tile.chance(0.25):  # a coat of old whitewash, gone where the wall is worn
         coat = smoothstep(-0.6, 0.1, tile.fbm(4, 7, 0.6) + 0.25 * fine) * (0.4 + 0.6 * body)
-        albedo, roughness = (
-            mix(albedo, tile.paint(["e4e0d6", "d8d4cc"]), 0.9 * coat),
-            mix(roughness, 0.7, coat),
-        )
+        albedo = mix(albedo, tile.paint(["e4e0d6", "d8d4cc"]), 0.9 * coat)
+        roughness = mix(roughness, 0.7, coat)
     return Surface(height, albedo, roughness, np.zeros_like(height))
 
 
