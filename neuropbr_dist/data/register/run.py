@@ -26,7 +26,7 @@ from neuropbr_dist.data.register.sheet import write_sheet
 from neuropbr_dist.data.register.threads import one_thread_each
 from neuropbr_dist.data.register.work import Job, Outcome, begin, register_sample
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import JsonLines
+from neuropbr_dist.files import JsonLines, writing
 from neuropbr_dist.processes import in_parallel
 
 _PROBED = 12
@@ -81,12 +81,10 @@ def register(
     remarks = [*(fault.message for fault in index.faults), *remarks]
     with one_thread_each():
         remarks += mixed_up(jobs, outcomes, work.settings, workers)
-    try:
+    with writing(to):
         write_cameras(to, _merged(kept, outcomes, wrap))
         write_sheet(sheet, jobs, outcomes, wrap)
         work.journal.path.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{error.filename or to}: can't be written: {error.strerror or error}") from error
     return Report(outcomes, remarks)
 
 
