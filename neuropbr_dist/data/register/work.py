@@ -26,7 +26,7 @@ SURE = 0.5
 """Confidence above which a camera counts as found."""
 _LEAST_USABLE = 0.1  # share of a picture that isn't clipped
 _SAME = 8 / 512  # tiles: clean and dirty views whose cameras are no further apart share the clean one's
-_LEAST_ALIKE = 0.4
+_LEAST_ALIKE = 0.4  # correlation up to which a camera that isn't sure is none
 
 
 @dataclass(frozen=True)
@@ -170,18 +170,16 @@ def _view_outcome(
 
 
 def _outcome_of(found: Found) -> ViewOutcome:
-    camera = found.pose.camera(_settings.wrap)
-    assert camera.eye is not None
-    confidence = round(found.confidence, 4)
+    confidence, fit = round(found.confidence, 4), round(found.correlation, 4)
     reason = ""
     if confidence <= SURE:
-        fits = found.correlation > _LEAST_ALIKE
-        reason = "fits elsewhere nearly as well" if fits else "fits badly"
-        reason += f" (correlation {found.correlation:.2f})"
-    return ViewOutcome(
-        camera.map_to_view.tolist(), camera.eye.tolist(), confidence, round(found.correlation, 4),
-        found.on_orbit, reason=reason,
-    )  # fmt: skip
+        if fit <= _LEAST_ALIKE:
+            return ViewOutcome(reason=f"fits badly (correlation {fit:.2f})")
+        reason = f"fits elsewhere nearly as well (correlation {fit:.2f})"
+    camera = found.pose.camera(_settings.wrap)
+    assert camera.eye is not None
+    matrix, eye = camera.map_to_view.tolist(), camera.eye.tolist()
+    return ViewOutcome(matrix, eye, confidence, fit, found.on_orbit, reason=reason)
 
 
 def _kept(camera: PlaneCamera) -> ViewOutcome:
