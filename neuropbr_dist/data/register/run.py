@@ -107,7 +107,11 @@ class _Work:
                 self._work(probed, done, outcomes, bar)
                 if remark := self._decide(list(outcomes.values())):
                     remarks.append(remark)
-                    again = [job for job in probed if not all(v.found for v in outcomes[job.name].all_views)]
+                    again = [
+                        job
+                        for job in probed
+                        if not all(v.found or v.kept for v in outcomes[job.name].all_views)
+                    ]
                     self._work(again, done, outcomes, bar=None)
             self._work([job for job in jobs if job.name not in outcomes], done, outcomes, bar)
         return [outcomes[job.name] for job in jobs], remarks
