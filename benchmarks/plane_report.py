@@ -241,11 +241,11 @@ def table(found: Sequence[Judged], argv: Sequence[str]) -> str:
 
 def picture(found: Sequence[Judged], path: Path) -> None:
     """Held-out built-in materials: a view, the same rectified, and three maps by the first run, the last, and true."""
-    before, after = found[0], found[-1]
+    shown_runs, after = list({one.name: one for one in (found[0], found[-1])}.values()), found[-1]
     source, entries = held_out(after.model)
     entries = list(entries[:SHOWN])
     predicted = []
-    for one in (before, after):
+    for one in shown_runs:
         cameras = [cameras_of(one.model, source, entry, as_they_are)[0] for entry in entries]
         pred, maps = predict(entries, cameras, one.model, source)
         predicted.append(as_stored(pred).cpu())
@@ -259,7 +259,7 @@ def picture(found: Sequence[Judged], path: Path) -> None:
         for part in (slice(0, 3), slice(3, 4), slice(5, 8)):
             cells += [as_image(maps[i, part].expand(3, -1, -1)) for maps in predicted]
         rows.append(np.hstack(cells))
-    names = [before.name, after.name, "true"]
+    names = [*(one.name for one in shown_runs), "true"]
     titles = [
         "view",
         "rectified",

@@ -20,7 +20,11 @@ HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """This process among the others of the run."""
+    """This process among the others of the run.
+
+    Raises:
+        UserError: a rank is out of range.
+    """
 
     launcher: str
     """deepspeed, torchrun, slurm, mpi or none."""
@@ -32,6 +36,13 @@ class Environment:
     node: int = 0
     master_addr: str = "127.0.0.1"
     master_port: int = 29500
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.rank < self.world_size and 0 <= self.local_rank < max(self.local_world_size, 1)):
+            raise UserError(
+                f"environment of {self.launcher}: rank {self.rank} of {self.world_size}, "
+                f"local rank {self.local_rank} of {self.local_world_size}: out of range"
+            )
 
     @property
     def distributed(self) -> bool:
@@ -115,17 +126,15 @@ def from_torch_style(env: Mapping[str, str]) -> Environment:
     torchrun = "TORCHELASTIC_RUN_ID" in env
     local = optional_number(env, ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"), name) or found["WORLD_SIZE"]
     node = optional_number(env, ("GROUP_RANK", "CROSS_RANK"), name)
-    return placed(
-        Environment(
-            launcher="torchrun" if torchrun else "deepspeed",
-            rank=found["RANK"],
-            world_size=found["WORLD_SIZE"],
-            local_rank=found["LOCAL_RANK"],
-            local_world_size=local,
-            node=found["RANK"] // max(local, 1) if node is None else node,
-            master_addr=env["MASTER_ADDR"],
-            master_port=found["MASTER_PORT"],
-        )
+    return Environment(
+        launcher="torchrun" if torchrun else "deepspeed",
+        rank=found["RANK"],
+        world_size=found["WORLD_SIZE"],
+        local_rank=found["LOCAL_RANK"],
+        local_world_size=local,
+        node=found["RANK"] // max(local, 1) if node is None else node,
+        master_addr=env["MASTER_ADDR"],
+        master_port=found["MASTER_PORT"],
     )
 
 
@@ -138,19 +147,16 @@ def from_slurm(env: Mapping[str, str]) -> Environment:
     found = integers(env, SLURM, "srun")
     nodes = expand_nodelist(env["SLURM_STEP_NODELIST"])
     counts = expand_counts(env["SLURM_STEP_TASKS_PER_NODE"])
-    return placed(
-        Environment(
-            launcher="slurm",
-            rank=found["SLURM_PROCID"],
-            world_size=found["SLURM_STEP_NUM_TASKS"],
-            local_rank=found["SLURM_LOCALID"],
-            local_world_size=counts[found["SLURM_NODEID"]],
-            node=found["SLURM_NODEID"],
-            master_addr=env.get("MASTER_ADDR") or nodes[0],
-            # Jobs that share a node must not share a port.
-            master_port=optional_number(env, ("MASTER_PORT",), "srun")
-            or 20000 + found["SLURM_JOB_ID"] % 20000,
-        )
+    return Environment(
+        launcher="slurm",
+        rank=found["SLURM_PROCID"],
+        world_size=found["SLURM_STEP_NUM_TASKS"],
+        local_rank=found["SLURM_LOCALID"],
+        local_world_size=counts[found["SLURM_NODEID"]],
+        node=found["SLURM_NODEID"],
+        master_addr=env.get("MASTER_ADDR") or nodes[0],
+        # Jobs that share a node must not share a port.
+        master_port=optional_number(env, ("MASTER_PORT",), "srun") or 20000 + found["SLURM_JOB_ID"] % 20000,
     )
 
 
@@ -164,32 +170,16 @@ def from_mpi(env: Mapping[str, str], names: tuple[str, ...]) -> Environment:
     rank, size, local_rank, local_size = (found[name] for name in names)
     if size > local_size and not env.get("MASTER_ADDR"):
         raise UserError("environment of mpirun: several nodes need MASTER_ADDR, the first node's address")
-    return placed(
-        Environment(
-            launcher="mpi",
-            rank=rank,
-            world_size=size,
-            local_rank=local_rank,
-            local_world_size=local_size,
-            node=rank // local_size,
-            master_addr=env.get("MASTER_ADDR", "127.0.0.1"),
-            master_port=optional_number(env, ("MASTER_PORT",), "mpirun") or 29500,
-        )
+    return Environment(
+        launcher="mpi",
+        rank=rank,
+        world_size=size,
+        local_rank=local_rank,
+        local_world_size=local_size,
+        node=rank // local_size,
+        master_addr=env.get("MASTER_ADDR", "127.0.0.1"),
+        master_port=optional_number(env, ("MASTER_PORT",), "mpirun") or 29500,
     )
-
-
-def placed(e: Environment) -> Environment:
-    """`e`, checked.
-
-    Raises:
-        UserError: a rank is out of range.
-    """
-    if not (0 <= e.rank < e.world_size and 0 <= e.local_rank < max(e.local_world_size, 1)):
-        raise UserError(
-            f"environment of {e.launcher}: rank {e.rank} of {e.world_size}, "
-            f"local rank {e.local_rank} of {e.local_world_size}: out of range"
-        )
-    return e
 
 
 def expand_nodelist(text: str) -> list[str]:

@@ -20,7 +20,7 @@ from neuropbr_dist.data.files.judge import Finding, is_finding, judge
 from neuropbr_dist.data.files.layout import Index, index_materials, index_set
 from neuropbr_dist.data.register import has_opencv
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import JsonLines
+from neuropbr_dist.files import JsonLines, writing
 from neuropbr_dist.materials.channels import MAP_NAMES
 from neuropbr_dist.processes import in_parallel
 
@@ -94,10 +94,8 @@ def verify(
     if cameras:
         _check_cameras(report, index.samples, workers, progress)
     if fix_list:
-        try:
+        with writing(fix_list):
             fix_list.write_text("".join(f"{name}\n" for name in report.faulty_samples))
-        except OSError as error:
-            raise UserError(f"{fix_list}: can't be written: {error.strerror}") from error
     return report
 
 
