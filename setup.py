@@ -45,11 +45,14 @@ setup(
         "import": ["OpenEXR>=3.3", "tifffile>=2024.1", "imagecodecs>=2024.1"],
         # MatSynth: local parquet files, or its stream from the hub.
         "matsynth": ["pyarrow>=16", "datasets>=3"],
+        # Features and resampling for `data register`, and for `data verify` of sets with cameras.
+        "register": ["opencv-python-headless>=4.10"],
         "wandb": ["wandb>=0.17"],
         "dev": [
             "datasets>=3",
             "imagecodecs>=2024.1",
             "mypy>=1.13",
+            "opencv-python-headless>=4.10",
             "OpenEXR>=3.3",
             "pyarrow>=16",
             "pytest>=8",

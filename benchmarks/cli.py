@@ -22,6 +22,7 @@ COMMANDS = Table(
         "elastic": ("benchmarks.elastic", "a run whose number of ranks changes, beside one left alone"),
         "quality": ("benchmarks.quality", "variants of one run, trained side by side"),
         "plane": ("benchmarks.plane", "views as they are beside views rectified by their cameras"),
+        "register": ("benchmarks.register", "cameras that data register finds, beside the true ones"),
         "upstream": ("benchmarks.upstream", "converted checkpoints against upstream's own classes"),
         "cost-model": ("benchmarks.cost_model", "the tables of docs/scaling.md, by formula"),
     },

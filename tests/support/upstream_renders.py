@@ -13,10 +13,16 @@ The facts (its `renderer.cpp`, `shading.cu` and `io.cpp`, read in December 2025)
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from neuropbr_dist.data.cameras import CAMERAS_FILE, SampleCameras, write_cameras
+from neuropbr_dist.materials.channels import MAP_SLICES
+from neuropbr_dist.materials.families.registry import family_name, material_maps
 from neuropbr_dist.materials.noise import Array
 from neuropbr_dist.materials.plane import PlaneCamera
 from neuropbr_dist.materials.render import shade
@@ -104,6 +110,30 @@ def picture(maps: Array, view: View, light: Lighting, size: int | None = None) -
         out[:, some] = light_here
     out *= np.float32(light.exposure)
     return np.rint(np.clip(out, 0, 1) * 255).astype(np.uint8).reshape(3, size, size)
+
+
+def write_upstream_set(root: Path, count: int, size: int, seed: int) -> None:
+    """Write built-in materials with three pictures each, clean only, and the true cameras beside them."""
+    metadata, cameras = {}, {}
+    for index in range(count):
+        name, material = f"sample_{index:04d}", f"{family_name(seed, index)}_{index:04d}"
+        rng = np.random.default_rng([seed, index])
+        maps, light = material_maps(seed, index, size), random_environment(rng)
+        views = [random_view(rng) for _ in range(3)]
+        for number, view in enumerate(views):
+            _save(picture(maps, view, light), root / "input" / "clean" / name / f"{number}.png")
+        for what, planes in MAP_SLICES.items():
+            _save(maps[planes], root / "output" / material / f"{what}.png")
+        metadata[name] = material
+        cameras[name] = SampleCameras({"clean": tuple(view.on_plane() for view in views)}, wrap=True)
+    write_cameras(root / "input" / CAMERAS_FILE, cameras)
+    (root / "input" / "render_metadata.json").write_text(json.dumps(metadata))
+
+
+def _save(planes: Array, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path)
 
 
 def _sampled(texels: Array, hit: Array) -> Array:

@@ -4,7 +4,7 @@ from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.commands.table import Table
 
 COMMANDS = Table(
-    "Import, generate, verify or pack a data set.",
+    "Import, generate, register, verify or pack a data set.",
     {
         "import": (
             "neuropbr_dist.commands.data.import_",
@@ -13,6 +13,10 @@ COMMANDS = Table(
         "generate": (
             "neuropbr_dist.commands.data.generate",
             "write built-in materials in the guide's layout",
+        ),
+        "register": (
+            "neuropbr_dist.commands.data.register",
+            "find the cameras of a set that has none",
         ),
         "verify": (
             "neuropbr_dist.commands.data.verify",

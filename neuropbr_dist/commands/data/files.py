@@ -19,6 +19,18 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="default: all cores it may use")
 
 
+def add_conventions(parser: argparse.ArgumentParser) -> None:
+    """Add the words for maps that renders were made of by other conventions; see `materials.conventions`."""
+    parser.add_argument(
+        "--flip-green",
+        action="store_true",
+        help="renders are lit as if normals' green pointed down (upstream's)",
+    )
+    parser.add_argument(
+        "--linear-albedo", action="store_true", help="renders take albedo bytes for linear light (upstream's)"
+    )
+
+
 def set_of(args: argparse.Namespace) -> tuple[str | None, str]:
     """Return IN and OUT; for a folder of materials alone None and that.
 

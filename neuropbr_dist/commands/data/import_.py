@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neuropbr_dist.commands.data.files import workers_of
+from neuropbr_dist.commands.data.files import add_conventions, workers_of
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.commands.flags import add_debug, named, new_parser
 from neuropbr_dist.errors import UserError
@@ -37,6 +37,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     p.add_argument(
         "--split", type=_list, default=(), metavar="S,…", help="of MatSynth: train,test; default all"
     )
+    add_conventions(p)
     p.add_argument("--workers", type=int, metavar="N", help="default: all cores it may use")
     add_debug(p)
     return p
@@ -57,7 +58,8 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     claim(args.dest)  # before the lock's file is in it
     with RunLock(args.dest, who="importer", remedy="wait for it, or name another DEST"):
         report = import_materials(
-            source, args.dest, Options(args.size, args.bits, args.normals, args.tiles),
+            source, args.dest,
+            Options(args.size, args.bits, args.normals, args.tiles, args.flip_green, args.linear_albedo),
             workers=workers, strict=args.strict,
         )  # fmt: skip
     print(report)

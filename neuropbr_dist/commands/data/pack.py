@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuropbr_dist.commands.data.files import add_set, set_of, workers_of
+from neuropbr_dist.commands.data.files import add_conventions, add_set, set_of, workers_of
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.commands.flags import add_debug, new_parser
 
@@ -18,6 +18,12 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     add_set(p)
     p.add_argument("dest", type=Path, metavar="DEST", help="folder; an interrupted call goes on")
     p.add_argument("--skip-faulty", action="store_true", help="pack the samples without a fault")
+    add_conventions(p)
+    p.add_argument(
+        "--linear-views",
+        action="store_true",
+        help="renders are linear light as bytes, without sRGB (upstream's)",
+    )
     add_debug(p)
     return p
 
@@ -31,12 +37,14 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     from neuropbr_dist.data.packed.index import read_head
     from neuropbr_dist.data.packed.pack import claim, pack
     from neuropbr_dist.data.packed.records import level_sides
+    from neuropbr_dist.materials.conventions import Conventions
 
     claim(args.dest)  # before the lock's file is in it
     with RunLock(args.dest, who="packer", remedy="wait for it, or name another DEST"):
         report = pack(
             *folders, args.dest, args.metadata,
             workers=workers, skip_faulty=args.skip_faulty,
+            conventions=Conventions(args.flip_green, args.linear_albedo, args.linear_views),
         )  # fmt: skip
     print(report)
     if not report.clean and not args.skip_faulty:

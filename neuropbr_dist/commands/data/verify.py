@@ -18,6 +18,9 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     add_set(p)
     p.add_argument("--fix-list", type=Path, metavar="FILE", help="write faulty samples' names to it")
     p.add_argument("--resume", type=Path, metavar="FILE", help="state file of what is checked already")
+    p.add_argument(
+        "--no-cameras", action="store_true", help="don't lay views on their maps by the set's cameras"
+    )
     add_debug(p)
     return p
 
@@ -31,7 +34,7 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     report = verify(
         *folders, args.metadata,
-        workers=workers, fix_list=args.fix_list, resume=args.resume,
+        workers=workers, fix_list=args.fix_list, resume=args.resume, cameras=not args.no_cameras,
     )  # fmt: skip
     print(report)
     if not report.clean:

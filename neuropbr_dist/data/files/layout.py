@@ -76,11 +76,16 @@ def index_set(
     output_dir: Path | str,
     metadata_path: Path | str | None = None,
     curriculum: int = 0,
+    *,
+    cameras: bool = True,
 ) -> Index:
     """As `scan`, with the faults of single samples and materials returned instead of raised.
 
-    A folder is listed once and no file is opened, so that 100,000 samples cost
+    A folder is listed once and no picture is opened, so that 100,000 samples cost
     100,000 directory reads.
+
+    Args:
+        cameras: read the set's camera file, if it has one.
 
     Raises:
         UserError: A folder or the metadata is missing or malformed, or the
@@ -101,8 +106,8 @@ def index_set(
         if name in metadata:
             users.setdefault(metadata[name], []).append(name)
     materials = _index_materials(output_dir, users, index)
-    cameras = _cameras(input_dir, names["clean"] | names["dirty"])
-    index.faults += cameras.faults
+    found_cameras = _cameras(input_dir, names["clean"] | names["dirty"]) if cameras else CameraSet()
+    index.faults += found_cameras.faults
     for name, source in entries:
         folder = input_dir / source / name
         faults = [] if name in metadata else [f"{folder}: not in the metadata"]
@@ -118,8 +123,9 @@ def index_set(
             view_0, view_1, view_2 = views
             albedo, roughness, metallic, normal = maps
             pictures = (view_0, view_1, view_2), (albedo, roughness, metallic, normal)
-            known = cameras.samples[name].encoded(source) if name in cameras.samples else None
-            index.samples.append(Sample(name, source, metadata[name], *pictures, known))
+            known = found_cameras.samples.get(name)
+            encoded = known.encoded(source) if known else None
+            index.samples.append(Sample(name, source, metadata[name], *pictures, encoded))
         else:
             index.faults += [Fault(fault, (name,)) for fault in faults]
             index.partial.setdefault(name, []).extend([*views, *maps])

@@ -1,7 +1,7 @@
 """A full check of a data set: every file is decoded, every fault is listed.
 
-What it finds beyond `scan` and `check_headers`: damage inside a file, normal maps that
-hold no unit normals or look like another map, materials and views that are copies.
+What it finds beyond `scan` and `check_headers`: damage inside a file, normal maps that hold no unit normals or look
+like another map, materials and views that are copies, views that don't lie on their maps where their cameras say.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from neuropbr_dist.data.files.decode import Role
 from neuropbr_dist.data.files.entries import Fault, Sample
 from neuropbr_dist.data.files.judge import Finding, is_finding, judge
 from neuropbr_dist.data.files.layout import Index, index_materials, index_set
+from neuropbr_dist.data.register import has_opencv
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import JsonLines, writing
 from neuropbr_dist.materials.channels import MAP_NAMES
@@ -68,11 +69,13 @@ def verify(
     progress: bool = True,
     fix_list: Path | None = None,
     resume: Path | None = None,
+    cameras: bool = True,
 ) -> Report:
     """Decode and judge every picture of every sample, clean and dirty, or of every material.
 
     Args:
         input_dir: None: a folder of materials alone, which may differ in size.
+        cameras: where the set has some, lay views on their maps by them; this needs OpenCV.
         workers: Processes that decode; up to 1 stays in this one.
         fix_list: File to write the faulty samples' names to, one a line.
         resume: JSON-lines state file of pictures already judged, by path, role, size and
@@ -88,10 +91,28 @@ def verify(
             refuse_unwritable(path)
     index = index_all(input_dir, output_dir, metadata_path)
     report = summarise(index, _judge_all(list(pictures_of(index)), workers, progress, resume))
+    if cameras:
+        _check_cameras(report, index.samples, workers, progress)
     if fix_list:
         with writing(fix_list):
             fix_list.write_text("".join(f"{name}\n" for name in report.faulty_samples))
     return report
+
+
+def _check_cameras(report: Report, samples: Sequence[Sample], workers: int, progress: bool) -> None:
+    """Add what is wrong with cameras, and how far views and maps are apart."""
+    if not any(sample.cameras is not None for sample in samples):
+        return
+    if not has_opencv():
+        report.notes.append(
+            "cameras: views weren't laid on their maps: this needs OpenCV (opencv-python-headless)"
+        )
+        return
+    from neuropbr_dist.data.register.check import misplaced  # OpenCV is an extra
+
+    faults, notes = misplaced(samples, workers, progress)
+    report.faults += faults
+    report.notes += notes
 
 
 def index_all(

@@ -21,6 +21,7 @@ from neuropbr_dist.materials.channels import (
     linear_to_srgb,
     srgb_to_linear,
 )
+from neuropbr_dist.materials.conventions import as_srgb, turned_over
 from neuropbr_dist.materials.names import Convention
 
 CHANNELS = ("red", "green", "blue", "alpha")
@@ -46,6 +47,10 @@ class Options:
     """The convention of normal maps that don't tell it themselves."""
     tiles: bool = False
     """Each whole square of a picture that isn't one is a material, not the middle one alone."""
+    flip_green: bool = False
+    """Turn green over: renders were lit as if it pointed down. See `materials.conventions`."""
+    linear_albedo: bool = False
+    """Encode albedo as sRGB: renders took its values for linear light."""
 
 
 @dataclass
@@ -86,6 +91,13 @@ def convert(
         notes.append("metallic 0: no map")
     if looks_like_normals(_sample(planes["albedo"])):
         raise UserError(f"{takes['albedo'].files[0]}: holds unit normals; swapped with the normal map?")
+    if options.flip_green:
+        planes["normal"] = planes["normal"].copy()
+        planes["normal"][..., 1] = turned_over(planes["normal"][..., 1])
+        notes.append("green turned over, as renders are lit")
+    if options.linear_albedo:
+        planes["albedo"] = as_srgb(planes["albedo"])
+        notes.append("albedo encoded as sRGB, as renders take it")
     squares = squared(planes, options.size, options.bits, options.tiles)
     return [Maps(maps, notes + more) for maps, more in squares]
 

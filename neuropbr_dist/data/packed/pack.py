@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -37,12 +38,14 @@ from neuropbr_dist.data.packed.shards import Place, ShardWriter, used_bytes
 from neuropbr_dist.data.split import SPLIT_FILE, read_split
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import remove_leftovers, write_json, writing
+from neuropbr_dist.materials.conventions import Conventions
 from neuropbr_dist.processes import in_parallel
 
 SHARD_BYTES = 1 << 30
 OWN_FILES = {JOURNAL, SHARDS, "run.lock"}
 _HOLDS_ANOTHER = "{}: holds a packed set of other pictures; delete that folder, or name another"
 
+OURS = Conventions()
 ArrayName = Literal["views", "maps"]
 Columns = Callable[[Sequence[Sample]], Mapping[str, np.ndarray]]
 
@@ -78,6 +81,7 @@ def pack(
     *,
     workers: int = 1,
     skip_faulty: bool = False,
+    conventions: Conventions = OURS,
     columns: Columns = cameras_of,
     progress: bool = True,
     shard_bytes: int = SHARD_BYTES,
@@ -88,6 +92,7 @@ def pack(
 
     Args:
         input_dir: None: a folder of materials alone, which may differ in size.
+        conventions: of pictures that aren't by this package's; they are packed converted.
         skip_faulty: pack what has no fault. Otherwise nothing becomes visible before all is sound.
         columns: called with the samples that are packed, returns the index's columns of them (`index.COLUMNS`).
             A set that is packed already gets the new ones, and keeps its pictures.
@@ -109,12 +114,14 @@ def pack(
         "input_dir": None if input_dir is None else str(Path(input_dir).resolve()),
         "output_dir": str(Path(output_dir).resolve()),
     }
+    if conventions != OURS:
+        origin["conventions"] = str(conventions)
     validation = read_split(Path(output_dir), subfolders(Path(output_dir)))
     noted = Progress(dest, origin)
     done = noted.done({task.name: task.stamps for task in tasks})
     if not (dest / HEAD).exists():
         _drop_unused(dest, done.values())
-        _work(tasks, done, noted, workers, progress, shard_bytes)
+        _work(tasks, done, noted, conventions, workers, progress, shard_bytes)
     elif len(done) < len(tasks):
         PackedIndex(dest).check_shards()  # a lost one is no other picture
         raise UserError(_HOLDS_ANOTHER.format(dest))
@@ -125,7 +132,7 @@ def pack(
     }
     report = summarise(index, findings)
     if report.clean or skip_faulty:
-        packed = _finish(dest, index, report, done, columns)
+        packed = _finish(dest, index, report, done, columns, conventions)
         _write_split(dest, validation, packed)
     return report
 
@@ -172,6 +179,7 @@ def _work(
     tasks: list[Task],
     done: dict[str, Done],
     noted: Progress,
+    conventions: Conventions,
     workers: int,
     progress: bool,
     shard_bytes: int,
@@ -179,9 +187,10 @@ def _work(
     """Do what is not done yet, and note it."""
     folder = noted.dest / SHARDS
     rest = [task for task in tasks if task.name not in done]
+    work = partial(_pack, conventions=conventions)
     start = (folder, _next_attempt(folder), shard_bytes)
     with tqdm(total=len(tasks), initial=len(tasks) - len(rest), unit="record", disable=not progress) as bar:
-        for task, (stamps, result) in in_parallel(_pack, rest, workers, _open_writer, start):
+        for task, (stamps, result) in in_parallel(work, rest, workers, _open_writer, start):
             done[task.name] = result
             noted.note(task.name, stamps, result)
             bar.update()
@@ -196,7 +205,7 @@ def _open_writer(folder: Path, attempt: int, shard_bytes: int) -> None:
     _writer = ShardWriter(folder, f"{attempt:04d}-{os.getpid()}", shard_bytes)
 
 
-def _pack(task: Task) -> tuple[list[Stamp], Done]:
+def _pack(task: Task, conventions: Conventions) -> tuple[list[Stamp], Done]:
     """In a working process: decode, judge, write. The stamps are from before the reading."""
     stamps = task.stamps
     findings, pictures = [], []
@@ -204,7 +213,7 @@ def _pack(task: Task) -> tuple[list[Stamp], Done]:
         finding, pixels = judge(*picture)
         findings.append(finding)
         if pixels is not None and not finding.fault:
-            pictures.append(pixels)
+            pictures.append(conventions.converted(picture[1], pixels))
     sound = len(pictures) == len(task.pictures) and len({picture.shape[1:] for picture in pictures}) == 1
     if task.array is None or not sound:
         return stamps, Done(findings, None)
@@ -231,7 +240,12 @@ def _drop_unused(dest: Path, done: Iterable[Done]) -> None:
 
 
 def _finish(
-    dest: Path, index: Index, report: Report, done: dict[str, Done], columns: Columns
+    dest: Path,
+    index: Index,
+    report: Report,
+    done: dict[str, Done],
+    columns: Columns,
+    conventions: Conventions,
 ) -> frozenset[str]:
     """Leave out faulty samples and make the rest visible; return the materials that are packed."""
     faulty = set(report.faulty_samples)
@@ -241,7 +255,7 @@ def _finish(
         raise UserError(f"{dest}: every {report.what} has a fault; nothing was packed")
     views = [done[_views_of(sample)] for sample in samples]
     maps = {material: done[_maps_of(material)] for material in sorted(materials)}
-    origin = _origin(samples, views, maps)
+    origin = _origin(samples, views, maps, conventions)
     if (dest / HEAD).exists() and read_head(dest)["origin"] != origin:
         raise UserError(_HOLDS_ANOTHER.format(dest))
     write_index(
@@ -271,9 +285,11 @@ def _place(result: Done) -> Place:
     return result.place
 
 
-def _origin(samples: list[Sample], views: Sequence[Done], maps: Mapping[str, Done]) -> str:
-    """Hash of the decoded pixels and the names they go by."""
-    digest = hashlib.sha256()
+def _origin(
+    samples: list[Sample], views: Sequence[Done], maps: Mapping[str, Done], conventions: Conventions
+) -> str:
+    """Hash of the decoded pixels, the names they go by, and how they were converted."""
+    digest = hashlib.sha256(str(conventions).encode())
     for sample, pictures in zip(samples, views, strict=True):
         contents = [finding.content for finding in (*pictures.findings, *maps[sample.material].findings)]
         digest.update(json.dumps([sample.name, sample.source, sample.material, contents]).encode())

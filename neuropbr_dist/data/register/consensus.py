@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from neuropbr_dist.data.register.features import Matches
 from neuropbr_dist.data.register.pose import Pose
+from neuropbr_dist.data.register.pyramid import Array
 from neuropbr_dist.materials.plane import Matrix
 
 _SEEDS, _CANDIDATES, _DRAWS = 400, 24, 80
@@ -44,17 +45,17 @@ class Bounds:
 
 def poses(
     matches: Matches, focal: float, wrap: bool, bounds: Bounds, rng: np.random.Generator
-) -> Iterator[tuple[Pose, float]]:
-    """Yield poses that many matches agree on, likely ones first, each with its support (a sum of qualities)."""
+) -> Iterator[Pose]:
+    """Yield poses that many matches agree on, likely ones first."""
     if len(matches.view) < 4:
         return
-    known: list[Matrix] = []
+    known: list[Array] = []
     for group in _groups(matches, wrap, bounds, focal):
         pose = _best_of_group(matches, group, focal, bounds, rng)
-        if pose is None or any(_same(corners_of(pose), other, wrap) for other in known):
+        if pose is None or any(_same(_corners(pose), other, wrap) for other in known):
             continue
-        known.append(corners_of(pose))
-        yield pose, float(matches.quality[inliers(matches, pose, wrap)].sum())
+        known.append(_corners(pose))
+        yield pose
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _best_of_group(
     return best
 
 
-def three_point(plane: Matrix, view: Matrix, focal: float, bounds: Bounds) -> list[Pose]:
+def three_point(plane: Array, view: Array, focal: float, bounds: Bounds) -> list[Pose]:
     """Return the poses within bounds that see three points of the plane where the view has them (up to four).
 
     Args:
@@ -141,27 +142,19 @@ def three_point(plane: Matrix, view: Matrix, focal: float, bounds: Bounds) -> li
     return found
 
 
-def inliers(matches: Matches, pose: Pose, wrap: bool) -> npt.NDArray[np.bool_]:
-    """Return which matches the pose brings to within a few pixels of each other."""
-    apart = _on_plane(matches.view, pose) - matches.plane
-    if wrap:
-        apart -= np.round(apart)
-    return np.linalg.norm(apart, axis=1) * matches.scale < _INLIER
-
-
-def _on_plane(view: Matrix, pose: Pose) -> Matrix:
+def _on_plane(view: Array, pose: Pose) -> Array:
     """Picture coordinates (N, 2) to the plane's, x right and y down."""
     backwards = np.linalg.inv(pose.map_to_view())
     there = view @ backwards[:, :2].T + backwards[:, 2]
     return there[:, :2] / there[:, 2:] * [1, -1]
 
 
-def corners_of(pose: Pose) -> Matrix:
+def _corners(pose: Pose) -> Array:
     """Return the points of the plane that are seen a quarter from the picture's corners: (4, 2)."""
     return _on_plane(np.array([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]), pose)
 
 
-def _same(corners: Matrix, others: Matrix, wrap: bool) -> bool:
+def _same(corners: Array, others: Array, wrap: bool) -> bool:
     apart = corners - others
     if wrap:
         apart -= np.round(apart.mean(0))

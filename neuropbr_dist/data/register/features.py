@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from neuropbr_dist.data.register.pyramid import Array, MaterialPyramid, ViewPyramid, raw_channels, reduced
+from neuropbr_dist.data.register.pyramid import Array, MaterialPyramid, ViewPyramid, reduced
 
 SIDE = 256
 """Pictures and maps are reduced to it. SIFT doubles it again; what is finer is left to `fit`."""
@@ -20,7 +20,7 @@ _MOST = 1500
 _LEAST_SPREAD = 1.0  # of 255
 _CONTRAST, _EDGE = 0.01, 20
 _MAP_MARGIN = SIDE // 8  # a repeating map's features reach over its border
-_SEEN = (0, 1, 3, 4, 5)  # of `raw_channels`: albedo, roughness, normal
+_SEEN = (0, 1, 3, 4, 5)  # of `MaterialPyramid.raw`: albedo, roughness, normal
 _FLIPPED = (3, 4)  # these are also lit from the other side
 
 
@@ -56,7 +56,7 @@ class Matches:
 
 def map_features(material: MaterialPyramid) -> list[Features]:
     """Return the features of each of the maps that may be seen."""
-    channels = raw_channels(material.maps, SIDE)
+    channels = material.raw(SIDE)
     shown = [channels[k] for k in _SEEN] + [255 - channels[k] for k in _FLIPPED]
     margin = _MAP_MARGIN if material.wrap else 0
     return [_of_map(channel, margin) for channel in shown if channel.std() > _LEAST_SPREAD]
@@ -73,13 +73,13 @@ def _of_map(channel: Array, margin: int) -> Features:
 
 def view_features(view: ViewPyramid) -> Features:
     """Return the features of a view."""
-    return detect(reduced(view.picture.astype(np.float32).mean(0), SIDE))
+    return detect(reduced(view.gray, SIDE))
 
 
 def detect(plane: Array) -> Features:
     """Return the SIFT features of a plane with values up to 255, made independent of local brightness and contrast."""
     side = plane.shape[0]
-    sift = cv2.SIFT_create(nfeatures=_MOST, contrastThreshold=_CONTRAST, edgeThreshold=_EDGE)
+    sift = cv2.SIFT.create(nfeatures=_MOST, contrastThreshold=_CONTRAST, edgeThreshold=_EDGE)
     points, descriptors = sift.detectAndCompute(_equalised(plane), None)
     if descriptors is None:
         return Features(*(np.zeros(shape, np.float32) for shape in ((0, 2), 0, 0, (0, 128))))
@@ -93,7 +93,14 @@ def detect(plane: Array) -> Features:
 
 def _equalised(plane: Array) -> npt.NDArray[np.uint8]:
     detail = plane - cv2.GaussianBlur(plane, (0, 0), SIDE / 32, borderType=cv2.BORDER_REFLECT_101)
-    spread = np.sqrt(cv2.GaussianBlur(detail**2, (0, 0), SIDE / 20, borderType=cv2.BORDER_REFLECT_101)) + 1.5
+    spread = (
+        np.sqrt(
+            cv2.GaussianBlur(
+                np.asarray(detail * detail, np.float32), (0, 0), SIDE / 20, borderType=cv2.BORDER_REFLECT_101
+            )
+        )
+        + 1.5
+    )
     return np.clip(detail / spread * 48 + 128, 0, 255).astype(np.uint8)
 
 

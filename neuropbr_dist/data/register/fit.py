@@ -9,16 +9,13 @@ Matthews 2004, "Lucas-Kanade 20 Years On": with the template's gradient, here th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import cv2
 import numpy as np
 
-from neuropbr_dist.data.register.motion import Motion, generators
+from neuropbr_dist.data.register.motion import M, Motion, generators
 from neuropbr_dist.data.register.pyramid import Array, MaterialPyramid, ViewPyramid
 from neuropbr_dist.materials.plane import Matrix, centre
-
-M = TypeVar("M", bound=Motion)
 
 BLOCKS = {64: 4, 128: 4, 256: 8}
 """Blocks along each side of a window, by its side: enough of them for light that changes over the picture, and for
@@ -182,7 +179,7 @@ def _step(window: Window, motion: Motion, brought: Brought, found: Explained) ->
     damped = normal + np.diag(1e-5 * np.diag(normal) + 1e-9)
     step = np.linalg.solve(damped, (weighted @ residual.ravel()).astype(np.float64))
     longest = np.abs(step).max()
-    return step * (_LONGEST_STEP / longest) if longest > _LONGEST_STEP else step
+    return np.asarray(step * min(1.0, _LONGEST_STEP / max(longest, 1e-12)))
 
 
 def _slopes(window: Window, motion: Motion, brought: Brought, template: Array) -> Array:

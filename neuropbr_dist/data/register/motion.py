@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
-from typing_extensions import Self
 
 from neuropbr_dist.data.register.pose import Pose
 from neuropbr_dist.materials.plane import Matrix
 
+M = TypeVar("M", bound="Motion")
 _DIFFERENCE = 1e-5
 
 
@@ -26,7 +26,7 @@ class Motion(Protocol):
         """Return the (3, 3) homography; see `plane.PlaneCamera`."""
         ...
 
-    def moved(self, step: Matrix) -> Self:
+    def moved(self: M, step: Matrix) -> M:
         """Return the camera after a step of (parameters,) numbers; of 0.01, the picture moves by about 1 % of its side."""
         ...
 

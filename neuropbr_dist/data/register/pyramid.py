@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.floating[Any]]
 Bytes = npt.NDArray[np.uint8]
 
 REACH = 6.0
 """Structure wider than about this many pixels is removed; each side of the pyramid shows its own."""
+FINEST = 1024
+"""Pictures and maps that are larger are reduced to it first: a tenth of a pixel there is a texel of 8,192."""
+_WHITE, _BLACK = 250, 1
 _CONTRAST_LIMIT = 3.0
 _LEAST_SPREAD = 0.8  # of 255: a map below it is flat
 _MAP_NOISE, _VIEW_NOISE = 1.0, 1.5  # of 255: fainter structure isn't amplified to full contrast
@@ -28,20 +33,22 @@ class MaterialPyramid:
     """
 
     def __init__(self, maps: Bytes, wrap: bool) -> None:
-        self.maps, self.wrap = maps, wrap
+        self.wrap = wrap
+        self._planes = [_halved(plane) for plane in (maps[:3].mean(0, dtype=np.float32), *maps[3:8])]
         self._sides: dict[int, Array] = {}
 
-    @property
-    def side(self) -> int:
-        """Of the maps, in pixels."""
-        return self.maps.shape[-1]
+    def raw(self, side: int) -> list[Array]:
+        """Return the eight channels that a picture may show, (side, side) each, in units of a byte's steps."""
+        small = [reduced(plane, side) for plane in self._planes]
+        x, y = small[3] - 127.5, small[4] - 127.5
+        return [*small, (x * x - y * y) / 64, x * y / 64]
 
     def channels(self, side: int) -> Array:
         """Return the channels that vary, (K, side, side); K is 0 for a material without texture."""
         if side not in self._sides:
             varying = [
                 normalised(channel, _MAP_NOISE, self.wrap)
-                for channel in raw_channels(self.maps, side)
+                for channel in self.raw(side)
                 if channel.std() > _LEAST_SPREAD
             ]
             self._sides[side] = np.stack(varying) if varying else np.zeros((0, side, side), np.float32)
@@ -56,31 +63,18 @@ class ViewPyramid:
     """
 
     def __init__(self, picture: Bytes) -> None:
-        self.picture = picture
-        clipped = (picture.min(0) >= 250) | (picture.max(0) <= 1)
-        self._gray = picture.astype(np.float32).mean(0)
-        self._usable = 1 - clipped.astype(np.float32)
+        clipped = (picture.min(0) >= _WHITE) | (picture.max(0) <= _BLACK)
+        self.gray = _halved(picture.mean(0, dtype=np.float32))
+        self._usable = _halved(1 - clipped.astype(np.float32))
         self._sides: dict[int, tuple[Array, Array]] = {}
-
-    @property
-    def side(self) -> int:
-        """Of the picture, in pixels."""
-        return self.picture.shape[-1]
 
     def at(self, side: int) -> tuple[Array, Array]:
         """Return the normalised picture and its mask, (side, side) each."""
         if side not in self._sides:
-            gray, usable = reduced(self._gray, side), reduced(self._usable, side)
+            gray, usable = reduced(self.gray, side), reduced(self._usable, side)
             mask = (cv2.blur(usable, (5, 5)) > 0.9).astype(np.float32)
             self._sides[side] = normalised(gray, _VIEW_NOISE, wrap=False), mask
         return self._sides[side]
-
-
-def raw_channels(maps: Bytes, side: int) -> list[Array]:
-    """Return the eight channels that a picture may show, (side, side) each, in units of a byte's steps."""
-    small = [reduced(channel.astype(np.float32), side) for channel in (maps[:3].mean(0), *maps[3:8])]
-    x, y = small[3] - 127.5, small[4] - 127.5
-    return [*small, (x * x - y * y) / 64, x * y / 64]
 
 
 def reduced(plane: npt.NDArray, side: int) -> Array:
@@ -89,6 +83,11 @@ def reduced(plane: npt.NDArray, side: int) -> Array:
     if plane.shape[0] == side:
         return plane
     return np.asarray(cv2.resize(plane, (side, side), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _halved(plane: npt.NDArray[Any]) -> Array:
+    """The plane at the largest side that is ever looked at."""
+    return reduced(plane, min(len(plane), FINEST))
 
 
 def normalised(plane: Array, noise: float, wrap: bool) -> Array:

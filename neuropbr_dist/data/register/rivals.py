@@ -16,7 +16,8 @@ from neuropbr_dist.data.register.pyramid import Array, MaterialPyramid, ViewPyra
 from neuropbr_dist.materials.plane import Matrix, centre
 
 SIDE = 128
-_ELSEWHERE = 0.03  # tiles
+ELSEWHERE = 0.03
+"""Tiles from which on a pose is another one."""
 _BLOCKS = 2
 _TRIED = 3
 
@@ -28,9 +29,19 @@ def rivals(material: MaterialPyramid, view: ViewPyramid, pose: Pose, side: int) 
         motion, _ = refined(material, view, Free(start), SIDE, 5)
         motion, correlation = refined(material, view, motion, side, 3)
         apart = error_on_map(motion.map_to_view(), pose.map_to_view(), wrap=True)
-        if apart > _ELSEWHERE:
+        if apart > ELSEWHERE:
             found.append((motion.pose, correlation))
     return sorted(found, key=lambda entry: -entry[1])
+
+
+def best_shift(material: MaterialPyramid, view: ViewPyramid, map_to_view: Matrix) -> Matrix:
+    """Return the (3, 3) shift of the plane, to go before a camera's homography, with which the view fits best."""
+    window = Window(material, SIDE, centre(map_to_view))
+    brought = window.bring(view, map_to_view)
+    fit = _fit_at_shifts(brought.seen * brought.mask, window.channels)
+    row, column = np.unravel_index(int(fit.argmax()), fit.shape)
+    x, y = _tiles(int(row), int(column))
+    return np.array([[1, 0, -x], [0, 1, -y], [0, 0, 1.0]])
 
 
 def _starts(material: MaterialPyramid, view: ViewPyramid, pose: Pose) -> list[Pose]:
@@ -49,15 +60,10 @@ def _starts(material: MaterialPyramid, view: ViewPyramid, pose: Pose) -> list[Po
             peaks.append((float(fit[row, column]), turns, int(row), int(column)))
             _clear(fit, int(row), int(column))
     peaks.sort(reverse=True)
-    around = middle_of(window)
+    around = np.array([window.x[[0, -1]].mean(), window.y[[0, -1]].mean()], np.float64)
     return [
         _turned(pose, around, turns).shifted(_tiles(row, column)) for _, turns, row, column in peaks[:_TRIED]
     ]
-
-
-def middle_of(window: Window) -> Matrix:
-    """Return the point in the window's middle."""
-    return np.array([window.x[[0, -1]].mean(), window.y[[0, -1]].mean()], np.float64)
 
 
 def _fit_at_shifts(seen: Array, channels: Array) -> Array:
@@ -80,7 +86,7 @@ def _fit_at_shifts(seen: Array, channels: Array) -> Array:
 
 def _clear(fit: Array, row: int, column: int) -> None:
     """Take the surroundings of a peak out."""
-    reach = np.arange(-int(_ELSEWHERE * SIDE) - 1, int(_ELSEWHERE * SIDE) + 2)
+    reach = np.arange(-int(ELSEWHERE * SIDE) - 1, int(ELSEWHERE * SIDE) + 2)
     fit[np.ix_((row + reach) % SIDE, (column + reach) % SIDE)] = -np.inf
 
 

@@ -1,0 +1,225 @@
+"""What a working process does with a sample: read its pictures, find its cameras, say why one isn't found."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from neuropbr_dist.data.cameras import Cameras
+from neuropbr_dist.data.files.decode import read_picture
+from neuropbr_dist.data.files.entries import Source
+from neuropbr_dist.data.register.pose import Pose, error_on_map
+from neuropbr_dist.data.register.pyramid import Bytes, ViewPyramid
+from neuropbr_dist.data.register.search import COARSE, Found, Material, Search, Settings
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.channels import MAP_NAMES
+from neuropbr_dist.materials.plane import PlaneCamera
+
+SURE = 0.5
+"""Confidence above which a camera counts as found."""
+_LEAST_USABLE = 0.1  # share of a picture that isn't clipped
+_SAME = 8 / 512  # tiles: clean and dirty views whose cameras are no further apart share the clean one's
+_LEAST_ALIKE = 0.4  # correlation up to which a camera that isn't sure is none
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sample whose cameras are wanted."""
+
+    name: str
+    material: str
+    maps: tuple[Path, ...]
+    views: Mapping[Source, tuple[Path, ...]]
+    """By folder."""
+    known: Mapping[Source, Cameras] = field(default_factory=dict)
+    """What is kept; None for a view that is looked for."""
+
+    def key(self) -> list[list[int]]:
+        """Return sizes and times of its files: a changed file makes it another job."""
+        stats = [path.stat() for paths in (self.maps, *self.views.values()) for path in paths]
+        return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+
+
+@dataclass
+class ViewOutcome:
+    """What became of a view."""
+
+    map_to_view: list[list[float]] | None = None
+    eye: list[float] | None = None
+    confidence: float = 0.0
+    correlation: float = 0.0
+    on_orbit: bool = False
+    kept: bool = False
+    """Whether it was there before."""
+    reason: str = ""
+    """Why there is no camera, or no sure one."""
+
+    @property
+    def camera(self) -> PlaneCamera | None:
+        """The camera, if there is one."""
+        if self.map_to_view is None:
+            return None
+        eye = None if self.eye is None else np.array(self.eye)
+        return PlaneCamera(np.array(self.map_to_view), eye, self.confidence)
+
+    @property
+    def found(self) -> bool:
+        """Whether the camera is sure enough to be used."""
+        return self.map_to_view is not None and self.confidence > SURE
+
+
+@dataclass
+class Outcome:
+    """What became of a sample; a line of the journal."""
+
+    name: str
+    material: str
+    key: list[list[int]]
+    views: dict[Source, list[ViewOutcome]]
+    """By folder, three each."""
+    remarks: list[str] = field(default_factory=list)
+    """Sentences about the sample as a whole."""
+
+    def line(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def of_line(line: dict[str, Any]) -> Outcome:
+        """Return the outcome that `line` made the JSON of."""
+        views = {source: [ViewOutcome(**view) for view in views] for source, views in line["views"].items()}
+        return Outcome(line["name"], line["material"], line["key"], views, line["remarks"])
+
+    @property
+    def all_views(self) -> list[ViewOutcome]:
+        """Those of all folders."""
+        return [view for views in self.views.values() for view in views]
+
+
+def begin(settings: Settings) -> None:
+    """Make a process ready: one thread, since there is a process a core."""
+    cv2.setNumThreads(1)
+    global _settings
+    _settings = settings
+
+
+_settings = Settings()
+
+
+def register_sample(job: Job) -> Outcome:
+    """Find a sample's cameras."""
+    key = job.key()
+    try:
+        material = _material(job.maps, _settings.wrap)
+    except UserError as error:
+        views = {
+            source: [ViewOutcome(reason=str(error)) for _ in paths] for source, paths in job.views.items()
+        }
+        return Outcome(job.name, job.material, key, views)
+    outcome = Outcome(job.name, job.material, key, {})
+    poses: dict[int, Pose] = {}
+    for source, paths in job.views.items():
+        pictures = [_read(path) for path in paths]
+        if copies := _copies(pictures):
+            outcome.remarks.append(f"{copies} of its {source} views are the same picture")
+        known = job.known.get(source, (None,) * len(paths))
+        outcome.views[source] = [
+            _view_outcome(material, picture, camera, poses, number, f"{job.name}/{source}/{number}")
+            for number, (picture, camera) in enumerate(zip(pictures, known, strict=True))
+        ]
+    return outcome
+
+
+def _view_outcome(
+    material: Material,
+    picture: Bytes | str,
+    known: PlaneCamera | None,
+    poses: dict[int, Pose],
+    number: int,
+    key: str,
+) -> ViewOutcome:
+    """One view's; `poses` holds what was found for the same view in another folder, and gets what is found."""
+    if known is not None:
+        return _kept(known)
+    if isinstance(picture, str):
+        return ViewOutcome(reason=picture)
+    if not material.textured:
+        return ViewOutcome(reason="the maps have no texture to lay it on")
+    view = ViewPyramid(picture)
+    usable = float(view.at(COARSE)[1].mean())
+    if usable < _LEAST_USABLE:
+        return ViewOutcome(reason=f"{1 - usable:.0%} of the picture is clipped to white or black")
+    starts = [poses[number]] if number in poses else []
+    found = Search(material, view, _settings, _random(key), starts).run()
+    if found is None:
+        return ViewOutcome(reason="nothing in the maps looks like it")
+    if starts and found.confidence > SURE and _same(found.pose, starts[0]):
+        found = Found(
+            starts[0], found.correlation, found.gain, found.on_orbit
+        )  # both folders' pictures share it
+    elif found.confidence > SURE:
+        poses[number] = found.pose
+    return _outcome_of(found)
+
+
+def _outcome_of(found: Found) -> ViewOutcome:
+    confidence, fit = round(found.confidence, 4), round(found.correlation, 4)
+    reason = ""
+    if confidence <= SURE:
+        if fit <= _LEAST_ALIKE:
+            return ViewOutcome(reason=f"fits badly (correlation {fit:.2f})")
+        reason = f"fits elsewhere nearly as well (correlation {fit:.2f})"
+    camera = found.pose.camera(_settings.wrap)
+    assert camera.eye is not None
+    matrix, eye = camera.map_to_view.tolist(), camera.eye.tolist()
+    return ViewOutcome(matrix, eye, confidence, fit, found.on_orbit, reason=reason)
+
+
+def _kept(camera: PlaneCamera) -> ViewOutcome:
+    eye = None if camera.eye is None else camera.eye.tolist()
+    return ViewOutcome(camera.map_to_view.tolist(), eye, camera.confidence, kept=True)
+
+
+def likeness(job: Job, maps: tuple[Path, ...]) -> float:
+    """Return how well a sample's first view fits on some maps, at a quick look."""
+    material = _material(maps, _settings.wrap)
+    picture = _read(next(iter(job.views.values()))[0])
+    if isinstance(picture, str) or not material.textured:
+        return 0.0
+    return Search(material, ViewPyramid(picture), _settings, _random(job.name)).coarse()
+
+
+@lru_cache(maxsize=1)
+def _material(maps: tuple[Path, ...], wrap: bool) -> Material:
+    """The material of these files; samples of one come after each other."""
+    planes = [read_picture(path, role) for path, role in zip(maps, MAP_NAMES, strict=True)]
+    return Material(np.concatenate(planes), wrap)
+
+
+def _read(path: Path) -> Bytes | str:
+    """A view, or why it can't be read."""
+    try:
+        return read_picture(path, "view")
+    except UserError as error:
+        return str(error)
+
+
+def _copies(pictures: Sequence[Bytes | str]) -> str:
+    """How many of three pictures are alike: '', 'two' or 'all three'."""
+    contents = [picture.tobytes() for picture in pictures if not isinstance(picture, str)]
+    return ["", "two", "all three"][len(contents) - len(set(contents))]
+
+
+def _same(a: Pose, b: Pose) -> bool:
+    return error_on_map(a.map_to_view(), b.map_to_view(), _settings.wrap) < _SAME
+
+
+def _random(key: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(key.encode()))
