@@ -62,6 +62,7 @@ RUNS = (
 OWN = {
     "quality": ["--to", "results"],
     "plane": ["--to", "results"],
+    "register": ["--builtin", "1", "--to", "results"],
     "containers": ["folder"],
     "upstream": ["clone"],
 }
