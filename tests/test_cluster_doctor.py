@@ -125,7 +125,7 @@ def test_torchrun_and_too_little_space(tmp_path):
 @pytest.mark.multiprocess
 def test_srun_names_the_node_that_differs(tmp_path):
     """The second node is told of a run's folder that no one can make."""
-    train = train_runs.tiny_words()
+    train = train_runs.tiny_words(training__global_batch_size=4)
     srun = ["srun", "--nodes=2", "--ntasks-per-node=2", "--overcommit", "--export=ALL"]
     command = [sys.executable, "launch/submit.py", "--doctor"]
     with running_cluster() as cluster:
