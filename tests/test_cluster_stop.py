@@ -158,6 +158,20 @@ def test_a_stop_from_outside_asks_for_another_start_of_the_job():
         StopReason("tired")
 
 
+def heard_although_ignored() -> str | None:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    stop = StopFlag()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    until_noted(stop)
+    return stop.signal
+
+
+@pytest.mark.multiprocess
+def test_a_warning_that_the_launcher_ignores_for_itself_is_heard():
+    """As under slurm/elastic.sbatch: torchrun has no handler, so its shell ignores the signal, and ranks inherit that."""
+    assert run(1, f"{__name__}:heard_although_ignored") == ["SIGUSR1"]
+
+
 def test_a_closed_terminal_is_not_heard_under_nohup(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -66,7 +66,8 @@ class StopFlag:
     Python runs a handler once its main thread is back from C++, which never comes back from waiting for a dead
     peer. So the handlers do nothing: a thread reads the signals from the wakeup descriptor.
 
-    A signal that is ignored stays so: `nohup` ignores SIGHUP.
+    An ignored SIGHUP stays so: that is what `nohup` does. Others are taken up again: a launcher that ignores the
+    warning of a job's end for itself (`slurm/elastic.sbatch`) leaves its ranks with it ignored.
 
     Args:
         launched: another process has started this one for the run, and restarts or ends it: without it this one ends.
@@ -86,7 +87,8 @@ class StopFlag:
         self._outbox.setblocking(False)
         threading.Thread(target=self._listen, name="stop-signals", daemon=True).start()
         self._wakeup = signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
-        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        heard = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
         self._handlers = {number: signal.signal(number, handled_elsewhere) for number in heard}
 
     @property
