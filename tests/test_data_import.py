@@ -430,6 +430,19 @@ def test_copies_are_named_and_stay_out_and_two_sources_do_not_take_each_others_p
         bring(tmp_path / "a", tmp_path / "full")
 
 
+def test_conventions_of_upstreams_renderer_are_words_of_the_command(tmp_path):
+    """Its pictures show green turned over, and albedo bytes taken as linear."""
+    save_plain(tmp_path / "src/good", builtin(0))
+    words = ["--workers", "1", "--flip-green", "--linear-albedo"]
+    main(["data", "import", str(tmp_path / "src"), str(tmp_path / "out"), *words], "neuropbr")
+    found = read(tmp_path / "out/good")
+    wanted = builtin(0) | {"normal": turned(builtin(0)["normal"])}
+    albedo = wanted.pop("albedo") / 255
+    encoded = np.where(albedo <= 0.0031308, 12.92 * albedo, 1.055 * albedo ** (1 / 2.4) - 0.055) * 255
+    assert_same(found, wanted)
+    assert np.abs(found["albedo"] - encoded).max() <= 0.51
+
+
 def test_exit_codes_and_strict(tmp_path, capsys):
     save_plain(tmp_path / "src/good", builtin(0))
     save(tmp_path / "src/bad/bad_albedo.png", builtin(1)["albedo"])
