@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,17 +23,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 
 from benchmarks.options import fields_of, measurement
 from benchmarks.plane_report import Judged, judge, picture, rectification_ms, table
 from benchmarks.ranks import ROOT, Launch, run_all
+from benchmarks.runs import gpus, seconds_per_epoch, training
 from benchmarks.setting import write_figures
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.data.open import fill_cache, open_source
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, run_log
 
 CONFIG = ROOT / "benchmarks" / "configs" / "plane-256.yaml"
 VARIANTS: dict[str, list[str]] = {
@@ -127,41 +125,14 @@ def make_materials(fields: Overrides, seeds: Sequence[int]) -> None:
 # -- runs ----------------------------------------------------------------------------------
 
 
-def launch(args: argparse.Namespace, name: str, fields: Overrides, sets: Sequence[str], *more: str) -> Launch:
-    """Return one run of `launch/train.py`; fields of the command line come last and win."""
-    assignments = [word for assignment in sets for word in ("--set", assignment)]
-    own = ["--checkpoint-dir", str(args.runs / name), "--overwrite", *more]
-    train = str(ROOT / "launch" / "train.py")
-    return Launch(name=name, argv=[train, *own, *assignments, *fields.argv()], ranks=1)
-
-
-def gpus() -> list[int]:
-    """Return the GPUs' indices; a CPU counts as one."""
-    return list(range(torch.cuda.device_count())) or [0]
-
-
 def epochs_that_fit(args: argparse.Namespace, fields: Overrides) -> int:
     """Time the last variant, alone."""
-    sets = [f"training.log_every_n_steps={LOG_EVERY}", f"training.seed={args.seeds[0]}"]
-    faults: list[str] = []
-    timing = launch(
-        args, "timing", fields, [*sets, *VARIANTS[args.variants[-1]]], "--stop-after-steps", str(STEPS_TO_TIME)
-    )  # fmt: skip
-    run_all([timing], gpus()[:1], args.runs, lambda _, fault: faults.append(fault), float("inf"))
-    if any(faults):
-        raise UserError(f"the run to be timed failed: {faults[0]}")
-    ms = ms_per_step(args.runs / "timing")
-    start = run_log(args.runs / "timing", HISTORY).read()[0]
-    epoch_s = ms / 1000 * start["train_samples"] / start["global_batch"]
-    print(f"{ms:.1f} ms a step, {epoch_s:.1f} s an epoch of {start['train_samples']} samples", flush=True)
-    return max(1, int(SHARE * args.minutes * 60 / epoch_s))
-
-
-def ms_per_step(folder: Path) -> float:
-    """Return the median over a run's log lines; not the first ones."""
-    lines = run_log(folder, METRICS).read()
-    speeds = [line["speed/ms_per_step"] for line in lines if "speed/ms_per_step" in line]
-    return statistics.median(speeds[len(speeds) // 3 :])
+    sets = [
+        f"training.log_every_n_steps={LOG_EVERY}", f"training.seed={args.seeds[0]}", *VARIANTS[args.variants[-1]]
+    ]  # fmt: skip
+    folder = args.runs / "timing"
+    timing = training(folder, fields, sets, "--stop-after-steps", str(STEPS_TO_TIME))
+    return max(1, int(SHARE * args.minutes * 60 / seconds_per_epoch(timing, folder)))
 
 
 def trained(args: argparse.Namespace, fields: Overrides, epochs: int) -> list[tuple[str, Path]]:
@@ -175,7 +146,11 @@ def trained(args: argparse.Namespace, fields: Overrides, epochs: int) -> list[tu
 
     names = {f"{variant}-{seed}": (variant, seed) for variant in args.variants for seed in args.seeds}
     launches = [
-        launch(args, name, fields, [f"training.epochs={epochs}", f"training.seed={seed}", *VARIANTS[variant]])
+        training(
+            args.runs / name,
+            fields,
+            [f"training.epochs={epochs}", f"training.seed={seed}", *VARIANTS[variant]],
+        )
         for name, (variant, seed) in names.items()
     ]
     run_all(launches, gpus() * args.per_gpu, args.runs, note, float("inf"))

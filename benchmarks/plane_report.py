@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from benchmarks.runs import ms_per_step
 from neuropbr_dist.config import DataConfig, LossConfig, TransformConfig
 from neuropbr_dist.data.alignment import Alignment, known, shift
 from neuropbr_dist.data.builtin.cache import sample_cameras
@@ -27,7 +28,7 @@ from neuropbr_dist.inference.generator import InferenceGenerator
 from neuropbr_dist.inference.predict import resolve_precision
 from neuropbr_dist.materials.channels import as_stored
 from neuropbr_dist.materials.rectify import rectify
-from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, run_log
+from neuropbr_dist.monitor.run_logs import HISTORY, run_log
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
 from neuropbr_dist.training.facts import device_name, versions
 
@@ -78,11 +79,7 @@ def judge(name: str, folder: Path, real: Sequence[str] | None, samples: Sequence
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_generator(folder).to(device)
-    lines = run_log(folder, METRICS).read()
-    speeds = [line["speed/ms_per_step"] for line in lines if "speed/ms_per_step" in line]
-    found = Judged(
-        name, model, run_log(folder, HISTORY).read()[0], statistics.median(speeds[len(speeds) // 3 :])
-    )
+    found = Judged(name, model, run_log(folder, HISTORY).read()[0], ms_per_step(folder))
     sets: dict[str, tuple[Source, Sequence[Any]]] = {"held-out built-ins": held_out(model)}
     if real is not None:
         other, all_of_it = with_cameras(real, model.config.data.image_size)

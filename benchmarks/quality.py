@@ -15,22 +15,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 
 from benchmarks.options import add_size, fields_of, measurement
 from benchmarks.quality_report import Result, picture, report
 from benchmarks.ranks import LATE, ROOT, Launch, run_all
+from benchmarks.runs import gpus, seconds_per_epoch, training
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.monitor.run_logs import HISTORY, run_log
 
 NO_GAN = ["model.use_gan=false", "loss.w_gan=0"]
 VARIANTS: dict[str, list[str]] = {
@@ -124,34 +122,16 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
 
 def launch(args: argparse.Namespace, name: str, fields: Overrides, sets: Sequence[str], *more: str) -> Launch:
-    """Return one run of `launch/train.py`; fields of the command line come last and win."""
+    """Return one run with what all variants have in common."""
     engine = ["--engine", "ddp"] if args.gpus_each > 1 else []
-    assignments = [word for assignment in (*BASE, *sets) for word in ("--set", assignment)]
-    own = ["--checkpoint-dir", str(args.runs / name), "--overwrite", *more]
-    train = str(ROOT / "launch" / "train.py")
-    return Launch(name=name, argv=[train, *own, *engine, *assignments, *fields.argv()], ranks=args.gpus_each)
-
-
-def gpus() -> list[int]:
-    """Return the GPUs' indices; a CPU counts as one."""
-    return list(range(torch.cuda.device_count())) or [0]
+    return training(args.runs / name, fields, [*BASE, *sets], *more, *engine, ranks=args.gpus_each)
 
 
 def epochs_that_fit(args: argparse.Namespace, fields: Overrides) -> int:
     """Time the default with the GAN on; it also makes the built-in materials, once for all."""
     sets = [f"training.log_every_n_steps={LOG_EVERY}", "training.gan_start_epoch=1"]
-    faults: list[str] = []
     timing = launch(args, "timing", fields, sets, "--stop-after-steps", str(STEPS_TO_TIME))
-    run_all([timing], gpus(), args.runs, lambda _, fault: faults.append(fault), float("inf"))
-    if any(faults):
-        raise UserError(f"the run to be timed failed: {faults[0]}")
-    result = Result("timing", args.runs / "timing", sets, False)
-    speeds = [line["speed/ms_per_step"] for line in result.lines() if "speed/ms_per_step" in line]
-    ms = statistics.median(speeds[len(speeds) // 3 :])  # not the first steps
-    facts = run_log(result.folder, HISTORY).read()[0]
-    epoch_ms = ms * facts["train_samples"] / facts["global_batch"]
-    print(f"{ms:.0f} ms a step, {epoch_ms / 1000:.1f} s an epoch of {facts['train_samples']} samples")
-    return max(2, round(SHARE * args.minutes * 60_000 / epoch_ms))
+    return max(2, round(SHARE * args.minutes * 60 / seconds_per_epoch(timing, args.runs / "timing")))
 
 
 def trained(args: argparse.Namespace, fields: Overrides, epochs: int) -> list[Result]:

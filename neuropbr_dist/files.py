@@ -11,6 +11,7 @@ import shutil
 import stat
 import tokenize
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -288,8 +289,8 @@ def read_json(path: str | os.PathLike, limit: int = 1 << 30) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            times = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in times.items() if count > 1)
             raise UserError(f"{path}: {twice!r} appears more than once")
         return found
 

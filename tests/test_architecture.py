@@ -14,7 +14,7 @@ import pytest
 from tests.support.distributed import ROOT
 
 PACKAGE = ROOT / "neuropbr_dist"
-GROUND = {"errors", "files", "ranks", "processes", "fragment", "logs"}
+GROUND = {"errors", "files", "ranks", "processes", "fragment", "logs", "table"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "processes": {"errors"},
     "fragment": set(),
     "logs": set(),
+    "table": set(),
     "config": GROUND,
     "cluster": GROUND,
     "kernels": GROUND,

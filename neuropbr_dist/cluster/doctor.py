@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from neuropbr_dist.ranks import all_gather_object
+from neuropbr_dist.table import aligned
 
 GIB = 2**30
 MOST_SKEW_S = 1.0
@@ -189,9 +190,7 @@ def diagnose(reports: Sequence[Report]) -> tuple[list[str], bool]:
         place = f"! {row.host} (rank {spans(row.ranks)}): "
         findings += [place + f"{name} {row.facts[name]}, elsewhere {usual[name]}" for name in odd]
         findings += [place + fault for fault in row.faults]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-    table = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
-    return table + findings, not findings
+    return aligned(cells) + findings, not findings
 
 
 def figures(row: Row) -> list[str]:

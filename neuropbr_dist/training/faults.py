@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.step import StepReport
 
@@ -26,15 +26,14 @@ class FaultWatch:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._pending: list[tuple[int, str, Sequence[str], Tensor, Tensor]] = []
+        self._pending: list[tuple[int, str, Sequence[str], Tensor, dict[str, Tensor]]] = []
         self._in_row = {"generator": 0, "discriminator": 0}
 
     def note(self, step: int, keys: Sequence[str], report: StepReport) -> None:
         """Keep the flags of a step; `keys` are this rank's samples."""
-        sound = torch.stack(list(report.losses.values())).isfinite().all()  # of this rank's samples
         for part, result in (("generator", report.generator), ("discriminator", report.discriminator)):
             if result is not None:
-                self._pending.append((step, part, keys, result.finite, sound))
+                self._pending.append((step, part, keys, result.finite, report.losses))
 
     def look(self, skipped: dict[str, int]) -> None:
         """Read the flags noted since the last look; add to `skipped`. Collective.
@@ -43,10 +42,15 @@ class FaultWatch:
             UserError: on all ranks: `limit` updates of a network in a row were skipped.
         """
         pending, self._pending = self._pending, []
-        bad = [flags for flags in pending if not flags[3].item()]  # the same on every rank
-        names = culprits({step: (keys, bool(sound)) for step, _, keys, _, sound in bad}) if bad else {}
-        for step, part, _, finite, _ in pending:
-            if finite.item():
+        updated = [bool(flags[3]) for flags in pending]  # the same on every rank
+        bad = {
+            step: (keys, bool(torch.stack(list(losses.values())).isfinite().all()))
+            for (step, _, keys, _, losses), fine in zip(pending, updated, strict=True)
+            if not fine
+        }
+        names = culprits(bad) if bad else {}
+        for (step, part, *_), fine in zip(pending, updated, strict=True):
+            if fine:
                 self._in_row[part] = 0
                 continue
             skipped[part] += 1
@@ -73,8 +77,5 @@ def culprits(steps: dict[int, tuple[Sequence[str], bool]]) -> dict[int, str]:
     for step in steps:
         found = [rank[step] for rank in ranks]
         faulty = [keys for keys, sound in found if not sound] or [keys for keys, _ in found]
-        keys = list(dict.fromkeys(key for own in faulty for key in own))
-        names[step] = ", ".join(keys[:MOST_NAMES]) + (
-            f" and {len(keys) - MOST_NAMES} more" * (len(keys) > MOST_NAMES)
-        )
+        names[step] = some(dict.fromkeys(key for own in faulty for key in own), MOST_NAMES)
     return names

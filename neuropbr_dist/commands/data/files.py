@@ -16,7 +16,7 @@ def add_set(parser: argparse.ArgumentParser) -> None:
         "--materials", metavar="DIR", help="a folder of materials without renders, instead of IN OUT"
     )
     parser.add_argument("--metadata", metavar="FILE", help="default IN/render_metadata.json")
-    parser.add_argument("--workers", type=int, metavar="N", help="default: all cores it may use")
+    add_workers(parser)
 
 
 def add_conventions(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +44,11 @@ def set_of(args: argparse.Namespace) -> tuple[str | None, str]:
     if args.output_dir is None:
         raise UserError("IN and OUT are needed, or --materials DIR")
     return args.input_dir, args.output_dir
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add the word that says how many processes read; `workers_of` reads it."""
+    parser.add_argument("--workers", type=int, metavar="N", help="default: all cores it may use")
 
 
 def workers_of(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neuropbr_dist.commands.data.files import add_conventions, workers_of
+from neuropbr_dist.commands.data.files import add_conventions, add_workers, workers_of
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.commands.flags import add_debug, named, new_parser
 from neuropbr_dist.errors import UserError
@@ -38,7 +38,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--split", type=_list, default=(), metavar="S,…", help="of MatSynth: train,test; default all"
     )
     add_conventions(p)
-    p.add_argument("--workers", type=int, metavar="N", help="default: all cores it may use")
+    add_workers(p)
     add_debug(p)
     return p
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuropbr_dist.commands.data.files import workers_of
+from neuropbr_dist.commands.data.files import add_workers, workers_of
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.commands.flags import add_debug, new_parser
 from neuropbr_dist.errors import UserError
@@ -34,7 +34,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     p.add_argument("--overwrite", action="store_true", help="also look for cameras that the file has already")
     p.add_argument("--least", type=float, default=0.5, metavar="SHARE",
                    help="exit code 1 if fewer views get a sure camera; default %(default)g")  # fmt: skip
-    p.add_argument("--workers", type=int, metavar="N", help="default: all cores it may use")
+    add_workers(p)
     add_debug(p)
     return p
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from neuropbr_dist.data.importer.sheet import write_sheets
 from neuropbr_dist.files import write_text
 from neuropbr_dist.materials.channels import MAP_NAMES
+from neuropbr_dist.table import aligned
 
 TABLE = "import.txt"
 _HEAD = ("material", "px", "folder", *MAP_NAMES, "remarks")
@@ -54,7 +55,7 @@ class Report:
         return [row for row in self.rows if not row.reason]
 
     def __str__(self) -> str:
-        lines = _aligned([_HEAD, *map(_cells, self.imported)]) if self.imported else []
+        lines = aligned([_HEAD, *map(_cells, self.imported)]) if self.imported else []
         lines += [f"left out  {row.name}: {row.reason}" for row in self.rows if row.reason]
         lines += [f"not understood  {stray}" for stray in self.strays]
         return "\n".join([*lines, self.summary])
@@ -80,11 +81,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         for name in MAP_NAMES
     ]
     return row.name, str(row.side), folder or "-", *files, "; ".join(row.notes)
-
-
-def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
 
 
 def write_report(report: Report, dest: Path, strips: Path) -> None:

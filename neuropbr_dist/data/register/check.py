@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from neuropbr_dist.data.register.pyramid import MaterialPyramid, ViewPyramid
 from neuropbr_dist.data.register.rivals import best_shift
 from neuropbr_dist.data.register.search import COARSE, MIDDLE, Settings
 from neuropbr_dist.data.register.threads import one_thread_each
-from neuropbr_dist.data.register.work import SURE, begin
+from neuropbr_dist.data.register.work import LEAST_USABLE, SURE, begin
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.channels import MAP_NAMES
 from neuropbr_dist.materials.plane import CONFIDENCE, MATRIX, WRAP, Matrix, turn_of_picture
@@ -28,7 +29,6 @@ from neuropbr_dist.processes import in_parallel
 FAR, NOTABLE = 8 / 512, 2 / 512
 """Tiles between a view and its maps that are a fault, and that are mentioned."""
 _FITS, _BETTER = 0.35, 0.2
-_LEAST_USABLE = 0.1
 _MOST_LOST, _MOST_OTHERS = 8, 64
 _TURNS = ("", "a quarter turn", "half a turn", "three quarters of a turn")
 
@@ -95,7 +95,7 @@ def _place(sample: Sample) -> list[Placed]:
     return [
         _placed(material, pictures[number], number, matrices, sure)
         for number in sure
-        if pictures[number].at(COARSE)[1].mean() > _LEAST_USABLE
+        if pictures[number].at(COARSE)[1].mean() > LEAST_USABLE
     ]
 
 
@@ -216,16 +216,18 @@ def _notes(samples: Sequence[Sample], placed: dict[str, list[Placed]]) -> list[s
     return notes
 
 
-_sides: dict[Path, int] = {}
-
-
 def _side(sample: Sample) -> int:
     """Of a sample's maps, in pixels."""
-    if sample.maps[0] not in _sides:
-        _sides[sample.maps[0]] = read_header(sample.maps[0]).width
-    return _sides[sample.maps[0]]
+    return _side_of(sample.maps[0])
 
 
-def _material(maps: Sequence[Path], wrap: bool) -> MaterialPyramid:
+@cache
+def _side_of(path: Path) -> int:
+    return read_header(path).width
+
+
+@lru_cache(maxsize=1)
+def _material(maps: tuple[Path, ...], wrap: bool) -> MaterialPyramid:
+    """The material of these files; samples of one come after each other."""
     planes = [read_picture(path, role) for path, role in zip(maps, MAP_NAMES, strict=True)]
     return MaterialPyramid(np.concatenate(planes), wrap)

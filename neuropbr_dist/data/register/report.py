@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from neuropbr_dist.data.register.work import Outcome, ViewOutcome
+from neuropbr_dist.table import aligned
 
 _MOST_ROWS, _MOST_SENTENCES = 60, 100
 _HEAD = ("material", "samples", "views", "found", "doubtful", "not found", "correlation")
@@ -41,7 +42,7 @@ class Report:
             *(sentence for outcome in self.outcomes for sentence in _sentences(outcome)),
         ]
         more = len(sentences) - _MOST_SENTENCES
-        lines = [*_aligned([_HEAD, *rows]), *sentences[:_MOST_SENTENCES]]
+        lines = [*aligned([_HEAD, *rows], numbers=True), *sentences[:_MOST_SENTENCES]]
         return "\n".join([*lines, *([f"and {more} more"] if more > 0 else [])])
 
 
@@ -73,14 +74,3 @@ def _sentences(outcome: Outcome) -> list[str]:
 
 def _state(view: ViewOutcome) -> str:
     return "not found" if view.map_to_view is None else f"doubtful, confidence {view.confidence:.2f}"
-
-
-def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if k == 0 else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        for cells in table
-    ]

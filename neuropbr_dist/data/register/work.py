@@ -24,7 +24,7 @@ from neuropbr_dist.materials.plane import PlaneCamera
 
 SURE = 0.5
 """Confidence above which a camera counts as found."""
-_LEAST_USABLE = 0.1  # share of a picture that isn't clipped
+LEAST_USABLE = 0.1  # share of a picture that isn't clipped
 _SAME = 8 / 512  # tiles: clean and dirty views whose cameras are no further apart share the clean one's
 _LEAST_ALIKE = 0.4  # correlation up to which a camera that isn't sure is none
 
@@ -154,7 +154,7 @@ def _view_outcome(
         return ViewOutcome(reason="the maps have no texture to lay it on")
     view = ViewPyramid(picture)
     usable = float(view.at(COARSE)[1].mean())
-    if usable < _LEAST_USABLE:
+    if usable < LEAST_USABLE:
         return ViewOutcome(reason=f"{1 - usable:.0%} of the picture is clipped to white or black")
     starts = [poses[number]] if number in poses else []
     found = Search(material, view, _settings, _random(key), starts).run()

@@ -1,0 +1,55 @@
+"""Runs of `launch/train.py` that a measurement starts: their words, and how fast they were."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.ranks import ROOT, Launch, run_all
+from neuropbr_dist.config.overrides import Overrides
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, run_log
+
+
+def gpus() -> list[int]:
+    """Return the GPUs' indices; a CPU counts as one."""
+    return list(range(torch.cuda.device_count())) or [0]
+
+
+def training(folder: Path, fields: Overrides, sets: Sequence[str], *more: str, ranks: int = 1) -> Launch:
+    """Return one run into `folder`, which it overwrites; fields of the command line come last and win.
+
+    Args:
+        sets: assignments, as `--set` takes them.
+        more: further words.
+    """
+    assignments = [word for assignment in sets for word in ("--set", assignment)]
+    own = ["--checkpoint-dir", str(folder), "--overwrite", *more]
+    train = str(ROOT / "launch" / "train.py")
+    return Launch(name=folder.name, argv=[train, *own, *assignments, *fields.argv()], ranks=ranks)
+
+
+def ms_per_step(folder: Path) -> float:
+    """Return the median over a run's log lines; not the first ones."""
+    lines = run_log(folder, METRICS).read()
+    speeds = [line["speed/ms_per_step"] for line in lines if "speed/ms_per_step" in line]
+    return statistics.median(speeds[len(speeds) // 3 :])
+
+
+def seconds_per_epoch(timing: Launch, folder: Path) -> float:
+    """Run `timing` into `folder`, alone, and return how long an epoch of such a run takes.
+
+    Raises:
+        UserError: it failed.
+    """
+    faults: list[str] = []
+    run_all([timing], gpus(), folder.parent, lambda _, fault: faults.append(fault), float("inf"))
+    if any(faults):
+        raise UserError(f"the run to be timed failed: {faults[0]}")
+    ms, start = ms_per_step(folder), run_log(folder, HISTORY).read()[0]
+    seconds = ms / 1000 * start["train_samples"] / start["global_batch"]
+    print(f"{ms:.1f} ms a step, {seconds:.1f} s an epoch of {start['train_samples']} samples", flush=True)
+    return seconds
