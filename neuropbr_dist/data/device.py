@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from neuropbr_dist.config import TransformConfig
 from neuropbr_dist.data.augment import turn_maps, turn_views
 from neuropbr_dist.data.batch import DeviceBatch, MicroBatch
 from neuropbr_dist.kernels import beside
-from neuropbr_dist.materials.channels import NORMAL, decode, decode_normals
+from neuropbr_dist.materials.channels import decode
+from neuropbr_dist.materials.decoding import decode_maps
 from neuropbr_dist.materials.rectify import rectify, turn_cameras
 
 
@@ -18,13 +18,6 @@ def normalise_views(views: Tensor, transform: TransformConfig, dtype: torch.dtyp
     """uint8 (..., 3, H, W) -> (x / 255 - mean) / std."""
     mean, std = (beside(views, stat, dtype)[:, None, None] for stat in (transform.mean, transform.std))
     return (decode(views.to(dtype)) - mean) / std
-
-
-def decode_maps(maps: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 (B, 8, H, W) -> albedo, roughness, metallic in [0, 1] and unit normals."""
-    values = decode(maps.to(dtype))
-    normal = F.normalize(decode_normals(values[:, NORMAL]), dim=1, eps=1e-6)
-    return torch.cat([values[:, : NORMAL.start], normal], dim=1)
 
 
 def to_device(
