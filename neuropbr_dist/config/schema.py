@@ -155,6 +155,8 @@ class LossConfig(Freezable):
     """1 - SSIM of the albedo."""
     w_normal: NonNegativeFloat = 0.5
     """1 - cos of the angle between predicted and true normals."""
+    w_render: NonNegativeFloat = 0.0
+    """Maps shaded under nine lamps, predicted against true: L1 of log(radiance + 0.1) (Deschaintre et al. 2018)."""
     w_gan: NonNegativeFloat = 0.05
     """Adversarial term of the generator."""
     w_discriminator: NonNegativeFloat = 1.0

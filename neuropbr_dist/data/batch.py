@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from neuropbr_dist.materials.relighting import Relighting, from_above
+
 
 class MicroBatch(NamedTuple):
     """Samples as they leave the loader."""
@@ -20,13 +22,16 @@ class MicroBatch(NamedTuple):
     """How the device is to turn each sample (see `augment`); empty: not at all."""
     cameras: Tensor | None = None
     """(B, 3, 14) float32, see `materials.plane.encode`; zeros where a view is missing. None: views stay as they are."""
+    relighting: Relighting | None = None
+    """What the rendering loss looks at; None: there is none."""
 
 
 def filler(count: int, side: int, *, cameras: bool) -> MicroBatch:
     """Return a micro-batch of `count` black samples that weigh nothing."""
     views, maps = torch.zeros(count, 3, 3, side, side), torch.zeros(count, 8, side, side)
     known = torch.zeros(count, 3, 14) if cameras else None
-    return MicroBatch(views.byte(), maps.byte(), torch.zeros(count), [], cameras=known)
+    weight = torch.zeros(count)
+    return MicroBatch(views.byte(), maps.byte(), weight, [], cameras=known, relighting=from_above(count))
 
 
 class DeviceBatch(NamedTuple):
@@ -35,3 +40,5 @@ class DeviceBatch(NamedTuple):
     views: Tensor  # (B, 3, 3, H, W) float, normalised; (B, 3, 7, H, W) where cameras have rectified them
     maps: Tensor  # (B, 8, H, W) float: [0, 1], normals unit length
     weight: Tensor  # (B,) float: 1 / samples in the global batch, or 0 for filler
+    relighting: Relighting | None = None
+    """What the rendering loss looks at, of the turned maps."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from neuropbr_dist.kernels import full_precision
 from neuropbr_dist.materials.channels import MAP_SLICES, NORMAL, as_stored
+from neuropbr_dist.materials.relighting import Relighting
 from neuropbr_dist.objectives.normals import normal_angle
 from neuropbr_dist.objectives.reconstruction import ReconstructionLoss, l1, mean_per_map
 from neuropbr_dist.objectives.ssim import ssim
@@ -50,12 +51,22 @@ class MetricSums:
         self.sums = torch.zeros(_SIZE, dtype=dtype, device=device)
 
     @torch.no_grad()
-    def update(self, pred: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
-        """Add samples: maps `(B, 8, H, W)`, `weight` `(B,)`; weight 0 leaves a sample out, None is all ones."""
+    def update(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        relighting: Relighting | None = None,
+    ) -> None:
+        """Add samples: maps `(B, 8, H, W)`, `weight` `(B,)`; weight 0 leaves a sample out, None is all ones.
+
+        Args:
+            relighting: see `ReconstructionLoss`.
+        """
         weight = torch.ones(len(pred), device=pred.device) if weight is None else weight
         weight = weight.to(self.sums.dtype)
         pred, target = full_precision(pred), full_precision(target)
-        values = _sample_metrics(pred, target) | {"loss": self.reconstruction(pred, target)[0]}
+        values = _sample_metrics(pred, target) | {"loss": self.reconstruction(pred, target, relighting)[0]}
         angles = normal_angle(pred[:, NORMAL], target[:, NORMAL])
         values["normal_angle_mean"] = angles.mean((1, 2))
 

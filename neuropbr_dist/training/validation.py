@@ -38,7 +38,7 @@ def validate(
     for host in loader:
         batch = to_device(host, 1, transform, device)
         pred = g(batch.views)
-        sums.update(pred, batch.maps, batch.weight)
+        sums.update(pred, batch.maps, batch.weight, batch.relighting)
         for i in range(min(looks - len(kept), len(host.keys))):
             if host.weight[i] > 0:
                 kept.append(take_look(host.keys[i], shown(batch.views[i], transform), pred[i], batch.maps[i]))
