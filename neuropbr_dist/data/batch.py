@@ -9,10 +9,29 @@ import torch
 from torch import Tensor
 
 
+class Rendering(NamedTuple):
+    """What is to be done to the maps of B samples before a network sees views of them."""
+
+    scenes: Tensor  # (B, 3, SCENE) float32, see `materials.scene.encode_scene`
+    cameras: Tensor  # (B, 3, 14) float32: the true ones
+    keys: Tensor  # (B, 3) int64, of the noise in each pixel
+    changes: Tensor | None = None
+    """(B, CHANGES) float32, see `data.rendered.changes`; None: materials stay as they are."""
+    partners: Tensor | None = None
+    """(B, 8, H, W) uint8: what mixtures are mixed with; None: there is none."""
+    parts: bool = False
+    """Whether a sample shows a part of its material."""
+
+    def to(self, device: torch.device) -> Rendering:
+        """Return it on a device, without waiting for it."""
+        moved = (x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self)
+        return Rendering(*moved)  # type: ignore[arg-type]
+
+
 class MicroBatch(NamedTuple):
     """Samples as they leave the loader."""
 
-    views: Tensor  # (B, 3, 3, H, W) uint8
+    views: Tensor | None  # (B, 3, 3, H, W) uint8; None: they are to be rendered
     maps: Tensor  # (B, 8, H, W) uint8
     weight: Tensor  # (B,) float32: 1, or 0 for filler
     keys: list[str]
@@ -20,6 +39,8 @@ class MicroBatch(NamedTuple):
     """How the device is to turn each sample (see `augment`); empty: not at all."""
     cameras: Tensor | None = None
     """(B, 3, 14) float32, see `materials.plane.encode`; zeros where a view is missing. None: views stay as they are."""
+    rendering: Rendering | None = None
+    """Of samples whose views aren't stored."""
 
 
 def filler(count: int, side: int, *, cameras: bool) -> MicroBatch:

@@ -14,7 +14,7 @@ from neuropbr_dist.config import TrainConfig, differences, with_fields
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.data.device import shown, to_device
-from neuropbr_dist.data.loader import load_batch
+from neuropbr_dist.data.load import load_batch
 from neuropbr_dist.data.open import Samples, fill_cache, open_samples
 from neuropbr_dist.data.order import Slot
 from neuropbr_dist.errors import UserError
