@@ -20,13 +20,14 @@ from benchmarks.runs import ms_per_step
 from neuropbr_dist.config import DataConfig, LossConfig, TransformConfig
 from neuropbr_dist.data.alignment import Alignment, known, shift
 from neuropbr_dist.data.builtin.cache import sample_cameras
-from neuropbr_dist.data.device import decode_maps, normalise_views
+from neuropbr_dist.data.device import normalise_views
 from neuropbr_dist.data.open import open_source, split_entries
 from neuropbr_dist.data.sources import Source
 from neuropbr_dist.inference import load_generator
 from neuropbr_dist.inference.generator import InferenceGenerator
 from neuropbr_dist.inference.predict import resolve_precision
 from neuropbr_dist.materials.channels import as_stored
+from neuropbr_dist.materials.decoding import decode_maps
 from neuropbr_dist.materials.rectify import rectify
 from neuropbr_dist.monitor.run_logs import HISTORY, run_log
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss

@@ -15,9 +15,9 @@ from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.loader import batches_of, training_slots
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.sources import BuiltinSource
-from neuropbr_dist.materials.channels import texels
-from neuropbr_dist.materials.render import render
-from neuropbr_dist.materials.scene import Camera, Lamp, Lighting, Sky
+from neuropbr_dist.materials.cameras import Camera
+from neuropbr_dist.materials.lights import Lamp, Lighting, Sky
+from neuropbr_dist.materials.views import linear_view
 
 SIDE = 32
 ORIENTATIONS = range(8)
@@ -60,7 +60,7 @@ def test_turned_normals_are_those_of_the_turned_surface(orientation):
         assert np.abs(turn_views(maps, orientation)[5:].numpy() - expected).max() > 20
 
 
-CAMERA = Camera(position=np.array([0.0, 0.0, 0.9]), target=np.zeros(3))
+CAMERA = Camera(position=np.array([0.0, 0.0, 0.9]), target=np.zeros(3)).on_plane()
 """Straight from above: picture and plane share their axes."""
 
 
@@ -83,10 +83,10 @@ def turned_point(point, orientation):
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_a_rendered_view_of_the_turned_maps_is_the_turned_view(material, orientation):
     def view(maps):
-        picture = render(texels(maps.numpy()), CAMERA, lighting(orientation), SIDE)
+        picture = linear_view(maps.numpy(), CAMERA, lighting(orientation), SIDE)
         return torch.from_numpy(np.rint(np.clip(picture, 0, 1) * 255)).int()
 
-    upright = render(texels(material.numpy()), CAMERA, lighting(0), SIDE)
+    upright = linear_view(material.numpy(), CAMERA, lighting(0), SIDE)
     expected = turn_views(torch.from_numpy(np.rint(np.clip(upright, 0, 1) * 255)).int(), orientation)
     error = (view(turn_maps(material, orientation)) - expected).abs()
     assert error.max() <= 2

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 
-from neuropbr_dist.materials.channels import linear_to_srgb, texels
+from neuropbr_dist.materials.channels import linear_to_srgb
 from neuropbr_dist.materials.conventions import Conventions, as_srgb, turned_over
 from neuropbr_dist.materials.families.registry import material_maps
-from neuropbr_dist.materials.plane import PlaneCamera
-from neuropbr_dist.materials.render import render
+from neuropbr_dist.materials.views import linear_view
 from tests.support.upstream_renders import picture, random_environment, view_at
 
 SIZE = 128
 ROLES = {"albedo": slice(0, 3), "roughness": slice(3, 4), "metallic": slice(4, 5), "normal": slice(5, 8)}
-
-
-@dataclass(frozen=True)
-class Pinhole:
-    """A camera of the plane, as `render` asks for one."""
-
-    camera: PlaneCamera
-
-    @property
-    def position(self):
-        return self.camera.eye
-
-    def rays(self, column, row):
-        seen = np.linalg.solve(self.camera.map_to_view, np.stack([column, row, np.ones_like(row)]))
-        points = np.concatenate([seen[:2] / seen[2], np.zeros((1, len(row)))])
-        return (points - self.camera.eye[:, None]).astype(np.float32)
 
 
 def differences(conventions: Conventions) -> list[float]:
@@ -42,7 +23,7 @@ def differences(conventions: Conventions) -> list[float]:
         maps, light, view = material_maps(0, index, SIZE), random_environment(rng), view_at(0.5, index)
         theirs = conventions.converted("view", picture(maps, view, light)).astype(float)
         converted = np.concatenate([conventions.converted(role, maps[k]) for role, k in ROLES.items()])
-        linear = render(texels(converted), Pinhole(view.on_plane()), light, SIZE).clip(0, 1)
+        linear = linear_view(converted, view.on_plane(), light, SIZE).clip(0, 1)
         found.append(float(np.abs(theirs - linear_to_srgb(linear) * 255).mean()))
     return found
 

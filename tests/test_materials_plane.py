@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from neuropbr_dist.data.augment import turn_maps, turn_views
+from neuropbr_dist.materials.cameras import FIELD_OF_VIEW, Camera, builtin_cameras
 from neuropbr_dist.materials.plane import (
     PlaneCamera,
     canonical,
@@ -19,15 +20,14 @@ from neuropbr_dist.materials.plane import (
     shifted,
 )
 from neuropbr_dist.materials.rectify import rectify, turn_cameras
-from neuropbr_dist.materials.render import render_views, scene_cameras
-from neuropbr_dist.materials.scene import FIELD_OF_VIEW, Camera
+from neuropbr_dist.materials.views import render_views
 
 STRAIGHT = np.array([[1.0, 0.0, 0.5], [0.0, -1.0, 0.5], [0.0, 0.0, 1.0]])
 """Shows one tile, as the map does."""
 
 
 def tilted(seed: int) -> PlaneCamera:
-    return scene_cameras(seed, 0)[seed % 3].on_plane()
+    return builtin_cameras(seed, 0)[seed % 3].on_plane()
 
 
 def encoded(*cameras: PlaneCamera | None, wrap: bool, dtype=torch.float64) -> torch.Tensor:
@@ -171,7 +171,9 @@ def test_a_finer_picture_is_filtered_by_area():
 def test_pinhole_projects_as_its_rays_go():
     camera = Camera(np.array([0.3, -0.4, 1.1]), np.array([0.05, -0.1, 0.0]), roll=0.2)
     u, v = np.random.default_rng(1).random((2, 50))
-    rays = camera.rays(u, v).astype(np.float64)
+    right, up, forward = (axis[:, None] for axis in camera.axes())
+    half = np.tan(FIELD_OF_VIEW / 2)
+    rays = forward + right * half * (2 * u - 1) + up * half * (1 - 2 * v)
     points = camera.position[:, None] - rays * (camera.position[2] / rays[2])
     seen = camera.on_plane()
     np.testing.assert_allclose(project(seen.map_to_view, points[:2].T), np.stack([u, v], 1), atol=1e-6)
@@ -205,7 +207,7 @@ def test_rectified_views_lie_on_the_map():
     maps[:3], maps[3:] = (spots.clamp(0, 1) * 200).numpy(), np.array([255, 0, 128, 128, 255])[:, None, None]
     for index in range(3):
         views = torch.from_numpy(render_views(maps, 5, index, dirty=False)).double() / 255
-        rows = np.stack([encode(camera.on_plane(), True) for camera in scene_cameras(5, index)])
+        rows = np.stack([encode(camera.on_plane(), True) for camera in builtin_cameras(5, index)])
         seen = rectify(views[None], torch.from_numpy(rows)[None], side)[0]
         assert min(correlation(view[0], spots, view[3]) for view in seen) > 0.97
         assert max(correlation(view[0], spots, torch.ones_like(spots)) for view in views) < 0.7
@@ -243,4 +245,4 @@ def test_what_is_no_camera(camera, fault):
 
 
 def test_true_cameras_have_no_fault():
-    assert [fault_of(c.on_plane()) for i in range(30) for c in scene_cameras(3, i)] == [None] * 90
+    assert [fault_of(c.on_plane()) for i in range(30) for c in builtin_cameras(3, i)] == [None] * 90

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from neuropbr_dist.config import TransformConfig
@@ -11,7 +10,8 @@ from neuropbr_dist.data.augment import turn_maps, turn_views
 from neuropbr_dist.data.batch import DeviceBatch, MicroBatch, Rendering
 from neuropbr_dist.data.rendered.renderer import Renderer
 from neuropbr_dist.kernels import beside
-from neuropbr_dist.materials.channels import NORMAL, decode, decode_normals
+from neuropbr_dist.materials.channels import decode
+from neuropbr_dist.materials.decoding import decode_maps
 from neuropbr_dist.materials.rectify import rectify, turn_cameras
 
 
@@ -24,13 +24,6 @@ def standardise(pictures: Tensor, transform: TransformConfig) -> Tensor:
     """Floats of [0, 1], (..., 3, H, W) -> (x - mean) / std."""
     mean, std = (beside(pictures, stat)[:, None, None] for stat in (transform.mean, transform.std))
     return (pictures - mean) / std
-
-
-def decode_maps(maps: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 (B, 8, H, W) -> albedo, roughness, metallic in [0, 1] and unit normals."""
-    values = decode(maps.to(dtype))
-    normal = F.normalize(decode_normals(values[:, NORMAL]), dim=1, eps=1e-6)
-    return torch.cat([values[:, : NORMAL.start], normal], dim=1)
 
 
 def to_device(

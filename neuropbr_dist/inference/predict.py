@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.config import LossConfig
-from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator
 from neuropbr_dist.inference.tiles import MIN_OVERLAP, predict_tiles, refuse_tiling
+from neuropbr_dist.materials.decoding import decode_maps
 from neuropbr_dist.models import size_multiple
 from neuropbr_dist.objectives import MAP_SLICES, MetricSums, ReconstructionLoss
 

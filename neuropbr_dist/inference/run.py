@@ -14,7 +14,6 @@ from torch import Tensor
 from neuropbr_dist.cluster import Environment, pick_device
 from neuropbr_dist.config import LossConfig, from_yaml, to_yaml
 from neuropbr_dist.config.overrides import Overrides
-from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
 from neuropbr_dist.inference.inputs import (
@@ -29,6 +28,7 @@ from neuropbr_dist.inference.pictures import write_pictures
 from neuropbr_dist.inference.predict import measure, predict, resolve_precision, table
 from neuropbr_dist.inference.relight import NAME as ANIMATION
 from neuropbr_dist.inference.relight import write_animation
+from neuropbr_dist.materials.decoding import decode_maps
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
 
 log = logging.getLogger(__name__)

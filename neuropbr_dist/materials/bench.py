@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from neuropbr_dist.materials.channels import ALBEDO, linear_to_srgb, quantise, texels
+from neuropbr_dist.materials.cameras import FIELD_OF_VIEW, Camera
+from neuropbr_dist.materials.channels import linear_to_srgb, quantise
+from neuropbr_dist.materials.lights import Lamp, Lighting, Sky
 from neuropbr_dist.materials.noise import Array
-from neuropbr_dist.materials.scene import FIELD_OF_VIEW, Lamp, Lighting, Sky, unit
-from neuropbr_dist.materials.shading import PIXELS_AT_ONCE, shade
+from neuropbr_dist.materials.views import linear_view
 
 CAMERA_HEIGHT = float(0.5 / np.tan(FIELD_OF_VIEW / 2))
 """Above the middle of the material: its side, 1, just fills the picture."""
@@ -44,22 +45,17 @@ def relit(maps: Array, lamp: Array) -> Array:
     Returns:
         uint8 sRGB (S, S, 3).
     """
-    size = maps.shape[1]
-    plane = texels(maps)
-    ground = plane[..., ALBEDO].mean((0, 1)) * (SKY.irradiance_from_above() / np.pi).astype(np.float32)
-    lighting, matrix = Lighting((Lamp(lamp, INTENSITY * _GREY, LAMP_RADIUS),), SKY), SKY.irradiance_matrix()
-    centres = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
-    picture = np.empty((size, size, 3), np.float32)
-    rows = max(1, PIXELS_AT_ONCE // size)
-    for top in range(0, size, rows):
-        part = slice(top, top + rows)
-        x, y = np.meshgrid(centres, -centres[part])
-        points = np.stack([x.ravel(), y.ravel(), np.zeros(x.size, np.float32)])
-        view = unit(np.array([[0], [0], [CAMERA_HEIGHT]], np.float32) - points)
-        material = np.ascontiguousarray(plane[part].reshape(-1, 8).T)
-        light = shade(material, points, view, lighting, matrix, ground)
-        picture[part] = light.T.reshape(-1, size, 3)
-    return quantise(linear_to_srgb(np.clip(picture * EXPOSURE, 0, 1)))
+    lighting = Lighting((Lamp(lamp, INTENSITY * _GREY, LAMP_RADIUS),), SKY, EXPOSURE)
+    camera = Camera(np.array([0, 0, CAMERA_HEIGHT]), np.zeros(3)).on_plane()
+    picture = linear_view(maps, camera, lighting, maps.shape[1], samples=1)
+    return quantise(linear_to_srgb(picture.clip(0, 1))).transpose(1, 2, 0)
+
+
+def irradiance_matrix() -> Array:
+    """Return the quadratic form M, (4, 4), of the grey sky: irradiance at unit normal n is (n, 1) M (n, 1)."""
+    c0, cx, cy, cz, cxy, cyz, cxz, cxx, czz = SKY.irradiance()[0]
+    upper = [[cxx, cxy, cxz, cx], [0, -cxx, cyz, cy], [0, 0, 3 * czz, cz], [0, 0, 0, c0 - czz]]
+    return (np.array(upper) + np.array(upper).T) / 2
 
 
 def bench() -> dict[str, Any]:
@@ -73,6 +69,6 @@ def bench() -> dict[str, Any]:
         "exposure": EXPOSURE,
         "zenith": float(SKY.zenith[0]),
         "horizon": float(SKY.horizon[0]),
-        "irradiance": SKY.irradiance_matrix()[0].ravel().tolist(),
+        "irradiance": irradiance_matrix().ravel().tolist(),
         "irradianceFromAbove": float(SKY.irradiance_from_above()[0]),
     }

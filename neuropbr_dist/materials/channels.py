@@ -64,11 +64,3 @@ def srgb_to_linear(value: np.ndarray) -> np.ndarray:
 def linear_to_srgb(value: np.ndarray) -> np.ndarray:
     """IEC 61966-2-1 encoding of values in [0, 1]."""
     return np.where(value <= 0.0031308, value * 12.92, 1.055 * np.maximum(value, 1e-8) ** (1 / 2.4) - 0.055)
-
-
-def texels(maps: np.ndarray) -> np.ndarray:
-    """uint8 maps (8, S, S) -> float32 (S, S, 8) for shading: linear albedo, roughness, metallic, normal (not unit)."""
-    found = decode(np.ascontiguousarray(maps.transpose(1, 2, 0), np.float32))
-    found[..., ALBEDO] = srgb_to_linear(found[..., ALBEDO])
-    found[..., NORMAL] = decode_normals(found[..., NORMAL])
-    return found

@@ -1,98 +1,215 @@
-"""Pictures of a material: an endless plane of its repeats, seen by cameras. In plain numpy."""
+"""Pictures of a material: an endless plane of its repeats, seen by cameras. In torch.
+
+A pixel depends on the scene, the key and its own place alone: pictures can be made by strips of rows.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from typing import NamedTuple
 
-from neuropbr_dist.materials.channels import ALBEDO, linear_to_srgb, quantise, texels
-from neuropbr_dist.materials.dirt import random_dirt
-from neuropbr_dist.materials.families import random_stream
-from neuropbr_dist.materials.noise import Array
-from neuropbr_dist.materials.scene import Camera, Lighting, as_column, random_cameras, random_lighting, unit
-from neuropbr_dist.materials.shading import PIXELS_AT_ONCE, Visibility, shade
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-_SUPERSAMPLED_UP_TO = 512  # smaller pictures take 2 x 2 samples a pixel
+from neuropbr_dist.materials import lens
+from neuropbr_dist.materials.decoding import linear_maps, linear_to_srgb
+from neuropbr_dist.materials.plane import EYE, MATRIX
+from neuropbr_dist.materials.scene import EncodedScene, decode_scene
+from neuropbr_dist.materials.shading import Surface, environment_light, lamp_light, surface
+from neuropbr_dist.materials.surroundings import Surroundings, irradiance_at, sky_radiance
+from neuropbr_dist.materials.vectors import column, dot, unit
 
+SUPERSAMPLED_UP_TO = 512
+"""Pictures of this side or a smaller one take 2 x 2 samples a pixel."""
+_POINTS_AT_ONCE = 1 << 23  # temporaries of 100 MB a vector
+_POINTS_IN_CACHE = 1 << 15  # of a processor
+_OUT_OF_FOCUS = 48  # side of the picture that smudges show, enlarged smoothly: about 2 % of the picture
+_COARSE = 64  # side of the maps that it is made of
 
-def render_views(maps: Array, seed: int, index: int, *, dirty: bool) -> Array:
-    """Three pictures of a material.
-
-    Args:
-        maps: uint8 (8, S, S), as `material_maps` gives them.
-        seed, index: key of cameras, light and dirt. Clean and dirty views share cameras and light.
-        dirty: add a lamp shadow, lens smudges and scratches, noise, exposure and white-balance shifts.
-
-    Returns:
-        uint8 sRGB (3, 3, S, S): view, channel, row, column.
-
-    Raises:
-        UserError: if seed or index is negative.
-    """
-    rng = _scene_stream(seed, index)
-    cameras, lighting = random_cameras(rng), random_lighting(rng)
-    plane, size = texels(maps), maps.shape[1]
-    dirt = random_dirt(random_stream(seed, index, 2)) if dirty else None
-    views = np.empty((3, 3, size, size), np.uint8)
-    for k, camera in enumerate(cameras):
-        picture = render(plane, camera, lighting, size, dirt.shadow if dirt else None)
-        if dirt:
-            picture = dirt.on_picture(picture, k)
-        views[k] = quantise(linear_to_srgb(np.clip(picture, 0, 1)))
-    return views
+Rows = tuple[int, int]
+"""The first row and the one after the last."""
 
 
-def scene_cameras(seed: int, index: int) -> list[Camera]:
-    """Return the three cameras of `render_views`, clean and dirty.
+class Plane(NamedTuple):
+    """A material, ready to be looked up anywhere on the plane."""
 
-    Raises:
-        UserError: if seed or index is negative.
-    """
-    return random_cameras(_scene_stream(seed, index))
+    texels: Tensor
+    """(N, 8, S + 2, S + 2) linear albedo, roughness, metallic, normal; with a texel of the next repeats around."""
+    albedo: Tensor
+    """(N, 3, 1, 1) its mean."""
 
 
-def _scene_stream(seed: int, index: int) -> np.random.Generator:
-    return random_stream(seed, index, 1)
+class View(NamedTuple):
+    """Cameras, scenes and maps of N pictures."""
+
+    plane: Plane
+    camera: Tensor
+    """(N, 14)."""
+    scene: EncodedScene
+    surroundings: Tensor | None
+    """(N, L, 3, h, w) of the scenes' environments."""
 
 
 def render(
-    plane: Array, camera: Camera, lighting: Lighting, size: int, shadow: Visibility | None = None
-) -> Array:
-    """Linear picture (3, size, size) of an endless plane of repeats, float32, not clipped.
+    maps: Tensor,
+    scenes: Tensor,
+    cameras: Tensor,
+    keys: Tensor,
+    side: int,
+    environments: Tensor | None = None,
+    *,
+    dirt: bool = True,
+    samples: int | None = None,
+    rows: Rows | None = None,
+) -> Tensor:
+    """Render pictures of materials. Nothing is random, nothing waits for the device.
 
     Args:
-        plane: float32 (S, S, 8), the `texels` of the material.
-        camera, lighting: the scene.
-        size: side of the picture in pixels.
-        shadow: share of the key lamp's light, (N,), that reaches points (3, N) of the plane.
+        maps: (B, 8, S, S) as `decode_maps` gives them: sRGB albedo, roughness, metallic in [0, 1], unit normals.
+        scenes: (B, V, `SCENE`), see `scene.encode_scene`.
+        cameras: (B, V, 14) true ones with an eye, see `plane.encode`; the plane repeats.
+        keys: (B, V) int64; a pixel's noise is a hash of the key and its place.
+        side: of the pictures, in pixels.
+        environments: (E, L, 3, h, w) that scenes name, see `environment.read_environments`.
+        dirt: False leaves out shadows, smudges and scratches, and saves their time where no scene has them.
+        samples: a pixel's samples in a row; None: 2 up to `SUPERSAMPLED_UP_TO`, else 1.
+        rows: of the pictures; None: all.
+
+    Returns:
+        (B, V, 3, rows, side) sRGB in [0, 1], not quantised, of the maps' type.
     """
-    samples = 2 if size <= _SUPERSAMPLED_UP_TO else 1
-    fine = size * samples
-    centres = (np.arange(fine, dtype=np.float32) + 0.5) / fine
-    matrix = lighting.sky.irradiance_matrix()
-    ground = plane[..., ALBEDO].mean((0, 1)) * (lighting.sky.irradiance_from_above() / np.pi).astype(
-        np.float32
-    )
-    picture = np.empty((3, fine, fine), np.float32)
-    rows = max(1, PIXELS_AT_ONCE // fine)
-    for top in range(0, fine, rows):
-        row, column = np.meshgrid(centres[top : top + rows], centres, indexing="ij")
-        rays = camera.rays(column.ravel(), row.ravel())
-        points = as_column(camera.position) - rays * (camera.position[2] / rays[2])
-        light = shade(sample(plane, points), points, -unit(rays), lighting, matrix, ground, shadow)
-        picture[:, top : top + rows] = light.reshape(3, -1, fine)
-    picture *= np.float32(lighting.exposure)
-    return picture.reshape(3, size, samples, size, samples).mean((2, 4))
+    samples = samples or (2 if side <= SUPERSAMPLED_UP_TO else 1)
+    plane, rows = repeating(maps), rows or (0, side)
+    coarse = repeating(_reduced(maps)) if dirt else None
+    pictures = []
+    for view in range(scenes.shape[1]):  # one at a time: memory
+        scene = decode_scene(scenes[:, view].to(maps))
+        around = None if environments is None else environments[scene.environment[:, 0].long()].to(maps)
+        seen = View(plane, cameras[:, view].to(maps), scene, around)
+        light = linear_picture(seen, side, samples, rows, shadow=dirt)
+        if coarse is not None:
+            light = _through_lens(light, seen._replace(plane=coarse), side, rows)
+        noise = lens.grain(keys[:, view], rows, side, maps.dtype)
+        value = lens.sensed(light, scene.gain, scene.noise, noise)
+        pictures.append(linear_to_srgb(value.clamp(0, 1)))
+    return torch.stack(pictures, dim=1)
 
 
-def sample(plane: Array, points: Array) -> Array:
-    """The material at points (3, N) of the plane: bilinear, repeating, (8, N)."""
-    size = plane.shape[0]
-    column, row = (points[0] + 0.5) * size - 0.5, (0.5 - points[1]) * size - 0.5
-    left, top = np.floor(column), np.floor(row)
-    fx, fy = (column - left)[:, None], (row - top)[:, None]
-    left, top = left.astype(np.int64) % size, top.astype(np.int64) % size
-    right, below = (left + 1) % size, (top + 1) % size
-    flat = plane.reshape(-1, 8)
-    upper = flat[top * size + left] * (1 - fx) + flat[top * size + right] * fx
-    lower = flat[below * size + left] * (1 - fx) + flat[below * size + right] * fx
-    return np.ascontiguousarray((upper * (1 - fy) + lower * fy).T)
+def repeating(maps: Tensor) -> Plane:
+    """Return the plane of maps (N, 8, S, S), see `render`."""
+    linear = linear_maps(maps)
+    # In float64, so that the order of the sum doesn't show.
+    albedo = linear[:, :3].double().mean((2, 3), keepdim=True).to(linear.dtype)
+    return Plane(F.pad(linear, (1, 1, 1, 1), mode="circular"), albedo)
+
+
+def _reduced(maps: Tensor) -> Tensor:
+    """Return maps of `_COARSE` texels or less."""
+    small = F.adaptive_avg_pool2d(maps, min(_COARSE, maps.shape[-1]))
+    return torch.cat([small[:, :5], unit(small[:, 5:])], dim=1)
+
+
+def linear_picture(view: View, side: int, samples: int, rows: Rows, *, shadow: bool) -> Tensor:
+    """Return linear pictures (N, 3, rows, side), exposed, not clipped, without the lens's dirt.
+
+    Args:
+        samples: a pixel's samples in a row.
+        shadow: let the casters shade the key lamps.
+    """
+    strips = []
+    at_once = _rows_at_once(view.camera, side * samples * samples)
+    for top in range(*rows, at_once):
+        fine = (top * samples, min(top + at_once, rows[1]) * samples)
+        light = radiance(view, *picture_grid(view.camera, side * samples, fine), shadow=shadow)
+        strips.append(F.avg_pool2d(light, samples) if samples > 1 else light)
+    return torch.cat(strips, dim=2) * column(view.scene.exposure)
+
+
+def _rows_at_once(cameras: Tensor, points: int) -> int:
+    """Return how many rows of N pictures are shaded at once: on a processor, what its cache holds."""
+    small = cameras.device.type == "cpu" and not torch.compiler.is_compiling()
+    most = _POINTS_IN_CACHE if small else _POINTS_AT_ONCE
+    return max(1, most // (points * cameras.shape[0]))
+
+
+def picture_grid(like: Tensor, side: int, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Return picture coordinates u (1, side) and v (rows, 1) of pixel centres, of a tensor's type and device."""
+    centres = (torch.arange(side, device=like.device, dtype=like.dtype) + 0.5) / side
+    return centres[None, :], centres[slice(*rows), None]
+
+
+def radiance(view: View, u: Tensor, v: Tensor, *, shadow: bool) -> Tensor:
+    """Return the light (N, 3, H, W) that reaches the cameras.
+
+    Args:
+        u, v: picture coordinates that broadcast to (H, W).
+    """
+    points = on_plane(view.camera, u, v)
+    return shaded(view, look_up(view.plane, points), points, shadow=shadow)
+
+
+def shaded(view: View, material: Tensor, points: Tensor, *, shadow: bool) -> Tensor:
+    """Return the light (N, 3, H, W) that points (N, 3, H, W) of this material (N, 8, H, W) send to the camera."""
+    scene = view.scene
+    seen = surface(material, unit(column(view.camera[:, EYE]) - points))
+    light = _from_afar(view, seen)
+    for number, lamp in enumerate(scene.lamps.unbind(-2)):
+        lit = lamp_light(seen, points, lamp)
+        if shadow and number == 0:
+            lit = lit * lens.reaching(scene.strokes, scene.penumbra, points)
+        light = light + lit
+    return light
+
+
+def on_plane(cameras: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Return the plane's points (N, 3, H, W) that cameras (N, 14) show at picture coordinates."""
+    a, b, c = cameras[:, MATRIX].unflatten(-1, (3, 3)).unbind(-2)
+    cross = torch.linalg.cross  # the inverse's columns, but for the determinant, which cancels
+    seen = column(cross(b, c)) * u + column(cross(c, a)) * v + column(cross(a, b))
+    x, y, w = seen.split(1, dim=1)
+    return torch.cat([x / w, y / w, torch.zeros_like(x)], dim=1)
+
+
+def look_up(plane: Plane, points: Tensor) -> Tensor:
+    """Return the material (N, 8, H, W) at points (N, 3, H, W) of the plane, bilinearly."""
+    size = plane.texels.shape[-1] - 2
+    across, up = points[:, 0] + 0.5, points[:, 1] + 0.5
+    tile = torch.stack([across - across.floor(), 1 - (up - up.floor())], dim=-1)
+    return F.grid_sample(plane.texels, (2 * tile - 1) * (size / (size + 2)), align_corners=False)
+
+
+def _from_afar(view: View, seen: Surface) -> Tensor:
+    """Return the light of sky and surroundings; reflections that point below the surface show the plane itself."""
+    scene = view.scene
+    blur = 0.03 + 1.4 * seen.roughness**2
+    mirrored = 2 * dot(seen.normal, seen.view) * seen.normal - seen.view
+    radiance = sky_radiance(scene.gradient, scene.windows, mirrored, blur)
+    irradiance = irradiance_at(scene.irradiance, seen.normal)
+    up = torch.zeros_like(view.plane.albedo)
+    up[:, 2] = 1
+    from_above = irradiance_at(scene.irradiance, up)
+    if view.surroundings is not None:
+        around = Surroundings(view.surroundings, scene.environment)
+        radiance = radiance + around.radiance(mirrored, seen.roughness)
+        irradiance = irradiance + around.irradiance(seen.normal)
+        from_above = from_above + around.irradiance(up)
+    ground = view.plane.albedo * (from_above / math.pi)
+    above = (0.5 + mirrored[:, 2:] / (0.15 + blur)).clamp(0, 1)
+    return environment_light(seen, ground + (radiance - ground) * above, irradiance)
+
+
+def _through_lens(light: Tensor, coarse: View, side: int, rows: Rows) -> Tensor:
+    """Return a linear picture (N, 3, rows, side) as a smudged and scratched lens shows it.
+
+    Args:
+        coarse: the view of reduced maps, which makes the picture out of focus: whole, whatever the rows are.
+    """
+    small = min(side, _OUT_OF_FOCUS)
+    picture = linear_picture(coarse, small, 2, (0, small), shadow=True)
+    u, v = picture_grid(light, side, rows)
+    place = torch.stack(torch.broadcast_tensors(2 * u - 1, 2 * v - 1), dim=-1).expand(len(light), -1, -1, -1)
+    blurred = F.grid_sample(picture, place, "bicubic", "border", align_corners=False)
+    x, y = u - column(coarse.scene.shift[:, 0:1]), v - column(coarse.scene.shift[:, 1:2])
+    light = lens.smudged(light, blurred, coarse.scene.smudges, x, y)
+    return lens.scratched(light, coarse.scene.scratches, x, y, side)

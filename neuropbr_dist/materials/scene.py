@@ -1,221 +1,188 @@
-"""What surrounds a material: three cameras, lamps, and a sky with windows."""
+"""A scene: three cameras, the light of each view, dirt and the sensor. Drawn on the host, handed on as numbers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import numpy.typing as npt
+from torch import Tensor
 
-from neuropbr_dist.materials.noise import Array, Value, mix
-from neuropbr_dist.materials.plane import PlaneCamera, pinhole
+from neuropbr_dist.materials.cameras import Camera, direction, random_cameras, wide_cameras
+from neuropbr_dist.materials.dirt import (
+    FAITHFUL,
+    SCRATCHES,
+    SMUDGES,
+    STROKES,
+    Dirt,
+    Response,
+    fair_response,
+    poor_response,
+    random_dirt,
+)
+from neuropbr_dist.materials.families import random_stream
+from neuropbr_dist.materials.lights import (
+    LAMPS,
+    WINDOWS,
+    Lamp,
+    Lighting,
+    random_lighting,
+    tint,
+    wide_lighting,
+)
+from neuropbr_dist.materials.surroundings import GRADIENT, HARMONICS, WINDOW
 
-FIELD_OF_VIEW = np.radians(55)
-_WINDOW_SOFTNESS = np.float32(0.12)  # curtains and corners: no window has a hard edge
+OTHER_LIGHT, NEAR_LAMP, SURROUNDINGS = 1 / 3, 1 / 3, 1 / 2
+"""Shares of samples: with another light in each view; with a lamp near the camera; with a picture of surroundings,
+where there are any."""
 
-
-def unit(vector: Array) -> Array:
-    """Vectors along the first axis, made unit."""
-    return vector / np.linalg.norm(vector, axis=0)
-
-
-def dot(a: Array, b: Array) -> Array:
-    """Inner products of vectors along the first axis, of length 3."""
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-
-
-def as_column(vector: Array) -> Array:
-    """(3,) -> (3, 1) float32, to be combined with (3, N)."""
-    return np.asarray(vector, np.float32)[:, None]
-
-
-def direction(tilt: float, azimuth: float) -> Array:
-    """Unit vector `tilt` radians from the surface's normal (+Z), at `azimuth` from +X: (3,)."""
-    return np.array([np.sin(tilt) * np.cos(azimuth), np.sin(tilt) * np.sin(azimuth), np.cos(tilt)])
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera. Units: the plane z = 0 carries one repeat of the material on [-0.5, 0.5]^2."""
-
-    position: Array
-    """(3,)."""
-    target: Array
-    """(3,) the point in the middle of the picture."""
-    roll: float = 0.0
-    """Turn about the viewing direction, radians."""
-
-    def axes(self) -> Array:
-        """Return unit vectors to the picture's right, to its top and into it: (3, 3), one a row."""
-        forward = unit(self.target - self.position)
-        right = unit(np.cross(forward, [0.0, 1.0, 0.0]))
-        up = np.cross(right, forward)
-        c, s = np.cos(self.roll), np.sin(self.roll)
-        return np.stack([c * right + s * up, c * up - s * right, forward])
-
-    def on_plane(self) -> PlaneCamera:
-        """Return how its picture sees the plane."""
-        return pinhole(self.position, self.axes(), float(FIELD_OF_VIEW))
-
-    def rays(self, column: Array, row: Array) -> Array:
-        """Ray directions (3, N), not unit, through picture coordinates in [0, 1]; row 0 is the top."""
-        right, up, forward = self.axes()
-        half = np.tan(FIELD_OF_VIEW / 2)
-        across, above = half * (2 * column - 1), half * (1 - 2 * row)
-        rays = forward[:, None] + right[:, None] * across + up[:, None] * above
-        return rays.astype(np.float32)
+_LAYOUT = {
+    "lamps": (LAMPS, 7),
+    "gradient": (GRADIENT, 3),
+    "windows": (WINDOWS, WINDOW),
+    "irradiance": (3, HARMONICS),
+    "environment": (4,),
+    "exposure": (1,),
+    "gain": (3,),
+    "noise": (2,),
+    "strokes": (STROKES, 5),
+    "penumbra": (1,),
+    "smudges": (SMUDGES, 5),
+    "scratches": (SCRATCHES, 6),
+    "shift": (2,),
+}
+SCENE = sum(math.prod(shape) for shape in _LAYOUT.values())
+"""Numbers of one view's encoded scene; zeros are a lamp, a window, dirt that isn't there."""
 
 
 @dataclass(frozen=True)
-class Lamp:
-    """A small round light."""
+class Scene:
+    """What surrounds a material and looks at it."""
 
-    position: Array
-    """(3,)."""
-    intensity: Array
-    """(3,) radiant intensity: irradiance is intensity * cos / distance^2."""
-    radius: float = 0.0
-    """Half its width; widens highlights and softens shadows."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """A bright rectangle on the sky."""
-
-    centre: Array
-    """(3,) unit direction."""
-    across: Array
-    """(3,) unit vector along its width, at right angles to `centre`."""
-    half_width: float
-    """Sine of half the angle it spans."""
-    half_height: float
-    """The same along the other axis."""
-    radiance: Array
-    """(3,)."""
+    cameras: tuple[Camera, ...]
+    """Three."""
+    lighting: tuple[Lighting, ...]
+    """One a view, often the same."""
+    response: Response = FAITHFUL
+    dirt: Dirt | None = None
 
 
 @dataclass(frozen=True)
-class Sky:
-    """The surroundings at infinity: a gradient, brighter on one side, and some windows."""
+class EncodedScene:
+    """The numbers of encoded scenes, by name; ... are the scenes' own dimensions."""
 
-    zenith: Array
-    """(3,) radiance straight above the surface."""
-    horizon: Array
-    """(3,) radiance along the surface."""
-    lean: Array
-    """(3,) direction of the brighter side, shorter than 1: light grows by its inner product with the direction."""
-    windows: tuple[Window, ...] = ()
-
-    def radiance(self, towards: Array, blur: Value) -> Array:
-        """Light from directions (3, N), averaged over a neighbourhood: (3, N).
-
-        Args:
-            towards: unit directions.
-            blur: width of the averaging box (sine of the angle), about 0.02 (mirror) to 1.5 (matt).
-        """
-        height = np.clip(towards[2], 0, 1)
-        light = mix(as_column(self.horizon), as_column(self.zenith), height)
-        light *= 1 + dot(as_column(self.lean), towards)
-        wide = blur + _WINDOW_SOFTNESS
-        for window in self.windows:
-            along = as_column(np.cross(window.centre, window.across))
-            u, v, front = (
-                dot(axis, towards) for axis in (as_column(window.across), along, as_column(window.centre))
-            )
-            seen = _box(u, window.half_width, wide) * _box(v, window.half_height, wide) * (front > 0)
-            light += as_column(window.radiance) * seen
-        return light
-
-    def irradiance_matrix(self) -> Array:
-        """(3, 4, 4) quadratic forms M: irradiance at unit normal n is (n, 1) M (n, 1).
-
-        Ramamoorthi and Hanrahan 2001, "An Efficient Representation for Irradiance Environment Maps",
-        fitted to this sky; directions below the surface are dark.
-        """
-        z, azimuth = np.meshgrid((np.arange(32) + 0.5) / 32, (np.arange(64) + 0.5) / 64 * 2 * np.pi)
-        z, azimuth = z.ravel(), azimuth.ravel()
-        side = np.sqrt(1 - z**2)
-        towards = np.stack([side * np.cos(azimuth), side * np.sin(azimuth), z])
-        light = self.radiance(towards.astype(np.float32), 0.05).astype(np.float64) * (2 * np.pi / z.size)
-        x, y = towards[:2]
-        basis = np.stack([np.ones_like(x), x, y, z, x * y, y * z, x * z, x * x - y * y, 3 * z * z - 1])
-        # Squared normalisation of the real harmonics times the cosine's band factors pi, 2 pi / 3, pi / 4.
-        first, second = 3 / (4 * np.pi) * 2 * np.pi / 3, 15 / (4 * np.pi) * np.pi / 4
-        weight = np.array([0.25, *[first] * 3, *[second] * 3, second / 4, second / 12])
-        matrices = []
-        for c0, cx, cy, cz, cxy, cyz, cxz, cxx, czz in weight * (light[:, None] * basis).sum(-1):
-            matrices.append(
-                [
-                    [cxx, cxy / 2, cxz / 2, cx / 2],
-                    [cxy / 2, -cxx, cyz / 2, cy / 2],
-                    [cxz / 2, cyz / 2, 3 * czz, cz / 2],
-                    [cx / 2, cy / 2, cz / 2, c0 - czz],
-                ]
-            )
-        return np.array(matrices, np.float32)
-
-    def irradiance_from_above(self) -> Array:
-        """(3,) on a plane that faces +Z."""
-        up = np.array([0, 0, 1, 1], np.float32)
-        return (self.irradiance_matrix() * up * up[:, None]).sum((1, 2))
+    lamps: Tensor
+    """(..., 3, 7) position, radiant intensity, radius; the first is the key lamp."""
+    gradient: Tensor
+    """(..., 3, 3) see `surroundings`."""
+    windows: Tensor
+    """(..., 7, 11) see `surroundings`."""
+    irradiance: Tensor
+    """(..., 3, 9) the sky's, see `surroundings`."""
+    environment: Tensor
+    """(..., 4) which picture, cosine and sine of its turn, strength."""
+    exposure: Tensor
+    """(..., 1) factor from radiance to linear values, before dirt."""
+    gain: Tensor
+    """(..., 3) the sensor's, after dirt."""
+    noise: Tensor
+    """(..., 2) variance per linear value, and in the dark."""
+    strokes: Tensor
+    """(..., 7, 5) of the shadow's caster, see `dirt`."""
+    penumbra: Tensor
+    """(..., 1) half the width of the shadow's edge."""
+    smudges: Tensor
+    """(..., 3, 5) see `dirt`."""
+    scratches: Tensor
+    """(..., 6, 6) see `dirt`."""
+    shift: Tensor
+    """(..., 2) how far the lens's marks are moved."""
 
 
-def _box(offset: Array, half_width: float, blur: Value) -> Array:
-    """A box of this half width, blurred by a box: a trapezoid."""
-    return np.clip((half_width + blur / 2 - np.abs(offset)) / blur, 0, np.minimum(1, 2 * half_width / blur))
+def builtin_scene(seed: int, index: int, *, dirty: bool) -> Scene:
+    """Return the scene of built-in sample (seed, index). Clean and dirty views share cameras and light.
 
-
-@dataclass(frozen=True)
-class Lighting:
-    """All light on the surface. The first lamp is the key lamp, which casts the dirty views' shadow."""
-
-    lamps: tuple[Lamp, ...]
-    sky: Sky
-    exposure: float = 1.0
-    """Factor from radiance to the picture's linear value."""
-
-
-def random_cameras(rng: np.random.Generator) -> list[Camera]:
-    """Three views in random order: one within 22 and two within 35 degrees of the normal, 120 apart in azimuth."""
-    start = rng.uniform(0, 2 * np.pi)
-    cameras = []
-    for k, (low, high) in enumerate([(0, 22), (16, 35), (16, 35)]):
-        tilt, azimuth = np.radians(rng.uniform(low, high)), start + k * 2 * np.pi / 3 + rng.uniform(-0.2, 0.2)
-        target = np.array([*rng.uniform(-0.03, 0.03, 2), 0.0])
-        position = target + rng.uniform(0.96, 1.08) * direction(tilt, azimuth)
-        cameras.append(Camera(position, target, np.radians(rng.uniform(-5, 5))))
-    return [cameras[k] for k in rng.permutation(3)]
-
-
-def _tint(rng: np.random.Generator, strength: float) -> Array:
-    """A light colour of mean 1, from bluish to warm."""
-    warmth = rng.uniform(-strength, strength)
-    return np.array([1 + warmth, 1 + 0.1 * rng.uniform(-strength, strength), 1 - warmth])
-
-
-def _random_window(rng: np.random.Generator) -> Window:
-    centre = direction(np.arccos(rng.uniform(0.25, 1.0)), rng.uniform(0, 2 * np.pi))
-    across = unit(np.cross(centre, unit(rng.standard_normal(3))))
-    size = rng.uniform(0.06, 0.4, 2)
-    radiance = rng.uniform(0.5, 3.0) * _tint(rng, 0.12) / np.sqrt(size.prod() * 8)
-    return Window(centre, across, float(size[0]), float(size[1]), radiance)
-
-
-def random_lighting(rng: np.random.Generator) -> Lighting:
-    """A sky of irradiance pi on the plane, a key lamp of 0.5 to 1.6 times that, and a weak fill lamp.
-
-    A white matt surface would read 0.72 to 0.92 of full scale in the middle.
+    Raises:
+        UserError: seed or index is negative.
     """
-    windows = tuple(_random_window(rng) for _ in range(rng.integers(4, 8)))
-    tint = _tint(rng, 0.1)
-    lean = rng.uniform(0.2, 0.8) * direction(np.pi / 2, rng.uniform(0, 2 * np.pi))
-    zenith, horizon = tint * rng.uniform(0.2, 1.2), tint * _tint(rng, 0.08) * rng.uniform(0.3, 1.0)
-    scale = np.pi / Sky(zenith, horizon, lean, windows).irradiance_from_above().mean()
-    windows = tuple(replace(window, radiance=window.radiance * scale) for window in windows)
-    sky = Sky(zenith * scale, horizon * scale, lean, windows)
-    key, fill = rng.uniform(0.5, 1.6), rng.uniform(0.1, 0.3)
-    lamps = []
-    for share, radius in ((key, rng.uniform(0.12, 0.3)), (fill, 0.25)):
-        distance, tilt = rng.uniform(2.0, 3.2), np.radians(rng.uniform(20, 60))
-        intensity = np.pi * share * distance**2 / np.cos(tilt) * _tint(rng, 0.08)
-        lamps.append(Lamp(distance * direction(tilt, rng.uniform(0, 2 * np.pi)), intensity, radius))
-    return Lighting(tuple(lamps), sky, rng.uniform(0.72, 0.92) / (1 + key + fill))
+    rng = random_stream(seed, index, 1)
+    cameras, lighting = random_cameras(rng), random_lighting(rng)
+    scene = Scene(tuple(cameras), (lighting,) * 3)
+    if not dirty:
+        return scene
+    rng = random_stream(seed, index, 2)
+    return replace(scene, dirt=random_dirt(rng), response=poor_response(rng))
+
+
+def random_scene(rng: np.random.Generator, *, dirty: bool = False, environments: int = 0) -> Scene:
+    """Return a scene to be rendered once: more of everything than the built-in set has.
+
+    Args:
+        dirty: with a shadow, a smudged and scratched lens, a sensor that is well off and noisy.
+        environments: how many pictures of surroundings there are to choose from.
+    """
+    cameras = tuple(wide_cameras(rng))
+    each, near, around = (rng.random() < share for share in (OTHER_LIGHT, NEAR_LAMP, SURROUNDINGS))
+    drawn = [wide_lighting(rng, environments if around else 0) for _ in range(3 if each else 1)]
+    lighting = drawn * (3 // len(drawn))
+    if near:
+        lighting = [
+            _with_lamp_near(rng, light, camera) for light, camera in zip(lighting, cameras, strict=True)
+        ]
+    dirt = random_dirt(rng) if dirty else None
+    return Scene(cameras, tuple(lighting), poor_response(rng) if dirty else fair_response(rng), dirt)
+
+
+def _with_lamp_near(rng: np.random.Generator, lighting: Lighting, camera: Camera) -> Lighting:
+    """Return the light with a lamp beside the camera, as a phone's, that outshines the rest by 0.4 to 3."""
+    beside = camera.position + rng.uniform(0.02, 0.25) * direction(np.pi / 2, rng.uniform(0, 2 * np.pi))
+    share, distance = np.exp(rng.uniform(np.log(0.4), np.log(3))), np.linalg.norm(beside - camera.target)
+    facing = beside[2] / distance
+    intensity = np.pi * share * distance**2 / facing * tint(rng, 0.08)
+    lamp = Lamp(beside, intensity, rng.uniform(0.005, 0.08))
+    return replace(lighting, lamps=(*lighting.lamps, lamp), exposure=lighting.exposure_with(share))
+
+
+def encode_scene(scene: Scene) -> npt.NDArray[np.float32]:
+    """Return the numbers of a scene, (3, `SCENE`), a row a view."""
+    return np.stack([_encode_view(scene, view) for view in range(len(scene.lighting))])
+
+
+def _encode_view(scene: Scene, view: int) -> npt.NDArray[np.float32]:
+    light, response = scene.lighting[view], scene.response
+    gradient, windows = light.sky.numbers()
+    found: dict[str, npt.ArrayLike] = {
+        "lamps": [(*lamp.position, *lamp.intensity, lamp.radius) for lamp in light.lamps],
+        "gradient": gradient,
+        "windows": windows,
+        "irradiance": light.sky.irradiance(),
+        "exposure": [light.exposure],
+        "gain": response.gain[view],
+        "noise": [response.shot, response.read],
+    }
+    if around := light.environment:
+        found["environment"] = [around.index, np.cos(around.turn), np.sin(around.turn), around.strength]
+    if dirt := scene.dirt:
+        key = light.lamps[0].radius if light.lamps else 0.0
+        found |= {name: getattr(dirt, name) for name in ("strokes", "smudges", "scratches")}
+        found |= {"penumbra": [key * dirt.height / (1 - dirt.height)], "shift": dirt.shift[view]}
+    return np.concatenate([_filled(found.get(name, ()), shape).ravel() for name, shape in _LAYOUT.items()])
+
+
+def _filled(rows: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Return rows, and zeros for those that aren't there."""
+    found, rows = np.zeros(shape, np.float32), np.asarray(rows, np.float32)
+    if rows.size:
+        found[: len(rows)] = rows
+    return found
+
+
+def decode_scene(scenes: Tensor) -> EncodedScene:
+    """Return encoded scenes (..., `SCENE`) by name."""
+    parts = scenes.split([math.prod(shape) for shape in _LAYOUT.values()], dim=-1)
+    shaped = [part.unflatten(-1, shape) for part, shape in zip(parts, _LAYOUT.values(), strict=True)]
+    return EncodedScene(**dict(zip(_LAYOUT, shaped, strict=True)))
+
+
+assert list(_LAYOUT) == [field.name for field in fields(EncodedScene)]

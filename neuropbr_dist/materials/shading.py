@@ -1,101 +1,129 @@
-"""The light that a lit surface sends to the viewer: Cook-Torrance with GGX, in plain numpy."""
+"""The light that a lit surface sends to the viewer: Cook-Torrance with GGX, in torch.
+
+GGX distribution (Walter et al. 2007), height-correlated Smith masking (Heitz 2014), Schlick's Fresnel; Lambert below,
+lit by what Fresnel lets through. A single bounce: what rough metal would reflect after several is lost (up to 60 %
+where roughness is 1).
+
+Vectors are unit, (..., 3, H, W). Everything is differentiable, element by element, and without a wait for the device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from typing import NamedTuple
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from neuropbr_dist.materials.noise import Array, mix
-from neuropbr_dist.materials.scene import Lamp, Lighting, as_column, dot, unit
+from neuropbr_dist.materials.channels import ALBEDO, METALLIC, NORMAL, ROUGHNESS
+from neuropbr_dist.materials.vectors import column, dot, unit
 
-_DIELECTRIC = np.float32(0.04)
-_LEAST_ROUGHNESS = np.float32(0.045)
-
-PIXELS_AT_ONCE = 1 << 15
-"""Points to shade in one call: their temporaries stay in the processor's cache."""
-
-Visibility = Callable[[Array, Lamp], Array]
-"""Share of a lamp's light, (N,), that reaches points (3, N) of the plane."""
+DIELECTRIC = 0.04
+"""Reflectance at right angles of what is no metal."""
+LEAST_ROUGHNESS = 0.045
+"""Smoother surfaces are shaded as this one: their highlights would fall between pixels."""
+_LEAST_COSINE = 1e-3  # to the viewer: a normal map can turn a surface away from a camera that sees it
 
 
-def shade(
-    material: Array,
-    points: Array,
-    view: Array,
-    lighting: Lighting,
-    irradiance: Array,
-    ground: Array,
-    shadow: Visibility | None = None,
-) -> Array:
-    """Radiance (3, N) towards the viewer.
+class Surface(NamedTuple):
+    """What shading asks of the material's points, as seen from one side; numbers are (..., C, H, W)."""
+
+    normal: Tensor
+    """C = 3, unit."""
+    view: Tensor
+    """C = 3, unit, to the viewer."""
+    n_v: Tensor
+    """C = 1, cosine between the two, at least 0.001."""
+    roughness: Tensor
+    """C = 1, at least `LEAST_ROUGHNESS`."""
+    specular: Tensor
+    """C = 3, reflectance at right angles."""
+    diffuse: Tensor
+    """C = 3, Lambert's BRDF of the part below."""
+
+
+def surface(material: Tensor, view: Tensor) -> Surface:
+    """Return the shading parameters of a material.
 
     Args:
-        material: (8, N) linear albedo, roughness, metallic, normal.
-        points: (3, N) on the plane.
-        view: (3, N) unit vectors to the camera.
-        lighting: lamps and sky.
-        irradiance: the sky's `irradiance_matrix`.
-        ground: (3,) radiance of the plane itself, seen by reflections that point below it.
-        shadow: of the key lamp's light.
+        material: (..., 8, H, W) linear albedo, roughness, metallic, normal (made unit here).
+        view: (..., 3, H, W) unit vectors to the viewer.
     """
-    albedo, metallic = material[:3], material[4]
-    roughness, normal = np.maximum(material[3], _LEAST_ROUGHNESS), unit(material[5:])
-    alpha = roughness**2
-    specular = _DIELECTRIC + (albedo - _DIELECTRIC) * metallic
-    diffuse = albedo * ((1 - metallic) / np.float32(np.pi))
-    n_v = np.maximum(dot(normal, view), 1e-3)
-    light = _sky_light(lighting, irradiance, ground, normal, view, n_v, roughness, specular, diffuse)
-    for k, lamp in enumerate(lighting.lamps):
-        lit = _lamp_light(lamp, points, normal, view, n_v, alpha, specular, diffuse)
-        light += lit * shadow(points, lamp) if shadow and k == 0 else lit
-    return light
+    albedo, roughness, metallic, normal = (
+        material[..., k, :, :] for k in (ALBEDO, ROUGHNESS, METALLIC, NORMAL)
+    )
+    normal = unit(normal)
+    return Surface(
+        normal=normal,
+        view=view,
+        n_v=dot(normal, view).clamp_min(_LEAST_COSINE),
+        roughness=roughness.clamp_min(LEAST_ROUGHNESS),
+        specular=DIELECTRIC + (albedo - DIELECTRIC) * metallic,
+        diffuse=albedo * ((1 - metallic) / math.pi),
+    )
 
 
-def _lamp_light(lamp: Lamp, points, normal, view, n_v, alpha, specular, diffuse) -> Array:
-    """GGX distribution, height-correlated Smith, Schlick's Fresnel; Lambert below.
+def reflected(material: Tensor, view: Tensor, light: Tensor) -> Tensor:
+    """Return BRDF times the cosine to the light: radiance per irradiance that a surface square to the light has.
 
-    A round lamp widens alpha (Karis 2013, "Real Shading in Unreal Engine 4").
+    Args:
+        material: (..., 8, H, W) linear albedo, roughness, metallic, unit normal.
+        view, light: (..., 3, H, W) unit vectors to the viewer and to the light; all three broadcast.
+
+    Returns:
+        (..., 3, H, W); 0 where light or view is below the surface.
     """
-    to_lamp = as_column(lamp.position) - points
-    squared = dot(to_lamp, to_lamp)
-    distance = np.sqrt(squared)
-    to_lamp /= distance
-    n_l = np.maximum(dot(normal, to_lamp), 0)
-    half = unit(to_lamp + view)
-    n_h, v_h = np.maximum(dot(normal, half), 0), np.maximum(dot(view, half), 0)
-    widened = np.minimum(alpha + np.float32(lamp.radius / 2) / distance, 1)
-    a2, wide2 = alpha**2, widened**2
-    distribution = a2 / (np.float32(np.pi) * (n_h * n_h * (wide2 - 1) + 1) ** 2)
-    smith = n_l * np.sqrt(n_v * n_v * (1 - a2) + a2) + n_v * np.sqrt(n_l * n_l * (1 - a2) + a2)
-    fresnel = specular + (1 - specular) * (1 - v_h) ** 5
-    reflected = fresnel * (distribution * 0.5 / np.maximum(smith, 1e-6)) + (1 - fresnel) * diffuse
-    return reflected * (as_column(lamp.intensity) * (n_l / squared))
+    seen = surface(material, view)
+    front = dot(seen.normal, view) > 0
+    return torch.where(front, lit(seen, light), 0)
 
 
-def _sky_light(lighting, irradiance, ground, normal, view, n_v, roughness, specular, diffuse) -> Array:
-    """The sky by the split-sum approximation: blurred reflection times the BRDF's response.
+def lit(seen: Surface, light: Tensor, spread: Tensor | float = 0.0) -> Tensor:
+    """Return BRDF times cosine of a surface, (..., 3, H, W); 0 where the light is below it.
+
+    Args:
+        light: (..., 3, H, W) unit vectors to the light's middle.
+        spread: (..., 1, H, W) a quarter of the angle that a round light spans, radians; it widens highlights
+            (Karis 2013, "Real Shading in Unreal Engine 4").
+    """
+    n_l = dot(seen.normal, light).clamp_min(0)
+    half = unit(light + seen.view)
+    n_h, v_h = dot(seen.normal, half).clamp_min(0), dot(seen.view, half).clamp_min(0)
+    alpha = seen.roughness**2
+    a2, wide2 = alpha**2, (alpha + spread).clamp_max(1) ** 2
+    distribution = a2 / (math.pi * (n_h**2 * (wide2 - 1) + 1) ** 2)
+    masked_l, masked_v = ((n**2 * (1 - a2) + a2).sqrt() for n in (n_l, seen.n_v))
+    smith = n_l * masked_v + seen.n_v * masked_l
+    schlick = (1 - v_h) ** 5
+    mirror = distribution * 0.5 / smith.clamp_min(1e-6)
+    fresnel = seen.specular + (1 - seen.specular) * schlick
+    return (fresnel * (mirror - seen.diffuse) + seen.diffuse) * n_l
+
+
+def lamp_light(seen: Surface, points: Tensor, lamp: Tensor) -> Tensor:
+    """Return the light (..., 3, H, W) of a small round lamp that the surface sends to the viewer.
+
+    Args:
+        points: (..., 3, H, W) of the plane.
+        lamp: (..., 7) position, radiant intensity RGB (irradiance is intensity * cos / distance^2), radius.
+    """
+    to_lamp = column(lamp[..., 0:3]) - points
+    near = dot(to_lamp, to_lamp).clamp_min(1e-12).rsqrt()
+    reflection = lit(seen, to_lamp * near, column(lamp[..., 6:7] / 2) * near)
+    return reflection * (column(lamp[..., 3:6]) * near**2)
+
+
+def environment_light(seen: Surface, radiance: Tensor, irradiance: Tensor) -> Tensor:
+    """Return the light of surroundings by the split-sum approximation: blurred reflection times the BRDF's response.
 
     The response is Karis' fit (2014, "Physically Based Shading on Mobile").
+
+    Args:
+        radiance: (..., 3, H, W) of the surroundings around the mirrored view, blurred by roughness.
+        irradiance: (..., 3, H, W) of the surroundings at the normal.
     """
-    mirrored = 2 * dot(normal, view) * normal - view
-    blur = 0.03 + 1.4 * roughness**2
-    above = np.clip(0.5 + mirrored[2] / (0.15 + blur), 0, 1)
-    seen = mix(as_column(ground), lighting.sky.radiance(mirrored, blur), above)
-    grazing = (
-        np.minimum((1 - roughness) ** 2, np.exp2(-9.28 * n_v)) * (1 - roughness) + 0.0425 - 0.0275 * roughness
-    )
-    scale = -1.04 * grazing + 1.04 - 0.572 * roughness
-    offset = 1.04 * grazing - 0.04 + 0.022 * roughness
-    response = specular * scale + offset
-    x, y, z = normal
-    m = irradiance[:, :, :, None]
-    received = (
-        m[:, 0, 0] * x * x
-        + m[:, 1, 1] * y * y
-        + m[:, 2, 2] * z * z
-        + 2 * (m[:, 0, 1] * x * y + m[:, 0, 2] * x * z + m[:, 1, 2] * y * z)
-        + 2 * (m[:, 0, 3] * x + m[:, 1, 3] * y + m[:, 2, 3] * z)
-        + m[:, 3, 3]
-    )
-    return seen * response + np.maximum(received, 0) * diffuse * (1 - response)
+    r = seen.roughness
+    grazing = torch.minimum((1 - r) ** 2, torch.exp2(-9.28 * seen.n_v)) * (1 - r) + 0.0425 - 0.0275 * r
+    scale, offset = -1.04 * grazing + 1.04 - 0.572 * r, 1.04 * grazing - 0.04 + 0.022 * r
+    response = seen.specular * scale + offset
+    return radiance * response + irradiance * seen.diffuse * (1 - response)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuropbr_dist.config import TrainConfig
-from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.data.open import Samples
+from neuropbr_dist.materials.decoding import decode_maps
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
 
 

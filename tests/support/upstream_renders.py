@@ -18,18 +18,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from neuropbr_dist.data.cameras import CAMERAS_FILE, SampleCameras, write_cameras
+from neuropbr_dist.materials.cameras import unit
 from neuropbr_dist.materials.channels import MAP_SLICES
 from neuropbr_dist.materials.families.registry import family_name, material_maps
+from neuropbr_dist.materials.lights import Lighting, random_lighting
 from neuropbr_dist.materials.noise import Array
-from neuropbr_dist.materials.plane import PlaneCamera
-from neuropbr_dist.materials.render import shade
-from neuropbr_dist.materials.scene import Lighting, random_lighting, unit
+from neuropbr_dist.materials.plane import PlaneCamera, encode
+from neuropbr_dist.materials.render import Plane, shaded
+from neuropbr_dist.materials.render import View as PlaneView
+from neuropbr_dist.materials.scene import Scene, decode_scene, encode_scene
 
 DISTANCE, HALF_FIELD, MOST_TILT, STEEP = 0.6, np.tan(np.radians(27.5)), 40.0, 0.99
-_PIXELS_AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -93,23 +96,23 @@ def picture(maps: Array, view: View, light: Lighting, size: int | None = None) -
     rays = view.rays(size).reshape(3, -1)
     texels = np.ascontiguousarray(maps[:, ::-1].transpose(1, 2, 0), np.float32) / 255  # read upside down
     texels[..., 5:] = texels[..., 5:] * 2 - 1
-    matrix = light.sky.irradiance_matrix()
-    out = np.zeros((3, size * size), np.float32)
-    for start in range(0, size * size, _PIXELS_AT_ONCE):
-        some = slice(start, start + _PIXELS_AT_ONCE)
-        hit = view.position[:, None] - rays[:, some] * (view.position[1] / rays[1, some])
-        material = _sampled(texels, hit).astype(np.float32)
-        # The shader's frame has the normal along z: (x, z, y) of the world, mirrored, so that it is right-handed.
-        material[6] *= -1  # green points to +z of the world, which is -y of the map
-        points = np.stack([2 * hit[0], -2 * hit[2], np.zeros_like(hit[0])]).astype(np.float32)
-        eye = 2 * np.stack([view.position[0], -view.position[2], view.position[1]])[:, None]
-        to_eye = unit(eye - points).astype(np.float32)
-        ground = material[:3].mean(1) * np.float32(0.3)
-        light_here = shade(material, points, to_eye, light, matrix, ground)
-        light_here[:, (np.abs(hit[[0, 2]]) > 1.5).any(0)] = 0
-        out[:, some] = light_here
-    out *= np.float32(light.exposure)
-    return np.rint(np.clip(out, 0, 1) * 255).astype(np.uint8).reshape(3, size, size)
+    hit = view.position[:, None] - rays * (view.position[1] / rays[1])
+    material = _sampled(texels, hit)
+    # The shader's frame has the normal along z: (x, z, y) of the world, mirrored, so that it is right-handed.
+    material[6] *= -1  # green points to +z of the world, which is -y of the map
+    points = np.stack([2 * hit[0], -2 * hit[2], np.zeros_like(hit[0])])
+    found = _shaded(material, points, view.on_plane(), light)
+    found[:, (np.abs(hit[[0, 2]]) > 1.5).any(0)] = 0
+    return np.rint(np.clip(found * light.exposure, 0, 1) * 255).astype(np.uint8).reshape(3, size, size)
+
+
+def _shaded(material: Array, points: Array, camera: PlaneCamera, light: Lighting) -> Array:
+    """Light (3, N) that points of a material send to a camera."""
+    texels, at = (torch.from_numpy(a).float()[None, :, None] for a in (material, points))
+    plane = Plane(texels, texels[:, :3].mean((2, 3), keepdim=True))
+    scene = decode_scene(torch.from_numpy(encode_scene(Scene((), (light,)))))
+    seen = PlaneView(plane, torch.from_numpy(encode(camera, True))[None], scene, None)
+    return shaded(seen, texels, at, shadow=False)[0, :, 0].numpy()
 
 
 def write_upstream_set(root: Path, count: int, size: int, seed: int) -> None:

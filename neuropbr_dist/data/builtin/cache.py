@@ -14,12 +14,12 @@ from neuropbr_dist.data.cameras import SampleCameras
 from neuropbr_dist.data.files.entries import SOURCES, Source
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import NOT_AN_ARRAY, write_bytes
+from neuropbr_dist.materials.cameras import builtin_cameras
 from neuropbr_dist.materials.families import family_name, material_maps
 from neuropbr_dist.materials.noise import Array
-from neuropbr_dist.materials.render import render_views, scene_cameras
 from neuropbr_dist.processes import in_parallel
 
-VERSION = 1
+VERSION = 2
 """Raise it when a material or picture changes: old cache folders are then left alone."""
 
 
@@ -35,7 +35,16 @@ def material_name(seed: int, index: int) -> str:
 
 def sample_cameras(seed: int, index: int) -> SampleCameras:
     """Return the true cameras of built-in sample (seed, index), whose plane repeats."""
-    return SampleCameras({"clean": tuple(c.on_plane() for c in scene_cameras(seed, index))}, wrap=True)
+    return SampleCameras({"clean": tuple(c.on_plane() for c in builtin_cameras(seed, index))}, wrap=True)
+
+
+def sample_views(maps: Array, seed: int, index: int, source: Source) -> Array:
+    """Return the pictures of built-in sample (seed, index), see `render_views`."""
+    from neuropbr_dist.materials.views import (
+        render_views,  # torch: 2 s in each process that draws, and in no other
+    )
+
+    return render_views(maps, seed, index, dirty=source == "dirty")
 
 
 def home() -> Path:
@@ -75,11 +84,10 @@ class BuiltinCache:
 
     def views(self, index: int, source: Source) -> Array:
         """uint8 (3, 3, S, S), read-only and memory-mapped; made on first use. See `render_views`."""
-
-        def make() -> Array:
-            return render_views(self.maps(index), self.seed, index, dirty=source == "dirty")
-
-        return self._load_or_make(f"{index:06d}_{source}", (3, 3, self.size, self.size), make)
+        shape = (3, 3, self.size, self.size)
+        return self._load_or_make(
+            f"{index:06d}_{source}", shape, lambda: sample_views(self.maps(index), self.seed, index, source)
+        )
 
     def fill(
         self,

@@ -8,14 +8,20 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from neuropbr_dist.data.builtin.cache import VERSION, material_name, sample_cameras, sample_name
+from neuropbr_dist.data.builtin.cache import (
+    VERSION,
+    material_name,
+    sample_cameras,
+    sample_name,
+    sample_views,
+)
 from neuropbr_dist.data.cameras import CAMERAS_FILE, write_cameras
+from neuropbr_dist.data.files.entries import Source
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import read_json, remove_leftovers, replacing_folder, write_json, writing
 from neuropbr_dist.materials.channels import MAP_SLICES
 from neuropbr_dist.materials.families import check_size, material_maps
 from neuropbr_dist.materials.noise import Array
-from neuropbr_dist.materials.render import render_views
 from neuropbr_dist.processes import in_parallel
 
 _MARKER = "builtin_materials.json"
@@ -100,7 +106,7 @@ def _claim(out: Path, wanted: dict[str, int], count: int) -> None:
 def _write_sample(out: Path, seed: int, size: int, with_dirty: bool, index: int) -> None:
     """Write what is missing of a sample; each of its folders appears whole, by one rename."""
     target = out / "output" / material_name(seed, index)
-    sources = ("clean", "dirty") if with_dirty else ("clean",)
+    sources: tuple[Source, ...] = ("clean", "dirty") if with_dirty else ("clean",)
     missing = [s for s in sources if not (out / "input" / s / sample_name(index)).exists()]
     if target.exists() and not missing:
         return
@@ -108,7 +114,7 @@ def _write_sample(out: Path, seed: int, size: int, with_dirty: bool, index: int)
     if not target.exists():
         _write_pictures(target, {name: maps[channels] for name, channels in MAP_SLICES.items()})
     for source in missing:
-        views = render_views(maps, seed, index, dirty=source == "dirty")
+        views = sample_views(maps, seed, index, source)
         _write_pictures(
             out / "input" / source / sample_name(index), {str(k): view for k, view in enumerate(views)}
         )
