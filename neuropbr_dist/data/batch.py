@@ -21,6 +21,8 @@ class Rendering(NamedTuple):
     """(B, 8, H, W) uint8: what mixtures are mixed with; None: there is none."""
     parts: bool = False
     """Whether a sample shows a part of its material."""
+    dirty: bool = False
+    """Whether a scene is dirty."""
 
     def to(self, device: torch.device) -> Rendering:
         """Return it on a device, without waiting for it."""

@@ -109,6 +109,7 @@ def load_rendered(
         changes=None if rows is None else torch.from_numpy(rows),
         partners=partners,
         parts=rows is not None and bool((rows[:, changes.PART] < 1).any()),
+        dirty=any(entry.source == "dirty" for entry in chosen),
     )
     keys = [entry.key for entry in chosen]
     return MicroBatch(None, maps, weights_of(slots), keys, cameras=cameras, rendering=rendering)

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuropbr_dist.data.rendered.stand_in import linear_to_srgb, srgb_to_linear
 from neuropbr_dist.materials.channels import ALBEDO, METALLIC, NORMAL, ROUGHNESS
+from neuropbr_dist.materials.decoding import linear_to_srgb, srgb_to_linear
 
 Row = npt.NDArray[np.float32]
 
@@ -84,7 +84,7 @@ def change(maps: Tensor, changes: Tensor, partners: Tensor | None, parts: bool) 
     """Return changed maps.
 
     Args:
-        maps: (B, 8, S, S) as `device.decode_maps` gives them.
+        maps: (B, 8, S, S) as `materials.decoding.decode_maps` gives them.
         changes: (B, CHANGES) float32.
         partners: of mixtures, like `maps`; None: no row has a mask.
         parts: whether a row shows a part.

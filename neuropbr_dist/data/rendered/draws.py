@@ -13,8 +13,8 @@ import numpy as np
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.keyed import generator, number, uniforms
 from neuropbr_dist.data.rendered import changes
-from neuropbr_dist.data.rendered.stand_in import random_scene
-from neuropbr_dist.materials.plane import WRAP
+from neuropbr_dist.materials.plane import WRAP, encode
+from neuropbr_dist.materials.scene import encode_scene, random_scene
 
 
 class Scene(NamedTuple):
@@ -36,9 +36,10 @@ def scene(seed: int, epoch: int | None, name: str, *, dirty: bool, environments:
         environments: how many panoramas there are to choose from.
     """
     key = f"{seed} {'held out' if epoch is None else epoch} {name}"
-    encoded, cameras = random_scene(generator(f"{key} scene"), dirty=dirty, environments=environments)
+    drawn = random_scene(generator(f"{key} scene"), dirty=dirty, environments=environments)
+    cameras = [encode(camera.on_plane(), wrap=True) for camera in drawn.cameras]
     keys = [number(f"{key} noise {view}") >> 1 for view in range(len(cameras))]
-    return Scene(encoded, cameras, np.array(keys, np.int64))
+    return Scene(encode_scene(drawn), np.stack(cameras), np.array(keys, np.int64))
 
 
 def changes_of(augmentation: Augmentation, epoch: int, name: str, side: int, *, mixed: bool) -> changes.Row:

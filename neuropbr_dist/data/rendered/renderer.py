@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neuropbr_dist.data.batch import Rendering
 from neuropbr_dist.data.rendered.changes import change
-from neuropbr_dist.data.rendered.stand_in import render
+from neuropbr_dist.materials.render import render
 
 
 class Renderer:
@@ -36,11 +36,11 @@ class Renderer:
         """Return changed maps, and views of them (B, 3, 3, S, S) in sRGB of [0, 1].
 
         Args:
-            maps: (B, 8, S, S) as `device.decode_maps` gives them.
+            maps: (B, 8, S, S) as `decode_maps` gives them.
             partners: of mixtures, like `maps`.
             rendering: on the same device.
         """
         if rendering.changes is not None:
             maps = self._change(maps, rendering.changes, partners, rendering.parts)
-        scenes, cameras = rendering.scenes.to(maps.dtype), rendering.cameras.to(maps.dtype)
-        return maps, self._render(maps, scenes, cameras, rendering.keys, maps.shape[-1], self.environments)
+        r, side = rendering, maps.shape[-1]
+        return maps, self._render(maps, r.scenes, r.cameras, r.keys, side, self.environments, dirt=r.dirty)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.data.batch import Rendering
-from neuropbr_dist.data.device import decode_maps
 from neuropbr_dist.data.files.entries import SOURCES
 from neuropbr_dist.data.rendered import draws
 from neuropbr_dist.data.rendered.materials import Materials
@@ -18,6 +17,7 @@ from neuropbr_dist.data.rendered.renderer import Renderer
 from neuropbr_dist.data.sources import Source
 from neuropbr_dist.data.split import Subset
 from neuropbr_dist.materials.channels import quantise
+from neuropbr_dist.materials.decoding import decode_maps
 
 LEAST_OF_AN_EPOCH = 4000
 """Training samples of an epoch where `data.renders_per_epoch` leaves it open."""
@@ -112,7 +112,7 @@ class RenderedSource(Source):
         """Views of the scene it has when it isn't trained on, rendered here, and the maps."""
         scene, maps = self.scene(entry), self.maps(entry)
         encoded, cameras, keys = (torch.from_numpy(part)[None] for part in scene)
-        rendering = Rendering(encoded, cameras, keys)
+        rendering = Rendering(encoded, cameras, keys, dirty=entry.source == "dirty")
         _, views = Renderer(self.environments)(decode_maps(torch.from_numpy(maps)[None]), None, rendering)
         return quantise(views[0].numpy()), maps
 
