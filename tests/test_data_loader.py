@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from neuropbr_dist.config import DataConfig
-from neuropbr_dist.data import loader
+from neuropbr_dist.data import load, loader
 from neuropbr_dist.data.files.entries import Sample
-from neuropbr_dist.data.loader import Interrupted, batches_of, empty, validation_slots
+from neuropbr_dist.data.load import empty
+from neuropbr_dist.data.loader import Interrupted, batches_of, validation_slots
 from neuropbr_dist.data.sources import Source
 from neuropbr_dist.errors import UserError
 
@@ -90,7 +91,7 @@ def test_too_little_shared_memory_names_the_remedy(monkeypatch):
     def full(_nbytes: int) -> None:
         raise RuntimeError("unable to allocate shared memory(shm)")
 
-    monkeypatch.setattr(loader, "get_worker_info", lambda: object())
+    monkeypatch.setattr(load, "get_worker_info", lambda: object())
     monkeypatch.setattr(torch.UntypedStorage, "_new_shared", full)
     with pytest.raises(UserError, match=r"no 2 MiB of shared memory .*--shm-size.* data.num_workers = 0"):
         empty(2 << 20)

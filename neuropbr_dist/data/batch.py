@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +11,30 @@ from torch import Tensor
 from neuropbr_dist.materials.relighting import Relighting, from_above
 
 
+class Rendering(NamedTuple):
+    """What is to be done to the maps of B samples before a network sees views of them."""
+
+    scenes: Tensor  # (B, 3, SCENE) float32, see `materials.scene.encode_scene`
+    cameras: Tensor  # (B, 3, 14) float32: the true ones
+    keys: Tensor  # (B, 3) int64, of the noise in each pixel
+    changes: Tensor | None = None
+    """(B, CHANGES) float32, see `data.rendered.changes`; None: materials stay as they are."""
+    partners: Tensor | None = None
+    """(B, 8, H, W) uint8: what mixtures are mixed with; None: there is none."""
+    parts: bool = False
+    """Whether a sample shows a part of its material."""
+    dirty: bool = False
+    """Whether a scene is dirty."""
+
+    def to(self, device: torch.device) -> Rendering:
+        """Return it on a device, without waiting for it."""
+        return Rendering(*moved(self, device))
+
+
 class MicroBatch(NamedTuple):
     """Samples as they leave the loader."""
 
-    views: Tensor  # (B, 3, 3, H, W) uint8
+    views: Tensor | None  # (B, 3, 3, H, W) uint8; None: they are to be rendered
     maps: Tensor  # (B, 8, H, W) uint8
     weight: Tensor  # (B,) float32: 1, or 0 for filler
     keys: list[str]
@@ -22,6 +42,8 @@ class MicroBatch(NamedTuple):
     """How the device is to turn each sample (see `augment`); empty: not at all."""
     cameras: Tensor | None = None
     """(B, 3, 14) float32, see `materials.plane.encode`; zeros where a view is missing. None: views stay as they are."""
+    rendering: Rendering | None = None
+    """Of samples whose views aren't stored."""
     relighting: Relighting | None = None
     """What the rendering loss looks at; None: there is none."""
 
@@ -32,6 +54,11 @@ def filler(count: int, side: int, *, cameras: bool) -> MicroBatch:
     known = torch.zeros(count, 3, 14) if cameras else None
     weight = torch.zeros(count)
     return MicroBatch(views.byte(), maps.byte(), weight, [], cameras=known, relighting=from_above(count))
+
+
+def moved(parts: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """Yield each part, tensors on a device, without waiting for it."""
+    return (part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in parts)
 
 
 class DeviceBatch(NamedTuple):

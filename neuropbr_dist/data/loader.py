@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
+from neuropbr_dist.data.load import MORE_SHARED, load_batch
 from neuropbr_dist.data.order import SampleOrder, Slot, plan_step, rank_share
 from neuropbr_dist.data.sources import Entry, Source
 from neuropbr_dist.errors import UserError
@@ -42,63 +41,21 @@ class SlotDataset(Dataset):
         entries: Sequence[Entry],
         augmentation: Augmentation | None,
         alignment: Alignment | None,
+        relight: int | None,
     ) -> None:
         self.source, self.entries = source, entries
-        self.augmentation, self.alignment = augmentation, alignment
+        self.augmentation, self.alignment, self.relight = augmentation, alignment, relight
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitems__(self, slots: Sequence[Slot]) -> MicroBatch | UserError:
         try:
-            return load_batch(self.source, self.entries, slots, self.augmentation, self.alignment)
+            return load_batch(
+                self.source, self.entries, slots, self.augmentation, self.alignment, self.relight
+            )
         except UserError as error:
             return error
-
-
-def load_batch(
-    source: Source,
-    entries: Sequence[Entry],
-    slots: Sequence[Slot],
-    augmentation: Augmentation | None = None,
-    alignment: Alignment | None = None,
-) -> MicroBatch:
-    """Samples loaded straight into the batch's own memory, which a worker process shares with its parent.
-
-    Args:
-        alignment: which cameras go along; None: none do, and views stay as they are.
-
-    Raises:
-        UserError: a file can't be read, or holds what it may not.
-    """
-    count, side = len(slots), source.size
-    views, maps = empty(count * 17 * side * side).split([count * 9 * side * side, count * 8 * side * side])
-    views, maps = views.view(count, 3, 3, side, side), maps.view(count, 8, side, side)
-    chosen = [entries[slot.index] for slot in slots]
-    for i, entry in enumerate(chosen):
-        source.load_into(entry, views[i].numpy(), maps[i].numpy())
-    turns = []
-    if augmentation:
-        turns = [augmentation.orientation(s.epoch, e.key) for s, e in zip(slots, chosen, strict=True)]
-    cameras = None
-    if alignment:
-        rows = [alignment.of(source.cameras(e), s.epoch, e.key) for s, e in zip(slots, chosen, strict=True)]
-        cameras = torch.from_numpy(np.stack(rows))
-    weights = torch.tensor([slot.weight for slot in slots], dtype=torch.float32)
-    return MicroBatch(views, maps, weights, [entry.key for entry in chosen], turns, cameras)
-
-
-def empty(nbytes: int) -> Tensor:
-    """Fresh memory, uint8 (nbytes,); in a worker process shared with its parent."""
-    if get_worker_info() is None:
-        # numpy asks for huge pages, torch doesn't: touching 71 MB for the first time costs 1 ms or 30.
-        return torch.from_numpy(np.empty(nbytes, np.uint8))
-    # As `default_collate` does: memory that isn't shared yet would be copied on its way to the parent.
-    try:
-        storage = torch.UntypedStorage._new_shared(nbytes)
-    except RuntimeError as error:
-        raise UserError(f"no {nbytes / 2**20:.0f} MiB of shared memory for a batch; {MORE_SHARED}") from error
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (nbytes,))  # type: ignore[call-overload]
 
 
 def as_it_is(batch: MicroBatch | UserError) -> MicroBatch | UserError:
@@ -131,7 +88,6 @@ SAY_AFTER_S = 60.0
 LONGEST_SOCKET = 107
 """Characters of a Unix socket's path; processes hand each other memory through one in the temporary folder."""
 SOCKET_NAME = "/pymp-abcdefgh/listener-abcdefgh"
-MORE_SHARED = "give the container more shared memory (docker run --shm-size=16g), or set data.num_workers = 0"
 
 
 class Interrupted(Exception):
@@ -148,6 +104,7 @@ def batches_of(
     workers: int | None = None,
     augmentation: Augmentation | None = None,
     alignment: Alignment | None = None,
+    relight: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
     limit_s: float = math.inf,
 ) -> Iterator[Iterator[MicroBatch]]:
@@ -160,7 +117,7 @@ def batches_of(
         slots: which of `entries` each micro-batch holds.
         device: where they go; for a GPU they lie in pinned memory.
         workers: None: `data.num_workers`.
-        augmentation, alignment: see `load_batch`.
+        augmentation, alignment, relight: see `load_batch`.
         stopped: whether a wait for a batch is to end.
         limit_s: seconds that a batch may take.
 
@@ -173,7 +130,7 @@ def batches_of(
     if workers:
         check_sockets()
     loader = DataLoader(
-        SlotDataset(source, entries, augmentation, alignment),
+        SlotDataset(source, entries, augmentation, alignment, relight),
         batch_sampler=slots,  # type: ignore[arg-type]
         collate_fn=as_it_is,  # type: ignore[arg-type]  # not a list: `__getitems__` made the batch
         num_workers=workers,

@@ -42,12 +42,14 @@ class SetSamples:
         index: a sample's place, its name, or `all`.
         part: what `index` counts in: all samples by name, or one side of the run's split.
         packed_dir: a packed set.
+        materials_dir: materials alone, whose views are rendered.
         input_dir, output_dir: where the run's renders and maps lie now, or another set's.
     """
 
     index: int | str = 0
     part: Part = "all"
     packed_dir: str | None = None
+    materials_dir: str | None = None
     input_dir: str | None = None
     output_dir: str | None = None
 
@@ -172,7 +174,7 @@ def subjects(request: Request, model: InferenceGenerator) -> Iterator[Placed]:
     request.overrides.apply(cfg)
     size = cfg.data.image_size
     if isinstance(source, SetSamples):
-        folders = source.input_dir, source.output_dir, source.packed_dir
+        folders = source.input_dir, source.output_dir, source.packed_dir, source.materials_dir
         for subject in open_subjects(cfg, source.index, source.part, size, *folders):
             yield subject, out / subject.name if source.index == "all" else placed(out, subject.name)
         return

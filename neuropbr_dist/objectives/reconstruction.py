@@ -12,8 +12,8 @@ from neuropbr_dist.kernels import full_precision
 from neuropbr_dist.materials.channels import ALBEDO, MAP_SLICES, NORMAL
 from neuropbr_dist.materials.relighting import Relighting
 from neuropbr_dist.objectives.normals import normal_angle, normal_loss
-from neuropbr_dist.objectives.rendering import rendering_loss, square_of
 from neuropbr_dist.objectives.registry import custom_loss, load_custom_module
+from neuropbr_dist.objectives.rendering import rendering_loss, square_of
 from neuropbr_dist.objectives.ssim import ssim, ssim_of_planes
 
 
@@ -64,7 +64,11 @@ class ReconstructionLoss:
             "render_loss": loss.w_render,
             **{f"custom_{name}": weight for name, weight in loss.custom.items()},
         }
-        self.pixel_terms, self.ssim_of_planes, self.rendering_loss = pixel_terms, ssim_of_planes, rendering_loss
+        self.pixel_terms, self.ssim_of_planes, self.rendering_loss = (
+            pixel_terms,
+            ssim_of_planes,
+            rendering_loss,
+        )
 
     def compile(self, compiled: Callable[[Callable], Callable]) -> None:
         """Put `compiled(function)` in place of each function of whole pictures."""
@@ -92,8 +96,9 @@ class ReconstructionLoss:
                 terms["ssim_loss"] = 1 - values.mean(1)
             if self.weights["render_loss"] > 0:
                 assert relighting is not None
-                squares = (square_of(maps, relighting.corners) for maps in (pred, target))
-                terms["render_loss"] = self.rendering_loss(*squares, relighting.lamps, relighting.eyes)
+                lamps, eyes, corners = relighting
+                ours, theirs = square_of(pred, corners), square_of(target, corners)
+                terms["render_loss"] = self.rendering_loss(ours, theirs, lamps, eyes)
             terms |= {name: loss(pred, target) for name, loss in self.custom.items()}
             total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum(0)
         return total, {name: value.detach() for name, value in terms.items()} | {"normal_angle": angle}

@@ -37,21 +37,26 @@ def square_of(maps: Tensor, corners: Sequence[tuple[float, float]]) -> Tensor:
 
 
 def rendering_loss(pred: Tensor, target: Tensor, lamps: Tensor, eyes: Tensor) -> Tensor:
-    """Return the mean difference of log(radiance + 0.1) over the nine pictures: squares (B, 8, H, W) -> (B,).
+    """Return the mean difference of `relit` pictures: squares of maps (B, 8, H, W) -> (B,).
 
     Args:
-        pred, target: sRGB albedo, roughness, metallic in [0, 1], normals.
         lamps, eyes: (B, 9, 3), see `materials.relighting.Relighting`.
     """
-    points = _points(pred)
+    return (relit(pred, lamps, eyes) - relit(target, lamps, eyes)).abs().mean((1, 2, 3, 4))
+
+
+def relit(maps: Tensor, lamps: Tensor, eyes: Tensor) -> Tensor:
+    """Return log(radiance + 0.1) of maps under N lamps, (B, N, 3, H, W); white that faces its lamp shines with 1.
+
+    Args:
+        maps: (B, 8, H, W) sRGB albedo, roughness, metallic in [0, 1], normals.
+        lamps, eyes: (B, N, 3), see `rendering_loss`.
+    """
+    points = _points(maps)
     to_lamp, to_eye = column(lamps) - points, unit(column(eyes) - points)
-    falloff = _square(column(lamps)) / _square(to_lamp)  # white and square to it, the middle shines with 1
-    light = unit(to_lamp)
-    ours, theirs = (
-        torch.log(math.pi * falloff * reflected(linear_maps(maps)[:, None], to_eye, light) + _OFFSET)
-        for maps in (pred, target)
-    )
-    return (ours - theirs).abs().mean((1, 2, 3, 4))
+    nearer = _square(column(lamps)) / _square(to_lamp)  # than the middle, squared
+    light = reflected(linear_maps(maps)[:, None], to_eye, unit(to_lamp))
+    return torch.log(math.pi * nearer * light + _OFFSET)
 
 
 def _square(vectors: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,5 +34,5 @@ def mean_maps_metrics(cfg: TrainConfig, samples: Samples) -> dict[str, float]:
 
 def target(samples: Samples, entry: object) -> Tensor:
     """An entry's true maps, float (1, 8, S, S) as the losses see them."""
-    maps = torch.from_numpy(samples.source.load(entry)[1].copy())
+    maps = torch.from_numpy(np.array(samples.source.maps(entry)))
     return decode_maps(maps[None])

@@ -14,7 +14,7 @@ from neuropbr_dist.config import TrainConfig, differences, with_fields
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.data.device import shown, to_device
-from neuropbr_dist.data.loader import load_batch
+from neuropbr_dist.data.load import load_batch
 from neuropbr_dist.data.open import Samples, fill_cache, open_samples
 from neuropbr_dist.data.order import Slot
 from neuropbr_dist.errors import UserError
@@ -25,7 +25,7 @@ from neuropbr_dist.training.estimate import Activations, State, available_bytes
 from neuropbr_dist.training.facts import describe_samples
 from neuropbr_dist.training.memory import GENERATOR_PLANS
 from neuropbr_dist.training.networks import build_networks
-from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.objective import Objective, relight_key
 from neuropbr_dist.training.setup import SampleFacts, set_up
 from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.step import gan_step
@@ -98,7 +98,7 @@ def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> Dev
     entries = samples.train[: cfg.training.batch_size]
     alignment = Alignment.of_run(cfg, training=False)
     slots = [Slot(0, i, 1.0) for i in range(len(entries))]
-    host = load_batch(samples.source, entries, slots, alignment=alignment)
+    host = load_batch(samples.source, entries, slots, alignment=alignment, relight=relight_key(cfg))
     log.info(f"First batch: {', '.join(host.keys)}")
     return to_device(host, len(entries), cfg.transform, device)
 

@@ -25,6 +25,7 @@ from neuropbr_dist.data.order import SampleOrder, Slot
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.monitor.run_logs import TIMINGS
+from neuropbr_dist.parallel.blocks import compiled
 from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0
 from neuropbr_dist.training.boundary import Boundary
 from neuropbr_dist.training.ema import WeightAverage
@@ -75,6 +76,9 @@ class Trainer:
         """Step of the newest save in the run's folder; -1: none."""
         # What a step needs besides.
         self.objective = Objective(cfg, setup.compile_losses)
+        self.renderer = samples.renderer(self.device)
+        if setup.compile_losses:
+            self.renderer.compile(compiled)
         self.order = SampleOrder(len(samples.train), t.global_batch_size or 1, t.epochs, t.seed)
         self.rates: dict[str, float] = {}
         """Learning rates of the last step, as they are logged."""
@@ -212,12 +216,12 @@ class Trainer:
         """This rank's micro-batches, from the cursor to the end of the run."""
         t, data, env = self.cfg.training, self.cfg.data, self.env
         slots = training_slots(self.order, self.progress.cursor, env.world_size, env.rank, t.batch_size)
-        augmentation = Augmentation(t.seed, data.augment_flips, data.augment_rotations)
+        augmentation = Augmentation.of_run(self.cfg)
         alignment = Alignment.of_run(self.cfg, training=True)
         source, entries = self.samples.source, self.samples.train
         return batches_of(
             data, source, entries, slots, self.device, augmentation=augmentation, alignment=alignment,
-            stopped=lambda: self.boundary.flag.is_set, limit_s=self.longest_wait,
+            relight=self.objective.relight, stopped=lambda: self.boundary.flag.is_set, limit_s=self.longest_wait,
         )  # fmt: skip
 
     def fetch(self, batches: Iterator[MicroBatch]) -> list[MicroBatch]:
@@ -240,7 +244,9 @@ class Trainer:
         p, cfg = self.progress, self.cfg
         samples, self.step_epoch = self.order.batch_size_at(p.cursor), self.epochs_done
         self.start_up.mark("first batch")
-        batch = [to_device(micro, samples, cfg.transform, self.device) for micro in host]
+        batch = [
+            to_device(micro, samples, cfg.transform, self.device, renderer=self.renderer) for micro in host
+        ]
         self.set_learning_rates((p.cursor + samples) / self.order.n)
         if has_dropout(cfg.model):  # keyed by step and rank: nothing to save
             torch.manual_seed(hash((cfg.training.seed, p.step, self.env.rank)) % 2**63)
@@ -302,13 +308,13 @@ class Trainer:
         alignment = Alignment.of_run(self.cfg, training=False)
         loader = batches_of(
             self.cfg.data, self.samples.source, val, slots, self.device, workers, alignment=alignment,
-            limit_s=self.longest_wait,
+            relight=self.objective.relight, limit_s=self.longest_wait,
         )  # fmt: skip
         looks = LOOKS if env.rank == 0 else 0
         with loader as batches, self.ema.swapped_in() if self.ema else nullcontext():
             sums, kept = validate(
                 self.networks["generator"], self.filled_up(batches, slots), self.cfg.transform,
-                self.objective.reconstruction_loss, self.device, looks,
+                self.objective.reconstruction_loss, self.device, looks, self.renderer,
             )  # fmt: skip
         if any(all_gather_object(self.fault is not None)):
             return False

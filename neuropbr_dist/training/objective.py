@@ -21,6 +21,7 @@ class Objective:
         self.reconstruction_loss = ReconstructionLoss(cfg.loss)
         if compile_blocks:
             self.reconstruction_loss.compile(compiled)
+        self.relight = relight_key(cfg)
         self.kind, self.w_gan, self.w_d = cfg.loss.gan_loss_type, cfg.loss.w_gan, cfg.loss.w_discriminator
         self.sigmoid, self.smoothing = cfg.model.discriminator_use_sigmoid, cfg.loss.gan_label_smoothing
 
@@ -41,3 +42,8 @@ class Objective:
             real_logits, fake_logits, self.kind, sigmoid=self.sigmoid, smoothing=self.smoothing
         )
         return self.w_d * (loss * weight).sum()
+
+
+def relight_key(cfg: TrainConfig) -> int | None:
+    """Return the key of what the rendering loss looks at; None where it has no weight."""
+    return cfg.training.seed if cfg.loss.w_render > 0 else None

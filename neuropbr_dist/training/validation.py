@@ -10,6 +10,7 @@ import torch.distributed as dist
 from neuropbr_dist.config import TransformConfig
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import shown, to_device
+from neuropbr_dist.data.rendered.renderer import Renderer
 from neuropbr_dist.monitor import Look, take_look
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
 from neuropbr_dist.parallel import Network
@@ -24,19 +25,21 @@ def validate(
     reconstruction: ReconstructionLoss,
     device: torch.device,
     looks: int = 0,
+    renderer: Renderer | None = None,
 ) -> tuple[MetricSums, list[Look]]:
     """Sums of metrics over all ranks' samples (the same on every rank), and this rank's first samples to look at.
 
     Args:
         loader: this rank's share; filler has weight 0.
         looks: how many samples to keep for a person, made small.
+        renderer: see `to_device`.
     """
     average_running_statistics(g.module)
     g.module.eval()
     sums = MetricSums(reconstruction, device)
     kept: list[Look] = []
     for host in loader:
-        batch = to_device(host, 1, transform, device)
+        batch = to_device(host, 1, transform, device, renderer=renderer)
         pred = g(batch.views)
         sums.update(pred, batch.maps, batch.weight, batch.relighting)
         for i in range(min(looks - len(kept), len(host.keys))):

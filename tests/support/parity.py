@@ -18,9 +18,12 @@ from torch import Tensor, nn
 
 from neuropbr_dist.config import LossConfig, ModelConfig, TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.data.keyed import uniforms
 from neuropbr_dist.data.order import SampleOrder, micro_batches, plan_step
+from neuropbr_dist.materials.relighting import relighting
 from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.models.generator import freeze_backbone
+from neuropbr_dist.objectives.rendering import relit
 from neuropbr_dist.parallel import Adam, Network, NetworkSetup, build_network
 from neuropbr_dist.parallel.network import StepResult
 from neuropbr_dist.ranks import all_gather_object
@@ -58,6 +61,7 @@ class Case:
     clip: float = 0.5
     w_maps: float = 1.0
     """Weight of the generator's reconstruction loss."""
+    w_render: float = 0.0
     w_gan: float = 0.3
     w_d: float = 1.0
 
@@ -113,7 +117,7 @@ def config(case: Case) -> TrainConfig:
         discriminator_n_layers=case.d_layers,
         discriminator_ndf=8,
     )
-    cfg.loss = LossConfig(w_gan=case.w_gan, w_discriminator=case.w_d)
+    cfg.loss = LossConfig(w_render=case.w_render, w_gan=case.w_gan, w_discriminator=case.w_d)
     return cfg
 
 
@@ -148,20 +152,25 @@ class WeighedObjective(Objective):
         super().__init__(config(case))
         self.case = case
 
-    def reconstruction(self, fake: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        total, terms = super().reconstruction(fake, maps, weight)
+    def reconstruction(self, fake: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        total, terms = super().reconstruction(fake, batch)
         return self.case.w_maps * total, terms
 
 
 class SmoothObjective(WeighedObjective):
-    """Squared error and cross-entropy in place of L1, SSIM and hinge."""
+    """Squared errors and cross-entropy in place of L1, SSIM and hinge."""
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
         self.kind = "bce"
 
-    def reconstruction(self, fake: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.case.w_maps * ((fake - maps).square().mean((1, 2, 3)) * weight).sum(), {}
+    def reconstruction(self, fake: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        total = (fake - batch.maps).square().mean((1, 2, 3))
+        if batch.relighting is not None:
+            lamps, eyes, _ = batch.relighting
+            ours, theirs = (relit(maps, lamps, eyes) for maps in (fake, batch.maps))
+            total = total + self.case.w_render * (ours - theirs).square().mean((1, 2, 3, 4))
+        return self.case.w_maps * (total * batch.weight).sum(), {}
 
 
 def objective(case: Case) -> Objective:
@@ -195,11 +204,21 @@ def sample_order(case: Case) -> SampleOrder:
     return SampleOrder(n=case.steps * case.batch, global_batch=case.batch, epochs=1, seed=0)
 
 
-def global_batch(case: Case, step: int) -> tuple[Tensor, Tensor]:
-    """Views and maps of a step."""
+def global_batch(case: Case, step: int, device: str) -> DeviceBatch:
+    """The whole batch of a step."""
     chosen = [index for _, index in sample_order(case).indices(step * case.batch, case.batch)]
-    views, maps = samples(case)
-    return views[chosen], maps[chosen]
+    return device_batch(case, chosen, [1.0] * case.batch, device)
+
+
+def device_batch(case: Case, chosen: list[int], weights: list[float], device: str) -> DeviceBatch:
+    """Some of the run's samples, each with its weight in a mean over the global batch."""
+    views, maps = (x[chosen].to(device) for x in samples(case))
+    weight = torch.tensor(weights, dtype=views.dtype, device=device) / case.batch
+    lamps = None
+    if case.w_render:
+        drawn = relighting([uniforms(str(index)) for index in chosen])
+        lamps = drawn._replace(lamps=drawn.lamps.to(maps), eyes=drawn.eyes.to(maps))
+    return DeviceBatch(views, maps, weight, lamps)
 
 
 # -- how it is trained ---------------------------------------------------------------------
@@ -213,15 +232,10 @@ def largest_micro_batch(case: Case, row: Row) -> int:
 def rank_batch(case: Case, row: Row, step: int) -> list[DeviceBatch]:
     """This rank's micro-batches of a step."""
     rank = dist.get_rank() if row.world > 1 else 0
-    views, maps = samples(case)
-    views, maps = views.to(row.device), maps.to(row.device)
     limit = largest_micro_batch(case, row)
     micros = []
     for slots in plan_step(sample_order(case), step * case.batch, row.world, rank, limit):
-        chosen = [slot.index for slot in slots]
-        weight = torch.tensor([slot.weight for slot in slots], dtype=views.dtype, device=row.device)
-        weight = weight / case.batch
-        micros.append(DeviceBatch(views[chosen], maps[chosen], weight))
+        micros.append(device_batch(case, [s.index for s in slots], [s.weight for s in slots], row.device))
     assert len(micros) == row.accumulation
     return micros
 
