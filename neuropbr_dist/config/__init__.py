@@ -10,10 +10,12 @@ from neuropbr_dist.config.schema import (
     LossConfig,
     ModelConfig,
     OptimizerConfig,
+    Stage,
     TrainConfig,
     TrainingConfig,
     TransformConfig,
 )
+from neuropbr_dist.config.stages import as_one_stage, stages_of
 from neuropbr_dist.config.values import differences, set_field, set_text, to_dict
 
 __all__ = [
@@ -22,9 +24,11 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Stage",
     "TrainConfig",
     "TrainingConfig",
     "TransformConfig",
+    "as_one_stage",
     "as_saved",
     "check_rendering",
     "check_size",
@@ -38,6 +42,7 @@ __all__ = [
     "set_text",
     "settled",
     "settled_stats",
+    "stages_of",
     "to_dict",
     "to_yaml",
     "with_fields",

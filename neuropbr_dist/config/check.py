@@ -7,6 +7,7 @@ import dataclasses
 from neuropbr_dist.config.architecture import IMAGENET_STATS, UNSET_STATS, settled
 from neuropbr_dist.config.deepspeed import anywhere
 from neuropbr_dist.config.schema import DataConfig, ModelConfig, TrainConfig, TrainingConfig
+from neuropbr_dist.config.stages import settle_stages
 from neuropbr_dist.config.values import fit_fields
 from neuropbr_dist.errors import UserError
 
@@ -41,6 +42,7 @@ def resolve(cfg: TrainConfig) -> TrainConfig:
             f"training.use_amp = false means fp32, but training.precision = {cfg.training.precision}",
         )
         cfg.training.precision = "fp32"
+    settle_stages(cfg)
     check(cfg)
     t = cfg.training
     t.ds_config, t.ds_config_discriminator = (

@@ -6,6 +6,7 @@ above 0, `Annotated[list[int], Len(2)]` a list of two or more.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import types
 import typing
@@ -20,12 +21,20 @@ from neuropbr_dist.config import schema
 def field_types(part: Any) -> dict[str, Any]:
     """Return field -> type, its range included, of one part of a configuration."""
     kind: Any = type(part)
-    return _types_of(kind)
+    return types_of(kind)
 
 
 @cache
-def _types_of(kind: type) -> dict[str, Any]:
+def types_of(kind: type) -> dict[str, Any]:
+    """Return field -> type, its range included, of a dataclass of the configuration."""
     return typing.get_type_hints(kind, vars(schema), include_extras=True)
+
+
+def item_class(kind: Any) -> type | None:
+    """Return the dataclass that a list's elements are of, which text writes as a map; None for any other type."""
+    base, _ = unwrap(kind)
+    args = typing.get_args(base)
+    return args[0] if typing.get_origin(base) is list and dataclasses.is_dataclass(args[0]) else None
 
 
 def unwrap(kind: Any) -> tuple[Any, list[Interval | Len]]:
@@ -54,6 +63,8 @@ def describe(kind: Any) -> str:
             else f"map of {describe(args[0])} to {describe(item)}"
         )
         said += [f"each {phrase(limit)}" for limit in each]
+    elif dataclasses.is_dataclass(base):
+        name = f"map of {', '.join(types_of(base))}"
     elif base is str:
         return "non-empty text" if limits else "text"
     else:

@@ -10,6 +10,7 @@ from typing import Any
 from neuropbr_dist.config.check import fold_legacy, resolve
 from neuropbr_dist.config.load import load
 from neuropbr_dist.config.schema import TrainConfig
+from neuropbr_dist.config.stages import ONE_STAGE, beside, forget_one_stage, scaled
 from neuropbr_dist.config.values import set_field, set_text
 from neuropbr_dist.errors import UserError
 
@@ -103,6 +104,9 @@ class Overrides:
     def apply(self, cfg: TrainConfig) -> None:
         """Put the values into `cfg`: flags first, then assignments in order."""
         self._forget_other_data(cfg)
+        named = self.named()
+        if "training.stages" in named:  # they take the place of what a file, or a saved run, has for one
+            forget_one_stage(cfg)
         for flag, value in self.flags.items():
             set_field(cfg, (FIELD_FLAGS | INTEGER_FLAGS)[flag], value, flag)
         if self.use_dirty:
@@ -115,6 +119,12 @@ class Overrides:
             cfg.data.render_curriculum = 2
         for assignment in self.assignments:
             set_text(cfg, assignment)
+        if not cfg.training.stages:
+            return
+        for field in named.keys() & set(ONE_STAGE):
+            raise beside(field, f"{field} ({named[field]})")
+        if "training.epochs" in named:
+            cfg.training.stages = scaled(cfg.training.stages, cfg.training.epochs)
 
     def _forget_other_data(self, cfg: TrainConfig) -> None:
         """Data named here take the place of what a file, or a saved run, names in the other way."""

@@ -22,6 +22,7 @@ Fraction = Annotated[float, Interval(ge=0, lt=1)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 InnerFraction = Annotated[float, Interval(gt=0, lt=1)]
 Betas = Annotated[list[Fraction], Len(2, 2)]
+Side = Annotated[int, Interval(ge=16)]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,7 +53,7 @@ class DataConfig(Freezable):
     """How far a training sample's roughness is moved at most, up or down (`render = online`)."""
     mixtures: Share = 0.0
     """Share of the training samples that are mixtures of two training materials by a smooth mask (`render = online`)."""
-    image_size: Annotated[int, Interval(ge=16)] | None = None
+    image_size: Side | None = None
     """Side in pixels that views and maps are resized to. None: the set's own size (built-in materials: 2048)."""
     render_curriculum: Literal[0, 1, 2] = 0
     """0: clean renders; 1: every clean and every dirty entry on disk; 2: dirty renders. Rendered online, `clean` and `dirty` are the scene without and with its dirt."""
@@ -230,6 +231,24 @@ class OptimizerConfig(Freezable):
     """Factor of a drop (`scheduler = plateau`)."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """A part of a run with a picture side and a batch of its own, from the epoch where the stage before it ended."""
+
+    until_epoch: PositiveInt
+    """Epoch, counted over the whole run, after which the stage ends; its last batch is short."""
+    image_size: Side | None = None
+    """Side in pixels, as `data.image_size`. None: the set's own."""
+    global_batch_size: PositiveInt | None = None
+    """Samples per optimizer step, as `training.global_batch_size`. None: `batch_size x world size` at the first start, then saved with the run."""
+    batch_size: PositiveInt = 1
+    """Largest micro-batch a device takes, as `training.batch_size`."""
+    lr_scale: PositiveFloat = 1.0
+    """Factor on the learning rates that the run's one schedule gives."""
+    sample_ranks: PositiveInt = 1
+    """Ranks that share a sample. Only 1 so far."""
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainingConfig(Freezable):
     """The loop: how long, on what, how often to look and to save."""
@@ -240,6 +259,8 @@ class TrainingConfig(Freezable):
     """Largest micro-batch a device takes."""
     global_batch_size: PositiveInt | None = None
     """Samples per optimizer step over all ranks. None: `batch_size x world size` at the first start, then saved with the run."""
+    stages: list[Stage] = field(default_factory=list)
+    """Parts of the run one after another, each with a picture side and a batch of its own (see below), in place of `data.image_size`, `training.batch_size` and `training.global_batch_size`, which must not be set beside it. The last one's `until_epoch` is `training.epochs`; `--epochs` scales all edges. `[]`: the whole run is one stage."""
     seed: Annotated[int, Interval(ge=0, lt=2**63)] = 42
     """Seed of the split, the order, the initial weights and every other random choice."""
     device: Text = "auto"

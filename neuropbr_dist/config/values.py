@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from neuropbr_dist.config.fields import describe, field_types, fit
+from neuropbr_dist.config.fields import describe, field_types, fit, item_class, types_of
 from neuropbr_dist.config.schema import TrainConfig
 from neuropbr_dist.config.text import parse_yaml, shown
 from neuropbr_dist.errors import UserError
@@ -46,19 +46,44 @@ def fit_fields(cfg: TrainConfig, where: str) -> TrainConfig:
 
 def fitted(name: str, value: Any, kind: Any, where: str) -> Any:
     """Return `value` as `kind`; the one message of a value that no field of its type may have."""
+    item = item_class(kind)
+    if item is not None and isinstance(value, list | tuple):
+        word = item.__name__.lower()
+        return [_made(item, f"{name}, {word} {i}", each, where) for i, each in enumerate(value, 1)]
     try:
         return fit(value, kind)
     except TypeError:
         raise UserError(f"{where}: {name} = {shown(value)}; allowed: {describe(kind)}") from None
 
 
-def _suggest(field: str, kinds: dict[str, Any], part: str) -> str:
+def _made(item: type, name: str, value: Any, where: str) -> Any:
+    """Return an `item` of a map's fields, each of its type."""
+    kinds, given = types_of(item), vars_of(value)
+    if not isinstance(given, dict):
+        raise UserError(f"{where}: {name} = {shown(value)}; allowed: {describe(item)}")
+    for field in given:
+        if field not in kinds:
+            raise UserError(f"{where}: {name}: unknown key {shown(field)}{_suggest(str(field), kinds)}")
+    for field in dataclasses.fields(item):
+        if field.default is dataclasses.MISSING and field.name not in given:
+            raise UserError(f"{where}: {name}: {field.name} is missing")
+    return item(
+        **{field: fitted(f"{name}: {field}", each, kinds[field], where) for field, each in given.items()}
+    )
+
+
+def vars_of(value: Any) -> Any:
+    """Return a dataclass's fields as a map; anything else as it is."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+
+
+def _suggest(field: str, kinds: dict[str, Any], part: str = "") -> str:
     import difflib
 
     close = difflib.get_close_matches(field, kinds, n=3)
     if close:
-        return "; did you mean " + ", ".join(f"{part}.{c}" for c in close) + "?"
-    return f"; {part} has: {', '.join(kinds)}"
+        return "; did you mean " + ", ".join(f"{part}.{c}" if part else c for c in close) + "?"
+    return f"; {part + ' has' if part else 'there are'}: {', '.join(kinds)}"
 
 
 def set_text(cfg: TrainConfig, assignment: str) -> None:

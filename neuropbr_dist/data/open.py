@@ -63,6 +63,12 @@ class Samples:
     cameras: tuple[int, int]
     """How many entries have a view whose camera counts, and how many there are."""
 
+    def at(self, size: int) -> Samples:
+        """Return the same samples with pictures of another side in pixels."""
+        if size == self.source.size:
+            return self
+        return replace(self, source=self.source.at(size), data=replace(self.data, image_size=size))
+
     def renderer(self, device: torch.device) -> Renderer:
         """Return what renders views of this set on a device; it knows the set's panoramas."""
         environments = self.source.environments if isinstance(self.source, RenderedSource) else None
@@ -265,8 +271,8 @@ def _scan(data: DataConfig) -> list[Sample]:
     return scan(data.input_dir, data.output_dir, data.metadata_path, data.render_curriculum)
 
 
-def _files(data: DataConfig, entries: list[Sample], size: int) -> FileSource:
-    return FileSource(entries, size, resize=data.image_size is not None, cache_mib=data.cache_mib)
+def _files(data: DataConfig, entries: list[Sample], size: int, native: int | None = None) -> FileSource:
+    return FileSource(entries, size, data.image_size is not None, data.cache_mib, native)
 
 
 def _checked_files(data: DataConfig, run_folder: Path) -> FileSource:
@@ -274,7 +280,9 @@ def _checked_files(data: DataConfig, run_folder: Path) -> FileSource:
     # One rank lists the folders: a thousand at once are a burden on a shared file system.
     entries = on_rank_0(lambda: _scan(data))
     assert data.input_dir is not None
-    return _files(data, entries, checked_side(data.input_dir, roles_of(entries), data.image_size, run_folder))
+    return _files(
+        data, entries, *checked_side(data.input_dir, roles_of(entries), data.image_size, run_folder)
+    )
 
 
 # -- maps alone, whose views are rendered ----------------------------------------------------

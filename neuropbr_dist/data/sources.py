@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +28,12 @@ class Source(ABC):
     size: int
     """Side of every picture in pixels, after resizing."""
     entries: Sequence[Any]
+    stored_sides: Sequence[int] = ()
+    """Sides in pixels at which pictures are read without resizing, rising; empty: they are made at any."""
+
+    @abstractmethod
+    def at(self, size: int) -> Source:
+        """Return the same entries with pictures of another side in pixels; they may share what is open."""
 
     def cameras(self, entry: Any) -> np.ndarray:
         """How the entry's views see the material: float32 (3, 14), see `materials.plane.encode`."""
@@ -75,12 +82,24 @@ class FileSource(Source):
     Args:
         resize: pictures are resized to `size`; else they have it.
         cache_mib: memory for the maps of materials used last, which several samples may share.
+        native: the files' own side; None: not known.
     """
 
-    def __init__(self, entries: Sequence[Sample], size: int, resize: bool, cache_mib: int = 0) -> None:
+    def __init__(
+        self,
+        entries: Sequence[Sample],
+        size: int,
+        resize: bool,
+        cache_mib: int = 0,
+        native: int | None = None,
+    ) -> None:
         self.entries, self.size = entries, size
-        self._resize = size if resize else None
+        self.stored_sides = () if native is None else (native,)
+        self._resize, self._cache_mib = size if resize else None, cache_mib
         self._maps = MapFiles(self._resize, cache_mib)
+
+    def at(self, size: int) -> FileSource:
+        return FileSource(self.entries, size, True, self._cache_mib, *self.stored_sides)
 
     def cameras(self, entry: Sample) -> np.ndarray:
         return NOT_KNOWN if entry.cameras is None else entry.cameras
@@ -106,6 +125,11 @@ class BuiltinSource(Source):
             for i in range(data.builtin_count)
             for folder in self.folders
         ]
+
+    def at(self, size: int) -> BuiltinSource:
+        other = copy(self)
+        other.size, other.cache = size, self.cache.at(size)
+        return other
 
     def cameras(self, entry: BuiltinEntry) -> np.ndarray:
         if entry.index not in self._cameras:

@@ -72,8 +72,12 @@ class BuiltinCache:
     def __init__(self, root: str | Path | None, seed: int, size: int) -> None:
         if root is None:
             root = Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "neuropbr_dist"
-        self.seed, self.size = seed, size
+        self.root, self.seed, self.size = root, seed, size
         self.folder = Path(root) / f"builtin_v{VERSION}" / f"seed_{seed}_size_{size}"
+
+    def at(self, size: int) -> BuiltinCache:
+        """Return the cache of the same materials at another side."""
+        return BuiltinCache(self.root, self.seed, size)
 
     def maps(self, index: int) -> Array:
         """uint8 (8, S, S), read-only and memory-mapped; made on first use. See `material_maps`."""

@@ -19,8 +19,10 @@ def checked_side(
     image_size: int | None,
     run_folder: Path,
     known_faults: Sequence[str] = (),
-) -> int:
-    """Return the side of a set's pictures, after every rank has looked at its share of their headers. Collective.
+) -> tuple[int, int]:
+    """Return the side of a set's pictures and their own one, after every rank has looked at its share of their headers.
+
+    Collective.
 
     Args:
         where: the set, for the message.
@@ -43,9 +45,9 @@ def checked_side(
     faults = [*known_faults, *found]
     if faults:
         raise UserError(f"{where}: the data set has faults, nothing was trained: {list_faults(faults)}")
-    size = image_size or report.native_size
-    assert size is not None  # an unreadable first picture is a fault
-    return size
+    native = report.native_size
+    assert native is not None  # an unreadable first picture is a fault
+    return image_size or native, native
 
 
 def by_host(found: Sequence[tuple[str, list[str]]]) -> list[str]:

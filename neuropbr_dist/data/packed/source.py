@@ -12,6 +12,7 @@ from neuropbr_dist.data.cameras import NOT_KNOWN
 from neuropbr_dist.data.files.decode import resize
 from neuropbr_dist.data.files.entries import SOURCES
 from neuropbr_dist.data.packed.index import FOLDERS, SHARDS, PackedIndex
+from neuropbr_dist.data.packed.records import level_sides
 from neuropbr_dist.data.packed.shards import Record, ShardReader
 from neuropbr_dist.data.sources import Source
 from neuropbr_dist.data.split import Subset
@@ -80,6 +81,12 @@ class PackedSet:
         return PackedSet, (self.folder, self.size)
 
     @property
+    def stored_sides(self) -> list[int]:
+        """The sides in pixels at which every picture is stored, rising; the set's own where its pictures have several."""
+        of_all = [set(level_sides(side)) for side in self.index.head["sides"]]
+        return sorted(set.intersection(*of_all)) or [self.native_size]
+
+    @property
     def materials(self) -> list[str]:
         """The names of all materials, in the order of `maps`; no entry need name one."""
         return [name.decode() for name in self.index.materials["name"]]
@@ -143,6 +150,13 @@ class PackedSource(Source):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedSource, (self.folder, self.curriculum, self.size)
+
+    @property
+    def stored_sides(self) -> Sequence[int]:  # type: ignore[override]
+        return self.set.stored_sides
+
+    def at(self, size: int) -> PackedSource:
+        return PackedSource(self.folder, self.curriculum, size)
 
     def check_shards(self) -> None:
         """See that every shard is there, with all its records.

@@ -28,6 +28,12 @@ class Materials(ABC):
     names: Sequence[str]
     size: int
     """Side of the maps in pixels, after resizing."""
+    stored_sides: Sequence[int] = ()
+    """As a `Source` has them."""
+
+    @abstractmethod
+    def at(self, size: int) -> Materials:
+        """Return the same materials with maps of another side in pixels."""
 
     @abstractmethod
     def maps_into(self, index: int, out: np.ndarray) -> None:
@@ -46,13 +52,25 @@ class MaterialFiles(Materials):
         files: name to the four maps, in the order of `MAP_NAMES`.
         resize: maps are resized to `size`; else they have it.
         cache_mib: memory for those used last.
+        native: the files' own side; None: not known.
     """
 
     def __init__(
-        self, folder: Path, files: Mapping[str, Sequence[Path]], size: int, resize: bool, cache_mib: int
+        self,
+        folder: Path,
+        files: Mapping[str, Sequence[Path]],
+        size: int,
+        resize: bool,
+        cache_mib: int,
+        native: int | None = None,
     ) -> None:
         self.folder, self.names, self.size = folder, list(files), size
-        self._files, self._maps = list(files.values()), MapFiles(size if resize else None, cache_mib)
+        self.stored_sides = () if native is None else (native,)
+        self._named, self._files, self._cache_mib = files, list(files.values()), cache_mib
+        self._maps = MapFiles(size if resize else None, cache_mib)
+
+    def at(self, size: int) -> MaterialFiles:
+        return MaterialFiles(self.folder, self._named, size, True, self._cache_mib, *self.stored_sides)
 
     def maps_into(self, index: int, out: np.ndarray) -> None:
         maps = self._maps.read(self._files[index])
@@ -69,9 +87,13 @@ class PackedMaterials(Materials):
     def __init__(self, folder: Path | str, size: int | None) -> None:
         self.set = PackedSet(folder, size)
         self.folder, self.size, self.names = self.set.folder, self.set.size, self.set.materials
+        self.stored_sides = self.set.stored_sides
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedMaterials, (self.folder, self.size)
+
+    def at(self, size: int) -> PackedMaterials:
+        return PackedMaterials(self.folder, size)
 
     def maps_into(self, index: int, out: np.ndarray) -> None:
         self.set.maps(index, out)
@@ -87,6 +109,9 @@ class BuiltinMaterials(Materials):
     def __init__(self, cache: BuiltinCache, count: int) -> None:
         self.cache, self.size = cache, cache.size
         self.names = [material_name(cache.seed, index) for index in range(count)]
+
+    def at(self, size: int) -> BuiltinMaterials:
+        return BuiltinMaterials(self.cache.at(size), len(self.names))
 
     def maps_into(self, index: int, out: np.ndarray) -> None:
         np.copyto(out, self.cache.maps(index))
@@ -151,7 +176,8 @@ def checked_materials(data: DataConfig, seed: int, run_folder: Path) -> Material
         return materials
     found, faults = on_rank_0(lambda: _listed(folder))
     roles = {path: role for paths in found.values() for path, role in zip(paths, MAP_NAMES, strict=True)}
-    return _files(data, folder, found, checked_side(folder, roles, data.image_size, run_folder, faults))
+    size, native = checked_side(folder, roles, data.image_size, run_folder, faults)
+    return _files(data, folder, found, size, native)
 
 
 def _listed(folder: Path) -> tuple[dict[str, tuple[Path, ...]], list[str]]:
@@ -159,5 +185,7 @@ def _listed(folder: Path) -> tuple[dict[str, tuple[Path, ...]], list[str]]:
     return index.materials, [fault.message for fault in index.faults]
 
 
-def _files(data: DataConfig, folder: Path, files: Mapping[str, Sequence[Path]], size: int) -> MaterialFiles:
-    return MaterialFiles(folder, files, size, resize=data.image_size is not None, cache_mib=data.cache_mib)
+def _files(
+    data: DataConfig, folder: Path, files: Mapping[str, Sequence[Path]], size: int, native: int | None = None
+) -> MaterialFiles:
+    return MaterialFiles(folder, files, size, data.image_size is not None, data.cache_mib, native)

@@ -84,6 +84,12 @@ class RenderedSource(Source):
         self.materials, self.size, self.seed = materials, materials.size, seed
         self.repeats, self.curriculum, self.environments = repeats, curriculum, environments
         self.entries = RenderedEntries(materials.names, repeats, curriculum)
+        self.stored_sides = materials.stored_sides
+
+    def at(self, size: int) -> RenderedSource:
+        return RenderedSource(
+            self.materials.at(size), self.repeats, self.curriculum, self.seed, self.environments
+        )
 
     def scene(self, entry: RenderedEntry, epoch: int | None = None) -> draws.Scene:
         """Return the scene of an entry in an epoch; None: when it isn't trained on."""
