@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from neuropbr_dist.checkpoint import Fragment, open_newest, save, step_name, verify
+from neuropbr_dist.checkpoint.tensor_file import TensorFile, read_tensor_file, write_tensor_file
 from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
 from neuropbr_dist.data.cameras import read_cameras
 from neuropbr_dist.data.files.decode import read_picture
@@ -23,7 +24,6 @@ from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.packed.source import PackedSource
 from neuropbr_dist.data.split import read_split
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.inference.tensor_file import TensorFile, read_tensor_file, write_tensor_file
 from neuropbr_dist.inference.upstream_file import read_pth
 from neuropbr_dist.monitor.run_logs import LOGS, run_log
 from neuropbr_dist.report.curves import charts, marks

@@ -23,6 +23,7 @@ from neuropbr_dist.monitor import comparison, save_png, take_look
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.estimate import Activations, State, available_bytes
 from neuropbr_dist.training.facts import describe_samples
+from neuropbr_dist.training.first_weights import FirstWeights
 from neuropbr_dist.training.memory import GENERATOR_PLANS
 from neuropbr_dist.training.networks import build_networks
 from neuropbr_dist.training.objective import Objective, relight_key
@@ -44,6 +45,9 @@ def debug(cfg: TrainConfig, start: Start) -> None:
             f"--debug is for one process; here {env.launcher} has started {env.world_size}: {alone(env)}"
         )
     device = pick_device(cfg.training.device, env)
+    first = FirstWeights.read(Path(start.init_from)) if start.init_from is not None else None
+    if first is not None:
+        cfg = first.followed(cfg)
     plain = plain_settings(cfg, device)
     for name, (old, new) in differences(cfg, plain).items():
         log.info(f"debug: {name} = {new} (was {old})")
@@ -54,7 +58,10 @@ def debug(cfg: TrainConfig, start: Start) -> None:
     one_batch = {"batch_size": batch_size, "global_batch_size": batch_size}
     setup = set_up(with_fields(plain, training=one_batch), env, device, SampleFacts.of(samples))
     fill_cache(samples.source)
-    networks = build_networks(setup)
+    if first is not None:
+        first.check(setup.cfg)
+        first.say(setup.cfg)
+    networks = build_networks(setup, first=first)
     batch = first_batch(setup.cfg, samples, device)
     for part, network in networks.items():
         x = batch.views if part == "generator" else batch.maps

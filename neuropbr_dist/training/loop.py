@@ -30,8 +30,9 @@ from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0
 from neuropbr_dist.training.boundary import Boundary
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.facts import describe, start_facts
+from neuropbr_dist.training.first_weights import FirstWeights, Weights
 from neuropbr_dist.training.folder import delete_run, is_newest, mark_end, saved, write_config
-from neuropbr_dist.training.networks import Weights, build_networks
+from neuropbr_dist.training.networks import build_networks
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.profile import StepProfiler
 from neuropbr_dist.training.schedule import Schedule
@@ -53,18 +54,26 @@ class Trainer:
 
     Args:
         backbone: what the generator's encoder starts from; None: random weights, or a checkpoint's.
+        first: what both networks start from; None: nothing but what is above.
         start_up: told what takes how long until the first step is done.
     """
 
     def __init__(
-        self, setup: Setup, samples: Samples, backbone: Weights | None, start: Start, start_up: StartUp
+        self,
+        setup: Setup,
+        samples: Samples,
+        backbone: Weights | None,
+        first: FirstWeights | None,
+        start: Start,
+        start_up: StartUp,
     ) -> None:
         cfg, t = setup.cfg, setup.cfg.training
         self.setup, self.samples, self.start, self.start_up = setup, samples, start, start_up
         self.cfg, self.env, self.device = cfg, setup.env, setup.device
         self.folder = Path(t.checkpoint_dir)
         # What a checkpoint holds.
-        self.networks = build_networks(setup, backbone)
+        self.networks = build_networks(setup, backbone, first)
+        self.began_with = first.what if first else None
         self.start_up.mark("networks")
         self.ema = WeightAverage(self.networks["generator"], t.ema_decay) if t.ema_decay is not None else None
         self.progress = Progress()
@@ -115,7 +124,7 @@ class Trainer:
         )
         self.saver.prepare(saved_fragments(self.networks, self.ema))
         describe(setup)
-        self.log.started(p.step, start_facts(setup))
+        self.log.started(p.step, start_facts(setup) | {"init_from": self.began_with})
         self.log.text(p.step, {"config": to_yaml(self.cfg)})
         traced = self.start.profile if first else None
         self.profiler = StepProfiler(traced, self.folder / "profile", self.device) if traced else None
