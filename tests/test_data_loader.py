@@ -34,6 +34,9 @@ class Faulty(Source):
         self.fault = fault
         self.entries = [Sample(str(i), "clean", "wood", (), (), None) for i in range(4)]  # type: ignore[arg-type]
 
+    def at(self, size: int) -> Faulty:
+        return self
+
     def load(self, entry: Sample) -> tuple[np.ndarray, np.ndarray]:
         if entry.name == "2" and self.fault == "hang":
             time.sleep(600)

@@ -121,8 +121,9 @@ class Overrides:
             set_text(cfg, assignment)
         if not cfg.training.stages:
             return
-        for field in named.keys() & set(ONE_STAGE):
-            raise beside(field, f"{field} ({named[field]})")
+        for name in ONE_STAGE:
+            if name in named:
+                raise beside(name, f"{name} ({named[name]})")
         if "training.epochs" in named:
             cfg.training.stages = scaled(cfg.training.stages, cfg.training.epochs)
 

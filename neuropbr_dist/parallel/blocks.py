@@ -55,6 +55,13 @@ def prepare_segments(
             compile_forward(module)
 
 
+def plain_segments(segments: dict[str, nn.Module]) -> None:
+    """Undo `prepare_segments`: each computes as its class has it, and what was compiled for it is forgotten."""
+    for module in segments.values():
+        for unit in (module, *getattr(module, "compile_units", tuple)()):
+            vars(unit).pop("forward", None)
+
+
 def compile_forward(module: nn.Module) -> None:
     """The forward only: `module.compile()` would take in the engine's hooks, and FSDP2's
     hooks then leave most segments uncompiled (measured: 3 graphs of 9).

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.parallel.blocks import prepare_segments
+from neuropbr_dist.parallel.blocks import plain_segments, prepare_segments
 from neuropbr_dist.parallel.network import Adam, Network
 from neuropbr_dist.parallel.sync_batch import synchronise_batch_norms
 
@@ -74,9 +74,27 @@ def build_network(module: Any, device: torch.device, setup: NetworkSetup) -> Net
 
     distributed = setup.engine == "ddp"
     network = ReplicatedNetwork(module, device, setup.adam, setup.clip, setup.dtype, distributed)
-    if setup.replayed is not None:
-        network.record(setup.replayed)
+    network.record(setup.replayed)
     return network
+
+
+def change_network(network: Network, before: NetworkSetup, after: NetworkSetup) -> None:
+    """Let a network that was built for `before` compute as `after` says. Collective.
+
+    Parameters, gradients and moments stay where they lie: what may differ is what is computed again, the batch that
+    DeepSpeed counts with, and which passes are recorded.
+    """
+    if before.compile_blocks:
+        torch.compiler.reset()  # graphs of shapes that don't come again would count against the compiler's limit
+    if before.recompute != after.recompute:
+        plain_segments(network.module.segments())  # type: ignore[operator]
+        prepare_segments(
+            network.module.segments(),  # type: ignore[operator]
+            recompute=after.recompute,
+            compile_blocks=after.compile_blocks,
+        )
+    network.take_batches(after.ds_config or {})
+    network.record(after.replayed)
 
 
 def fsdp_mesh(device_type: str, setup: NetworkSetup) -> DeviceMesh:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,12 @@ class Network(ABC):
 
     @abstractmethod
     def set_learning_rate(self, lr: float) -> None: ...
+
+    def take_batches(self, ds_config: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take steps of another number of micro-batches from now on, as a DeepSpeed configuration names them."""
+
+    def record(self, shape: tuple[int, ...] | None) -> None:  # noqa: B027
+        """Replay the training passes with inputs of this shape from now on, and no others; None: of none."""
 
     @abstractmethod
     def fragments(self) -> list[Fragment]:

@@ -49,13 +49,16 @@ class ReplicatedNetwork(ClippedNetwork):
         self.replay: Callable[[Tensor], Tensor] | None = None
         self.recorded: tuple[int, ...] = ()
 
-    def record(self, shape: tuple[int, ...]) -> None:
+    def record(self, shape: tuple[int, ...] | None) -> None:
         """Record the passes of a training step with an input of this shape as CUDA graphs, to be replayed from now on.
 
         The host then launches two graphs where it launched some thousand kernels. They read and write the parameters
         and their gradients where these lie. What isn't a training pass, and other shapes, go the plain way.
-        No other thread may use the device meanwhile: it would break the recording.
+        No other thread may use the device meanwhile: it would break the recording. None: nothing is replayed.
         """
+        self.replay, self.recorded = None, ()  # gives the memory of earlier graphs back
+        if shape is None:
+            return
         x = torch.zeros(shape, device=self.device)
         # A weight that is cast once for several passes would be cast outside of the graphs.
         with torch.autocast(

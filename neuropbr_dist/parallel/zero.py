@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -135,6 +135,16 @@ class ZeRONetwork(Network):
         else:
             self.engine.zero_grad()
         return StepResult(norm, finite)
+
+    def take_batches(self, ds_config: Mapping[str, Any]) -> None:
+        """DeepSpeed's own counts alone: where a step ends and what a gradient is divided by, we tell it."""
+        config: Any = self.engine._config
+        for field in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+            setattr(config, field, ds_config[field])
+        self.engine.tput_timer.batch_size = ds_config["train_batch_size"]
+        # With moments on the host its gradient norm is of the accumulated gradients only where it knows there are any.
+        if self.stage:
+            self.engine.optimizer.gradient_accumulation_steps = ds_config["gradient_accumulation_steps"]
 
     def set_learning_rate(self, lr: float) -> None:
         for group in self.adamw.param_groups:

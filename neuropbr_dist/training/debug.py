@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from neuropbr_dist.cluster import detect, pick_device
 from neuropbr_dist.cluster.environment import alone
-from neuropbr_dist.config import TrainConfig, differences, with_fields
+from neuropbr_dist.config import TrainConfig, as_one_stage, differences, stages_of, with_fields
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.data.device import shown, to_device
@@ -53,7 +53,7 @@ def debug(cfg: TrainConfig, start: Start) -> None:
         log.info(f"debug: {name} = {new} (was {old})")
     torch.use_deterministic_algorithms(True)
     samples = open_samples(plain)
-    describe_samples(plain.data, samples)
+    describe_samples(plain, samples)
     batch_size = min(plain.training.batch_size, len(samples.train))
     one_batch = {"batch_size": batch_size, "global_batch_size": batch_size}
     setup = set_up(with_fields(plain, training=one_batch), env, device, SampleFacts.of(samples))
@@ -74,7 +74,7 @@ def debug(cfg: TrainConfig, start: Start) -> None:
 def plain_settings(cfg: TrainConfig, device: torch.device) -> TrainConfig:
     """Return `cfg` with all off that hides what goes on; pictures are no larger than the device takes."""
     plain = with_fields(
-        cfg,
+        as_one_stage(cfg, stages_of(cfg)[0]),
         training={
             "engine": "single", "engine_discriminator": "same", "ds_config": None, "ds_config_discriminator": None,
             "compile": "off", "cuda_graphs": "off", "deterministic": True, "precision": "fp32",

@@ -15,19 +15,22 @@ import torch
 
 import neuropbr_dist
 from neuropbr_dist import kernels
-from neuropbr_dist.config import DataConfig, TrainConfig, to_yaml
+from neuropbr_dist.config import TrainConfig, stages_of, to_yaml
 from neuropbr_dist.data.open import Samples
+from neuropbr_dist.data.sides import side_advice
 from neuropbr_dist.processes import usable_cores
 from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.setup import Setup
+from neuropbr_dist.training.stages import RunStage, StagedRun
 
 log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "deepspeed", "timm", "numpy")
 
 
-def start_facts(setup: Setup) -> dict[str, Any]:
-    """Return the facts of this start, plain enough for JSON. Collective."""
+def start_facts(run: StagedRun, stage: RunStage) -> dict[str, Any]:
+    """Return the facts of this start, in the stage that it is in, plain enough for JSON. Collective."""
+    setup = stage.setup
     env, networks, samples = setup.env, setup.networks, setup.samples
     ranks = all_gather_object((socket.gethostname(), device_name(setup.device)))
     return {
@@ -44,14 +47,14 @@ def start_facts(setup: Setup) -> dict[str, Any]:
         "global_batch": setup.cfg.training.global_batch_size,
         "micro_batch": setup.micro.size,
         "micro_batches_per_step": setup.micro.per_step,
-        "epochs": setup.cfg.training.epochs,
+        "epochs": run.cfg.training.epochs,
         "source": samples.described,
         "train_samples": samples.train,
         "val_samples": samples.val,
         "image_size": samples.side,
         "parameters": setup.parameters,
         "versions": versions(),
-    }
+    } | ({"stage": stage.number, "stages": len(run.stages)} if run.cfg.training.stages else {})
 
 
 def device_name(device: torch.device) -> str:
@@ -84,17 +87,17 @@ def versions() -> dict[str, str]:
     return found | {"system": f"{platform.system()} {platform.release()}"}
 
 
-def describe_samples(asked: DataConfig, samples: Samples) -> None:
+def describe_samples(cfg: TrainConfig, samples: Samples) -> None:
     """Say what the run trains on.
 
     Args:
-        asked: before it was filled in by what was found.
+        cfg: before it was filled in by what was found.
     """
-    side = samples.source.size
+    asked, sides = cfg.data, sides_of(cfg, samples)
     if samples.data.builtin:
         why = "data.builtin" if asked.builtin else "No data named and none at ./data"
         log.info(
-            f"{why}: training on {asked.builtin_count} built-in procedural materials at {side} px "
+            f"{why}: training on {asked.builtin_count} built-in procedural materials at {sides} "
             "(--materials takes your own, --input-dir and --output-dir take views of them too)"
         )
     log.info(f"Source: {samples.described}")
@@ -107,14 +110,36 @@ def describe_samples(asked: DataConfig, samples: Samples) -> None:
         log.info(
             f"Views stay as they are (model.align = none), though {kept} of {entries} samples have cameras"
         )
-    log.info(f"Samples: {len(samples.train)} for training, {len(samples.val)} for validation, {side} px")
+    log.info(f"Samples: {len(samples.train)} for training, {len(samples.val)} for validation, {sides}")
+    for number, stage in enumerate(cfg.training.stages, 1):
+        if advice := side_advice(samples.source, stage.image_size or samples.source.size):
+            log.info(f"Stage {number}: {advice}")
 
 
-def describe(setup: Setup) -> None:
-    """Say what runs, in a few lines."""
+def sides_of(cfg: TrainConfig, samples: Samples) -> str:
+    """Return the sides of all stages, for a person: `64 px`, `64, 256 and 2048 px`."""
+    found = dict.fromkeys(stage.image_size or samples.source.size for stage in stages_of(cfg))
+    *others, last = map(str, found)
+    return f"{', '.join(others)} and {last} px" if others else f"{last} px"
+
+
+def describe(run: StagedRun, stage: RunStage, whole: bool = True) -> None:
+    """Say what runs, in a few lines.
+
+    Args:
+        whole: not only what a stage changes.
+    """
+    setup, several = stage.setup, run.cfg.training.stages
     t, env = setup.cfg.training, setup.env
-    sizes = [f"{part} {count / 1e6:.1f} M" for part, count in setup.parameters.items()]
-    log.info(f"Networks: {', '.join(sizes)} parameters")
+    if whole:
+        sizes = [f"{part} {count / 1e6:.1f} M" for part, count in setup.parameters.items()]
+        log.info(f"Networks: {', '.join(sizes)} parameters")
+    if several:
+        first = run.begins(stage) // stage.order.n + 1
+        scale = f", learning rate x {stage.wanted.lr_scale:g}" if stage.wanted.lr_scale != 1 else ""
+        log.info(
+            f"Stage {stage.number} of {len(several)}: epochs {first} to {t.epochs}, {setup.samples.side} px{scale}"
+        )
     log.info(
         f"Engine: {setup.engine} on {env.world_size} x {setup.device.type} ({env.launcher} launcher), "
         f"{setup.precision}, {setup.recompute}, torch.compile {setup.compile}"
@@ -136,13 +161,13 @@ def attention_name(setup: Setup) -> str:
     return ", FlashAttention-4" if kernels.flash_installed() else " (faster: pip install flash-attn-4)"
 
 
-def facts(cfg: TrainConfig, samples: Samples) -> dict[str, str]:
+def facts(run: StagedRun) -> dict[str, str]:
     """What must be the same on every rank."""
     return {
         "code": code_hash(),
         "torch version": torch.__version__,
-        "configuration": hashlib.sha256(to_yaml(cfg).encode()).hexdigest()[:16],
-        "data set": samples.fingerprint,
+        "configuration": hashlib.sha256(to_yaml(run.cfg).encode()).hexdigest()[:16],
+        "data set": run.fingerprint,
     }
 
 

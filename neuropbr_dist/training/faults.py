@@ -1,13 +1,18 @@
-"""Non-finite updates: skipped on the device, noticed at log steps, fatal after too many in a row."""
+"""What goes wrong while a run trains: data that can't be read, and updates that aren't finite.
+
+Non-finite updates are skipped on the device, noticed at log steps, and fatal after too many in a row.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from neuropbr_dist.data.loader import Interrupted
 from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.step import StepReport
@@ -15,6 +20,31 @@ from neuropbr_dist.training.step import StepReport
 log = logging.getLogger(__name__)
 
 MOST_NAMES = 32
+
+
+class Fault:
+    """What is wrong with this rank's data or updates. The ranks stop at their next boundary, and save."""
+
+    error: UserError | None = None
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Keep what is wrong until the ranks have agreed to stop: what is trained is saved first."""
+        try:
+            yield
+        except Interrupted:
+            pass
+        except UserError as error:
+            self.error = error
+
+    def anywhere(self) -> bool:
+        """Return whether a rank has one. Collective."""
+        return any(all_gather_object(self.error is not None))
+
+    def check(self) -> None:
+        """Raise this rank's, if it has one."""
+        if self.error is not None:
+            raise self.error
 
 
 class FaultWatch:

@@ -1,11 +1,11 @@
-"""The loop: steps, log lines, validations, saves, in the order of the sample cursor."""
+"""The loop: stages, steps, log lines, validations, saves, in the order of the sample cursor."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,34 +17,33 @@ from neuropbr_dist.cluster import StopReason, launcher_patience
 from neuropbr_dist.config import to_dict, to_yaml
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
-from neuropbr_dist.data.batch import MicroBatch, filler
+from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.data.loader import Interrupted, batches_of, training_slots, validation_slots
-from neuropbr_dist.data.open import Samples
-from neuropbr_dist.data.order import SampleOrder, Slot
+from neuropbr_dist.data.loader import batches_of, training_slots
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.monitor.run_logs import TIMINGS
 from neuropbr_dist.parallel.blocks import compiled
-from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0
+from neuropbr_dist.ranks import on_each_rank, on_rank_0
 from neuropbr_dist.training.boundary import Boundary
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.facts import describe, start_facts
+from neuropbr_dist.training.faults import Fault
 from neuropbr_dist.training.first_weights import FirstWeights, Weights
 from neuropbr_dist.training.folder import delete_run, is_newest, mark_end, saved, write_config
-from neuropbr_dist.training.networks import build_networks
+from neuropbr_dist.training.networks import build_networks, change_networks
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.profile import StepProfiler
 from neuropbr_dist.training.schedule import Schedule
-from neuropbr_dist.training.setup import Setup, has_dropout
+from neuropbr_dist.training.setup import has_dropout
+from neuropbr_dist.training.stages import RunStage, StagedRun
 from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
 from neuropbr_dist.training.step import gan_step
 from neuropbr_dist.training.step_log import StepLog, log_samples
 from neuropbr_dist.training.timings import StartUp
-from neuropbr_dist.training.validation import validate
+from neuropbr_dist.training.validation import validate_stage
 
-LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
 LAST_SAVE_S = 120.0
 """For a save in flight when an error ends the run; without end if another rank is gone."""
 
@@ -53,6 +52,7 @@ class Trainer:
     """A run's parts, and the loop over them.
 
     Args:
+        stage: the one to begin with.
         backbone: what the generator's encoder starts from; None: random weights, or a checkpoint's.
         first: what both networks start from; None: nothing but what is above.
         start_up: told what takes how long until the first step is done.
@@ -60,15 +60,16 @@ class Trainer:
 
     def __init__(
         self,
-        setup: Setup,
-        samples: Samples,
+        run: StagedRun,
+        stage: RunStage,
         backbone: Weights | None,
         first: FirstWeights | None,
         start: Start,
         start_up: StartUp,
     ) -> None:
-        cfg, t = setup.cfg, setup.cfg.training
-        self.setup, self.samples, self.start, self.start_up = setup, samples, start, start_up
+        # What holds for the whole run; the stage's side and batches are its own.
+        cfg, t, setup = run.cfg, run.cfg.training, stage.setup
+        self.run, self.stage, self.start, self.start_up = run, stage, start, start_up
         self.cfg, self.env, self.device = cfg, setup.env, setup.device
         self.folder = Path(t.checkpoint_dir)
         # What a checkpoint holds.
@@ -85,28 +86,29 @@ class Trainer:
         """Step of the newest save in the run's folder; -1: none."""
         # What a step needs besides.
         self.objective = Objective(cfg, setup.compile_losses)
-        self.renderer = samples.renderer(self.device)
+        self.renderer = stage.samples.renderer(self.device)
         if setup.compile_losses:
             self.renderer.compile(compiled)
-        self.order = SampleOrder(len(samples.train), t.global_batch_size or 1, t.epochs, t.seed)
         self.rates: dict[str, float] = {}
         """Learning rates of the last step, as they are logged."""
         self.step_epoch = 0
-        self.fault: UserError | None = None
-        """What is wrong with this rank's data or updates. The ranks stop at their next boundary, and save."""
+        self.fault = Fault()
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Take up the state that a checkpoint holds. Collective."""
         self.progress = restore(checkpoint, self.networks, self.ema)
         for part, state in self.progress.plateau.items():
             self.schedules[part].load(state)
+        if self.progress.cursor == self.run.begins(self.stage):
+            self.begin_anew()
         self.saved_at = self.progress.step if is_newest(checkpoint, self.folder) else -1
         self.start_up.mark("load")
 
     def open_folder(self, lock: RunLock, end: float | None) -> None:
         """Open all that writes into the run's folder, as everything else is known to be good. Collective."""
-        setup, p, t, first = self.setup, self.progress, self.cfg.training, self.env.rank == 0
-        p.begin(self.order.global_batch, self.samples.fingerprint, self.env.world_size, setup.engine)
+        p, t, first = self.progress, self.cfg.training, self.env.rank == 0
+        setup = self.stage.setup
+        p.begin(self.stage.order.global_batch, self.run.fingerprint, self.env.world_size, setup.engine)
         if self.start.overwrite:
             on_rank_0(partial(delete_run, self.folder))
         on_rank_0(partial(write_config, self.cfg, self.folder))
@@ -123,8 +125,8 @@ class Trainer:
             self.folder, keep_latest=t.keep_latest, lock=lock, timeout=timeout, on_saved=told
         )
         self.saver.prepare(saved_fragments(self.networks, self.ema))
-        describe(setup)
-        self.log.started(p.step, start_facts(setup) | {"init_from": self.began_with})
+        describe(self.run, self.stage)
+        self.log.started(p.step, start_facts(self.run, self.stage) | {"init_from": self.began_with})
         self.log.text(p.step, {"config": to_yaml(self.cfg)})
         traced = self.start.profile if first else None
         self.profiler = StepProfiler(traced, self.folder / "profile", self.device) if traced else None
@@ -140,11 +142,12 @@ class Trainer:
 
     @property
     def epochs_done(self) -> int:
-        return self.order.epoch_of(self.progress.cursor)
+        return self.stage.order.epoch_of(self.progress.cursor)
 
     @property
     def over(self) -> bool:
-        return self.progress.cursor >= self.order.total_samples
+        """Whether the stage is."""
+        return self.progress.cursor >= self.stage.last
 
     @property
     def gan_on(self) -> bool:
@@ -171,9 +174,10 @@ class Trainer:
             if self.progress.step == 0:
                 self.validation(figures=False)
                 self.start_up.mark("first validation")
-            with self.batches() as batches:
-                reason = self.steps(batches)
-                self.finish(reason)  # the loader's end can wait, a save can't
+            reason = self.train_stage()
+            while reason is None and (following := self.run.after(self.stage)) is not None:
+                self.go_over_to(following)
+                reason = self.train_stage()
             self.log.ended(self.progress.step, str(reason or "finished"))
             mark_end(self.folder, self.progress.step, reason, self.boundary.flag.signal)
         except UserError as error:
@@ -187,8 +191,34 @@ class Trainer:
         self.saver.close()
         return reason
 
+    def train_stage(self) -> StopReason | None:
+        """From the cursor to the stage's end, or to a stop, with which the run's last save comes."""
+        with self.batches() as batches:
+            reason = self.steps(batches)
+            if reason is not None or self.run.after(self.stage) is None:
+                self.finish(reason)  # the loader's end can wait, a save can't
+        return reason
+
+    def go_over_to(self, stage: RunStage) -> None:
+        """Begin the next stage: networks stay, all that depends on its side and batches is the stage's. Collective."""
+        began = time.monotonic()
+        change_networks(self.networks, self.stage.setup, stage.setup)
+        self.stage = stage
+        self.begin_anew()
+        self.progress.global_batch = stage.order.global_batch
+        describe(self.run, stage, whole=False)
+        self.step_log = StepLog(stage.setup, self.log, self.console)
+        self.boundary.deadline.pause(seconds := time.monotonic() - began)
+        self.log.line(TIMINGS, {"step": self.progress.step, "stage": stage.number, "begun_s": seconds})
+
+    def begin_anew(self) -> None:
+        """Losses of another side don't compare."""
+        self.progress.best = None
+        for schedule in self.schedules.values():
+            schedule.restart()
+
     def steps(self, batches: Iterator[MicroBatch]) -> StopReason | None:
-        """All that is between the first step and the last save; returns why it stopped early, if it did."""
+        """All that is between a stage's first step and its end; returns why it stopped early, if it did."""
         p, reason = self.progress, None
         self.start_epoch()
         self.step_log.meter.restart()
@@ -216,47 +246,35 @@ class Trainer:
     def wanted_stop(self) -> StopReason | None:
         """Why to stop at this boundary although the run isn't over; the same on every rank."""
         # `finish` raises it on all ranks.
-        failed = self.saver.failed or self.log.failure is not None or self.fault is not None
+        failed = self.saver.failed or self.log.failure is not None or self.fault.error is not None
         return self.boundary.stop(
             self.progress.step, self.epochs_done, failed=failed, save_seconds=self.saver.expected
         )
 
     def batches(self) -> AbstractContextManager[Iterator[MicroBatch]]:
-        """This rank's micro-batches, from the cursor to the end of the run."""
-        t, data, env = self.cfg.training, self.cfg.data, self.env
-        slots = training_slots(self.order, self.progress.cursor, env.world_size, env.rank, t.batch_size)
-        augmentation = Augmentation.of_run(self.cfg)
-        alignment = Alignment.of_run(self.cfg, training=True)
-        source, entries = self.samples.source, self.samples.train
+        """This rank's micro-batches, from the cursor to the end of the stage."""
+        cfg, order, env, samples = self.stage.setup.cfg, self.stage.order, self.env, self.stage.samples
+        slots = training_slots(order, self.progress.cursor, env.world_size, env.rank, cfg.training.batch_size)
         return batches_of(
-            data, source, entries, slots, self.device, augmentation=augmentation, alignment=alignment,
-            relight=self.objective.relight, stopped=lambda: self.boundary.flag.is_set, limit_s=self.longest_wait,
+            cfg.data, samples.source, samples.train, slots, self.device, augmentation=Augmentation.of_run(cfg),
+            alignment=Alignment.of_run(cfg, training=True), relight=self.objective.relight,
+            stopped=lambda: self.boundary.flag.is_set, limit_s=self.longest_wait,
         )  # fmt: skip
 
     def fetch(self, batches: Iterator[MicroBatch]) -> list[MicroBatch]:
         """Return a step's micro-batches; none if the run is to stop first, or a `fault` has come in their place."""
-        with self.step_log.meter.waiting(), self.noting_faults():
-            return [next(batches) for _ in range(self.setup.micro.per_step)]
+        with self.step_log.meter.waiting(), self.fault.noting():
+            return [next(batches) for _ in range(self.stage.setup.micro.per_step)]
         return []
 
-    @contextmanager
-    def noting_faults(self) -> Iterator[None]:
-        """Keep what is wrong until the ranks have agreed to stop: what is trained is saved first."""
-        try:
-            yield
-        except Interrupted:
-            pass
-        except UserError as error:
-            self.fault = error
-
     def step(self, host: list[MicroBatch]) -> None:
-        p, cfg = self.progress, self.cfg
-        samples, self.step_epoch = self.order.batch_size_at(p.cursor), self.epochs_done
+        p, cfg, order = self.progress, self.cfg, self.stage.order
+        samples, self.step_epoch = order.batch_size_at(p.cursor), self.epochs_done
         self.start_up.mark("first batch")
         batch = [
             to_device(micro, samples, cfg.transform, self.device, renderer=self.renderer) for micro in host
         ]
-        self.set_learning_rates((p.cursor + samples) / self.order.n)
+        self.set_learning_rates((p.cursor + samples) / order.n)
         if has_dropout(cfg.model):  # keyed by step and rank: nothing to save
             torch.manual_seed(hash((cfg.training.seed, p.step, self.env.rank)) % 2**63)
         d = self.networks["discriminator"] if self.gan_on else None
@@ -265,13 +283,14 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(report.generator)
         if cfg.training.log_samples and self.env.rank == 0:
-            log_samples(self.log, self.order, self.samples.train, p.step + 1, p.cursor)
+            log_samples(self.log, order, self.stage.samples.train, p.step + 1, p.cursor)
         p.step, p.cursor = p.step + 1, p.cursor + samples
         self.step_log.note(p.step, [key for micro in host for key in micro.keys], samples, report)
 
     def set_learning_rates(self, epochs: float) -> None:
         """Set the rates of the step that ends at `epochs` epochs into the run."""
-        rates = {part: schedule.at(epochs) for part, schedule in self.schedules.items()}
+        scale = self.stage.wanted.lr_scale
+        rates = {part: scale * schedule.at(epochs) for part, schedule in self.schedules.items()}
         for part, network in self.networks.items():
             network.set_learning_rate(rates[part])
         names = {"generator": "lr", "discriminator": "D_lr"}
@@ -280,16 +299,16 @@ class Trainer:
     # -- what a person sees ----------------------------------------------------------------
 
     def log_step(self) -> None:
-        with self.noting_faults():
+        with self.fault.noting():
             self.step_log.read(self.progress, self.step_epoch + 1, self.rates)  # its first sample's epoch
 
     def start_epoch(self) -> None:
-        p, batch = self.progress, self.order.global_batch
+        p, order = self.progress, self.stage.order
         if self.over:
             return
-        first, last = self.epochs_done * self.order.n, (self.epochs_done + 1) * self.order.n
-        steps = -(-(last - p.cursor) // batch)
-        done = max(0, (p.cursor - first) // batch)
+        first, last = self.epochs_done * order.n, (self.epochs_done + 1) * order.n
+        steps = -(-(last - p.cursor) // order.global_batch)
+        done = max(0, (p.cursor - first) // order.global_batch)
         self.console.start_epoch(self.epochs_done + 1, steps + done, done)
 
     def end_epoch(self, before: int) -> None:
@@ -307,26 +326,19 @@ class Trainer:
             self.save(links)
 
     def validation(self, figures: bool) -> bool:
-        """Validate, log, tell the schedules; True if it is the best so far."""
-        p, env, val = self.progress, self.env, self.samples.val
-        if self.fault is not None:  # of the updates, which all ranks see alike
+        """Validate, log, tell the schedules; True if it is the best of the stage so far."""
+        p = self.progress
+        if self.fault.error is not None:  # of the updates, which all ranks see alike
             return False
         began = time.monotonic()
-        slots = validation_slots(len(val), env.world_size, env.rank, self.cfg.training.batch_size)
-        workers = min(self.cfg.data.num_workers, len(slots))
-        alignment = Alignment.of_run(self.cfg, training=False)
-        loader = batches_of(
-            self.cfg.data, self.samples.source, val, slots, self.device, workers, alignment=alignment,
-            relight=self.objective.relight, limit_s=self.longest_wait,
-        )  # fmt: skip
-        looks = LOOKS if env.rank == 0 else 0
-        with loader as batches, self.ema.swapped_in() if self.ema else nullcontext():
-            sums, kept = validate(
-                self.networks["generator"], self.filled_up(batches, slots), self.cfg.transform,
-                self.objective.reconstruction_loss, self.device, looks, self.renderer,
+        with self.ema.swapped_in() if self.ema else nullcontext():
+            found = validate_stage(
+                self.stage, self.networks["generator"], self.objective, self.renderer, self.fault,
+                self.longest_wait,
             )  # fmt: skip
-        if any(all_gather_object(self.fault is not None)):
+        if found is None:
             return False
+        sums, kept = found
         metrics = sums.result()
         values = {f"val/{name}": value for name, value in metrics.items()}
         self.log.scalars(p.step, self.epochs_done, p.cursor, values)
@@ -342,17 +354,6 @@ class Trainer:
         self.boundary.deadline.pause(time.monotonic() - began)
         self.step_log.meter.restart()
         return best
-
-    def filled_up(
-        self, batches: Iterator[MicroBatch], slots: Sequence[Sequence[Slot]]
-    ) -> Iterator[MicroBatch]:
-        """Yield a batch for each of `slots`, also after a `fault`, so that ranks stay together: nothing counts then."""
-        for chosen in slots:
-            if self.fault is None:
-                with self.noting_faults():
-                    yield next(batches)
-                    continue
-            yield filler(len(chosen), self.samples.source.size, cameras=self.cfg.model.align == "plane")
 
     # -- saving ----------------------------------------------------------------------------
 
@@ -374,7 +375,7 @@ class Trainer:
             self.profiler.finish(p.step)
         if self.step_log.steps:
             self.log_step()
-        faulty = any(all_gather_object(self.fault is not None))
+        faulty = self.fault.anywhere()
         if self.saved_at != p.step and (p.step > 0 or not faulty):
             self.save([LATEST])
         self.saver.wait()
@@ -382,13 +383,8 @@ class Trainer:
             stop = self.boundary.stop_timing() | {"longest_save_s": self.saver.longest}
             self.log.line(TIMINGS, {"step": p.step, "stop": stop})
         on_rank_0(self.log.check)
-        on_each_rank(self.check_data)
+        on_each_rank(self.fault.check)
         self.console.close()
-
-    def check_data(self) -> None:
-        """Raise this rank's `fault`, if it has one."""
-        if self.fault is not None:
-            raise self.fault
 
 
 def crossed(before: int, after: int, every: int) -> bool:

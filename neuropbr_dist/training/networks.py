@@ -14,7 +14,7 @@ from neuropbr_dist.models import (
     load_backbone,
     pretrained_backbone,
 )
-from neuropbr_dist.parallel import Network, build_network
+from neuropbr_dist.parallel import Network, build_network, change_network
 from neuropbr_dist.ranks import on_rank_0
 from neuropbr_dist.training.first_weights import FirstWeights, Weights
 from neuropbr_dist.training.setup import Setup
@@ -46,6 +46,15 @@ def build_networks(
             discriminator, setup.device, setup.networks["discriminator"]
         )
     return networks
+
+
+def change_networks(networks: dict[str, Network], before: Setup, after: Setup) -> None:
+    """Let networks that were built for one stage go on in the next; their state stays as it is. Collective."""
+    for part, network in networks.items():
+        change_network(network, before.networks[part], after.networks[part])
+    if after.device.type == "cuda":
+        torch.cuda.empty_cache()  # blocks in the sizes of pictures that don't come again
+        torch.cuda.reset_peak_memory_stats(after.device)
 
 
 def backbone_weights(model: ModelConfig) -> Weights | str:

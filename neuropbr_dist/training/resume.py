@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 from neuropbr_dist.checkpoint import Checkpoint, find, open_newest
-from neuropbr_dist.config import TrainConfig, as_saved, from_yaml, refuse_other_networks, resolve, writable
+from neuropbr_dist.config import (
+    Stage,
+    TrainConfig,
+    as_saved,
+    from_yaml,
+    refuse_other_networks,
+    resolve,
+    stages_of,
+    writable,
+)
 from neuropbr_dist.config.deepspeed import is_name
 from neuropbr_dist.config.values import differences
 from neuropbr_dist.data.builtin.cache import BuiltinCache
-from neuropbr_dist.data.open import Samples
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.folder import refuse_held
+from neuropbr_dist.training.stages import StagedRun
 from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.state import Progress
 
@@ -117,18 +127,64 @@ def follow_engine_flags(cfg: TrainConfig, start: Start) -> None:
         cfg.training.engine = "auto"
 
 
-def check_data_unchanged(checkpoint: Checkpoint, cfg: TrainConfig, samples: Samples, allowed: bool) -> None:
-    """Raises UserError on a resume with another data set or global batch, unless `allowed`."""
-    state, changed = checkpoint.state, []
-    seed = from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml")).training.seed
-    if seed != cfg.training.seed:
-        changed.append(f"another order of samples (training.seed {cfg.training.seed}; saved: {seed})")
-    if state["data"] != samples.fingerprint:
-        changed.append(f"another data set ({samples.fingerprint}; saved: {state['data']})")
-    if state["global_batch"] != cfg.training.global_batch_size:
-        changed.append(f"global batch {cfg.training.global_batch_size} (saved: {state['global_batch']})")
+def check_data_unchanged(checkpoint: Checkpoint, run: StagedRun, allowed: bool) -> None:
+    """Raise a UserError on a resume with other samples, another order or other batches, unless `allowed`.
+
+    Nor may a stage that has ended be another one now; that is never allowed.
+    """
+    state, cfg, changed = checkpoint.state, run.cfg, []
+    where = f"--resume {checkpoint.path}"
+    saved = from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml"))
+    if saved.training.seed != cfg.training.seed:
+        changed.append(
+            f"another order of samples (training.seed {cfg.training.seed}; saved: {saved.training.seed})"
+        )
+    if state["data"] != run.fingerprint:
+        changed.append(f"another data set ({run.fingerprint}; saved: {state['data']})")
+    changed += changed_stages(saved, run, state["cursor"], where)
     if changed and not allowed:
         raise UserError(
-            f"--resume {checkpoint.path}: {' and '.join(changed)}; exactly-once sample order would be lost. "
+            f"{where}: {' and '.join(changed)}; exactly-once sample order would be lost. "
             "Use the saved ones, or --allow-data-change"
         )
+
+
+def changed_stages(saved: TrainConfig, run: StagedRun, cursor: int, where: str) -> list[str]:
+    """Return what is other in the stage that the saved run is in: what a step takes. Later stages are free.
+
+    Raises:
+        UserError: a stage that has ended is another one now, or the one it is in would have ended before.
+    """
+    n, begins, changed = run.stages[0].order.n, 0, []
+    several = bool(saved.training.stages or run.cfg.training.stages)
+    now = stages_of(run.cfg)
+    for number, old in enumerate(stages_of(saved), 1):
+        if begins >= cursor:
+            break  # it hasn't begun
+        new = now[number - 1] if number <= len(now) else None
+        which = f"stage {number}'s " if several else ""
+        if old.until_epoch * n < cursor and new != old:
+            raise UserError(
+                f"{where}: stage {number} of training.stages has ended (epoch {old.until_epoch}) and can't be changed: "
+                f"{difference(old, new)}"
+            )
+        if several and (new is None or new.until_epoch * n < cursor):
+            raise UserError(
+                f"{where}: stage {number} of training.stages has come to epoch {-(-cursor // n)} and can't end before: "
+                f"{difference(old, new)}"
+            )
+        if new is not None and new.global_batch_size != old.global_batch_size:
+            changed.append(f"{which}global batch {new.global_batch_size} (saved: {old.global_batch_size})")
+        # The first one's side is in the data set's fingerprint.
+        if number > 1 and new is not None and new.image_size != old.image_size:
+            changed.append(f"{which}image_size {new.image_size} (saved: {old.image_size})")
+        begins = old.until_epoch * n
+    return changed
+
+
+def difference(old: Stage, new: Stage | None) -> str:
+    """Return the fields in which two stages differ, for a person."""
+    if new is None:
+        return "it is gone"
+    before, after = asdict(old), asdict(new)
+    return ", ".join(f"{k} = {after[k]} (saved: {before[k]})" for k in after if after[k] != before[k])

@@ -23,7 +23,7 @@ from neuropbr_dist.cluster import (
 )
 from neuropbr_dist.config import TrainConfig, resolve, with_fields, writable
 from neuropbr_dist.config.values import fit_fields
-from neuropbr_dist.data.open import Samples, fill_cache, open_samples
+from neuropbr_dist.data.open import Samples, fill_cache
 from neuropbr_dist.logs import to_console
 from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0
 from neuropbr_dist.training.estimate import available_bytes
@@ -33,7 +33,7 @@ from neuropbr_dist.training.folder import TRACES, mark_requeue
 from neuropbr_dist.training.loop import Trainer
 from neuropbr_dist.training.networks import backbone_weights
 from neuropbr_dist.training.resume import check_data_unchanged, fresh_or_resumed, run_folder
-from neuropbr_dist.training.setup import SampleFacts, Setup, set_up
+from neuropbr_dist.training.stages import StagedRun, check_stages, open_run, set_up_run
 from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.timings import StartUp
 
@@ -74,20 +74,23 @@ def train(cfg: TrainConfig, start: Start) -> StopReason | None:
         end = on_rank_0(allocation_end)
         stack.enter_context(last_resort(end, partial(mark_requeue, folder, str(StopReason.TIME_LIMIT))))
         torch.use_deterministic_algorithms(cfg.training.deterministic)
-        samples = open_samples(cfg)
-        describe_samples(cfg.data, samples)
-        setup, backbone = settle(cfg, env, device, samples, fresh=checkpoint is None and first is None)
+        check_stages(cfg, env.world_size)
+        samples = open_run(cfg)
+        describe_samples(cfg, samples)
+        run, backbone = settle(cfg, env, device, samples, fresh=checkpoint is None and first is None)
         if first is not None:
-            first.check(setup.cfg)
-            first.say(setup.cfg)
-        if not env.distributed and setup.needs_process_group:
+            first.check(run.cfg)
+            first.say(run.cfg)
+        stage = run.at(checkpoint.state["cursor"] if checkpoint else 0)
+        if not env.distributed and stage.setup.needs_process_group:
             stack.enter_context(join(device, traces=folder / TRACES))
-        fill_cache(samples.source, env.local_world_size)
-        check_alike(facts(setup.cfg, samples), socket.gethostname())
+        check_alike(facts(run), socket.gethostname())
         if checkpoint is not None:
-            check_data_unchanged(checkpoint, setup.cfg, samples, start.allow_data_change)
+            check_data_unchanged(checkpoint, run, start.allow_data_change)
+        for each in run.stages[stage.number - 1 :]:
+            fill_cache(each.samples.source, env.local_world_size)
         start_up.mark("data set")
-        trainer = Trainer(setup, samples, backbone, first, start, start_up)
+        trainer = Trainer(run, stage, backbone, first, start, start_up)
         if checkpoint is not None:
             trainer.go_on_from(checkpoint)
         return trainer.train(lock, end)
@@ -95,12 +98,12 @@ def train(cfg: TrainConfig, start: Start) -> StopReason | None:
 
 def settle(
     cfg: TrainConfig, env: Environment, device: torch.device, samples: Samples, fresh: bool
-) -> tuple[Setup, Weights | None]:
-    """Return the set-up and, for a fresh run, the pretrained weights that it asks for and that can be had. Collective."""
+) -> tuple[StagedRun, Weights | None]:
+    """Return the set-up of all stages and, for a fresh run, the pretrained weights that it asks for and that can be had. Collective."""
     room = min(all_gather_object(available_bytes(device, env.local_world_size)))
-    made = partial(set_up, env=env, device=device, samples=SampleFacts.of(samples), room=room)
-    setup, backbone = on_each_rank(partial(made, cfg)), None
-    model = setup.cfg.model
+    made = partial(set_up_run, env=env, device=device, samples=samples, room=room)
+    run, backbone = on_each_rank(partial(made, cfg)), None
+    model = run.cfg.model
     if fresh and model.encoder_pretrained:
         backbone = backbone_weights(model)
     if isinstance(backbone, str):
@@ -109,7 +112,10 @@ def settle(
             f"No ImageNet weights for {model.encoder_backbone}: {backbone}. The encoder starts from random weights "
             f"({kind}model.encoder_pretrained = false silences this)"
         )
-        setup, backbone = made(with_fields(cfg, model={"encoder_pretrained": False})), None
-    if setup.memory_why:
-        log.info(f"Memory plan: {setup.memory} ({setup.memory_why}; training.memory names another)")
-    return setup, backbone
+        run, backbone = made(with_fields(cfg, model={"encoder_pretrained": False})), None
+    for stage in run.stages:
+        if stage.setup.memory_why:
+            which = f", stage {stage.number}" if cfg.training.stages else ""
+            plan, why = stage.setup.memory, stage.setup.memory_why
+            log.info(f"Memory plan{which}: {plan} ({why}; training.memory names another)")
+    return run, backbone

@@ -59,6 +59,10 @@ class Schedule:
         if p.waited > self.o.patience:
             p.factor, p.waited = p.factor * self.o.factor, 0
 
+    def restart(self) -> None:
+        """Forget what the plateau was told: what comes is measured otherwise."""
+        self.plateau = Plateau()
+
     def state(self) -> dict[str, Any]:
         return asdict(self.plateau)
 

@@ -66,7 +66,7 @@ class Setup:
     """A start of a run as a value: nothing of it changes, and nobody asks again."""
 
     cfg: TrainConfig
-    """Frozen, with nothing left open: it is saved with the run."""
+    """Frozen, with nothing left open: a run of one stage saves it (of several, see `training.stages`)."""
     env: Environment
     device: torch.device
     samples: SampleFacts
@@ -126,7 +126,7 @@ def set_up(
     """Return every choice of a run, made. Says nothing, writes nothing and asks no other rank.
 
     Args:
-        cfg: checked (`config.resolve`); it stays as it is.
+        cfg: checked (`config.resolve`), of one stage (`config.as_one_stage`); it stays as it is.
         device: this rank's.
         room: bytes of memory that each rank has. None: nothing is held against it, and
             `training.memory = auto` means low.
@@ -164,7 +164,12 @@ def filled_in(cfg: TrainConfig, env: Environment, samples: SampleFacts) -> Train
     """Return `cfg` with what it leaves open filled in, so that a resume takes the same."""
     t = cfg.training
     open_fields: dict[str, dict[str, Any]] = {"training": {}, "optimizer": {}, "model": {}}
-    if t.global_batch_size is None:
+    if t.stages:
+        open_fields["training"]["stages"] = [
+            replace(s, global_batch_size=s.global_batch_size or s.batch_size * env.world_size)
+            for s in t.stages
+        ]
+    elif t.global_batch_size is None:
         open_fields["training"]["global_batch_size"] = t.batch_size * env.world_size
     if cfg.optimizer.scheduler_epochs is None:
         open_fields["optimizer"]["scheduler_epochs"] = t.epochs

@@ -2,19 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 
 from neuropbr_dist.config import TransformConfig
-from neuropbr_dist.data.batch import MicroBatch
+from neuropbr_dist.data.alignment import Alignment
+from neuropbr_dist.data.batch import MicroBatch, filler
 from neuropbr_dist.data.device import shown, to_device
+from neuropbr_dist.data.loader import batches_of, validation_slots
+from neuropbr_dist.data.order import Slot
 from neuropbr_dist.data.rendered.renderer import Renderer
 from neuropbr_dist.monitor import Look, take_look
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
+from neuropbr_dist.training.faults import Fault
+from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.stages import RunStage
+
+LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
+
+
+def validate_stage(
+    stage: RunStage,
+    g: Network,
+    objective: Objective,
+    renderer: Renderer,
+    fault: Fault,
+    limit_s: float,
+) -> tuple[MetricSums, list[Look]] | None:
+    """Validate at a stage's side; see `validate`. None: a rank couldn't read its share. Collective.
+
+    Args:
+        fault: told what is wrong with this rank's share.
+        limit_s: seconds that a batch may take.
+    """
+    setup, samples = stage.setup, stage.samples
+    cfg, env = setup.cfg, setup.env
+    slots = validation_slots(len(samples.val), env.world_size, env.rank, cfg.training.batch_size)
+    loader = batches_of(
+        cfg.data, samples.source, samples.val, slots, setup.device, min(cfg.data.num_workers, len(slots)),
+        alignment=Alignment.of_run(cfg, training=False), relight=objective.relight, limit_s=limit_s,
+    )  # fmt: skip
+    with loader as batches:
+        side, cameras = samples.source.size, cfg.model.align == "plane"
+        found = validate(
+            g, filled_up(batches, slots, fault, side, cameras=cameras), cfg.transform,
+            objective.reconstruction_loss, setup.device, LOOKS if env.rank == 0 else 0, renderer,
+        )  # fmt: skip
+    return None if fault.anywhere() else found
+
+
+def filled_up(
+    batches: Iterator[MicroBatch], slots: Sequence[Sequence[Slot]], fault: Fault, side: int, *, cameras: bool
+) -> Iterator[MicroBatch]:
+    """Yield a batch for each of `slots`, also after a `fault`, so that ranks stay together: nothing counts then."""
+    for chosen in slots:
+        if fault.error is None:
+            with fault.noting():
+                yield next(batches)
+                continue
+        yield filler(len(chosen), side, cameras=cameras)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ def checked_side(
     image_size: int | None,
     run_folder: Path,
     known_faults: Sequence[str] = (),
-) -> tuple[int, int]:
+) -> tuple[int, int | None]:
     """Return the side of a set's pictures and their own one, after every rank has looked at its share of their headers.
 
     Collective.
@@ -45,9 +45,9 @@ def checked_side(
     faults = [*known_faults, *found]
     if faults:
         raise UserError(f"{where}: the data set has faults, nothing was trained: {list_faults(faults)}")
-    native = report.native_size
-    assert native is not None  # an unreadable first picture is a fault
-    return image_size or native, native
+    size = image_size or report.native_size
+    assert size is not None  # an unreadable first picture is a fault
+    return size, report.native_size
 
 
 def by_host(found: Sequence[tuple[str, list[str]]]) -> list[str]:
