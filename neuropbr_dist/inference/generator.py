@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuropbr_dist.checkpoint.tensor_file import TensorFile
 from neuropbr_dist.checkpoint.weights import mismatches, read_weights, step_of
-from neuropbr_dist.config import TrainConfig, as_saved, from_yaml
+from neuropbr_dist.config import TrainConfig, as_one_stage, as_saved, from_yaml
 from neuropbr_dist.data.device import normalise_views, shown
 from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.materials.rectify import rectify
@@ -108,6 +108,8 @@ def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
             NaN or an infinity.
     """
     config = as_saved(from_yaml(weights.config_yaml, f"{origin}: its configuration"))
+    if config.training.stages:  # the side that the run ends with is the model's
+        config = as_one_stage(config, config.training.stages[-1])
     step = step_of(weights.state)
     try:
         with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
