@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from benchmarks.options import fields_of, measurement
 from neuropbr_dist.cluster import Environment
 from neuropbr_dist.commands.entry import entry
-from neuropbr_dist.config import TrainConfig, with_fields
+from neuropbr_dist.config import DataConfig, TrainConfig, with_fields
 from neuropbr_dist.config.text import parse_yaml, read_text
 from neuropbr_dist.data.open import Samples
 from neuropbr_dist.data.split import Subset
@@ -184,9 +184,10 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if args.stages is not None:
         args.set = [*(args.set or []), f"training.stages={args.stages}"]
     cfg = fields_of(args, {}).configuration()
-    samples = open_run(with_fields(cfg, data={"builtin": True}) if args.samples else cfg)
-    if args.samples:
-        samples = with_count(samples, args.samples)
+    if args.samples:  # no set is opened
+        samples = with_count(open_run(replace(cfg, data=DataConfig(builtin=True))), args.samples)
+    else:
+        samples = open_run(cfg)
     whole = planned(cfg, args.gpus, samples, args.gib)
     rates = Rates.read()
     print("\n".join(table(whole, rates, read_run(args.run) if args.run else None)))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.support import parity
 from tests.support.checkpoint_matrix import Case, resume, train_and_save
 from tests.support.distributed import run
 from tests.support.parity import Row, differences, networks
@@ -54,6 +55,7 @@ BATCH = Case(norm="batch")
 SYNC_BATCH = Case(norm="sync_batch", double=True)  # of few values: float32 is off by 1.3e-5 between worlds
 BF16 = Case(bf16=True)
 EMA = Case(ema_decay=0.7)
+STAGES = Case(then=parity.Case(steps=4, batch=6, side=32))
 PLANE = Case(plane=True, seed=5)  # seed: see `test_parallel_parity`
 CASES = {
     BASIC: "",
@@ -64,6 +66,7 @@ CASES = {
     BF16: "bf16",
     EMA: "moving average",
     PLANE: "on the plane",
+    STAGES: "at a stage's edge",
 }
 
 
@@ -107,6 +110,10 @@ def special() -> list[Pair]:
         EMA: [
             "single > ZeRO-3 x2", "FSDP x2 > FSDP x2", "FSDP x4 > ZeRO-1 x2", "ZeRO-2 x2 > HSDP 2x2",
             "ZeRO-3 x2 > DDP x2", "ZeRO-2 x2 offload > FSDP x2 offload",
+        ],
+        STAGES: [
+            "single > FSDP x4", "FSDP x2 > ZeRO-3 x2", "ZeRO-3 x2 > ZeRO-3 x2", "ZeRO-2 x2 > DDP x2",
+            "ZeRO-3 x4 > ZeRO-2 x2 offload", "ZeRO-2 x2 offload > ZeRO-2 x2 offload", "HSDP 2x2 > single",
         ],
         PLANE: ["single > FSDP x4", "FSDP x2 > ZeRO-3 x2", "ZeRO-3 x2 > ZeRO-2 x2", "ZeRO-2 x2 > DDP x2"],
     }  # fmt: skip

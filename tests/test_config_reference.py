@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from neuropbr_dist.config import PRESETS, TrainConfig, set_text
+from neuropbr_dist.config import PRESETS, Stage, TrainConfig, set_text
 from neuropbr_dist.config.overrides import FIELD_FLAGS, INTEGER_FLAGS
 from neuropbr_dist.config.reference import COMMAND, docstrings, reference, text
 from tests.support.distributed import ROOT
@@ -20,15 +20,14 @@ def test_every_field_flag_and_preset_is_on_it():
     rows = [line for line in reference().splitlines() if line.startswith("| `")]
     fields = [
         f.name for part in dataclasses.fields(TrainConfig) for f in dataclasses.fields(part.default_factory)
-    ]
+    ] + [f.name for f in dataclasses.fields(Stage)]
     assert len(rows) == len(fields) + len(PRESETS)
     assert all(any(row.startswith(f"| `{name}`") for row in rows) for name in [*fields, *PRESETS])
     assert all(any(f"`{flag}`" in row for row in rows) for flag in FIELD_FLAGS | INTEGER_FLAGS)
 
 
 def test_every_field_has_a_docstring():
-    for part in dataclasses.fields(TrainConfig):
-        kind = part.default_factory
+    for kind in (*(part.default_factory for part in dataclasses.fields(TrainConfig)), Stage):
         assert docstrings(kind.__name__).keys() == {f.name for f in dataclasses.fields(kind)}
 
 

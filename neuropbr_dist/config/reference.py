@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from neuropbr_dist.config import schema
-from neuropbr_dist.config.fields import describe, field_types
+from neuropbr_dist.config.fields import describe, types_of
 from neuropbr_dist.config.overrides import FIELD_FLAGS, INTEGER_FLAGS
 from neuropbr_dist.config.presets import PRESETS
-from neuropbr_dist.config.schema import TrainConfig
+from neuropbr_dist.config.schema import Stage, TrainConfig
 from neuropbr_dist.config.values import differences
 
 COMMAND = "python -m neuropbr_dist.config.reference docs/configuration.md"
@@ -33,7 +33,10 @@ refused at start, with the field's name, what was given and what is allowed.
 
 def reference() -> str:
     """The whole page, as Markdown."""
-    return "\n".join([HEAD, presets(), *(section(part) for part in dataclasses.fields(TrainConfig))])
+    parts = [(part.name, type(getattr(TrainConfig(), part.name))) for part in dataclasses.fields(TrainConfig)]
+    return "\n".join(
+        [HEAD, presets(), *(section(*part) for part in parts), section("A stage of training.stages", Stage)]
+    )
 
 
 def presets() -> str:
@@ -51,21 +54,32 @@ def presets() -> str:
     return "\n".join([*lines, ""])
 
 
-def section(part: dataclasses.Field[Any]) -> str:
-    """One dataclass as a table."""
-    default = getattr(TrainConfig(), part.name)
-    kinds, meanings = field_types(default), docstrings(type(default).__name__)
-    flags = {name: flag for flag, name in (FIELD_FLAGS | INTEGER_FLAGS).items()}
+def section(name: str, part: type[Any]) -> str:
+    """One dataclass as a table.
+
+    Args:
+        name: of the part in a configuration, or the section's title.
+    """
+    kinds, meanings = types_of(part), docstrings(part.__name__)
+    flags = {field: flag for flag, field in (FIELD_FLAGS | INTEGER_FLAGS).items()}
     lines = [
-        f"## {part.name}", "", inspect.getdoc(type(default)) or "", "",
+        f"## {name}", "", inspect.getdoc(part) or "", "",
         "| field | default | allowed | meaning |", "|---|---|---|---|",
     ]  # fmt: skip
-    for field, kind in kinds.items():
-        flag = flags.get(f"{part.name}.{field}")
-        name = f"`{field}`" + (f"<br>`{flag}`" if flag else "")
-        value = f"`{text(getattr(default, field))}`"
-        lines.append(f"| {name} | {value} | {cell(describe(kind))} | {cell(meanings[field])} |")
+    for field in dataclasses.fields(part):
+        flag = flags.get(f"{name}.{field.name}")
+        shown = f"`{field.name}`" + (f"<br>`{flag}`" if flag else "")
+        value = "required" if default_of(field) is dataclasses.MISSING else f"`{text(default_of(field))}`"
+        lines.append(
+            f"| {shown} | {value} | {cell(describe(kinds[field.name]))} | {cell(meanings[field.name])} |"
+        )
     return "\n".join([*lines, ""])
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Return a field's default; `MISSING` where it has none."""
+    make = field.default_factory
+    return field.default if make is dataclasses.MISSING else make()
 
 
 def docstrings(name: str) -> dict[str, str]:

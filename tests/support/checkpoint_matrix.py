@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.checkpoint import open_newest, save, step_name
-from neuropbr_dist.parallel import Network, NetworkSetup, build_network
+from neuropbr_dist.parallel import Network, NetworkSetup, build_network, change_network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
@@ -46,26 +46,30 @@ class Case(parity.Case):
     """ZeRO computes in bfloat16 copies of its float32 masters."""
     ema_decay: float | None = None
     """As `training.ema_decay`."""
+    then: parity.Case | None = None
+    """Another stage, with another side and batch, that begins at the save; None: the run goes on as before."""
 
 
-def networks(case: Case, row: Row) -> dict[str, Network]:
+def setups(case: parity.Case, row: Row, *, bf16: bool) -> NetworkSetup:
+    """How both networks are spread and computed."""
+    ds_config = parity.ds_config(case, row) | ({"bf16": {"enabled": True}} if bf16 else {})
+    made = replace(parity.setup_of(case, row, row.engine), dtype=None, recompute="none", compile_blocks=False)
+    return replace(made, ds_config=ds_config if row.engine == "deepspeed" else None)
+
+
+def networks(case: Case, row: Row, stage: parity.Case | None = None) -> dict[str, Network]:
     generator, discriminator = parity.models(case)
-    ds_config = parity.ds_config(case, row) | ({"bf16": {"enabled": True}} if case.bf16 else {})
-    plan = NetworkSetup(
-        engine=row.engine,
-        adam=parity.ADAM,
-        clip=case.clip,
-        dtype=None,
-        recompute="none",
-        compile_blocks=False,
-        sync_batch=case.norm == "sync_batch",
-        shard=row.shard,
-        ranks_per_node=2,
-        cpu_offload=row.offload and row.engine == "fsdp",
-        ds_config=ds_config if row.engine == "deepspeed" else None,
-    )
+    plan = setups(stage or case, row, bf16=case.bf16)
     built = {"generator": generator, "discriminator": discriminator}
     return {part: build_network(module, torch.device("cpu"), plan) for part, module in built.items()}
+
+
+def change_stage(case: Case, row: Row, nets: dict[str, Network]) -> None:
+    """From the case's first stage to its second."""
+    if case.then is not None:
+        before, after = (setups(stage, row, bf16=case.bf16) for stage in (case, case.then))
+        for network in nets.values():
+            change_network(network, before, after)
 
 
 def train_and_save(case: Case, row: Row, folder: Path) -> dict[str, Any]:
@@ -75,6 +79,7 @@ def train_and_save(case: Case, row: Row, folder: Path) -> dict[str, Any]:
     train(case, row, nets, range(SAVED_AFTER), ema)
     state = snapshot(Progress(step=SAVED_AFTER), nets)
     save(folder, step_name(SAVED_AFTER), saved_fragments(nets, ema), state, "")
+    change_stage(case, row, nets)
     return go_on(case, row, nets, ema)
 
 
@@ -88,7 +93,7 @@ def resume(case: Case, row: Row, folder: Path, drop: str = "") -> dict[str, Any]
     Args:
         drop: lose this on the way: `step`, `exp_avg` or `exp_avg_sq`.
     """
-    nets = networks(replace(case, seed=case.seed + 1), row)
+    nets = networks(replace(case, seed=case.seed + 1), row, case.then)
     ema = average_of(case, nets)
     checkpoint = open_newest(folder)
     assert checkpoint is not None
@@ -110,7 +115,7 @@ def go_on(case: Case, row: Row, nets: dict[str, Network], ema: WeightAverage | N
     if ema is not None:
         with ema.swapped_in():
             outputs["output/average"] = forward(case, nets)["generator"]
-    records = train(case, row, nets, range(SAVED_AFTER, case.steps), ema)
+    records = train(case, row, nets, range(SAVED_AFTER, case.steps), ema, case.then)
     for network in nets.values():
         average_running_statistics(network.module)
     state = whole_state(nets["generator"], nets["discriminator"], buffers=True)
@@ -132,12 +137,19 @@ def forward(case: Case, nets: dict[str, Network]) -> dict[str, Tensor]:
 
 
 def train(
-    case: Case, row: Row, nets: dict[str, Network], steps: Iterable[int], ema: WeightAverage | None = None
+    case: Case,
+    row: Row,
+    nets: dict[str, Network],
+    steps: Iterable[int],
+    ema: WeightAverage | None = None,
+    stage: parity.Case | None = None,
 ) -> list[dict[str, float]]:
     goal, records = objective(case), []
     for step in steps:
         d = nets["discriminator"] if step >= case.gan_from else None
-        report = gan_step(nets["generator"], d, rank_batch(case, row, step), goal, d_steps=case.d_steps)
+        report = gan_step(
+            nets["generator"], d, rank_batch(stage or case, row, step), goal, d_steps=case.d_steps
+        )
         if ema is not None:
             ema.update(report.generator)
         record = {"G_loss": over_ranks(report.losses["G_loss"]), "G_norm": norm_of(report.generator)}

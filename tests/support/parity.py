@@ -6,7 +6,7 @@ every rank of its world.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -24,7 +24,7 @@ from neuropbr_dist.materials.relighting import relighting
 from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.models.generator import freeze_backbone
 from neuropbr_dist.objectives.rendering import relit
-from neuropbr_dist.parallel import Adam, Network, NetworkSetup, build_network
+from neuropbr_dist.parallel import Adam, Network, NetworkSetup, build_network, change_network
 from neuropbr_dist.parallel.network import StepResult
 from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.objective import Objective
@@ -260,42 +260,60 @@ def ds_config(case: Case, row: Row) -> dict[str, Any]:
     }
 
 
+def setup_of(case: Case, row: Row, engine: str) -> NetworkSetup:
+    """How a network of the row is spread and computed on its engine."""
+    return NetworkSetup(
+        engine=engine,
+        adam=ADAM,
+        clip=case.clip,
+        dtype=torch.bfloat16 if row.bf16 else None,
+        recompute=row.recompute,
+        compile_blocks=row.compile,
+        sync_batch=case.norm == "sync_batch",
+        shard=row.shard,
+        ranks_per_node=2,
+        cpu_offload=row.offload and engine == "fsdp",
+        ds_config=ds_config(case, row) if engine == "deepspeed" else None,
+    )
+
+
+def engines_of(row: Row) -> tuple[str, str]:
+    """The generator's and the discriminator's."""
+    return row.engine, row.engine_d or row.engine
+
+
 def networks(case: Case, row: Row) -> tuple[Network, Network]:
-    built = []
-    for net, engine in zip(models(case), (row.engine, row.engine_d or row.engine), strict=True):
-        plan = NetworkSetup(
-            engine=engine,
-            adam=ADAM,
-            clip=case.clip,
-            dtype=torch.bfloat16 if row.bf16 else None,
-            recompute=row.recompute,
-            compile_blocks=row.compile,
-            sync_batch=case.norm == "sync_batch",
-            shard=row.shard,
-            ranks_per_node=2,
-            cpu_offload=row.offload and engine == "fsdp",
-            ds_config=ds_config(case, row) if engine == "deepspeed" else None,
-        )
-        built.append(build_network(net, torch.device(row.device), plan))
-    return built[0], built[1]
+    g, d = (
+        build_network(net, torch.device(row.device), setup_of(case, row, engine))
+        for net, engine in zip(models(case), engines_of(row), strict=True)
+    )
+    return g, d
 
 
 def train_row(case: Case, row: Row) -> dict[str, Any]:
     """Train; every step's losses and gradient norms, and on rank 0 the whole state."""
-    g, d = networks(case, row)
-    records = []
-    for step in range(case.steps):
-        report = gan_step(g, d, rank_batch(case, row, step), objective(case), d_steps=case.d_steps)
-        assert report.discriminator is not None
-        records.append(
-            {
-                "G_loss": over_ranks(report.losses["G_loss"]),
-                "D_loss": over_ranks(report.losses["D_loss"]),
-                "G_norm": norm_of(report.generator),
-                "D_norm": norm_of(report.discriminator),
-            }
-        )
-    return {"state": whole_state(g, d), "records": records}
+    return train_stages([(case, row)])
+
+
+def train_stages(stages: Sequence[tuple[Case, Row]]) -> dict[str, Any]:
+    """The same, of cases that are trained one after another, each in its way, with the networks of the first."""
+    nets, records, before = networks(*stages[0]), [], stages[0]
+    for case, row in stages:
+        for net, engine in zip(nets, engines_of(row), strict=True) if before != (case, row) else ():
+            change_network(net, setup_of(*before, engine), setup_of(case, row, engine))
+        before = (case, row)
+        for step in range(case.steps):
+            report = gan_step(*nets, rank_batch(case, row, step), objective(case), d_steps=case.d_steps)
+            assert report.discriminator is not None
+            records.append(
+                {
+                    "G_loss": over_ranks(report.losses["G_loss"]),
+                    "D_loss": over_ranks(report.losses["D_loss"]),
+                    "G_norm": norm_of(report.generator),
+                    "D_norm": norm_of(report.discriminator),
+                }
+            )
+    return {"state": whole_state(*nets), "records": records}
 
 
 def over_ranks(part: Tensor) -> float:

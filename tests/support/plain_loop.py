@@ -5,7 +5,7 @@ No code of `neuropbr_dist.parallel` or `neuropbr_dist.training.step` takes part.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,31 @@ def train_plain(
     case: Case, build: Callable[[Case], tuple[nn.Module, nn.Module]] = models, device: str = "cpu"
 ) -> dict[str, Any]:
     """State and records in the form of `tests.support.parity.train_row`, and the trained generator."""
-    g, d = (net.to(device) for net in build(case))
-    goal = objective(case)
+    return train_plain_stages([case], build, device)
+
+
+def train_plain_stages(
+    cases: Sequence[Case], build: Callable[[Case], tuple[nn.Module, nn.Module]] = models, device: str = "cpu"
+) -> dict[str, Any]:
+    """The same, of cases that are trained one after another with the networks of the first."""
+    g, d = (net.to(device) for net in build(cases[0]))
     opt_g, opt_d = optimizer(g), optimizer(d)
-    records = []
+    records = [record for case in cases for record in plain_steps(case, g, d, opt_g, opt_d, device)]
+    state = {f"generator/{name}": value for name, value in state_of(g, opt_g).items()}
+    state |= {f"discriminator/{name}": value for name, value in state_of(d, opt_d).items()}
+    return {"state": state, "records": records, "generator": g}
+
+
+def plain_steps(
+    case: Case,
+    g: nn.Module,
+    d: nn.Module,
+    opt_g: torch.optim.Optimizer,
+    opt_d: torch.optim.Optimizer,
+    device: str,
+) -> list[dict[str, float]]:
+    """All steps of a case; their losses and gradient norms."""
+    goal, records = objective(case), []
     for step in range(case.steps):
         batch = global_batch(case, step, device)
         views, maps, weight, _ = batch
@@ -43,9 +64,7 @@ def train_plain(
                 "D_norm": update(opt_d, d_grads, case.clip),
             }
         )
-    state = {f"generator/{name}": value for name, value in state_of(g, opt_g).items()}
-    state |= {f"discriminator/{name}": value for name, value in state_of(d, opt_d).items()}
-    return {"state": state, "records": records, "generator": g}
+    return records
 
 
 def trained(net: nn.Module) -> list[nn.Parameter]:
