@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 
 from neuropbr_dist.checkpoint import Checkpoint, find, open_newest
@@ -155,30 +156,34 @@ def changed_stages(saved: TrainConfig, run: StagedRun, cursor: int, where: str) 
     Raises:
         UserError: a stage that has ended is another one now, or the one it is in would have ended before.
     """
-    n, begins, changed = run.stages[0].order.n, 0, []
+    n, ends = run.stages[0].order.n, 0
     several = bool(saved.training.stages or run.cfg.training.stages)
-    now = stages_of(run.cfg)
-    for number, old in enumerate(stages_of(saved), 1):
-        if begins >= cursor:
-            break  # it hasn't begun
-        new = now[number - 1] if number <= len(now) else None
-        which = f"stage {number}'s " if several else ""
-        if old.until_epoch * n < cursor and new != old:
+    for number, (old, new) in enumerate(zip_longest(stages_of(saved), stages_of(run.cfg)), 1):
+        begins, ends = ends, old.until_epoch * n if old else ends
+        which = f"{where}: stage {number} of training.stages has"
+        if old is None or begins >= cursor:
+            break
+        if ends < cursor:
+            if new != old:
+                raise UserError(
+                    f"{which} ended (epoch {old.until_epoch}) and can't be changed: {difference(old, new)}"
+                )
+        elif several and (new is None or new.until_epoch * n < cursor):
             raise UserError(
-                f"{where}: stage {number} of training.stages has ended (epoch {old.until_epoch}) and can't be changed: "
-                f"{difference(old, new)}"
+                f"{which} come to epoch {-(-cursor // n)} and can't end before: {difference(old, new)}"
             )
-        if several and (new is None or new.until_epoch * n < cursor):
-            raise UserError(
-                f"{where}: stage {number} of training.stages has come to epoch {-(-cursor // n)} and can't end before: "
-                f"{difference(old, new)}"
-            )
-        if new is not None and new.global_batch_size != old.global_batch_size:
-            changed.append(f"{which}global batch {new.global_batch_size} (saved: {old.global_batch_size})")
-        # The first one's side is in the data set's fingerprint.
-        if number > 1 and new is not None and new.image_size != old.image_size:
-            changed.append(f"{which}image_size {new.image_size} (saved: {old.image_size})")
-        begins = old.until_epoch * n
+        elif new is not None:
+            return changed_steps(old, new, number, f"stage {number}'s " if several else "")
+    return []
+
+
+def changed_steps(old: Stage, new: Stage, number: int, which: str) -> list[str]:
+    """Return what a step takes otherwise in a stage that is under way, for a person."""
+    changed = []
+    if new.global_batch_size != old.global_batch_size:
+        changed.append(f"{which}global batch {new.global_batch_size} (saved: {old.global_batch_size})")
+    if number > 1 and new.image_size != old.image_size:  # the first one's is in the data set's fingerprint
+        changed.append(f"{which}image_size {new.image_size} (saved: {old.image_size})")
     return changed
 
 

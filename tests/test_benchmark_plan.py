@@ -1,0 +1,88 @@
+"""`launch/benchmark.py plan`: from measured steps to hours."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.cli import run
+from benchmarks.plan import Rates, planned, reckon, seen, with_count
+from neuropbr_dist.commands.train import config_of
+from neuropbr_dist.config import load, with_fields
+from neuropbr_dist.data.open import open_samples
+from neuropbr_dist.training.flops import sample_flops
+from tests.support.distributed import ROOT
+
+RATES = Rates.read()
+
+
+def test_each_measured_step_is_given_back():
+    """The share of the card's speed that the table holds makes the milliseconds that were measured."""
+    for row in RATES.steps:
+        assert (ROOT / "benchmarks/results" / row["file"]).exists()
+        assert 1e3 * row["tflop"] * 1e12 / (RATES.peak * row["mfu"]) == pytest.approx(row["ms"], rel=0.06), (
+            row
+        )
+        for plan in row["plans"]:
+            assert RATES.mfu(row["tflop"] * 1e12, plan, row["graphs"]) == row["mfu"]
+
+
+def test_the_work_of_the_measured_steps_is_the_networks():
+    default, small = load("default"), load(str(ROOT / "benchmarks/configs/plane-256.yaml"))
+    small = with_fields(small, model={"align": "plane"})
+    assert sample_flops(default, 512).step(gan=True) / 1e12 == pytest.approx(7.84, rel=0.01)
+    assert 8 * sample_flops(small, 256).step(gan=False) / 1e12 == pytest.approx(2.64, rel=0.01)
+
+
+def test_between_and_beyond_measured_sizes():
+    between = RATES.mfu(50e12, "fast", graphs=False)
+    assert 0.051 < between < 0.573
+    assert RATES.mfu(1e9, "low", graphs=False) == 0.055 and RATES.mfu(1e17, "low", graphs=False) == 0.58
+
+
+def test_a_stage_takes_its_samples_times_what_each_was_measured_to_take():
+    stages = "[{until_epoch: 5, image_size: 512}, {until_epoch: 7, image_size: 2048}]"
+    words = [
+        "--set",
+        f"training.stages={stages}",
+        "--set",
+        "training.gan_start_epoch=0",
+        "--set",
+        "model.align=none",
+    ]
+    cfg = config_of(words)
+    samples = with_count(open_samples(with_fields(cfg, data={"builtin": True})), 1000)
+    one, four = (planned(cfg, gpus, samples, 79.0) for gpus in (1, 4))
+    small, large = (reckon(one, stage, RATES) for stage in one.stages)
+    assert (small.samples, small.steps, large.samples, large.steps) == (5000, 5000, 2000, 2000)
+    assert small.hours == pytest.approx(5000 * 0.2 / 3600, rel=0.05)
+    assert large.hours == pytest.approx(2000 * 0.774 / 3600, rel=0.05)
+    assert reckon(four, four.stages[1], RATES).hours == pytest.approx(large.hours / 4 / RATES.efficiency)
+    assert seen(FakeRun(), one, one.stages[1]) == (10.0, 150 / 3600)
+
+
+class FakeRun:
+    """Two log lines of the second stage, amid others."""
+
+    metrics = (
+        {"samples": 5000, "speed/samples_per_s": 2.0}, {"samples": 6000, "speed/samples_per_s": 20.0},
+        {"samples": 6000}, {"samples": 6500, "speed/samples_per_s": 5.0},
+    )  # fmt: skip
+
+
+def test_it_prints_a_row_a_stage(capsys):
+    stages = "[{until_epoch: 1, image_size: 32, batch_size: 2}, {until_epoch: 2, image_size: 64}]"
+    run(["plan", "--config", "demo", "--stages", stages, "--gpus", "8", "--samples", "100"])
+    head, first, second, total, beyond = capsys.readouterr().out.splitlines()
+    assert "GiB/rank" in head and first.split()[:3] == ["1", "1-1", "32"] and "16 = 1 x 2 a rank" in first
+    assert (
+        second.split()[:3] == ["2", "2-2", "64"] and "hours of steps" in total and "never measured" in beyond
+    )
+
+
+@pytest.mark.parametrize(
+    "words, named", [("--gpus 0", "--gpus 0"), ("--stages [{until_epoch:1,x:1}]", "stage 1")]
+)
+def test_bad_input_is_refused_in_one_line(words, named, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(["plan", *words.split()])
+    assert ended.value.code == 2 and named in capsys.readouterr().err
