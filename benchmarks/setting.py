@@ -37,6 +37,8 @@ def setting(
     """
     if needs_gpu:
         need_gpu(needs_gpu)
+    if cfg.training.stages:
+        raise UserError("training.stages: what is measured has one side and one batch; name those of a stage")
     cfg, env = with_fields(cfg, training=ONE_MICRO_BATCH), env or detect()
     device = pick_device(cfg.training.device, env)
     if needs_gpu and device.type != "cuda":

@@ -42,7 +42,7 @@ def opened(cfg):
     """The samples, and the first line that is said of them."""
     samples = open_samples(cfg)
     with said() as lines:
-        describe_samples(cfg.data, samples)
+        describe_samples(cfg, samples)
     return samples, lines[0]
 
 

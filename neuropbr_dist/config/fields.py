@@ -25,12 +25,12 @@ def field_types(part: Any) -> dict[str, Any]:
 
 
 @cache
-def types_of(kind: type) -> dict[str, Any]:
+def types_of(kind: Any) -> dict[str, Any]:
     """Return field -> type, its range included, of a dataclass of the configuration."""
     return typing.get_type_hints(kind, vars(schema), include_extras=True)
 
 
-def item_class(kind: Any) -> type | None:
+def item_class(kind: Any) -> Any:
     """Return the dataclass that a list's elements are of, which text writes as a map; None for any other type."""
     base, _ = unwrap(kind)
     args = typing.get_args(base)
@@ -64,7 +64,7 @@ def describe(kind: Any) -> str:
         )
         said += [f"each {phrase(limit)}" for limit in each]
     elif dataclasses.is_dataclass(base):
-        name = f"map of {', '.join(types_of(base))}"
+        name = f"map of {', '.join(f.name for f in dataclasses.fields(base))}"
     elif base is str:
         return "non-empty text" if limits else "text"
     else:

@@ -54,7 +54,7 @@ def presets() -> str:
     return "\n".join([*lines, ""])
 
 
-def section(name: str, part: type[Any]) -> str:
+def section(name: str, part: Any) -> str:
     """One dataclass as a table.
 
     Args:

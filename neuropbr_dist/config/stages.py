@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 from neuropbr_dist.config.frozen import with_fields
 from neuropbr_dist.config.schema import DataConfig, Stage, TrainConfig, TrainingConfig
@@ -26,7 +27,7 @@ def stages_of(cfg: TrainConfig) -> list[Stage]:
 
 def as_one_stage(cfg: TrainConfig, stage: Stage) -> TrainConfig:
     """Return the configuration of a run whose only stage is `stage`: it ends where the stage does."""
-    training = {
+    training: dict[str, Any] = {
         "epochs": stage.until_epoch, "batch_size": stage.batch_size,
         "global_batch_size": stage.global_batch_size, "stages": [],
     }  # fmt: skip

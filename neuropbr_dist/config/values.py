@@ -56,7 +56,7 @@ def fitted(name: str, value: Any, kind: Any, where: str) -> Any:
         raise UserError(f"{where}: {name} = {shown(value)}; allowed: {describe(kind)}") from None
 
 
-def _made(item: type, name: str, value: Any, where: str) -> Any:
+def _made(item: Any, name: str, value: Any, where: str) -> Any:
     """Return an `item` of a map's fields, each of its type."""
     kinds, given = types_of(item), vars_of(value)
     if not isinstance(given, dict):
@@ -74,7 +74,8 @@ def _made(item: type, name: str, value: Any, where: str) -> Any:
 
 def vars_of(value: Any) -> Any:
     """Return a dataclass's fields as a map; anything else as it is."""
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    known = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if known else value
 
 
 def _suggest(field: str, kinds: dict[str, Any], part: str = "") -> str:

@@ -99,7 +99,7 @@ class FileSource(Source):
         self._maps = MapFiles(self._resize, cache_mib)
 
     def at(self, size: int) -> FileSource:
-        return FileSource(self.entries, size, True, self._cache_mib, *self.stored_sides)
+        return type(self)(self.entries, size, True, self._cache_mib, *self.stored_sides)
 
     def cameras(self, entry: Sample) -> np.ndarray:
         return NOT_KNOWN if entry.cameras is None else entry.cameras

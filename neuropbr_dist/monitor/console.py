@@ -56,6 +56,10 @@ class Console:
             f"{t.samples_per_s:.2f} samples/s  data wait {t.data_wait:.1%}  {t.memory_gib:.1f} GiB"
         )
 
+    def loading_anew(self) -> None:
+        """The loader's processes start again: the next interval says nothing of waiting."""
+        self._logged = False
+
     def _hint(self, throughput: Throughput) -> None:
         """Once a run. The first interval doesn't count: the loader's processes were starting."""
         if self._logged and not self._hinted and throughput.data_wait > DATA_WAIT_HINT:

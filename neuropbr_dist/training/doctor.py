@@ -8,13 +8,14 @@ from pathlib import Path
 
 from neuropbr_dist.cluster import detect, pick_device, process_group
 from neuropbr_dist.cluster.doctor import bandwidth_line, diagnose, examine
-from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.config import TrainConfig, as_one_stage, stages_of
 from neuropbr_dist.data.open import first_files
 from neuropbr_dist.data.sources import BUILTIN_SIZE
 from neuropbr_dist.logs import to_console
 from neuropbr_dist.ranks import on_rank_0
 from neuropbr_dist.training.facts import code_hash
 from neuropbr_dist.training.setup import SampleFacts, set_up
+from neuropbr_dist.training.stages import check_stages
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,9 @@ def doctor(cfg: TrainConfig) -> bool:
     env = detect()
     to_console(env.rank, default=True)
     device = pick_device(cfg.training.device, env)
-    setup = set_up(cfg, env, device, SampleFacts(side=cfg.data.image_size or BUILTIN_SIZE))
+    check_stages(cfg, env.world_size)
+    last = as_one_stage(cfg, stages_of(cfg)[-1])
+    setup = set_up(last, env, device, SampleFacts(side=last.data.image_size or BUILTIN_SIZE))
     with ExitStack() as stack:
         if env.distributed:
             stack.enter_context(process_group(env, device, cfg.training.timeout_minutes))

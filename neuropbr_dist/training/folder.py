@@ -6,11 +6,22 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
-from neuropbr_dist.checkpoint import BEST, LATEST, Checkpoint, SaveTiming, clear, find
-from neuropbr_dist.cluster import StopReason
-from neuropbr_dist.config import TrainConfig, to_yaml
+from neuropbr_dist.checkpoint import (
+    BEST,
+    LATEST,
+    AsyncSaver,
+    Checkpoint,
+    RunLock,
+    SaveTiming,
+    clear,
+    find,
+)
+from neuropbr_dist.cluster import Environment, StopReason, launcher_patience
+from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import write_text, writing
 from neuropbr_dist.monitor import Console, RunLog
@@ -55,6 +66,32 @@ def write_config(cfg: TrainConfig, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", to_yaml(cfg))
         (folder / REQUEUE).unlink(missing_ok=True)
+
+
+def open_folder(
+    cfg: TrainConfig, step: int, lock: RunLock, env: Environment, *, overwrite: bool
+) -> tuple[RunLog, Console, AsyncSaver]:
+    """Open what writes into a run's folder, from `step` on. Collective.
+
+    Args:
+        lock: held on the folder.
+        overwrite: delete the run that the folder holds first.
+    """
+    t, folder, first = cfg.training, Path(cfg.training.checkpoint_dir), env.rank == 0
+    if overwrite:
+        on_rank_0(partial(delete_run, folder))
+    on_rank_0(partial(write_config, cfg, folder))
+    wandb = {"project": t.wandb_project, "name": t.wandb_run_name, "config": to_dict(cfg)}
+    run_log = RunLog(
+        folder, tensorboard=t.use_tensorboard, wandb=wandb if t.use_wandb else None, enabled=first,
+        check=lock.check,
+    )  # fmt: skip
+    run_log.cut_back(step or -1)  # at step 0 the first validation is done again
+    console = Console(first)
+    told = partial(saved, console, run_log, folder, launcher_patience(env.launcher))
+    timeout = timedelta(minutes=t.timeout_minutes)
+    saver = AsyncSaver(folder, keep_latest=t.keep_latest, lock=lock, timeout=timeout, on_saved=told)
+    return run_log, console, saver
 
 
 def saved(

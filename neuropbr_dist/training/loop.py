@@ -6,22 +6,19 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from neuropbr_dist.checkpoint import BEST, LATEST, AsyncSaver, Checkpoint, RunLock, epoch_name, step_name
-from neuropbr_dist.cluster import StopReason, launcher_patience
-from neuropbr_dist.config import to_dict, to_yaml
+from neuropbr_dist.checkpoint import BEST, LATEST, Checkpoint, RunLock, epoch_name, step_name
+from neuropbr_dist.cluster import StopReason
+from neuropbr_dist.config import to_yaml
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.loader import batches_of, training_slots
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.monitor.run_logs import TIMINGS
 from neuropbr_dist.parallel.blocks import compiled
 from neuropbr_dist.ranks import on_each_rank, on_rank_0
@@ -30,7 +27,7 @@ from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.facts import describe, start_facts
 from neuropbr_dist.training.faults import Fault
 from neuropbr_dist.training.first_weights import FirstWeights, Weights
-from neuropbr_dist.training.folder import delete_run, is_newest, mark_end, saved, write_config
+from neuropbr_dist.training.folder import is_newest, mark_end, open_folder
 from neuropbr_dist.training.networks import build_networks, change_networks
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.profile import StepProfiler
@@ -106,33 +103,20 @@ class Trainer:
 
     def open_folder(self, lock: RunLock, end: float | None) -> None:
         """Open all that writes into the run's folder, as everything else is known to be good. Collective."""
-        p, t, first = self.progress, self.cfg.training, self.env.rank == 0
-        setup = self.stage.setup
+        p, setup = self.progress, self.stage.setup
         p.begin(self.stage.order.global_batch, self.run.fingerprint, self.env.world_size, setup.engine)
-        if self.start.overwrite:
-            on_rank_0(partial(delete_run, self.folder))
-        on_rank_0(partial(write_config, self.cfg, self.folder))
-        wandb = {"project": t.wandb_project, "name": t.wandb_run_name, "config": to_dict(self.cfg)}
-        self.log = RunLog(
-            self.folder, tensorboard=t.use_tensorboard, wandb=wandb if t.use_wandb else None, enabled=first,
-            check=lock.check,
-        )  # fmt: skip
-        self.log.cut_back(p.step or -1)  # at step 0 the first validation is done again
-        self.console = Console(first)
-        told = partial(saved, self.console, self.log, self.folder, launcher_patience(self.env.launcher))
-        timeout = timedelta(minutes=t.timeout_minutes)
-        self.saver = AsyncSaver(
-            self.folder, keep_latest=t.keep_latest, lock=lock, timeout=timeout, on_saved=told
+        self.log, self.console, self.saver = open_folder(
+            self.cfg, p.step, lock, self.env, overwrite=self.start.overwrite
         )
         self.saver.prepare(saved_fragments(self.networks, self.ema))
         describe(self.run, self.stage)
         self.log.started(p.step, start_facts(self.run, self.stage) | {"init_from": self.began_with})
         self.log.text(p.step, {"config": to_yaml(self.cfg)})
-        traced = self.start.profile if first else None
-        self.profiler = StepProfiler(traced, self.folder / "profile", self.device) if traced else None
+        traced = self.start.profile if self.env.rank == 0 else None
+        self.profiler = StepProfiler(traced, self.folder / "profile", self.device)
         self.step_log = StepLog(setup, self.log, self.console)
         # Not before: a rank that waits in the set-up for a dead one would wait on, and there is nothing to save yet.
-        self.boundary = Boundary(self.start, t, end, launched=self.env.distributed)
+        self.boundary = Boundary(self.start, self.cfg.training, end, launched=self.env.distributed)
         self.start_up.mark("logs")
 
     # -- progress --------------------------------------------------------------------------
@@ -206,6 +190,7 @@ class Trainer:
         self.stage = stage
         self.begin_anew()
         self.progress.global_batch = stage.order.global_batch
+        self.console.loading_anew()
         describe(self.run, stage, whole=False)
         self.step_log = StepLog(stage.setup, self.log, self.console)
         self.boundary.deadline.pause(seconds := time.monotonic() - began)
@@ -227,11 +212,9 @@ class Trainer:
             if (reason := self.wanted_stop()) is not None:
                 break
             before = self.epochs_done
-            if self.profiler is not None:
-                self.profiler.before(p.step + 1)
+            self.profiler.before(p.step + 1)
             self.step(host)
-            if self.profiler is not None:
-                self.profiler.after(p.step)
+            self.profiler.after(p.step)
             self.start_up.first_step(self.device, self.log, p.step)
             ended = self.epochs_done > before
             if p.step % self.cfg.training.log_every_n_steps == 0 or ended or self.over:
@@ -371,8 +354,7 @@ class Trainer:
     def finish(self, reason: StopReason | None) -> None:
         """The last save, waited for."""
         p = self.progress
-        if self.profiler is not None:
-            self.profiler.finish(p.step)
+        self.profiler.finish(p.step)
         if self.step_log.steps:
             self.log_step()
         faulty = self.fault.anywhere()

@@ -14,17 +14,17 @@ log = logging.getLogger(__name__)
 
 
 class StepProfiler:
-    """Traces steps `first` to `last` of one rank into `folder`.
+    """Traces steps `first` to `last` of one rank into `folder`; none where `steps` is None.
 
     `steps_N-M.trace.json.gz` opens in Perfetto or chrome://tracing; `steps_N-M.memory.pickle`, of CUDA
     devices, in pytorch.org/memory_viz.
     """
 
-    def __init__(self, steps: tuple[int, int], folder: Path, device: torch.device) -> None:
-        self.first, self.last = steps
+    def __init__(self, steps: tuple[int, int] | None, folder: Path, device: torch.device) -> None:
+        self.first, self.last = steps or (0, 0)
         self.folder, self.device = folder, device
         self.running: ExitStack | None = None
-        self.began = False
+        self.began = steps is None
 
     def before(self, step: int) -> None:
         """Call before step `step` is taken."""

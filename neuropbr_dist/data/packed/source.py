@@ -156,7 +156,7 @@ class PackedSource(Source):
         return self.set.stored_sides
 
     def at(self, size: int) -> PackedSource:
-        return PackedSource(self.folder, self.curriculum, size)
+        return type(self)(self.folder, self.curriculum, size)
 
     def check_shards(self) -> None:
         """See that every shard is there, with all its records.
