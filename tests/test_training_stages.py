@@ -43,7 +43,7 @@ STAGES = [
 ]
 """Of five training samples: steps of 4, 4, 2, then of 3, 3, 3, 1."""
 TAKEN = [4, 4, 2, 3, 3, 3, 1]
-ONE_STAGE = ("training.batch_size", "training.global_batch_size")
+ONE_STAGE = ("training.batch_size", "training.global_batch_size", "training.epochs")
 FIELDS = {
     "training.stages": STAGES, "training.log_samples": True, "optimizer.scheduler": "plateau", "optimizer.patience": 0,
 }  # fmt: skip
@@ -51,7 +51,7 @@ FIELDS = {
 
 
 def staged(folder: Path, *words: str, begin=run, **others):
-    """A tiny run in two stages; `tiny_words` names a batch for the whole run, which stages do without."""
+    """A tiny run in two stages; `tiny_words` names batch and epochs of a whole run, which stages do without."""
     fields = {name.replace(".", "__"): value for name, value in FIELDS.items()} | others
     with pytest.MonkeyPatch.context() as patch:
         for name in ONE_STAGE:
@@ -145,18 +145,18 @@ def test_killed_it_is_the_same_run(tmp_path):
 @pytest.mark.drill
 @pytest.mark.multiprocess
 def test_each_sample_once_an_epoch_through_other_worlds_and_across_two_edges(tmp_path):
-    """4, 2, 3 and 1 ranks, killed in each; the edges lie at steps 5 and 13."""
+    """4, 2, 3 and 1 ranks, killed in each; the edges lie at steps 10 and 26."""
     edges = [
-        {"until_epoch": 4, "image_size": 16, "global_batch_size": 4, "batch_size": 1},
-        {"until_epoch": 12, "image_size": 32, "global_batch_size": 5, "batch_size": 1},
-        {"until_epoch": 20, "image_size": 16, "global_batch_size": 7, "batch_size": 2},
+        {"until_epoch": 8, "image_size": 16, "global_batch_size": 4, "batch_size": 1},
+        {"until_epoch": 24, "image_size": 32, "global_batch_size": 5, "batch_size": 1},
+        {"until_epoch": 40, "image_size": 16, "global_batch_size": 7, "batch_size": 2},
     ]
     fields = {
         "training__stages": edges,
         "training__save_every_n_steps": 2,
         "training__val_every_n_epochs": 100,
     }
-    lost, until = [], (3, 8, 15, 18)
+    lost, until = [], (4, 14, 24, 29)
     for world, steps in zip((4, 2, 3, 1), until, strict=True):
         launch = staged(tmp_path, "--resume", "auto", begin=start, world=world, **fields)
         wait_until(launch, lambda steps=steps: len(logged_samples(tmp_path)) >= steps)
@@ -168,12 +168,12 @@ def test_each_sample_once_an_epoch_through_other_worlds_and_across_two_edges(tmp
     assert ended.code == 0, ended.err
     assert [life["world_size"] for life in state(tmp_path)["lives"]] == [4, 2, 3, 1, 3]
     seen = times_seen(tmp_path)
-    assert list(seen) == [str(epoch) for epoch in range(1, 21)]
+    assert list(seen) == [str(epoch) for epoch in range(1, 41)]
     assert len(seen["1"]) == 5 and all(
         counts == seen["1"] and set(counts.values()) == {1} for counts in seen.values()
     )
     assert [sum(map(len, line["samples"].values())) for line in logged_samples(tmp_path)] == (
-        [4] * 5 + [5] * 8 + [7] * 5 + [5]
+        [4] * 10 + [5] * 16 + [7] * 11 + [3]
     )
 
 
