@@ -15,6 +15,7 @@ from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.setup import SampleFacts, Setup, set_up
 from neuropbr_dist.training.step import gan_step
 from tests.support.train_runs import metrics, run, tensors
+from tests.test_training_stages import staged
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 ON_A_GPU = {"CUDA_VISIBLE_DEVICES": "0", "DS_ACCELERATOR": "cuda"}
@@ -60,6 +61,23 @@ def test_a_replayed_run_is_the_plain_run(tmp_path):
     assert [line["train/G_loss"] for line in one if "train/G_loss" in line] == [
         line["train/G_loss"] for line in other if "train/G_loss" in line
     ]
+    first, second = tensors(tmp_path / "auto"), tensors(tmp_path / "off")
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.gpu
+@gpu
+def test_each_stage_records_its_own_passes(tmp_path):
+    """16, then 32, then 16 px: to the bit the run without graphs, also where the first side comes again."""
+    stages = [
+        {"until_epoch": i, "image_size": side, "global_batch_size": 2, "batch_size": 2}
+        for i, side in enumerate((16, 32, 16), 1)
+    ]
+    fields = {"training__device": "cuda", "training__deterministic": True, "training__stages": stages}
+    for how in ("auto", "off"):
+        ended = staged(tmp_path / how, env=ON_A_GPU, training__cuda_graphs=how, **fields)
+        assert ended.code == 0, ended.err
+        assert ended.out.count(", CUDA graphs") == (3 if how == "auto" else 0)
     first, second = tensors(tmp_path / "auto"), tensors(tmp_path / "off")
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 

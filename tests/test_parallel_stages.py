@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from neuropbr_dist.parallel import build_network, change_network
+from tests.support.code_generation import no_code_generation
 from tests.support.distributed import run
 from tests.support.parity import Case, Row, differences, models, setup_of, train_stages
 from tests.support.plain_loop import train_plain_stages
@@ -60,6 +61,17 @@ def test_three_stages_match_the_plain_loop(name):
 )  # fmt: skip
 def test_three_stages_match_the_plain_loop_in_other_rows(row):
     check(row)
+
+
+@pytest.mark.drill
+def test_compiled_segments_are_captured_anew_for_each_side():
+    """And whatever is recomputed: graphs of shapes that are gone don't count against the compiler's limit."""
+    cases = [Case(steps=1, depth=1, d_layers=1, side=side) for side in (16, 32, 16)]
+    row = Row(engine="single", world=1, compile=True)
+    rows = [row, replace(row, recompute="selective"), row]
+    with no_code_generation():
+        found = train_stages(list(zip(cases, rows, strict=True)))
+    assert max(differences(found, train_plain_stages(cases)).values()) <= 1e-5
 
 
 def test_what_is_recomputed_is_the_stages_own():
