@@ -27,6 +27,8 @@ from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.monitor.run_logs import TIMINGS
 from neuropbr_dist.parallel.blocks import compiled
 from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0
+from neuropbr_dist.training.baseline import NAME as MEAN_MAPS
+from neuropbr_dist.training.baseline import mean_maps
 from neuropbr_dist.training.boundary import Boundary
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.facts import describe, start_facts
@@ -42,7 +44,7 @@ from neuropbr_dist.training.state import Progress, restore, saved_fragments, sna
 from neuropbr_dist.training.step import gan_step
 from neuropbr_dist.training.step_log import StepLog, log_samples
 from neuropbr_dist.training.timings import StartUp
-from neuropbr_dist.training.validation import validate
+from neuropbr_dist.training.validation import load_perceptual, validate
 
 LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
 LAST_SAVE_S = 120.0
@@ -85,6 +87,7 @@ class Trainer:
         """Step of the newest save in the run's folder; -1: none."""
         # What a step needs besides.
         self.objective = Objective(cfg, setup.compile_losses)
+        self.perceptual = load_perceptual(self.device)
         self.renderer = samples.renderer(self.device)
         if setup.compile_losses:
             self.renderer.compile(compiled)
@@ -321,16 +324,19 @@ class Trainer:
         )  # fmt: skip
         looks = LOOKS if env.rank == 0 else 0
         with loader as batches, self.ema.swapped_in() if self.ema else nullcontext():
-            sums, kept = validate(
+            found = validate(
                 self.networks["generator"], self.filled_up(batches, slots), self.cfg.transform,
-                self.objective.reconstruction_loss, self.device, looks, self.renderer,
+                self.objective.reconstruction_loss, self.device, looks, self.renderer, self.perceptual,
+                mean=mean_maps(self.samples) if p.step == 0 else None,
             )  # fmt: skip
         if any(all_gather_object(self.fault is not None)):
             return False
-        metrics = sums.result()
+        metrics = found.sums.result()
         values = {f"val/{name}": value for name, value in metrics.items()}
+        if found.baseline is not None:
+            values |= {f"{MEAN_MAPS}/{name}": value for name, value in found.baseline.result().items()}
         self.log.scalars(p.step, self.epochs_done, p.cursor, values)
-        self.log.looks(p.step, kept, figures=figures)
+        self.log.looks(p.step, found.looks, figures=figures)
         self.console.validation(self.epochs_done, metrics["loss"])
         if p.step > 0:
             for schedule in self.schedules.values():
