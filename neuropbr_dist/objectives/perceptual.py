@@ -5,7 +5,9 @@ It needs the package `lpips` (the extra of that name), and AlexNet's ImageNet we
 
 from __future__ import annotations
 
+import logging
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +16,9 @@ from torch import Tensor, nn
 
 from neuropbr_dist.materials.decoding import linear_to_srgb
 from neuropbr_dist.objectives.rendering import EYE_AT, fixed_lamps, radiance
+from neuropbr_dist.ranks import all_gather_object
+
+log = logging.getLogger(__name__)
 
 EVERY = 4
 """Of the lamps of `shaded_metrics`, every fourth."""
@@ -80,3 +85,17 @@ def require_weights(url: str) -> None:
         raise PerceptualUnavailable(
             f"{Path(parts.path).name} is not in {torch.hub.get_dir()}/checkpoints and {parts.hostname} can't be reached ({error})"
         ) from error
+
+
+def load_perceptual(device: torch.device) -> Perceptual | None:
+    """Return LPIPS where every rank can have it; a line says why not, if its package is there. Collective."""
+    found: Perceptual | None = None
+    fault = ""
+    try:
+        found = Perceptual.load(device)
+    except PerceptualUnavailable as error:
+        fault = str(error)
+    faults = [fault for fault in all_gather_object(fault) if fault]
+    if faults and find_spec("lpips") is not None:
+        log.info(f"No LPIPS: {faults[0]}")
+    return None if faults else found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.open import Samples
+from neuropbr_dist.data.sources import Entry, Source
 from neuropbr_dist.materials.channels import NORMAL, decode
 from neuropbr_dist.materials.decoding import decode_maps
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
@@ -22,13 +24,13 @@ MOST_SAMPLES, THREADS = 64, 8
 """Of the training set, evenly chosen, that its means are taken of: the set may have a million."""
 
 
-def mean_maps(samples: Samples) -> Tensor:
+def mean_maps(source: Source, train: Sequence[Entry]) -> Tensor:
     """Return means over the training maps, float32 (8, 1, 1) as a network would predict them. Collective."""
-    count = len(samples.train)
+    count = len(train)
     places = np.unique(np.linspace(0, count - 1, min(count, MOST_SAMPLES)).round().astype(int))
 
     def mean(place: int) -> np.ndarray:
-        maps = samples.source.maps(samples.train[int(place)])
+        maps = source.maps(train[int(place)])
         return maps.reshape(8, -1).mean(1, dtype=np.float64)
 
     def own() -> list[np.ndarray]:
@@ -43,7 +45,7 @@ def mean_maps(samples: Samples) -> Tensor:
 
 def mean_maps_metrics(cfg: TrainConfig, samples: Samples) -> dict[str, float]:
     """Return validation metrics of predicting them for every held-out sample. For one process."""
-    mean = mean_maps(samples)
+    mean = mean_maps(samples.source, samples.train)
     sums = MetricSums(ReconstructionLoss(replace(cfg.loss, w_render=0.0)), "cpu")
     for entry in samples.val:
         maps = decode_maps(torch.from_numpy(np.array(samples.source.maps(entry)))[None])

@@ -25,6 +25,7 @@ from neuropbr_dist.data.order import SampleOrder, Slot
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.monitor.run_logs import TIMINGS
+from neuropbr_dist.objectives.perceptual import load_perceptual
 from neuropbr_dist.parallel.blocks import compiled
 from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0
 from neuropbr_dist.training.baseline import NAME as MEAN_MAPS
@@ -44,7 +45,7 @@ from neuropbr_dist.training.state import Progress, restore, saved_fragments, sna
 from neuropbr_dist.training.step import gan_step
 from neuropbr_dist.training.step_log import StepLog, log_samples
 from neuropbr_dist.training.timings import StartUp
-from neuropbr_dist.training.validation import load_perceptual, validate
+from neuropbr_dist.training.validation import validate
 
 LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
 LAST_SAVE_S = 120.0
@@ -327,7 +328,7 @@ class Trainer:
             found = validate(
                 self.networks["generator"], self.filled_up(batches, slots), self.cfg.transform,
                 self.objective.reconstruction_loss, self.device, looks, self.renderer, self.perceptual,
-                mean=mean_maps(self.samples) if p.step == 0 else None,
+                mean=mean_maps(self.samples.source, self.samples.train) if p.step == 0 else None,
             )  # fmt: skip
         if any(all_gather_object(self.fault is not None)):
             return False

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -17,12 +15,9 @@ from neuropbr_dist.data.device import shown, to_device
 from neuropbr_dist.data.rendered.renderer import Renderer
 from neuropbr_dist.monitor import Look, take_look
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
-from neuropbr_dist.objectives.perceptual import Perceptual, PerceptualUnavailable
+from neuropbr_dist.objectives.perceptual import Perceptual
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
-from neuropbr_dist.ranks import all_gather_object
-
-log = logging.getLogger(__name__)
 
 
 class Validation(NamedTuple):
@@ -78,17 +73,3 @@ def validate(
                 dist.all_reduce(found.tensor())
     g.module.train()
     return Validation(sums, baseline, kept)
-
-
-def load_perceptual(device: torch.device) -> Perceptual | None:
-    """Return LPIPS where every rank can have it; a line says why not, if its package is there. Collective."""
-    found: Perceptual | None = None
-    fault = ""
-    try:
-        found = Perceptual.load(device)
-    except PerceptualUnavailable as error:
-        fault = str(error)
-    faults = [fault for fault in all_gather_object(fault) if fault]
-    if faults and find_spec("lpips") is not None:
-        log.info(f"No LPIPS in validation: {faults[0]}")
-    return None if faults else found
