@@ -154,7 +154,7 @@ def test_masks_tile_are_smooth_and_cover_about_half():
         mask, waves = changes.mask(uniforms(f"mask {number}"))
         each = row(MASK=mask, WAVES=waves)
         coarse, fine = mask_of(each, 64), mask_of(each, 128)
-        assert float((torch.nn.functional.avg_pool2d(fine, 2) - coarse).abs().mean()) < 0.01
+        assert float((torch.nn.functional.avg_pool2d(fine, 2) - coarse).abs().mean()) < 0.03
         shares.append(float(coarse.mean()))
         inside, across = coarse.diff(dim=-1).abs().max(), (coarse[..., 0] - coarse[..., -1]).abs().max()
         steps.append(float(across / inside.clamp(min=1e-3)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,8 +78,15 @@ class Sky:
 
     def irradiance(self) -> Array:
         """Return float64 (3, 9), see `surroundings.sky_irradiance`."""
+        return self._irradiance
+
+    @functools.cached_property
+    def _irradiance(self) -> Array:
+        # Light adds up: the windows side by side are one pass, and loaders draw hundreds of skies a second.
         gradient, windows = map(torch.from_numpy, self.numbers())
-        return sky_irradiance(gradient, windows[: len(self.windows)]).numpy()
+        dark = gradient.new_zeros(len(self.windows), 3, 3)
+        through_windows = sky_irradiance(dark, windows[: len(self.windows), None]).sum(0)
+        return (sky_irradiance(gradient, windows[:0]) + through_windows).numpy()
 
     def irradiance_from_above(self) -> Array:
         """Return the irradiance (3,) of a plane that faces +Z."""
