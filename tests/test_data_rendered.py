@@ -130,7 +130,8 @@ def test_files_and_a_packed_set_are_the_same(cfg, samples, materials, tmp_path):
     assert list(train) == list(packed.train) and list(val) == list(packed.val)
 
 
-def test_built_in_materials_are_made_without_views(tmp_path):
+def test_built_in_materials_are_made_without_views(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # a pool takes seconds to start
     cfg = TrainConfig()
     cfg.data = DataConfig(
         render="online", builtin=True, builtin_count=3, image_size=SIDE, builtin_cache=str(tmp_path / "cache"),
@@ -172,7 +173,10 @@ def test_all_faults_are_told_at_once(cfg, materials, tmp_path):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"tint": 0.1}, "data.tint = 0.1 is about rendered views, but these are stored"),
+        (
+            {"input_dir": "i", "output_dir": "o", "tint": 0.1},
+            "data.tint = 0.1 is about rendered views, but these are stored",
+        ),
         ({"render": "stored", "mixtures": 0.5}, "data.mixtures = 0.5 is about rendered"),
         ({"materials_dir": "m", "input_dir": "i", "output_dir": "o"}, "name one or the other"),
         ({"materials_dir": "m", "packed_dir": "p"}, "name one or the other"),
@@ -185,6 +189,15 @@ def test_what_does_not_go_together_is_refused(fields, message):
     cfg.data = DataConfig(**fields)
     with pytest.raises(UserError, match=message):
         resolve(cfg)
+
+
+def test_what_auto_comes_to_is_asked_as_well(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = TrainConfig()
+    cfg.data.crop = 0.1
+    resolve(cfg)  # a resumed run may have materials
+    with pytest.raises(UserError, match=r"data.crop = 0.1 is about rendered views"):
+        open_samples(cfg)
 
 
 def test_a_flag_takes_the_place_of_other_data(tmp_path):
