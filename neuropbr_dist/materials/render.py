@@ -22,7 +22,8 @@ from neuropbr_dist.materials.vectors import column, dot, unit
 
 SUPERSAMPLED_UP_TO = 512
 """Pictures of this side or a smaller one take 2 x 2 samples a pixel."""
-_POINTS_AT_ONCE = 1 << 23  # temporaries of 100 MB a vector
+POINTS_AT_ONCE = 1 << 23
+"""So many are shaded at once, on a GPU: temporaries of 100 MB a vector."""
 _POINTS_IN_CACHE = 1 << 15  # of a processor
 _OUT_OF_FOCUS = 48  # side of the picture that smudges show, enlarged smoothly: about 2 % of the picture
 _COARSE = 64  # side of the maps that it is made of
@@ -129,7 +130,7 @@ def linear_picture(view: View, side: int, samples: int, rows: Rows, *, shadow: b
 def _rows_at_once(cameras: Tensor, points: int) -> int:
     """Return how many rows of N pictures are shaded at once: on a processor, what its cache holds."""
     small = cameras.device.type == "cpu" and not torch.compiler.is_compiling()
-    most = _POINTS_IN_CACHE if small else _POINTS_AT_ONCE
+    most = _POINTS_IN_CACHE if small else POINTS_AT_ONCE
     return max(1, most // (points * cameras.shape[0]))
 
 
