@@ -123,9 +123,11 @@ def test_rendering_counts_where_it_holds_more_than_the_network():
     stored = Need(cfg, dtype=torch.float32, engine="single", stage=0, world=1)
     assert rendering_bytes(cfg, 64) == 0
     online = replace(stored, cfg=with_fields(cfg, data={"render": "online"}))
-    assert rendering_bytes(online.cfg, 64) == 400 * 8 * 128**2
-    assert online.at(64)["low"] == online.state().held + rendering_bytes(online.cfg, 64) > stored.at(64)["low"]
-    assert rendering_bytes(online.cfg, 4096) == rendering_bytes(online.cfg, 2048) == 400 << 23
+    assert rendering_bytes(online.cfg, 64) == 500 * 8 * 128**2
+    assert (
+        online.at(64)["low"] == online.state().held + rendering_bytes(online.cfg, 64) > stored.at(64)["low"]
+    )
+    assert rendering_bytes(online.cfg, 1024) == 500 * 8 * 1024**2
 
 
 MEASURED = [

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from neuropbr_dist.data.batch import Rendering
 from neuropbr_dist.data.rendered.changes import change
-from neuropbr_dist.kernels import VIEWS
 from neuropbr_dist.materials.render import render
 
 
@@ -43,10 +42,5 @@ class Renderer:
         """
         if rendering.changes is not None:
             maps = self._change(maps, rendering.changes, partners, rendering.parts)
-        return maps, torch.cat([self._view(maps, rendering, view) for view in range(VIEWS)], dim=1)
-
-    def _view(self, maps: Tensor, rendering: Rendering, view: int) -> Tensor:
-        """Return one view of each sample; three at once would be three times as much to compile."""
-        scenes, cameras, keys = (part[:, view : view + 1].contiguous() for part in rendering[:3])  # type: ignore[index, union-attr]
-        side = maps.shape[-1]
-        return self._render(maps, scenes, cameras, keys, side, self.environments, dirt=rendering.dirty)
+        r, side = rendering, maps.shape[-1]
+        return maps, self._render(maps, r.scenes, r.cameras, r.keys, side, self.environments, dirt=r.dirty)
