@@ -64,8 +64,10 @@ def linear_view(
     with one_thread(), torch.no_grad():
         plane = repeating(_decoded(maps))
         numbers = torch.from_numpy(encode_scene(Scene((), (lighting,)))[0])
-        view = View(plane, torch.from_numpy(encode(camera, True))[None], decode_scene(numbers[None]), None)
-        return linear_picture(view, side, samples, (0, side), shadow=False)[0].numpy()
+        view = View(
+            plane, torch.from_numpy(encode(camera, True))[None, None], decode_scene(numbers[None, None]), None
+        )
+        return linear_picture(view, side, samples, (0, side), shadow=False)[0, 0].numpy()
 
 
 def _decoded(maps: np.ndarray) -> Tensor:

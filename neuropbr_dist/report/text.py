@@ -136,6 +136,8 @@ def history_table(run: RunFolder) -> str:
             f"torch.compile {start['compile']}",
             "Batch": f"{start['global_batch']} = up to {start['micro_batches_per_step']} × {start['micro_batch']} "
             "a rank",
+            "Samples": f"{start['train_samples']:,} and {start['val_samples']:,} held out, {start['image_size']} px"
+            + (f"; {start['source']}" if start.get("source") else ""),
             "Versions": ", ".join(f"{name} {number}" for name, number in start["versions"].items()),
             "Ended": f"{end['how']}, step {end['step']:,}" if end else ending(run, start),
         }

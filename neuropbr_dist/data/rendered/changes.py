@@ -68,7 +68,7 @@ def place(orientation: int, down: int, right: int, side: int) -> npt.NDArray[np.
 
 def mask(draws: Iterator[float]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return `MASK` and `WAVES` of a partner that takes about half of the place, in smooth blots of any size."""
-    threshold, width = 1.2 * next(draws) - 0.6, 0.1 + 0.9 * next(draws) ** 2
+    threshold, width = 1.2 * next(draws) - 0.6, 0.15 + 1.35 * next(draws) ** 2
     waves = np.empty((WAVE_COUNT, 4))
     for wave in waves:
         fx, fy = (math.floor((2 * MOST_WAVES_ACROSS + 1) * next(draws)) - MOST_WAVES_ACROSS for _ in range(2))
