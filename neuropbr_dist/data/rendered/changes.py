@@ -100,7 +100,9 @@ def change(maps: Tensor, changes: Tensor, partners: Tensor | None, parts: bool) 
 def mixed(maps: Tensor, partners: Tensor, changes: Tensor) -> Tensor:
     """Return mixtures: partners where the mask is 1, the materials where it is 0, and all between at its edges."""
     share = mask_of(changes, maps.shape[-1]).to(maps.dtype)
-    return unit_normals(torch.lerp(maps, partners, share))
+    # What isn't mixed stays as it is to the bit, whatever else is in the batch.
+    is_mixed = changes[:, MASK.stop - 1, None, None, None] > 0
+    return torch.where(is_mixed, unit_normals(torch.lerp(maps, partners, share)), maps)
 
 
 def mask_of(changes: Tensor, side: int) -> Tensor:
