@@ -78,7 +78,9 @@ def test_malformed_cameras(own_set):
     (folder / "input" / "cameras.json").write_text(
         '{"version": 1, "samples": {"sample_0009": {"clean": []}}}'
     )
-    assert_one_line(run(folder / "run", *words), ["cameras.json", "sample_0009: clean: 0; allowed: a list of 3 cameras"])
+    assert_one_line(
+        run(folder / "run", *words), ["cameras.json", "sample_0009: clean: 0; allowed: a list of 3 cameras"]
+    )
 
 
 def test_a_plane_without_cameras(own_set):

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_text
+from neuropbr_dist.files import read_text, write_text
 from neuropbr_dist.monitor.figure import ERROR, VIEWS, comparison
 from neuropbr_dist.monitor.look_files import cut_back_looks, write_look
 from neuropbr_dist.monitor.pictures import Look
@@ -230,7 +230,7 @@ class WeightsAndBiases(Writer):
         id_file = folder / "wandb_id"
         known: dict[str, Any] = {}
         if id_file.exists():
-            known = {"id": id_file.read_text().strip(), "resume": "allow"}
+            known = {"id": read_text(id_file).strip(), "resume": "allow"}
         try:
             self._run = wandb.init(dir=str(folder), **known, **settings)
         except wandb.Error as error:

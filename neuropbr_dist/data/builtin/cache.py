@@ -126,6 +126,8 @@ class BuiltinCache:
 
 def _load(path: Path, shape: tuple[int, ...]) -> Array | None:
     """The array in a file, or None if there is none, or one that is damaged or of another shape."""
+    if not path.is_file():
+        return None
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (FileNotFoundError, *NOT_AN_ARRAY):

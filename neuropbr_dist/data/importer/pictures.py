@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from neuropbr_dist.data.files.decode import words_16_bit
 from neuropbr_dist.data.files.png import SIGNATURE, inflated
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import read_bytes
+from neuropbr_dist.files import read_bytes, require_file
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "TGA", "BMP")
 """Pillow's names of what it may open: its other readers are for files that nobody makes maps in."""
@@ -44,6 +44,7 @@ def read_size(path: Path) -> Size:
     Raises:
         UserError: It can't be read, or what reads it isn't installed.
     """
+    require_file(path)
     if path.suffix.lower() == ".exr":
         return _exr_size(path)
     try:
@@ -178,6 +179,7 @@ def _tiff(source: Path | io.BytesIO, path: Path) -> Any:
 
 
 def _read_exr(path: Path) -> np.ndarray:
+    require_file(path)
     openexr = _reader("OpenEXR", path)
     try:
         with openexr.File(str(path), separate_channels=True) as file:
