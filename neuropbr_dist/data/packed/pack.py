@@ -34,7 +34,7 @@ from neuropbr_dist.data.files.verify import (
 )
 from neuropbr_dist.data.packed.index import HEAD, JOURNAL, SHARDS, PackedIndex, read_head, write_index
 from neuropbr_dist.data.packed.progress import Done, Progress
-from neuropbr_dist.data.packed.shards import Place, ShardWriter, used_bytes
+from neuropbr_dist.data.packed.shards import REPACK, Place, ShardWriter, used_bytes
 from neuropbr_dist.data.split import SPLIT_FILE, read_split
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import check_links, remove_leftovers, write_json, writing
@@ -282,7 +282,8 @@ def _write_split(dest: Path, validation: frozenset[str] | None, packed: frozense
 
 
 def _place(result: Done) -> Place:
-    assert result.place is not None  # else a picture has a fault, and so its samples
+    if result.place is None:  # else a picture has a fault, and so its samples
+        raise UserError(f"{JOURNAL}: names no record of sound pictures; {REPACK}")
     return result.place
 
 

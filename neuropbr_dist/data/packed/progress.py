@@ -104,5 +104,6 @@ def _is_line(line: Any) -> bool:
         fits(line, kinds)
         and all(fits(stamp, STAMP) for stamp in line["stamps"])
         and all(map(is_finding, line["findings"]))
+        and len(line["findings"]) == len(line["stamps"])
         and min(line["place"][1:]) >= 0
     )
