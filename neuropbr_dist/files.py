@@ -182,6 +182,11 @@ class JsonLines:
             ValueError: the value holds a NaN or an infinity, which JSON hasn't.
         """
         line = json.dumps(value, allow_nan=False).encode() + b"\n"
+        if (
+            os.path.isfile(self.path) and self.path.stat().st_nlink > 1
+        ):  # of a backup, or somebody's: it stays
+            with writing(self.path):
+                write_bytes(self.path, self._content(), durable=True)
         with writing(self.path), open(self.path, "ab+", buffering=0, opener=_no_link) as file:
             size = file.seek(0, os.SEEK_END)
             if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
