@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 from functools import lru_cache
@@ -646,3 +647,7 @@ def test_training_honours_the_sets_own_split(tmp_path):
         (tmp_path / "packed/split.json").write_text(content)
         with pytest.raises(UserError, match=reason):
             open_samples(cfg)
+    (tmp_path / "packed/split.json").unlink()
+    os.mkfifo(tmp_path / "packed/split.json")  # not another split, in silence
+    with pytest.raises(UserError, match=r"split\.json: not a file"):
+        open_samples(cfg)

@@ -38,6 +38,8 @@ REFUSED = {
     "--resume {folder}": ["--resume {folder}", "no checkpoint there"],
     "--resume no/such": ["--resume no/such", "no such checkpoint or folder"],
     "--checkpoint-dir {folder}/bad.json": ["bad.json"],
+    "--stop-after-steps -3": ["--stop-after-steps -3", "0 or more"],
+    "--set data.num_workers=100000": ["data.num_workers = 100000", "from 0 to 1024"],
 }  # fmt: skip
 
 
