@@ -14,6 +14,7 @@ from torch import Tensor
 from neuropbr_dist.cluster import Environment, pick_device
 from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
 from neuropbr_dist.config.overrides import Overrides
+from neuropbr_dist.data.builtin.cache import refuse_unasked_cache
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.figures import Figures, measured, table
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
@@ -139,8 +140,17 @@ def compared_with(request: Request, model: InferenceGenerator) -> tuple[Tensor |
 
 
 def configured(request: Request, model: InferenceGenerator) -> TrainConfig:
-    """Return the run's configuration with the request's changes."""
+    """Return the run's configuration with the request's changes.
+
+    Raises:
+        UserError: it would make a cache that the request doesn't name.
+    """
     cfg = from_yaml(to_yaml(model.config), str(model.origin))
+    request.overrides.apply(asked := TrainConfig())
+    if isinstance(request.source, SetSamples):
+        refuse_unasked_cache(
+            cfg.data.builtin_cache, asked.data.builtin_cache, f"--checkpoint {request.checkpoint}"
+        )
     request.overrides.apply(cfg)
     return cfg
 
