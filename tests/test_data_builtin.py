@@ -213,7 +213,7 @@ def test_sky_irradiance_against_sampling():
     light = sky_radiance(*numbers, torch.from_numpy(towards)[:, None], 0.05)[:, 0].numpy()
     for normal in (np.array([0.0, 0.0, 1.0]), np.array([0.28, 0.0, 0.96])):
         exact = (light * np.maximum(normal @ towards, 0)).mean(1) * 2 * np.pi
-        found = irradiance_at(torch.from_numpy(sky.irradiance()), torch.from_numpy(normal)[:, None, None])
+        found = irradiance_at(torch.from_numpy(sky.irradiance), torch.from_numpy(normal)[:, None, None])
         np.testing.assert_allclose(found[:, 0, 0], exact, rtol=0.06)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.data.order import Slot
 from neuropbr_dist.training.step import gan_step, with_last
 from tests.support.parity import (
     Case,
@@ -27,11 +28,12 @@ ROW = Row(engine="single", world=1)
 def micro_batches(sizes: list[int], filler: int = 0) -> list[DeviceBatch]:
     """The global batch in micro-batches of `sizes`; `filler` more samples of weight 0 in each."""
     assert sum(sizes) == CASE.batch
-    elements = [element for _, element in sample_order(CASE).indices(0, CASE.batch)]
+    places = sample_order(CASE).indices(0, CASE.batch)
     micros, start = [], 0
     for size in sizes:
-        chosen = elements[start : start + size] + [elements[start]] * filler
-        micros.append(device_batch(CASE, chosen, [1.0] * size + [0.0] * filler, "cpu"))
+        slots = [Slot(*place, 1.0) for place in places[start : start + size]]
+        slots += [Slot(*places[start], 0.0)] * filler
+        micros.append(device_batch(CASE, slots, "cpu"))
         start += size
     return micros
 

@@ -40,7 +40,8 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--split", choices=("val", "train", "all"),
-        help="what --sample-idx counts in: all samples by name (default), or one side of the run's split",
+        help="all samples, or one side of the run's split: what --sample-idx counts in; alone it means every one, and "
+        "a table of how good they are",
     )  # fmt: skip
     p.add_argument("--data", metavar="DIR", help="packed set with the samples of --sample-idx")
     p.add_argument(
@@ -114,6 +115,15 @@ def check_idle_flags(args: argparse.Namespace) -> None:
         raise UserError("--overlap needs --tile")
 
 
+def chosen(args: argparse.Namespace) -> int | str:
+    """Return which samples of the set: a name, a place, or `all`."""
+    if args.sample is not None:
+        return str(args.sample)
+    if args.sample_idx is not None:
+        return args.sample_idx  # type: ignore[no-any-return]
+    return 0 if args.split is None else "all"
+
+
 @entry
 def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Predict a sample, or one or more triples of renders, and write what comes out."""
@@ -129,7 +139,7 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         source = Renders(Path(args.input_dir))
     else:
         source = SetSamples(
-            index=args.sample or args.sample_idx or 0, part=args.split or "all", packed_dir=args.data,
+            index=chosen(args), part=args.split or "all", packed_dir=args.data,
             materials_dir=args.materials, input_dir=args.data_input_dir, output_dir=args.data_output_dir,
         )  # fmt: skip
     infer(

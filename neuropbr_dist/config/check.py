@@ -100,11 +100,9 @@ ONLINE_ALONE = ("renders_per_epoch", "environments_dir", "crop", "tint", "roughn
 def check_rendering(data: DataConfig) -> None:
     """Raise a `UserError` for what only rendered views can have, or only stored ones.
 
-    To be asked again once `data.render` is settled: `auto` may mean either where a packed set is named.
+    To be asked again once `data.render` is settled: `auto` may still mean either.
     """
-    if data.render == "stored" or (
-        data.render == "auto" and data.materials_dir is None and data.packed_dir is None
-    ):
+    if data.render == "stored" or (data.render == "auto" and data.input_dir is not None):
         for field in ONLINE_ALONE:
             value = getattr(data, field)
             refuse_unless(

@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -90,6 +91,10 @@ LONGEST_SOCKET = 107
 SOCKET_NAME = "/pymp-abcdefgh/listener-abcdefgh"
 
 
+HANGS_S, STOPPED_S, ENDS_S = 30.0, 5.0, 10.0
+"""So long may a batch's memory be fetched; where the run is to stop; and may loader processes take to end."""
+
+
 class Interrupted(Exception):
     """The run is to stop, and no batch had come by then."""
 
@@ -143,10 +148,64 @@ def batches_of(
     if threading.current_thread() is threading.main_thread():
         # torch's handler raises wherever the program is when a process dies; `good` looks where it can be told.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    guard = Guard(workers_of(batches), stopped, min(limit_s, HANGS_S))
     try:
-        yield good(batches, stopped, limit_s)
+        yield good(batches, stopped, limit_s, guard)
     finally:
+        guard.end()
         end_workers(batches)
+
+
+class Guard(threading.Thread):
+    """Kills loader processes that a wait hangs on where nothing else can end it.
+
+    torch fetches a batch's memory over a socket without a time limit: where a process is stopped just before (SIGSTOP,
+    a frozen container), the wait is deaf to signals. On a GPU the thread that pins memory waits so, see `end_workers`.
+
+    Args:
+        workers: the processes.
+        stopped: whether the run is to stop.
+        limit_s: seconds that one call of `waiting` may take.
+    """
+
+    def __init__(self, workers: Sequence[Any], stopped: Callable[[], bool], limit_s: float) -> None:
+        super().__init__(daemon=True, name="loader guard")
+        self.workers, self.stopped, self.limit_s = workers, stopped, limit_s
+        self.fired = False
+        self._since: float | None = None
+        self._done = threading.Event()
+        if workers:
+            self.start()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What is done inside hangs if it takes too long."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    def run(self) -> None:
+        """Look every `POLL_S`; twice too long in a row: this process may itself have been stopped meanwhile."""
+        too_long = 0
+        while not self._done.wait(POLL_S) and too_long < 2:
+            since, limit = self._since, min(self.limit_s, STOPPED_S) if self.stopped() else self.limit_s
+            hangs = since is not None and time.monotonic() - since > limit
+            too_long = too_long + 1 if hangs else 0
+        if too_long == 2:
+            self.fired = True
+            for worker in self.workers:
+                worker.kill()
+
+    def end(self) -> None:
+        """Nothing is waited for any longer."""
+        self._done.set()
+
+
+def workers_of(batches: object) -> Sequence[Any]:
+    """Return the loader processes; none where this process loads."""
+    return getattr(batches, "_workers", [])
 
 
 def check_sockets() -> None:
@@ -161,11 +220,16 @@ def check_sockets() -> None:
 
 def end_workers(batches: object) -> None:
     """Also those that are stuck or stopped."""
-    workers = getattr(batches, "_workers", [])  # none where this process loads
+    workers = workers_of(batches)
+    if not workers:
+        return
+    # A thread that pins what a stopped process was to hand over is waited for without end.
+    late = threading.Timer(ENDS_S, lambda: [worker.kill() for worker in workers])
+    late.start()
     try:
-        if workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]  # what its `__del__` does, too late here
+        batches._shutdown_workers()  # type: ignore[attr-defined]  # what its `__del__` does, too late here
     finally:
+        late.cancel()
         for worker in workers:
             worker.kill()
 
@@ -174,15 +238,20 @@ def good(
     batches: Iterator[MicroBatch | UserError],
     stopped: Callable[[], bool] = lambda: False,
     limit_s: float = math.inf,
+    guard: Guard | None = None,
 ) -> Iterator[MicroBatch]:
     """Yield what comes; see `batches_of`. Raises an error where one stands in a batch's place."""
+    guard = guard or Guard([], stopped, limit_s)
     waited, said = 0.0, SAY_AFTER_S
     while True:
         try:
-            batch = next(batches)
+            with guard.waiting():
+                batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
+            if guard.fired:
+                check_wanted(batches, stopped)
             check_alive(batches, error)
             waited += POLL_S
             if stopped():
@@ -202,9 +271,19 @@ def good(
         yield batch
 
 
-def check_alive(batches: Any, error: RuntimeError) -> None:
+def check_wanted(batches: Any, stopped: Callable[[], bool]) -> None:
+    """Raise what a wait ended in that the guard has cut off."""
+    if stopped():
+        raise Interrupted from None
+    raise UserError(
+        f"loader processes {pids_of(batches)} hung while they handed over a batch, and were ended: stopped from outside "
+        "(SIGSTOP, a frozen container)?"
+    ) from None
+
+
+def check_alive(batches: Any, error: Exception) -> None:
     """Raise the error of a wait that isn't just one of `POLL_S`: a loader process that is gone is named."""
-    for worker in getattr(batches, "_workers", []):
+    for worker in workers_of(batches):
         if worker.exitcode:
             number = -worker.exitcode
             killed = (
@@ -220,7 +299,7 @@ def check_alive(batches: Any, error: RuntimeError) -> None:
 
 def pids_of(batches: Any) -> str:
     """Return the numbers of the loader processes, for a person."""
-    return ", ".join(str(worker.pid) for worker in getattr(batches, "_workers", []))
+    return ", ".join(str(worker.pid) for worker in workers_of(batches))
 
 
 def start_worker(_worker: int) -> None:

@@ -20,6 +20,7 @@ from neuropbr_dist.data.files.layout import list_faults
 from neuropbr_dist.data.open import open_source, resolve_data, split_entries
 from neuropbr_dist.data.sources import Source
 from neuropbr_dist.errors import UserError, some
+from neuropbr_dist.training.baseline import mean_maps
 
 Part = Literal["val", "train", "all"]
 
@@ -96,6 +97,25 @@ def open_subjects(
         seen = None if cameras is None else torch.from_numpy(cameras)
         name = entry.key if several or index == "all" else entry.name
         yield Subject(name, title, label, _tensor(views), _tensor(maps), seen)
+
+
+def mean_of_training(
+    config: TrainConfig,
+    size: int | None,
+    input_dir: str | None = None,
+    output_dir: str | None = None,
+    packed_dir: str | None = None,
+    materials_dir: str | None = None,
+) -> tuple[Tensor, str]:
+    """Return mean maps (8, 1, 1) to compare predictions with, and which materials' they are.
+
+    Of the run's training side; of a set that lies elsewhere, which may be another one, of all of it.
+    """
+    data = moved_to(replace(config.data, image_size=size), input_dir, output_dir, packed_dir, materials_dir)
+    source = open_source(data, config.training.seed)
+    if {input_dir, output_dir, packed_dir, materials_dir} != {None}:
+        return mean_maps(source, source.entries), "this set"
+    return mean_maps(source, _side(source, config, "train")), "the training side"
 
 
 def moved_to(
@@ -220,7 +240,7 @@ def cameras_of_triples(folder: Path, triples: Sequence[Path], data: DataConfig) 
     path, names = folder / CAMERAS_FILE, [triple.resolve().name for triple in triples]
     if not path.exists():
         raise UserError(f"{path}: missing; the model rectifies views by their cameras (docs/data.md)")
-    found = read_cameras(path, names)
+    found = read_cameras(path)
     if found.faults:
         raise UserError(list_faults(fault.message for fault in found.faults))
     cameras = []

@@ -45,7 +45,7 @@ def relit(maps: Array, lamp: Array) -> Array:
     Returns:
         uint8 sRGB (S, S, 3).
     """
-    lighting = Lighting((Lamp(lamp, INTENSITY * _GREY, LAMP_RADIUS),), SKY, EXPOSURE)
+    lighting = Lighting((Lamp(lamp, INTENSITY * _GREY, LAMP_RADIUS, dims=True),), SKY, EXPOSURE)
     camera = Camera(np.array([0, 0, CAMERA_HEIGHT]), np.zeros(3)).on_plane()
     picture = linear_view(maps, camera, lighting, maps.shape[1], samples=1)
     return quantise(linear_to_srgb(picture.clip(0, 1))).transpose(1, 2, 0)
@@ -53,7 +53,7 @@ def relit(maps: Array, lamp: Array) -> Array:
 
 def irradiance_matrix() -> Array:
     """Return the quadratic form M, (4, 4), of the grey sky: irradiance at unit normal n is (n, 1) M (n, 1)."""
-    c0, cx, cy, cz, cxy, cyz, cxz, cxx, czz = SKY.irradiance()[0]
+    c0, cx, cy, cz, cxy, cyz, cxz, cxx, czz = SKY.irradiance[0]
     upper = [[cxx, cxy, cxz, cx], [0, -cxx, cyz, cy], [0, 0, 3 * czz, cz], [0, 0, 0, c0 - czz]]
     return (np.array(upper) + np.array(upper).T) / 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from neuropbr_dist.materials.surroundings import WINDOW, irradiance_at, sky_irra
 
 LAMPS, WINDOWS = 3, 7
 """As many of each as a scene has at most."""
+LAMP = 8
+"""Numbers of a lamp."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,13 @@ class Lamp:
     """(3,) radiant intensity: irradiance is intensity * cos / distance^2."""
     radius: float = 0.0
     """Half its width; widens highlights and softens shadows."""
+    dims: bool = False
+    """Highlights lose light, the more the smoother the surface and the wider the lamp. The built-in set's lamps and the
+    bench's do, since the first set; their pictures stay what they were."""
+
+    def numbers(self) -> tuple[float, ...]:
+        """Return the `LAMP` numbers that shading asks for."""
+        return (*self.position, *self.intensity, self.radius, self.dims)
 
     def irradiance(self) -> float:
         """Return the mean irradiance in the plane's middle."""
@@ -73,17 +83,20 @@ class Sky:
     def brightened(self, factor: float) -> Sky:
         """Return the sky with this many times its light."""
         windows = tuple(replace(window, radiance=window.radiance * factor) for window in self.windows)
-        return Sky(self.zenith * factor, self.horizon * factor, self.lean, windows)
+        sky = Sky(self.zenith * factor, self.horizon * factor, self.lean, windows)
+        sky.__dict__["irradiance"] = self.irradiance * factor  # what takes milliseconds is done once
+        return sky
 
+    @cached_property
     def irradiance(self) -> Array:
-        """Return float64 (3, 9), see `surroundings.sky_irradiance`."""
+        """Float64 (3, 9), see `surroundings.sky_irradiance`."""
         gradient, windows = map(torch.from_numpy, self.numbers())
         return sky_irradiance(gradient, windows[: len(self.windows)]).numpy()
 
     def irradiance_from_above(self) -> Array:
         """Return the irradiance (3,) of a plane that faces +Z."""
         up = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)[:, None, None]
-        return irradiance_at(torch.from_numpy(self.irradiance()), up)[:, 0, 0].numpy()
+        return irradiance_at(torch.from_numpy(self.irradiance), up)[:, 0, 0].numpy()
 
 
 @dataclass(frozen=True)
@@ -151,15 +164,18 @@ def random_lighting(rng: np.random.Generator) -> Lighting:
     for share, radius in ((key, rng.uniform(0.12, 0.3)), (fill, 0.25)):
         distance, tilt = rng.uniform(2.0, 3.2), np.radians(rng.uniform(20, 60))
         intensity = np.pi * share * distance**2 / np.cos(tilt) * tint(rng, 0.08)
-        lamps.append(Lamp(distance * direction(tilt, rng.uniform(0, 2 * np.pi)), intensity, radius))
+        lamps.append(
+            Lamp(distance * direction(tilt, rng.uniform(0, 2 * np.pi)), intensity, radius, dims=True)
+        )
     return Lighting(tuple(lamps), sky, rng.uniform(0.72, 0.92) / (1 + key + fill))
 
 
-def wide_lighting(rng: np.random.Generator, environments: int = 0) -> Lighting:
+def wide_lighting(rng: np.random.Generator, environments: int = 0, least: int = 0) -> Lighting:
     """Return light of many kinds: overcast or a dark room with one lamp, lamps far away or close, hard or soft.
 
     Args:
         environments: how many pictures of surroundings to choose from; 0: a procedural sky.
+        least: as many lamps at least; two at most.
     """
     ambient = float(np.exp(rng.uniform(np.log(0.15), np.log(1.5))))
     if environments:
@@ -168,7 +184,7 @@ def wide_lighting(rng: np.random.Generator, environments: int = 0) -> Lighting:
     else:
         sky, environment = random_sky(rng).brightened(ambient), None
     lamps, total = [], ambient
-    for strongest in (2.0, 0.6)[: rng.integers(0, 3)]:
+    for strongest in (2.0, 0.6)[: rng.integers(least, 3)]:
         share = float(np.exp(rng.uniform(np.log(0.1), np.log(strongest))))
         distance, tilt = np.exp(rng.uniform(np.log(0.7), np.log(4.0))), np.radians(rng.uniform(5, 70))
         intensity = np.pi * share * distance**2 / np.cos(tilt) * tint(rng, 0.15)

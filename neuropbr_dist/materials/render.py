@@ -23,7 +23,7 @@ from neuropbr_dist.materials.vectors import column, dot, unit
 SUPERSAMPLED_UP_TO = 512
 """Pictures of this side or a smaller one take 2 x 2 samples a pixel."""
 _POINTS_AT_ONCE = 1 << 23  # temporaries of 100 MB a vector
-_POINTS_IN_CACHE = 1 << 15  # of a processor
+_POINTS_IN_CACHE = 1 << 14  # of a processor
 _OUT_OF_FOCUS = 48  # side of the picture that smudges show, enlarged smoothly: about 2 % of the picture
 _COARSE = 64  # side of the maps that it is made of
 
@@ -35,20 +35,22 @@ class Plane(NamedTuple):
     """A material, ready to be looked up anywhere on the plane."""
 
     texels: Tensor
-    """(N, 8, S + 2, S + 2) linear albedo, roughness, metallic, normal; with a texel of the next repeats around."""
+    """(B, 8, S + 2, S + 2) linear albedo, roughness, metallic, normal; with a texel of the next repeats around."""
     albedo: Tensor
-    """(N, 3, 1, 1) its mean."""
+    """(B, 3, 1, 1) its mean."""
 
 
 class View(NamedTuple):
-    """Cameras, scenes and maps of N pictures."""
+    """V pictures of each of B materials."""
 
     plane: Plane
+    """Of the B materials."""
     camera: Tensor
-    """(N, 14)."""
+    """(B, V, 14)."""
     scene: EncodedScene
+    """With dimensions (B, V)."""
     surroundings: Tensor | None
-    """(N, L, 3, h, w) of the scenes' environments."""
+    """(B * V, L, 3, h, w) of the scenes' environments."""
 
 
 def render(
@@ -83,21 +85,63 @@ def render(
     plane, rows = repeating(maps), rows or (0, side)
     coarse = repeating(_reduced(maps)) if dirt else None
     pictures = []
-    for view in range(scenes.shape[1]):  # one at a time: memory
-        scene = decode_scene(scenes[:, view].to(maps))
-        around = None if environments is None else environments[scene.environment[:, 0].long()].to(maps)
-        seen = View(plane, cameras[:, view].to(maps), scene, around)
-        light = linear_picture(seen, side, samples, rows, shadow=dirt)
-        if coarse is not None:
-            light = _through_lens(light, seen._replace(plane=coarse), side, rows)
-        noise = lens.grain(keys[:, view], rows, side, maps.dtype)
-        value = lens.sensed(light, scene.gain, scene.noise, noise)
-        pictures.append(linear_to_srgb(value.clamp(0, 1)))
-    return torch.stack(pictures, dim=1)
+    for some in _views_at_once(scenes, (side * samples) ** 2):
+        scene = decode_scene(scenes[:, some].to(maps))
+        around = (
+            None
+            if environments is None
+            else environments[scene.environment[..., 0].flatten().long()].to(maps)
+        )
+        view = View(plane, cameras[:, some].to(maps), scene, around)
+        blurred = _out_of_focus(view._replace(plane=coarse), side) if coarse else None
+        strips = [
+            _recorded(view, blurred, keys[:, some], side, samples, strip)
+            for strip in _strips(view, side * samples * samples, rows)
+        ]
+        pictures.append(torch.cat(strips, dim=-2))
+    return torch.cat(pictures, dim=1)
+
+
+def _recorded(
+    view: View, blurred: Tensor | None, keys: Tensor, side: int, samples: int, rows: Rows
+) -> Tensor:
+    """Return rows of pictures (B, V, 3, rows, side) in sRGB, through a dirty lens where there is a blurred picture."""
+    scene = view.scene
+    light = _exposed(view, side, samples, rows, shadow=blurred is not None)
+    if blurred is not None:
+        u, v = picture_grid(light, side, rows)
+        dx, dy = (column(shift) for shift in scene.shift.split(1, dim=-1))
+        soft = _enlarged(blurred, u, v).reshape(light.shape)
+        light = lens.smudged(light, soft, scene.smudges, u - dx, v - dy)
+        light = lens.scratched(light, scene.scratches, u - dx, v - dy, side)
+    value = lens.sensed(light, scene.gain, scene.noise, lens.grain(keys, rows, side, light.dtype))
+    return linear_to_srgb(value.clamp(0, 1))
+
+
+def _out_of_focus(coarse: View, side: int) -> Tensor:
+    """Return the small picture (B, V, 3, h, h) that smudges show: whole, whatever the rows are."""
+    return linear_picture(coarse, min(side, _OUT_OF_FOCUS), 1, shadow=True)
+
+
+def _enlarged(picture: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Return pictures (B, V, 3, h, h) at picture coordinates: (B * V, 3, H, W)."""
+    flat = picture.flatten(0, 1)
+    place = torch.stack(torch.broadcast_tensors(2 * u - 1, 2 * v - 1), dim=-1).expand(len(flat), -1, -1, -1)
+    return F.grid_sample(flat, place, "bicubic", "border", align_corners=False)
+
+
+def _views_at_once(scenes: Tensor, points: int) -> list[slice]:
+    """Return the views (B, V) to be rendered together: all, or one after the other where that would take much memory.
+
+    Compiled code holds little between its inputs and its outputs.
+    """
+    count = scenes.shape[1]
+    all_at_once = torch.compiler.is_compiling() or scenes.shape[0] * count * points <= _POINTS_AT_ONCE
+    return [slice(0, count)] if all_at_once else [slice(v, v + 1) for v in range(count)]
 
 
 def repeating(maps: Tensor) -> Plane:
-    """Return the plane of maps (N, 8, S, S), see `render`."""
+    """Return the plane of maps (B, 8, S, S), see `render`."""
     linear = linear_maps(maps)
     # In float64, so that the order of the sum doesn't show.
     albedo = linear[:, :3].double().mean((2, 3), keepdim=True).to(linear.dtype)
@@ -110,27 +154,36 @@ def _reduced(maps: Tensor) -> Tensor:
     return torch.cat([small[:, :5], unit(small[:, 5:])], dim=1)
 
 
-def linear_picture(view: View, side: int, samples: int, rows: Rows, *, shadow: bool) -> Tensor:
-    """Return linear pictures (N, 3, rows, side), exposed, not clipped, without the lens's dirt.
+def linear_picture(view: View, side: int, samples: int, *, shadow: bool) -> Tensor:
+    """Return linear pictures (B, V, 3, side, side), exposed, not clipped, without the lens's dirt.
 
     Args:
         samples: a pixel's samples in a row.
         shadow: let the casters shade the key lamps.
     """
-    strips = []
-    at_once = _rows_at_once(view.camera, side * samples * samples)
-    for top in range(*rows, at_once):
-        fine = (top * samples, min(top + at_once, rows[1]) * samples)
-        light = radiance(view, *picture_grid(view.camera, side * samples, fine), shadow=shadow)
-        strips.append(F.avg_pool2d(light, samples) if samples > 1 else light)
-    return torch.cat(strips, dim=2) * column(view.scene.exposure)
+    strips = _strips(view, side * samples * samples, (0, side))
+    return torch.cat([_exposed(view, side, samples, rows, shadow=shadow) for rows in strips], dim=-2)
 
 
-def _rows_at_once(cameras: Tensor, points: int) -> int:
-    """Return how many rows of N pictures are shaded at once: on a processor, what its cache holds."""
-    small = cameras.device.type == "cpu" and not torch.compiler.is_compiling()
-    most = _POINTS_IN_CACHE if small else _POINTS_AT_ONCE
-    return max(1, most // (points * cameras.shape[0]))
+def _exposed(view: View, side: int, samples: int, rows: Rows, *, shadow: bool) -> Tensor:
+    """Return rows of `linear_picture`."""
+    fine = (rows[0] * samples, rows[1] * samples)
+    light = radiance(view, *picture_grid(view.camera, side * samples, fine), shadow=shadow)
+    if samples > 1:
+        light = F.avg_pool2d(light.flatten(0, 1), samples).unflatten(0, light.shape[:2])
+    return light * column(view.scene.exposure)
+
+
+def _strips(view: View, points: int, rows: Rows) -> list[Rows]:
+    """Return the rows in strips that are shaded at once: on a processor, what its cache holds.
+
+    Args:
+        points: that a row of a picture takes.
+    """
+    step = rows[1] - rows[0]
+    if view.camera.device.type == "cpu" and not torch.compiler.is_compiling():
+        step = max(1, _POINTS_IN_CACHE // (points * view.camera.shape[:2].numel()))
+    return [(top, min(top + step, rows[1])) for top in range(*rows, step)]
 
 
 def picture_grid(like: Tensor, side: int, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -140,7 +193,7 @@ def picture_grid(like: Tensor, side: int, rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def radiance(view: View, u: Tensor, v: Tensor, *, shadow: bool) -> Tensor:
-    """Return the light (N, 3, H, W) that reaches the cameras.
+    """Return the light (B, V, 3, H, W) that reaches the cameras.
 
     Args:
         u, v: picture coordinates that broadcast to (H, W).
@@ -150,33 +203,35 @@ def radiance(view: View, u: Tensor, v: Tensor, *, shadow: bool) -> Tensor:
 
 
 def shaded(view: View, material: Tensor, points: Tensor, *, shadow: bool) -> Tensor:
-    """Return the light (N, 3, H, W) that points (N, 3, H, W) of this material (N, 8, H, W) send to the camera."""
+    """Return the light (B, V, 3, H, W) that points (B, V, 3, H, W) of a material (B, V, 8, H, W) send to the camera."""
     scene = view.scene
-    seen = surface(material, unit(column(view.camera[:, EYE]) - points))
-    light = _from_afar(view, seen)
-    for number, lamp in enumerate(scene.lamps.unbind(-2)):
-        lit = lamp_light(seen, points, lamp)
-        if shadow and number == 0:
-            lit = lit * lens.reaching(scene.strokes, scene.penumbra, points)
-        light = light + lit
-    return light
+    seen = surface(material, unit(column(view.camera[..., EYE]) - points))
+    lit = lamp_light(Surface(*(part.unsqueeze(-4) for part in seen)), points.unsqueeze(-4), scene.lamps)
+    key, others = lit[..., 0, :, :, :], lit[..., 1:, :, :, :].sum(-4)
+    if shadow:
+        key = key * lens.reaching(scene.strokes, scene.penumbra, points)
+    return _from_afar(view, seen) + others + key
 
 
 def on_plane(cameras: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Return the plane's points (N, 3, H, W) that cameras (N, 14) show at picture coordinates."""
-    a, b, c = cameras[:, MATRIX].unflatten(-1, (3, 3)).unbind(-2)
+    """Return the plane's points (..., 3, H, W) that cameras (..., 14) show at picture coordinates."""
+    a, b, c = cameras[..., MATRIX].unflatten(-1, (3, 3)).unbind(-2)
     cross = torch.linalg.cross  # the inverse's columns, but for the determinant, which cancels
     seen = column(cross(b, c)) * u + column(cross(c, a)) * v + column(cross(a, b))
-    x, y, w = seen.split(1, dim=1)
-    return torch.cat([x / w, y / w, torch.zeros_like(x)], dim=1)
+    x, y, w = seen.split(1, dim=-3)
+    return torch.cat([x / w, y / w, torch.zeros_like(x)], dim=-3)
 
 
 def look_up(plane: Plane, points: Tensor) -> Tensor:
-    """Return the material (N, 8, H, W) at points (N, 3, H, W) of the plane, bilinearly."""
+    """Return the materials (B, V, 8, H, W) at points (B, V, 3, H, W) of the plane, bilinearly."""
     size = plane.texels.shape[-1] - 2
-    across, up = points[:, 0] + 0.5, points[:, 1] + 0.5
+    across, up = points[..., 0, :, :] + 0.5, points[..., 1, :, :] + 0.5
     tile = torch.stack([across - across.floor(), 1 - (up - up.floor())], dim=-1)
-    return F.grid_sample(plane.texels, (2 * tile - 1) * (size / (size + 2)), align_corners=False)
+    place = (2 * tile - 1) * (size / (size + 2))
+    found = F.grid_sample(
+        plane.texels, place.flatten(1, 2), align_corners=False
+    )  # the views below each other
+    return found.unflatten(2, place.shape[1:3]).transpose(1, 2)
 
 
 def _from_afar(view: View, seen: Surface) -> Tensor:
@@ -186,30 +241,16 @@ def _from_afar(view: View, seen: Surface) -> Tensor:
     mirrored = 2 * dot(seen.normal, seen.view) * seen.normal - seen.view
     radiance = sky_radiance(scene.gradient, scene.windows, mirrored, blur)
     irradiance = irradiance_at(scene.irradiance, seen.normal)
-    up = torch.zeros_like(view.plane.albedo)
-    up[:, 2] = 1
+    albedo = view.plane.albedo.unsqueeze(1)
+    up = torch.zeros_like(albedo)
+    up[..., 2, :, :] = 1
+    up = up.expand(*view.camera.shape[:2], -1, -1, -1)
     from_above = irradiance_at(scene.irradiance, up)
     if view.surroundings is not None:
-        around = Surroundings(view.surroundings, scene.environment)
+        around = Surroundings(view.surroundings, scene.environment.flatten(0, 1))
         radiance = radiance + around.radiance(mirrored, seen.roughness)
         irradiance = irradiance + around.irradiance(seen.normal)
         from_above = from_above + around.irradiance(up)
-    ground = view.plane.albedo * (from_above / math.pi)
-    above = (0.5 + mirrored[:, 2:] / (0.15 + blur)).clamp(0, 1)
+    ground = albedo * (from_above / math.pi)
+    above = (0.5 + mirrored[..., 2:, :, :] / (0.15 + blur)).clamp(0, 1)
     return environment_light(seen, ground + (radiance - ground) * above, irradiance)
-
-
-def _through_lens(light: Tensor, coarse: View, side: int, rows: Rows) -> Tensor:
-    """Return a linear picture (N, 3, rows, side) as a smudged and scratched lens shows it.
-
-    Args:
-        coarse: the view of reduced maps, which makes the picture out of focus: whole, whatever the rows are.
-    """
-    small = min(side, _OUT_OF_FOCUS)
-    picture = linear_picture(coarse, small, 2, (0, small), shadow=True)
-    u, v = picture_grid(light, side, rows)
-    place = torch.stack(torch.broadcast_tensors(2 * u - 1, 2 * v - 1), dim=-1).expand(len(light), -1, -1, -1)
-    blurred = F.grid_sample(picture, place, "bicubic", "border", align_corners=False)
-    x, y = u - column(coarse.scene.shift[:, 0:1]), v - column(coarse.scene.shift[:, 1:2])
-    light = lens.smudged(light, blurred, coarse.scene.smudges, x, y)
-    return lens.scratched(light, coarse.scene.scratches, x, y, side)

@@ -23,6 +23,7 @@ from neuropbr_dist.materials.dirt import (
 )
 from neuropbr_dist.materials.families import random_stream
 from neuropbr_dist.materials.lights import (
+    LAMP,
     LAMPS,
     WINDOWS,
     Lamp,
@@ -38,7 +39,7 @@ OTHER_LIGHT, NEAR_LAMP, SURROUNDINGS = 1 / 3, 1 / 3, 1 / 2
 where there are any."""
 
 _LAYOUT = {
-    "lamps": (LAMPS, 7),
+    "lamps": (LAMPS, LAMP),
     "gradient": (GRADIENT, 3),
     "windows": (WINDOWS, WINDOW),
     "irradiance": (3, HARMONICS),
@@ -73,7 +74,7 @@ class EncodedScene:
     """The numbers of encoded scenes, by name; ... are the scenes' own dimensions."""
 
     lamps: Tensor
-    """(..., 3, 7) position, radiant intensity, radius; the first is the key lamp."""
+    """(..., 3, 8) see `lights.Lamp`; the first is the key lamp."""
     gradient: Tensor
     """(..., 3, 3) see `surroundings`."""
     windows: Tensor
@@ -98,6 +99,12 @@ class EncodedScene:
     """(..., 6, 6) see `dirt`."""
     shift: Tensor
     """(..., 2) how far the lens's marks are moved."""
+
+    def without_absent(self, lamps: int, windows: int) -> EncodedScene:
+        """Return the scenes with room for this many lamps and windows: shading takes time for absent ones, too."""
+        return replace(
+            self, lamps=self.lamps[..., : max(lamps, 1), :], windows=self.windows[..., :windows, :]
+        )
 
 
 def builtin_scene(seed: int, index: int, *, dirty: bool) -> Scene:
@@ -124,7 +131,7 @@ def random_scene(rng: np.random.Generator, *, dirty: bool = False, environments:
     """
     cameras = tuple(wide_cameras(rng))
     each, near, around = (rng.random() < share for share in (OTHER_LIGHT, NEAR_LAMP, SURROUNDINGS))
-    drawn = [wide_lighting(rng, environments if around else 0) for _ in range(3 if each else 1)]
+    drawn = [wide_lighting(rng, environments if around else 0, least=dirty) for _ in range(3 if each else 1)]
     lighting = drawn * (3 // len(drawn))
     if near:
         lighting = [
@@ -153,10 +160,10 @@ def _encode_view(scene: Scene, view: int) -> npt.NDArray[np.float32]:
     light, response = scene.lighting[view], scene.response
     gradient, windows = light.sky.numbers()
     found: dict[str, npt.ArrayLike] = {
-        "lamps": [(*lamp.position, *lamp.intensity, lamp.radius) for lamp in light.lamps],
+        "lamps": [lamp.numbers() for lamp in light.lamps],
         "gradient": gradient,
         "windows": windows,
-        "irradiance": light.sky.irradiance(),
+        "irradiance": light.sky.irradiance,
         "exposure": [light.exposure],
         "gain": response.gain[view],
         "noise": [response.shot, response.read],

@@ -33,17 +33,19 @@ def sky_radiance(gradient: Tensor, windows: Tensor, towards: Tensor, blur: Tenso
         blur: (..., 1, H, W) width of the averaging box (sine of the angle), about 0.02 (mirror) to 1.5 (matt).
     """
     zenith, horizon, lean = (column(numbers) for numbers in gradient.unbind(-2))
-    light = horizon + (zenith - horizon) * towards[..., 2:3, :, :].clamp(0, 1)
-    light = light * (1 + dot(lean, towards))
+    x, y, z = towards.split(1, dim=-3)
+    light = (horizon + (zenith - horizon) * z.clamp(0, 1)) * (1 + dot(lean, towards))
+    if windows.shape[-2] == 0:
+        return light
+    # All windows side by side: (..., K, H, W).
+    centre, across = windows[..., 0:3], windows[..., 3:6]
+    axes = (across, torch.linalg.cross(centre, across), centre)
+    u, v, front = (column(a[..., 0]) * x + column(a[..., 1]) * y + column(a[..., 2]) * z for a in axes)
     wide = blur + _WINDOW_SOFTNESS
-    for window in windows.unbind(-2):
-        centre, across = window[..., 0:3], window[..., 3:6]
-        along = torch.linalg.cross(centre, across)
-        u, v, front = (dot(column(axis), towards) for axis in (across, along, centre))
-        half_width, half_height = column(window[..., 6:7]), column(window[..., 7:8])
-        seen = _box(u, half_width, wide) * _box(v, half_height, wide) * (front > 0)
-        light = light + column(window[..., 8:11]) * seen
-    return light
+    seen = _box(u, column(windows[..., 6]), wide) * _box(v, column(windows[..., 7]), wide) * (front > 0)
+    return light + torch.cat(
+        [(seen * column(windows[..., k])).sum(-3, keepdim=True) for k in (8, 9, 10)], dim=-3
+    )
 
 
 def _box(offset: Tensor, half_width: Tensor, blur: Tensor | float) -> Tensor:
@@ -109,20 +111,23 @@ class Surroundings:
         _, self.cosine, self.sine, self.strength = column(placed).split(1, dim=-3)
 
     def radiance(self, towards: Tensor, roughness: Tensor) -> Tensor:
-        """Return their light (N, 3, H, W) from directions (N, 3, H, W), blurred as roughness (N, 1, H, W) blurs it."""
+        """Return their light (..., 3, H, W) from directions, blurred as roughness (..., 1, H, W) blurs it.
+
+        The leading dimensions are N in all.
+        """
         return self._looked_up(towards, roughness.clamp(0, 1) * (self.count - 2))
 
     def irradiance(self, normal: Tensor) -> Tensor:
-        """Return the irradiance (N, 3, H, W) of surfaces with these normals."""
-        return self._looked_up(normal, torch.full_like(normal[:, :1], self.count - 1))
+        """Return the irradiance (..., 3, H, W) of surfaces with these normals."""
+        return self._looked_up(normal, torch.full_like(normal[..., :1, :, :], self.count - 1))
 
     def _looked_up(self, towards: Tensor, level: Tensor) -> Tensor:
-        x, y, z = towards.split(1, dim=1)
+        x, y, z = towards.flatten(0, -4).split(1, dim=1)
         x, y = self.cosine * x + self.sine * y, self.cosine * y - self.sine * x
         width = self.levels.shape[-1]
         across = torch.atan2(y, x) * ((width - 2) / width / math.pi)
         down = torch.atan2((x * x + y * y).clamp_min(1e-12).sqrt(), z) * (2 / math.pi) - 1
-        deep = (2 * level + 1) / self.count - 1
+        deep = (2 * level.flatten(0, -4) + 1) / self.count - 1
         place = torch.stack(torch.broadcast_tensors(across, down, deep), dim=-1)
         light = F.grid_sample(self.levels, place, padding_mode="border", align_corners=False)[:, :, 0]
-        return light * self.strength
+        return (light * self.strength).reshape(towards.shape)

@@ -9,9 +9,7 @@ _SHORTEST = 1e-6
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Return inner products (..., 1, H, W) of vectors (..., 3, H, W), which broadcast against each other."""
-    ax, ay, az = a.split(1, dim=-3)
-    bx, by, bz = b.split(1, dim=-3)
-    return ax * bx + ay * by + az * bz
+    return (a * b).sum(-3, keepdim=True)
 
 
 def unit(vector: Tensor) -> Tensor:

@@ -20,8 +20,10 @@ from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.loader import batches_of, training_slots
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor.run_logs import TIMINGS
+from neuropbr_dist.objectives.perceptual import load_perceptual
 from neuropbr_dist.parallel.blocks import compiled
 from neuropbr_dist.ranks import on_each_rank, on_rank_0
+from neuropbr_dist.training.baseline import NAME as MEAN_MAPS
 from neuropbr_dist.training.boundary import Boundary
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.facts import describe, start_facts
@@ -83,6 +85,7 @@ class Trainer:
         """Step of the newest save in the run's folder; -1: none."""
         # What a step needs besides.
         self.objective = Objective(cfg, setup.compile_losses)
+        self.perceptual = load_perceptual(self.device)
         self.renderer = stage.samples.renderer(self.device)
         if setup.compile_losses:
             self.renderer.compile(compiled)
@@ -314,18 +317,21 @@ class Trainer:
         if self.fault.error is not None:  # of the updates, which all ranks see alike
             return False
         began = time.monotonic()
+        # What the mean maps come to depends on the side: beside a stage's first figures.
+        first = p.step == 0 or (self.stage.number > 1 and p.best is None)
         with self.ema.swapped_in() if self.ema else nullcontext():
             found = validate_stage(
                 self.stage, self.networks["generator"], self.objective, self.renderer, self.fault,
-                self.longest_wait,
+                self.longest_wait, self.perceptual, baseline=first,
             )  # fmt: skip
         if found is None:
             return False
-        sums, kept = found
-        metrics = sums.result()
+        metrics = found.sums.result()
         values = {f"val/{name}": value for name, value in metrics.items()}
+        if found.baseline is not None:
+            values |= {f"{MEAN_MAPS}/{name}": value for name, value in found.baseline.result().items()}
         self.log.scalars(p.step, self.epochs_done, p.cursor, values)
-        self.log.looks(p.step, kept, figures=figures)
+        self.log.looks(p.step, found.looks, figures=figures)
         self.console.validation(self.epochs_done, metrics["loss"])
         if p.step > 0:
             for schedule in self.schedules.values():

@@ -108,11 +108,11 @@ def picture(maps: Array, view: View, light: Lighting, size: int | None = None) -
 
 def _shaded(material: Array, points: Array, camera: PlaneCamera, light: Lighting) -> Array:
     """Light (3, N) that points of a material send to a camera."""
-    texels, at = (torch.from_numpy(a).float()[None, :, None] for a in (material, points))
-    plane = Plane(texels, texels[:, :3].mean((2, 3), keepdim=True))
-    scene = decode_scene(torch.from_numpy(encode_scene(Scene((), (light,)))))
-    seen = PlaneView(plane, torch.from_numpy(encode(camera, True))[None], scene, None)
-    return shaded(seen, texels, at, shadow=False)[0, :, 0].numpy()
+    texels, at = (torch.from_numpy(a).float()[None, None, :, None] for a in (material, points))
+    plane = Plane(texels[0], texels[0, :, :3].mean((2, 3), keepdim=True))
+    scene = decode_scene(torch.from_numpy(encode_scene(Scene((), (light,))))[None])
+    seen = PlaneView(plane, torch.from_numpy(encode(camera, True))[None, None], scene, None)
+    return shaded(seen, texels, at, shadow=False)[0, 0, :, 0].numpy()
 
 
 def write_upstream_set(root: Path, count: int, size: int, seed: int) -> None:

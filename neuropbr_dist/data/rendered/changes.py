@@ -68,7 +68,7 @@ def place(orientation: int, down: int, right: int, side: int) -> npt.NDArray[np.
 
 def mask(draws: Iterator[float]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return `MASK` and `WAVES` of a partner that takes about half of the place, in smooth blots of any size."""
-    threshold, width = 1.2 * next(draws) - 0.6, 0.1 + 0.9 * next(draws) ** 2
+    threshold, width = 1.2 * next(draws) - 0.6, 0.15 + 1.35 * next(draws) ** 2
     waves = np.empty((WAVE_COUNT, 4))
     for wave in waves:
         fx, fy = (math.floor((2 * MOST_WAVES_ACROSS + 1) * next(draws)) - MOST_WAVES_ACROSS for _ in range(2))
@@ -100,7 +100,9 @@ def change(maps: Tensor, changes: Tensor, partners: Tensor | None, parts: bool) 
 def mixed(maps: Tensor, partners: Tensor, changes: Tensor) -> Tensor:
     """Return mixtures: partners where the mask is 1, the materials where it is 0, and all between at its edges."""
     share = mask_of(changes, maps.shape[-1]).to(maps.dtype)
-    return unit_normals(torch.lerp(maps, partners, share))
+    # What isn't mixed stays as it is to the bit, whatever else is in the batch.
+    is_mixed = changes[:, MASK.stop - 1, None, None, None] > 0
+    return torch.where(is_mixed, unit_normals(torch.lerp(maps, partners, share)), maps)
 
 
 def mask_of(changes: Tensor, side: int) -> Tensor:
