@@ -177,6 +177,20 @@ def test_each_sample_once_an_epoch_through_other_worlds_and_across_two_edges(tmp
     )
 
 
+@pytest.mark.drill
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("words", [["--engine", "fsdp"], ["--ds", "zero2"], ["--ds", "zero3"]], ids=str)
+def test_every_engine_goes_over_the_edge(tmp_path, words):
+    """On two ranks past the edge, then on three: the plain run's losses, to float32's noise."""
+    assert staged(tmp_path, *words, "--stop-after-steps", "4", world=2).code == 0
+    ended = resume(tmp_path, world=3)
+    assert ended.code == 0, ended.err
+    assert logged_samples(tmp_path) == logged_samples(whole())
+    for mine, theirs in zip(metrics(tmp_path), metrics(whole()), strict=True):
+        for name in {"train/G_loss", "val/loss", "train/lr"} & theirs.keys():
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-3), (theirs["step"], name)
+
+
 # -- what a resume may change ----------------------------------------------------------------
 
 
