@@ -3,30 +3,32 @@
     launch/benchmark.py plan --gpus 4 --samples 20000 --stages \
         "[{until_epoch: 20, image_size: 256, batch_size: 8}, {until_epoch: 24, image_size: 2048}]"
 
-A step takes the arithmetic that the mathematics asks for over the card's own speed times the share of it that steps of
-that size reached; between measured sizes that share is interpolated over the logarithm of the work. Validation, saves
-and start-up are not in it. `--run FOLDER` puts beside it what a run saw.
+A micro-batch takes what the card needs for its arithmetic, at the share of the card's own speed that large steps
+reached, or what the host needs to launch its kernels, if that is longer. Waiting for data, validation, saves and
+start-up are not in it. `--run FOLDER` puts beside it what a run saw.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.options import fields_of, measurement
 from neuropbr_dist.cluster import Environment
 from neuropbr_dist.commands.entry import entry
-from neuropbr_dist.config import DataConfig, TrainConfig, with_fields
+from neuropbr_dist.config import DataConfig, ModelConfig, TrainConfig, with_fields
 from neuropbr_dist.config.text import parse_yaml, read_text
 from neuropbr_dist.data.open import Samples
 from neuropbr_dist.data.split import Subset
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.report.folder import RunFolder, read_run
 from neuropbr_dist.training.flops import sample_flops
 from neuropbr_dist.training.stages import RunStage, StagedRun, check_stages, open_run, set_up_run
@@ -44,29 +46,32 @@ class Rates:
     """FLOP/s of a card's own matrix product."""
     efficiency: float
     """Share of one GPU's samples/s that each of several keeps."""
-    steps: list[dict[str, Any]]
+    device: list[dict[str, Any]]
+    host: list[dict[str, Any]]
 
     @classmethod
     def read(cls, path: Path = RATES) -> Rates:
         """Return the table that comes with the benchmarks."""
         tree = parse_yaml(read_text(path, "rates"), str(path))
-        return cls(tree["peak_tflops"] * 1e12, tree["efficiency"], tree["steps"])
+        return cls(tree["peak_tflops"] * 1e12, tree["efficiency"], tree["device"], tree["host"])
 
-    def mfu(self, flops: float, plan: str, graphs: bool) -> float:
-        """Return the share of `peak` that a micro-batch of so many `flops` reaches; beyond the table its end's."""
-        tflop = flops / 1e12
-        rows = [row for row in self.steps if plan in row["plans"] and (graphs or not row["graphs"])]
-        best: dict[float, float] = {}
-        for row in rows:
-            best[row["tflop"]] = max(row["mfu"], best.get(row["tflop"], 0.0))
-        points = sorted(best.items())
-        below = [point for point in points if point[0] <= tflop]
-        above = [point for point in points if point[0] > tflop]
-        if not below or not above:
-            return (below or points)[-1 if below else 0][1]
-        (x0, y0), (x1, y1) = below[-1], above[0]
-        share = math.log(tflop / x0) / math.log(x1 / x0)
-        return y0 + share * (y1 - y0)
+    def seconds(self, flops: float, layers: int, plan: str, graphs: bool) -> float:
+        """Return what a micro-batch of so many `flops` and `layers` takes."""
+        launches = [row["ms"] / row["layers"] for row in self.host if row["graphs"] == graphs]
+        return max(flops / (self.peak * self.mfu(flops, plan)), layers * mean(launches) / 1000)
+
+    def mfu(self, flops: float, plan: str) -> float:
+        """Return the share of `peak` reached, between measured sizes over the logarithm of the work."""
+        points = sorted((row["tflop"], row["mfu"]) for row in self.device if row["plan"] == plan)
+        sizes, shares = zip(*points, strict=True)
+        return float(np.interp(np.log(flops / 1e12), np.log(sizes), shares))
+
+
+def layers_of(model: ModelConfig, gan: bool) -> int:
+    """Return the layers that a micro-batch goes through: the discriminator's in its own pass and in the generator's."""
+    with torch.device("meta"):
+        networks = [Generator(model), *([Discriminator(model)] * 2 if gan else [])]
+    return sum(not list(module.children()) for network in networks for module in network.modules())
 
 
 @dataclass(frozen=True)
@@ -87,12 +92,13 @@ def reckon(run: StagedRun, stage: RunStage, rates: Rates) -> Reckoned:
     """Return what a stage comes to on the run's ranks."""
     setup, order, t = stage.setup, stage.order, stage.setup.cfg.training
     flops, world = sample_flops(setup.cfg, setup.samples.side), setup.env.world_size
+    layers = {gan: layers_of(setup.cfg.model, gan) for gan in {False, setup.cfg.model.use_gan}}
     seconds, per_s, first = 0.0, 0.0, run.begins(stage) // order.n
     for epoch in range(first, t.epochs):
         gan = setup.cfg.model.use_gan and epoch + 1 >= t.gan_start_epoch
         work = setup.micro.size * flops.step(gan=gan, d_steps=t.d_steps_per_g_step)
-        mfu = rates.mfu(work, setup.memory, setup.replays)
-        step_s = setup.micro.per_step * work / (rates.peak * mfu)
+        micro_s = rates.seconds(work, layers[gan], setup.memory, setup.replays)
+        step_s = setup.micro.per_step * micro_s
         per_s = order.global_batch / step_s * (rates.efficiency if world > 1 else 1.0)
         seconds += order.n / per_s
     samples = stage.last - run.begins(stage)

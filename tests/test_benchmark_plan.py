@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.plan import Rates, planned, reckon, run, seen, with_count
+from benchmarks.plan import Rates, layers_of, planned, reckon, run, seen, with_count
 from neuropbr_dist.commands.train import config_of
 from neuropbr_dist.config import load, with_fields
 from neuropbr_dist.data.open import open_samples
@@ -16,45 +16,43 @@ RATES = Rates.read()
 
 
 def test_each_measured_step_is_given_back():
-    """The share of the card's speed that the table holds makes the milliseconds that were measured."""
-    for row in RATES.steps:
+    """The card's to a few per cent; where the host is the limit, hosts differ."""
+    for row in [*RATES.device, *RATES.host]:
         assert (ROOT / "benchmarks/results" / row["file"]).exists()
-        assert 1e3 * row["tflop"] * 1e12 / (RATES.peak * row["mfu"]) == pytest.approx(row["ms"], rel=0.06), (
-            row
-        )
-        for plan in row["plans"]:
-            assert RATES.mfu(row["tflop"] * 1e12, plan, row["graphs"]) == row["mfu"]
+    for row in RATES.device:
+        found = RATES.seconds(row["tflop"] * 1e12, 276, row["plan"], graphs=False)
+        assert 1e3 * found == pytest.approx(row["ms"], rel=0.06), row
+    for row in RATES.host:
+        found = RATES.seconds(1e12, row["layers"], "fast", row["graphs"])
+        assert 1e3 * found == pytest.approx(row["ms"], rel=0.25), row
 
 
-def test_the_work_of_the_measured_steps_is_the_networks():
+def test_work_and_layers_of_the_measured_steps_are_the_networks():
     default, small = load("default"), load(str(ROOT / "benchmarks/configs/plane-256.yaml"))
-    small = with_fields(small, model={"align": "plane"})
-    assert sample_flops(default, 512).step(gan=True) / 1e12 == pytest.approx(7.84, rel=0.01)
-    assert 8 * sample_flops(small, 256).step(gan=False) / 1e12 == pytest.approx(2.64, rel=0.01)
+    assert sample_flops(default, 2048).step(gan=True) / 1e12 == pytest.approx(348, rel=0.01)
+    assert layers_of(default.model, gan=True) == 276 and layers_of(small.model, gan=False) == 118
 
 
 def test_between_and_beyond_measured_sizes():
-    between = RATES.mfu(50e12, "fast", graphs=False)
-    assert 0.051 < between < 0.573
-    assert RATES.mfu(1e9, "low", graphs=False) == 0.055 and RATES.mfu(1e17, "low", graphs=False) == 0.58
+    assert 0.509 < RATES.mfu(1000e12, "low") < 0.58
+    assert RATES.mfu(1e12, "low") == 0.509 and RATES.mfu(1e17, "low") == 0.58
 
 
 def test_a_stage_takes_its_samples_times_what_each_was_measured_to_take():
     stages = "[{until_epoch: 5, image_size: 512}, {until_epoch: 7, image_size: 2048}]"
-    words = [
-        "--set",
+    fields = (
         f"training.stages={stages}",
-        "--set",
         "training.gan_start_epoch=0",
-        "--set",
+        "training.cuda_graphs=off",
         "model.align=none",
-    ]
+    )
+    words = [word for field in fields for word in ("--set", field)]
     cfg = config_of(words)
     samples = with_count(open_samples(with_fields(cfg, data={"builtin": True})), 1000)
     one, four = (planned(cfg, gpus, samples, 79.0) for gpus in (1, 4))
     small, large = (reckon(one, stage, RATES) for stage in one.stages)
     assert (small.samples, small.steps, large.samples, large.steps) == (5000, 5000, 2000, 2000)
-    assert small.hours == pytest.approx(5000 * 0.2 / 3600, rel=0.05)
+    assert small.hours == pytest.approx(5000 * 0.2 / 3600, rel=0.25)
     assert large.hours == pytest.approx(2000 * 0.774 / 3600, rel=0.05)
     assert reckon(four, four.stages[1], RATES).hours == pytest.approx(large.hours / 4 / RATES.efficiency)
     assert seen(FakeRun(), one, one.stages[1]) == (10.0, 150 / 3600)

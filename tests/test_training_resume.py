@@ -13,6 +13,7 @@ import yaml
 
 from neuropbr_dist.commands.report import run as report
 from neuropbr_dist.config import TrainConfig, with_fields
+from neuropbr_dist.data.builtin.cache import BuiltinCache
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.resume import refuse_unasked
 from tests.drills.kill import wait_until
@@ -329,7 +330,7 @@ def test_what_a_saved_configuration_names_is_asked_for(tmp_path):
         assert word in str(caught.value)
         refuse_unasked(fields(**named), fields(**named), "--resume auto")  # said again
     refuse_unasked(fields(training={"ds_config": "zero2"}), TrainConfig(), "--resume auto")
-    (tmp_path / "builtin_v1").mkdir()
+    BuiltinCache(tmp_path, 0, 0).folder.parent.mkdir()
     refuse_unasked(fields(data={"builtin_cache": str(tmp_path)}), TrainConfig(), "--resume auto")
 
 
