@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from neuropbr_dist.materials.channels import ALBEDO, NORMAL, decode, decode_normals
+from neuropbr_dist.materials.vectors import unit
 
 
 def decode_maps(maps: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return uint8 maps (B, 8, H, W) as albedo, roughness, metallic in [0, 1] and unit normals."""
     values = decode(maps.to(dtype))
-    normal = F.normalize(decode_normals(values[:, NORMAL]), dim=1, eps=1e-6)
-    return torch.cat([values[:, : NORMAL.start], normal], dim=1)
+    return torch.cat([values[:, : NORMAL.start], unit(decode_normals(values[:, NORMAL]))], dim=1)
 
 
 def linear_maps(maps: Tensor) -> Tensor:

@@ -92,14 +92,42 @@ def render(
             if environments is None
             else environments[scene.environment[..., 0].flatten().long()].to(maps)
         )
-        seen = View(plane, cameras[:, some].to(maps), scene, around)
-        light = linear_picture(seen, side, samples, rows, shadow=dirt)
-        if coarse is not None:
-            light = _through_lens(light, seen._replace(plane=coarse), side, rows)
-        noise = lens.grain(keys[:, some], rows, side, maps.dtype)
-        value = lens.sensed(light, scene.gain, scene.noise, noise)
-        pictures.append(linear_to_srgb(value.clamp(0, 1)))
+        view = View(plane, cameras[:, some].to(maps), scene, around)
+        blurred = _out_of_focus(view._replace(plane=coarse), side) if coarse else None
+        strips = [
+            _recorded(view, blurred, keys[:, some], side, samples, strip)
+            for strip in _strips(view, side * samples * samples, rows)
+        ]
+        pictures.append(torch.cat(strips, dim=-2))
     return torch.cat(pictures, dim=1)
+
+
+def _recorded(
+    view: View, blurred: Tensor | None, keys: Tensor, side: int, samples: int, rows: Rows
+) -> Tensor:
+    """Return rows of pictures (B, V, 3, rows, side) in sRGB, through a dirty lens where there is a blurred picture."""
+    scene = view.scene
+    light = _exposed(view, side, samples, rows, shadow=blurred is not None)
+    if blurred is not None:
+        u, v = picture_grid(light, side, rows)
+        dx, dy = (column(shift) for shift in scene.shift.split(1, dim=-1))
+        soft = _enlarged(blurred, u, v).reshape(light.shape)
+        light = lens.smudged(light, soft, scene.smudges, u - dx, v - dy)
+        light = lens.scratched(light, scene.scratches, u - dx, v - dy, side)
+    value = lens.sensed(light, scene.gain, scene.noise, lens.grain(keys, rows, side, light.dtype))
+    return linear_to_srgb(value.clamp(0, 1))
+
+
+def _out_of_focus(coarse: View, side: int) -> Tensor:
+    """Return the small picture (B, V, 3, h, h) that smudges show: whole, whatever the rows are."""
+    return linear_picture(coarse, min(side, _OUT_OF_FOCUS), 1, shadow=True)
+
+
+def _enlarged(picture: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Return pictures (B, V, 3, h, h) at picture coordinates: (B * V, 3, H, W)."""
+    flat = picture.flatten(0, 1)
+    place = torch.stack(torch.broadcast_tensors(2 * u - 1, 2 * v - 1), dim=-1).expand(len(flat), -1, -1, -1)
+    return F.grid_sample(flat, place, "bicubic", "border", align_corners=False)
 
 
 def _views_at_once(scenes: Tensor, points: int) -> list[slice]:
@@ -126,29 +154,36 @@ def _reduced(maps: Tensor) -> Tensor:
     return torch.cat([small[:, :5], unit(small[:, 5:])], dim=1)
 
 
-def linear_picture(view: View, side: int, samples: int, rows: Rows, *, shadow: bool) -> Tensor:
-    """Return linear pictures (B, V, 3, rows, side), exposed, not clipped, without the lens's dirt.
+def linear_picture(view: View, side: int, samples: int, *, shadow: bool) -> Tensor:
+    """Return linear pictures (B, V, 3, side, side), exposed, not clipped, without the lens's dirt.
 
     Args:
         samples: a pixel's samples in a row.
         shadow: let the casters shade the key lamps.
     """
-    strips = []
-    at_once = _rows_at_once(view.camera, side * samples * samples)
-    for top in range(*rows, at_once):
-        fine = (top * samples, min(top + at_once, rows[1]) * samples)
-        light = radiance(view, *picture_grid(view.camera, side * samples, fine), shadow=shadow)
-        if samples > 1:
-            light = F.avg_pool2d(light.flatten(0, 1), samples).unflatten(0, light.shape[:2])
-        strips.append(light)
-    return torch.cat(strips, dim=-2) * column(view.scene.exposure)
+    strips = _strips(view, side * samples * samples, (0, side))
+    return torch.cat([_exposed(view, side, samples, rows, shadow=shadow) for rows in strips], dim=-2)
 
 
-def _rows_at_once(cameras: Tensor, points: int) -> int:
-    """Return how many rows of pictures (B, V) are shaded at once: on a processor, what its cache holds."""
-    if cameras.device.type != "cpu" or torch.compiler.is_compiling():
-        return 1 << 30
-    return max(1, _POINTS_IN_CACHE // (points * cameras.shape[:2].numel()))
+def _exposed(view: View, side: int, samples: int, rows: Rows, *, shadow: bool) -> Tensor:
+    """Return rows of `linear_picture`."""
+    fine = (rows[0] * samples, rows[1] * samples)
+    light = radiance(view, *picture_grid(view.camera, side * samples, fine), shadow=shadow)
+    if samples > 1:
+        light = F.avg_pool2d(light.flatten(0, 1), samples).unflatten(0, light.shape[:2])
+    return light * column(view.scene.exposure)
+
+
+def _strips(view: View, points: int, rows: Rows) -> list[Rows]:
+    """Return the rows in strips that are shaded at once: on a processor, what its cache holds.
+
+    Args:
+        points: that a row of a picture takes.
+    """
+    step = rows[1] - rows[0]
+    if view.camera.device.type == "cpu" and not torch.compiler.is_compiling():
+        step = max(1, _POINTS_IN_CACHE // (points * view.camera.shape[:2].numel()))
+    return [(top, min(top + step, rows[1])) for top in range(*rows, step)]
 
 
 def picture_grid(like: Tensor, side: int, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -219,21 +254,3 @@ def _from_afar(view: View, seen: Surface) -> Tensor:
     ground = albedo * (from_above / math.pi)
     above = (0.5 + mirrored[..., 2:, :, :] / (0.15 + blur)).clamp(0, 1)
     return environment_light(seen, ground + (radiance - ground) * above, irradiance)
-
-
-def _through_lens(light: Tensor, coarse: View, side: int, rows: Rows) -> Tensor:
-    """Return a linear picture (B, V, 3, rows, side) as a smudged and scratched lens shows it.
-
-    Args:
-        coarse: the view of reduced maps, which makes the picture out of focus: whole, whatever the rows are.
-    """
-    small = min(side, _OUT_OF_FOCUS)
-    picture = linear_picture(coarse, small, 1, (0, small), shadow=True).flatten(0, 1)
-    u, v = picture_grid(light, side, rows)
-    place = torch.stack(torch.broadcast_tensors(2 * u - 1, 2 * v - 1), dim=-1).expand(
-        len(picture), -1, -1, -1
-    )
-    blurred = F.grid_sample(picture, place, "bicubic", "border", align_corners=False).reshape(light.shape)
-    dx, dy = (column(shift) for shift in coarse.scene.shift.split(1, dim=-1))
-    light = lens.smudged(light, blurred, coarse.scene.smudges, u - dx, v - dy)
-    return lens.scratched(light, coarse.scene.scratches, u - dx, v - dy, side)

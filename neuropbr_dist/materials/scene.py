@@ -100,6 +100,12 @@ class EncodedScene:
     shift: Tensor
     """(..., 2) how far the lens's marks are moved."""
 
+    def without_absent(self, lamps: int, windows: int) -> EncodedScene:
+        """Return the scenes with room for this many lamps and windows: shading takes time for absent ones, too."""
+        return replace(
+            self, lamps=self.lamps[..., : max(lamps, 1), :], windows=self.windows[..., :windows, :]
+        )
+
 
 def builtin_scene(seed: int, index: int, *, dirty: bool) -> Scene:
     """Return the scene of built-in sample (seed, index). Clean and dirty views share cameras and light.

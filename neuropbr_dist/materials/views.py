@@ -61,13 +61,12 @@ def linear_view(
     Returns:
         float32 (3, side, side), exposed, not clipped.
     """
+    numbers = torch.from_numpy(encode_scene(Scene((), (lighting,))))[None]
+    scene = decode_scene(numbers).without_absent(len(lighting.lamps), len(lighting.sky.windows))
     with one_thread(), torch.no_grad():
         plane = repeating(_decoded(maps))
-        numbers = torch.from_numpy(encode_scene(Scene((), (lighting,)))[0])
-        view = View(
-            plane, torch.from_numpy(encode(camera, True))[None, None], decode_scene(numbers[None, None]), None
-        )
-        return linear_picture(view, side, samples, (0, side), shadow=False)[0, 0].numpy()
+        view = View(plane, torch.from_numpy(encode(camera, True))[None, None], scene, None)
+        return linear_picture(view, side, samples, shadow=False)[0, 0].numpy()
 
 
 def _decoded(maps: np.ndarray) -> Tensor:
