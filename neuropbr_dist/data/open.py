@@ -41,6 +41,7 @@ from neuropbr_dist.data.rendered.source import (
 from neuropbr_dist.data.sources import BuiltinSource, Entry, FileSource, Source, fingerprint
 from neuropbr_dist.data.split import Subset, read_split, split, split_as_named
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.environment import read_environments
 from neuropbr_dist.ranks import on_each_rank, on_rank_0, rank, world_size
 
 Align = Literal["plane", "none"]
@@ -297,7 +298,8 @@ def _rendered(materials: Materials, data: DataConfig, seed: int) -> RenderedSour
     if repeats is None:
         trained_on = len(materials.names) - len(_held_out(materials, data, seed))
         repeats = -(-LEAST_OF_AN_EPOCH // (trained_on * folders))
-    return RenderedSource(materials, repeats, data.render_curriculum, seed)
+    panoramas = None if data.environments_dir is None else read_environments(data.environments_dir)
+    return RenderedSource(materials, repeats, data.render_curriculum, seed, panoramas)
 
 
 def _held_out(materials: Materials, data: DataConfig, seed: int) -> frozenset[str]:
