@@ -148,7 +148,9 @@ def prefiltered(panorama: Tensor, name: object = "environment") -> Tensor:
     if not received.mean() > 0:
         raise UserError(f"{name}: dark above the horizon")
     levels = [sharp, *(_blurred(coarse, alpha=r * r) for r in ROUGHNESS[1:]), _irradiance(above)]
-    stack = torch.stack([_resized(level, HEIGHT) for level in levels]).clamp_min(0) * (math.pi / received.mean())
+    stack = torch.stack([_resized(level, HEIGHT) for level in levels]).clamp_min(0) * (
+        math.pi / received.mean()
+    )
     return F.pad(stack, (1, 1, 0, 0), mode="circular")
 
 
