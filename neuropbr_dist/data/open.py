@@ -78,7 +78,7 @@ class Samples:
     @property
     def fingerprint(self) -> str:
         """Hash of which samples the training set holds, in which order, at which size."""
-        return fingerprint(self.train, self.source.size)
+        return fingerprint(self.train, self.source.size, self.source.edition)
 
 
 def resolve_data(data: DataConfig) -> DataConfig:
