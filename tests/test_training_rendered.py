@@ -35,6 +35,7 @@ ONLINE = {
     "data.augment_rotations": True,
     "model.discriminator_n_layers": 1,
     "optimizer.eps": 1e-3,
+    "optimizer.g_lr": 2e-4,
     "training.epochs": 2,
     "training.gan_start_epoch": 2,
     "training.batch_size": 2,
