@@ -16,6 +16,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -68,10 +69,16 @@ def speed(size: int, batch: int) -> list[dict[str, object]]:
             first = time.perf_counter() - began
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            row = {"variant": name, "dirt": dirt, "size": size, "batch": batch, "first_s": round(first, 2)}
+            row: dict[str, object] = {
+                "variant": name,
+                "dirt": dirt,
+                "size": size,
+                "batch": batch,
+                "first_s": round(first, 2),
+            }
             row["render_ms"] = round(median_ms(pictures), 2)
             row["peak_mib"] = (torch.cuda.max_memory_allocated() - before) >> 20
-            row["rectify_ms"] = round(median_ms(lambda made=made: rectify(made, cameras, size)), 2)
+            row["rectify_ms"] = round(median_ms(partial(rectify, made, cameras, size)), 2)
             rows.append(row)
             print(row, flush=True)
     return rows

@@ -31,8 +31,9 @@ def lights() -> dict[str, Lighting]:
     return {
         "small lamp": Lighting((Lamp(at, power, 0.02),), DARK, 0.8),
         "wide lamp": Lighting((Lamp(at, power, 0.25),), DARK, 0.8),
-        "wide lamp, built-in": Lighting((Lamp(at, power, 0.25, dims=True),), DARK, 0.8),
+        "wide lamp, built-in": Lighting((Lamp(at, power, 0.25),), DARK, 0.8, early=True),
         "sky": Lighting((), sky, 0.8),
+        "sky, built-in": Lighting((), sky, 0.8, early=True),
     }
 
 
@@ -152,7 +153,8 @@ def _sky(mitsuba: Any, sky: Sky) -> dict[str, Any]:
     side = (1 - up**2).clamp_min(0).sqrt()
     x, y = side * torch.sin(azimuth + np.pi), side * torch.cos(azimuth + np.pi)
     there = torch.stack([x, y, up]).double()
-    light = sky_radiance(*map(torch.from_numpy, sky.numbers()), there, 0.02) * (up > 0)
+    gradient, windows = map(torch.from_numpy, sky.numbers())
+    light = sky_radiance(gradient, windows, there, 0.02) * (up > 0)
     bitmap = mitsuba.Bitmap(np.ascontiguousarray(light.permute(1, 2, 0).float().numpy()))
     return {"type": "envmap", "bitmap": bitmap, "to_world": _turn(mitsuba)}
 
