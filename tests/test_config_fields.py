@@ -22,7 +22,7 @@ POSITIVE_COUNTS = (
     "training.save_latest_every_n_epochs", "training.keep_latest", "training.log_every_n_steps",
     "training.log_images_every_n_epochs",
 )  # fmt: skip
-COUNTS = ("data.num_workers", "data.cache_mib", "optimizer.patience", "training.gan_start_epoch")
+COUNTS = ("data.cache_mib", "optimizer.patience", "training.gan_start_epoch")
 POSITIVES = (
     "model.transformer_mlp_ratio", "optimizer.g_lr", "optimizer.d_lr", "optimizer.eps", "optimizer.step_size",
     "optimizer.gamma", "optimizer.factor",
@@ -54,6 +54,7 @@ RANGES: dict[str, tuple[str, list[Any], list[Any]]] = {
     **{name: ("non-empty text", [""], ["x"]) for name in TEXTS},
     **{name: ("non-empty text or none", [""], ["x", None]) for name in TEXTS_OR_NONE},
     "data.image_size": ("int, 16 or more, or none", [15], [16, None]),
+    "data.num_workers": ("int, from 0 to 1024", [-1, 1025], [0, 1024]),
     "data.val_ratio": ("float, above 0, below 1", [0.0, 1.0], [0.001, 0.999]),
     **{name: ("float, from 0 to 1", [-0.1, 1.1], [0.0, 1.0]) for name in SHARES},
     "data.renders_per_epoch": ("int, 1 or more, or none", [0], [1, None]),
