@@ -15,6 +15,10 @@ COMMANDS = Table(
         "scaling": ("benchmarks.scaling", "samples/s a GPU on 1, 2, 4, ... GPUs of this machine"),
         "attention": ("benchmarks.attention", "backends of attention at the model's shape"),
         "kernels": ("benchmarks.kernels", "hand-written kernels beside plain and compiled torch"),
+        "shading": (
+            "benchmarks.shading",
+            "the renderer: its time on a GPU; its pictures beside a path tracer's",
+        ),
         "loader": ("benchmarks.loader", "samples/s from PNG and packed sets"),
         "containers": ("benchmarks.containers", "other libraries' files beside a packed set's"),
         "checkpoint": ("benchmarks.checkpoint", "stall of a save, bytes, phases of a restart"),

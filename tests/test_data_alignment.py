@@ -215,7 +215,7 @@ def test_auto_is_plane_from_nine_of_ten_on(tmp_path, count, align, caplog):
     kept = count if align == "plane" else 20
     assert len(samples.train) + len(samples.val) == kept and len(samples.val) == 2
     with caplog.at_level(logging.INFO):
-        describe_samples(cfg.data, samples)
+        describe_samples(cfg, samples)
     said = [line for line in caplog.messages if "amera" in line]
     expected = {20: ["rectified by their cameras"], 18: ["2 of 20 samples have none"], 17: ["17 of 20 samples have cameras"], 0: []}  # fmt: skip
     assert len(said) == len(expected[count])

@@ -28,7 +28,7 @@ FROZEN_RESNET = Case(frozen_encoder=True, resnet=True, depth=1, w_gan=0.1)
 PLANE = Case(plane=True, seed=5)
 RELIT = Case(w_render=1.0)
 FROZEN_PLANE = Case(plane=True, seed=5, frozen_encoder=True)
-RENDERED = Case(plane=True, rendered=True, seed=5, steps=4, w_render=0.3)
+RENDERED = Case(plane=True, rendered=True, seed=9, steps=3, w_render=0.3)
 TINY = Case(depth=1, d_layers=1)  # for the compiler: 0.2 s a graph, with Inductor 3 s
 REAL = Case(steps=30, smooth=False, double=True)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 
 import pytest
 import yaml
 
+from neuropbr_dist.commands.infer import run as infer
+from neuropbr_dist.errors import UserError
 from tests.support.train_runs import (
     SETTINGS,
     SINGLE_PROCESS_SAVES,
@@ -32,6 +35,7 @@ ONLINE = {
     "data.augment_rotations": True,
     "model.discriminator_n_layers": 1,
     "optimizer.eps": 1e-3,
+    "optimizer.g_lr": 2e-4,
     "training.epochs": 2,
     "training.gan_start_epoch": 2,
     "training.batch_size": 2,
@@ -87,6 +91,25 @@ def test_resumed_amid_an_epoch_it_is_the_same_to_the_bit(whole, tmp_path):
 def test_micro_batches_and_loader_processes_do_not_matter(whole, tmp_path):
     assert command(*words(tmp_path, training__batch_size=1, data__num_workers=2)).code == 0
     assert_same_metrics(whole[0], tmp_path)
+
+
+def test_inference_renders_each_material_once_wherever_it_lies_now(whole, tmp_path, capsys):
+    def inferred(*words):
+        infer(
+            ["--checkpoint", str(whole[0]), "--out-dir", str(tmp_path), "--device", "cpu", "--debug", *words]
+        )
+        return capsys.readouterr().out
+
+    (tmp_path / "moved").symlink_to(tiny_set()[1])
+    said = inferred("--sample-idx", "0", "--split", "val")
+    held = re.search(r"Sample 0 of 1 in \S+: clean/(material_\d)#000, material_\d \(val side\), 16 px", said)
+    assert held and (tmp_path / "view_2.png").is_file() and "normal angle" in said
+    said = inferred("--sample", f"{held[1]}#000", "--materials", str(tmp_path / "moved"))
+    assert re.search(rf"Sample \d of 6 in {tmp_path / 'moved'}: clean/{held[1]}#000", said)
+    with pytest.raises(UserError, match="say by --materials where the folder of materials lies now"):
+        inferred("--materials", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="name no other beside it"):
+        inferred("--materials", "m", "--data", "p")
 
 
 @pytest.mark.multiprocess

@@ -14,7 +14,6 @@ from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch, Rendering
 from neuropbr_dist.data.keyed import uniforms
 from neuropbr_dist.data.order import Slot
-from neuropbr_dist.data.rendered import changes, draws
 from neuropbr_dist.data.rendered.source import RenderedEntry, RenderedSource
 from neuropbr_dist.data.sources import Entry, Source
 from neuropbr_dist.errors import UserError
@@ -74,7 +73,7 @@ def load_stored(
     cameras = None
     if alignment:
         rows = [alignment.of(source.cameras(e), s.epoch, e.key) for s, e in zip(slots, chosen, strict=True)]
-        cameras = torch.from_numpy(np.stack(rows))
+        cameras = stacked(rows)
     return MicroBatch(views, maps, weights_of(slots), [entry.key for entry in chosen], turns, cameras)
 
 
@@ -91,37 +90,20 @@ def load_rendered(
     maps = empty_maps(len(slots), source.size)
     for entry, out in zip(chosen, maps, strict=True):
         source.maps_into(entry, out.numpy())
-    if augmentation is None:
-        scenes = [source.scene(entry) for entry in chosen]
-        rows, partners = None, None
-        true = [scene.cameras for scene in scenes]
-    else:
-        a, side = augmentation, source.size
-        scenes = [source.scene(entry, slot.epoch) for slot, entry in pairs]
-        others = [draws.partner(a, slot.epoch, entry.name, len(entries)) for slot, entry in pairs]
-        rows = np.stack(
-            [
-                draws.changes_of(a, slot.epoch, entry.name, side, mixed=other is not None)
-                for (slot, entry), other in zip(pairs, others, strict=True)
-            ]
-        )
-        partners = partners_of(source, entries, others)
-        true = [draws.seen_by(scene, row) for scene, row in zip(scenes, rows, strict=True)]
-    cameras = None
-    if alignment:
-        seen = [
-            alignment.of(each, slot.epoch, entry.key) for each, (slot, entry) in zip(true, pairs, strict=True)
-        ]
-        cameras = torch.from_numpy(np.stack(seen))
+    drawn = [source.draw(entry, slot.epoch, augmentation, len(entries)) for slot, entry in pairs]
     rendering = Rendering(
-        scenes=torch.from_numpy(np.stack([scene.encoded for scene in scenes])),
-        cameras=torch.from_numpy(np.stack(true)),
-        keys=torch.from_numpy(np.stack([scene.keys for scene in scenes])),
-        changes=None if rows is None else torch.from_numpy(rows),
-        partners=partners,
-        parts=rows is not None and bool((rows[:, changes.PART] < 1).any()),
+        scenes=stacked([each.scene.encoded for each in drawn]),
+        cameras=stacked([each.cameras for each in drawn]),
+        keys=stacked([each.scene.keys for each in drawn]),
+        changes=None if augmentation is None else stacked([each.changes for each in drawn]),
+        partners=partners_of(source, entries, [each.partner for each in drawn]),
+        parts=any(each.shows_a_part for each in drawn),
         dirty=any(entry.source == "dirty" for entry in chosen),
     )
+    cameras = None
+    if alignment:
+        rows = zip(drawn, pairs, strict=True)
+        cameras = stacked([alignment.of(d.cameras, slot.epoch, entry.key) for d, (slot, entry) in rows])
     keys = [entry.key for entry in chosen]
     return MicroBatch(None, maps, weights_of(slots), keys, cameras=cameras, rendering=rendering)
 
@@ -139,6 +121,11 @@ def partners_of(
         else:
             source.maps_into(entries[other], out.numpy())
     return partners
+
+
+def stacked(rows: Sequence[np.ndarray]) -> Tensor:
+    """Return small arrays of one shape as one tensor."""
+    return torch.from_numpy(np.stack(rows))
 
 
 def weights_of(slots: Sequence[Slot]) -> Tensor:

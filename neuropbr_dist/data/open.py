@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from neuropbr_dist.config import DataConfig, TrainConfig, check_rendering
 from neuropbr_dist.data.alignment import known
+from neuropbr_dist.data.builtin.cache import BuiltinCache
 from neuropbr_dist.data.cameras import CAMERAS_FILE
 from neuropbr_dist.data.files.check import checked_side
 from neuropbr_dist.data.files.entries import SOURCES, Sample
@@ -41,6 +42,7 @@ from neuropbr_dist.data.rendered.source import (
 from neuropbr_dist.data.sources import BuiltinSource, Entry, FileSource, Source, fingerprint
 from neuropbr_dist.data.split import Subset, read_split, split, split_as_named
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.environment import read_environments
 from neuropbr_dist.ranks import on_each_rank, on_rank_0, rank, world_size
 
 Align = Literal["plane", "none"]
@@ -82,7 +84,7 @@ class Samples:
     @property
     def fingerprint(self) -> str:
         """Hash of which samples the training set holds, in which order, at which size."""
-        return fingerprint(self.train, self.source.size)
+        return fingerprint(self.train, self.source.size, self.source.edition)
 
 
 def resolve_data(data: DataConfig) -> DataConfig:
@@ -214,6 +216,13 @@ def _own_split(data: DataConfig, source: Source) -> frozenset[str] | None:
     return read_split(Path(data.output_dir), subfolders(Path(data.output_dir)))
 
 
+def builtin_cache(source: Source) -> BuiltinCache | None:
+    """Return where a set's built-in materials are kept; None for other materials."""
+    if isinstance(source, RenderedSource):
+        return source.materials.cache if isinstance(source.materials, BuiltinMaterials) else None
+    return source.cache if isinstance(source, BuiltinSource) else None
+
+
 def fill_cache(source: Source, ranks_per_node: int = 1) -> None:
     """Make this rank's share of the built-in samples that a run reads, on its share of the cores. Collective.
 
@@ -222,16 +231,13 @@ def fill_cache(source: Source, ranks_per_node: int = 1) -> None:
     Raises:
         UserError: on all ranks: one can't keep them.
     """
-    if isinstance(source, BuiltinSource):
-        cache, folders, every = (
-            source.cache,
-            source.folders,
-            sorted({entry.index for entry in source.entries}),
-        )
-    elif isinstance(source, RenderedSource) and isinstance(source.materials, BuiltinMaterials):
-        cache, folders, every = source.materials.cache, (), list(range(len(source.materials.names)))
-    else:
+    cache = builtin_cache(source)
+    if cache is None:
         return
+    if isinstance(source, BuiltinSource):
+        folders, every = source.folders, sorted({entry.index for entry in source.entries})
+    else:
+        folders, every = (), sorted({entry.number for entry in source.entries})
     missing = cache.missing(every[rank() :: world_size()], folders)
     workers = max(1, min(len(missing), (os.cpu_count() or 1) // ranks_per_node))
     hidden = not missing or rank() != 0 or not sys.stderr.isatty()
@@ -305,7 +311,8 @@ def _rendered(materials: Materials, data: DataConfig, seed: int) -> RenderedSour
     if repeats is None:
         trained_on = len(materials.names) - len(_held_out(materials, data, seed))
         repeats = -(-LEAST_OF_AN_EPOCH // (trained_on * folders))
-    return RenderedSource(materials, repeats, data.render_curriculum, seed)
+    panoramas = None if data.environments_dir is None else read_environments(data.environments_dir)
+    return RenderedSource(materials, repeats, data.render_curriculum, seed, panoramas)
 
 
 def _held_out(materials: Materials, data: DataConfig, seed: int) -> frozenset[str]:

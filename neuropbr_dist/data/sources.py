@@ -12,7 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from neuropbr_dist.config import DataConfig
-from neuropbr_dist.data.builtin.cache import BuiltinCache, material_name, sample_cameras, sample_name
+from neuropbr_dist.data.builtin.cache import (
+    VERSION,
+    BuiltinCache,
+    material_name,
+    sample_cameras,
+    sample_name,
+)
 from neuropbr_dist.data.cameras import NOT_KNOWN
 from neuropbr_dist.data.files.cache import MapFiles
 from neuropbr_dist.data.files.decode import read_views
@@ -30,6 +36,8 @@ class Source(ABC):
     entries: Sequence[Any]
     stored_sides: Sequence[int] = ()
     """Sides in pixels at which pictures are read without resizing, rising; empty: they are made at any."""
+    edition = ""
+    """Which pictures the entries stand for, where their names don't say it."""
 
     @abstractmethod
     def at(self, size: int) -> Source:
@@ -115,6 +123,8 @@ class FileSource(Source):
 class BuiltinSource(Source):
     """Built-in procedural materials, made once into a cache."""
 
+    edition = f" built-in {VERSION}"
+
     def __init__(self, data: DataConfig, seed: int) -> None:
         self.size = data.image_size or BUILTIN_SIZE
         self.cache = BuiltinCache(data.builtin_cache, seed, self.size)
@@ -143,9 +153,9 @@ class BuiltinSource(Source):
         return self.cache.maps(entry.index)
 
 
-def fingerprint(entries: Sequence[Entry], size: int) -> str:
-    """Hash of which samples a set holds, in which order, at which size."""
-    digest = hashlib.sha256(str(size).encode())
+def fingerprint(entries: Sequence[Entry], size: int, edition: str = "") -> str:
+    """Hash of which samples a set holds, in which order, at which size, and which edition of them."""
+    digest = hashlib.sha256(f"{size}{edition}".encode())
     for entry in entries:
         digest.update(f"\n{entry.key}\t{entry.material}".encode())
     return digest.hexdigest()[:16]

@@ -14,7 +14,7 @@ from neuropbr_dist.materials.surroundings import WINDOW, irradiance_at, sky_irra
 
 LAMPS, WINDOWS = 3, 7
 """As many of each as a scene has at most."""
-LAMP = 8
+LAMP = 7
 """Numbers of a lamp."""
 
 
@@ -28,13 +28,10 @@ class Lamp:
     """(3,) radiant intensity: irradiance is intensity * cos / distance^2."""
     radius: float = 0.0
     """Half its width; widens highlights and softens shadows."""
-    dims: bool = False
-    """Highlights lose light, the more the smoother the surface and the wider the lamp. The built-in set's lamps and the
-    bench's do, since the first set; their pictures stay what they were."""
 
     def numbers(self) -> tuple[float, ...]:
         """Return the `LAMP` numbers that shading asks for."""
-        return (*self.position, *self.intensity, self.radius, self.dims)
+        return (*self.position, *self.intensity, self.radius)
 
     def irradiance(self) -> float:
         """Return the mean irradiance in the plane's middle."""
@@ -120,6 +117,9 @@ class Lighting:
     """Factor from radiance to the picture's linear value."""
     environment: Environment | None = None
     """Adds to the sky, which is usually dark then."""
+    early: bool = False
+    """Shaded as the first built-in set was, so that this set and the bench stay what they were: wide lamps' highlights
+    are too dim on smooth surfaces, the sky's reflections too sharp on rough ones, metals reflect the sky too little."""
 
     def exposure_with(self, share: float) -> float:
         """Return the exposure with a lamp more, whose irradiance on the plane is `share` times pi."""
@@ -164,10 +164,8 @@ def random_lighting(rng: np.random.Generator) -> Lighting:
     for share, radius in ((key, rng.uniform(0.12, 0.3)), (fill, 0.25)):
         distance, tilt = rng.uniform(2.0, 3.2), np.radians(rng.uniform(20, 60))
         intensity = np.pi * share * distance**2 / np.cos(tilt) * tint(rng, 0.08)
-        lamps.append(
-            Lamp(distance * direction(tilt, rng.uniform(0, 2 * np.pi)), intensity, radius, dims=True)
-        )
-    return Lighting(tuple(lamps), sky, rng.uniform(0.72, 0.92) / (1 + key + fill))
+        lamps.append(Lamp(distance * direction(tilt, rng.uniform(0, 2 * np.pi)), intensity, radius))
+    return Lighting(tuple(lamps), sky, rng.uniform(0.72, 0.92) / (1 + key + fill), early=True)
 
 
 def wide_lighting(rng: np.random.Generator, environments: int = 0, least: int = 0) -> Lighting:

@@ -16,7 +16,7 @@ from neuropbr_dist.materials import lens
 from neuropbr_dist.materials.decoding import linear_maps, linear_to_srgb
 from neuropbr_dist.materials.plane import EYE, MATRIX
 from neuropbr_dist.materials.scene import EncodedScene, decode_scene
-from neuropbr_dist.materials.shading import Surface, environment_light, lamp_light, surface
+from neuropbr_dist.materials.shading import Surface, environment_light, lamp_light, sky_blur, surface
 from neuropbr_dist.materials.surroundings import Surroundings, irradiance_at, sky_radiance
 from neuropbr_dist.materials.vectors import column, dot, unit
 
@@ -206,7 +206,13 @@ def shaded(view: View, material: Tensor, points: Tensor, *, shadow: bool) -> Ten
     """Return the light (B, V, 3, H, W) that points (B, V, 3, H, W) of a material (B, V, 8, H, W) send to the camera."""
     scene = view.scene
     seen = surface(material, unit(column(view.camera[..., EYE]) - points))
-    lit = lamp_light(Surface(*(part.unsqueeze(-4) for part in seen)), points.unsqueeze(-4), scene.lamps)
+    early = column(scene.early)
+    lit = lamp_light(
+        Surface(*(part.unsqueeze(-4) for part in seen)),
+        points.unsqueeze(-4),
+        scene.lamps,
+        early.unsqueeze(-4),
+    )
     key, others = lit[..., 0, :, :, :], lit[..., 1:, :, :, :].sum(-4)
     if shadow:
         key = key * lens.reaching(scene.strokes, scene.penumbra, points)
@@ -237,7 +243,8 @@ def look_up(plane: Plane, points: Tensor) -> Tensor:
 def _from_afar(view: View, seen: Surface) -> Tensor:
     """Return the light of sky and surroundings; reflections that point below the surface show the plane itself."""
     scene = view.scene
-    blur = 0.03 + 1.4 * seen.roughness**2
+    early = column(scene.early)
+    blur = sky_blur(seen.roughness, early)
     mirrored = 2 * dot(seen.normal, seen.view) * seen.normal - seen.view
     radiance = sky_radiance(scene.gradient, scene.windows, mirrored, blur)
     irradiance = irradiance_at(scene.irradiance, seen.normal)
@@ -253,4 +260,4 @@ def _from_afar(view: View, seen: Surface) -> Tensor:
         from_above = from_above + around.irradiance(up)
     ground = albedo * (from_above / math.pi)
     above = (0.5 + mirrored[..., 2:, :, :] / (0.15 + blur)).clamp(0, 1)
-    return environment_light(seen, ground + (radiance - ground) * above, irradiance)
+    return environment_light(seen, ground + (radiance - ground) * above, irradiance, early)

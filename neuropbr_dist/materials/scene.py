@@ -44,6 +44,7 @@ _LAYOUT = {
     "windows": (WINDOWS, WINDOW),
     "irradiance": (3, HARMONICS),
     "environment": (4,),
+    "early": (1,),
     "exposure": (1,),
     "gain": (3,),
     "noise": (2,),
@@ -74,7 +75,7 @@ class EncodedScene:
     """The numbers of encoded scenes, by name; ... are the scenes' own dimensions."""
 
     lamps: Tensor
-    """(..., 3, 8) see `lights.Lamp`; the first is the key lamp."""
+    """(..., 3, 7) see `lights.Lamp`; the first is the key lamp."""
     gradient: Tensor
     """(..., 3, 3) see `surroundings`."""
     windows: Tensor
@@ -83,6 +84,8 @@ class EncodedScene:
     """(..., 3, 9) the sky's, see `surroundings`."""
     environment: Tensor
     """(..., 4) which picture, cosine and sine of its turn, strength."""
+    early: Tensor
+    """(..., 1) 1 for light that is shaded as the first built-in set was, else 0."""
     exposure: Tensor
     """(..., 1) factor from radiance to linear values, before dirt."""
     gain: Tensor
@@ -164,6 +167,7 @@ def _encode_view(scene: Scene, view: int) -> npt.NDArray[np.float32]:
         "gradient": gradient,
         "windows": windows,
         "irradiance": light.sky.irradiance,
+        "early": [light.early],
         "exposure": [light.exposure],
         "gain": response.gain[view],
         "noise": [response.shot, response.read],

@@ -101,13 +101,14 @@ def fitting_size(cfg: TrainConfig, device: torch.device) -> int | None:
 
 
 def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> DeviceBatch:
-    """The first training samples on the device."""
-    entries = samples.train[: cfg.training.batch_size]
+    """The first training samples on the device; of several repeats of a material, the first."""
+    count, step = cfg.training.batch_size, cfg.data.renders_per_epoch or 1
+    places = [(i * step) % len(samples.train) for i in range(count)]
     alignment = Alignment.of_run(cfg, training=False)
-    slots = [Slot(0, i, 1.0) for i in range(len(entries))]
-    host = load_batch(samples.source, entries, slots, alignment=alignment, relight=relight_key(cfg))
+    slots = [Slot(0, i, 1.0) for i in places]
+    host = load_batch(samples.source, samples.train, slots, alignment=alignment, relight=relight_key(cfg))
     log.info(f"First batch: {', '.join(host.keys)}")
-    return to_device(host, len(entries), cfg.transform, device)
+    return to_device(host, count, cfg.transform, device, renderer=samples.renderer(device))
 
 
 def module_table(network: nn.Module, x: Tensor) -> str:

@@ -16,7 +16,7 @@ import torch
 import neuropbr_dist
 from neuropbr_dist import kernels
 from neuropbr_dist.config import TrainConfig, stages_of, to_yaml
-from neuropbr_dist.data.open import Samples
+from neuropbr_dist.data.open import Samples, builtin_cache
 from neuropbr_dist.data.sides import side_advice
 from neuropbr_dist.processes import usable_cores
 from neuropbr_dist.ranks import all_gather_object
@@ -94,7 +94,7 @@ def describe_samples(cfg: TrainConfig, samples: Samples) -> None:
         cfg: before it was filled in by what was found.
     """
     asked, sides = cfg.data, sides_of(cfg, samples)
-    if samples.data.builtin:
+    if builtin_cache(samples.source) is not None:
         why = "data.builtin" if asked.builtin else "No data named and none at ./data"
         log.info(
             f"{why}: training on {asked.builtin_count} built-in procedural materials at {sides} "

@@ -28,6 +28,29 @@ class Scene(NamedTuple):
     """(3,) int64, of the noise in each pixel."""
 
 
+class Drawn(NamedTuple):
+    """All that is random of a sample."""
+
+    scene: Scene
+    changes: changes.Row
+    """Of its material, see `changes`."""
+    partner: int | None = None
+    """Which entry it is mixed with; None: with none."""
+
+    @property
+    def shows_a_part(self) -> bool:
+        """Whether what is seen is a part of the material, which doesn't repeat."""
+        return bool(self.changes[changes.PART] < 1)
+
+    @property
+    def cameras(self) -> np.ndarray:
+        """The true cameras, (3, 14) float32, of what is seen."""
+        cameras = self.scene.cameras.copy()
+        if self.shows_a_part:
+            cameras[:, WRAP] = 0
+        return cameras
+
+
 def scene(seed: int, epoch: int | None, name: str, *, dirty: bool, environments: int) -> Scene:
     """Return the scene of sample `name`; clean and dirty ones share cameras and light.
 
@@ -66,11 +89,3 @@ def partner(augmentation: Augmentation, epoch: int, name: str, count: int) -> in
     """Return which of `count` entries sample `name` is mixed with in an epoch, or None: with none."""
     draws = uniforms(f"{augmentation.seed} {epoch} {name} partner")
     return int(next(draws) * count) if next(draws) < augmentation.mixtures else None
-
-
-def seen_by(scene: Scene, row: changes.Row | None) -> np.ndarray:
-    """Return the scene's cameras as those of the changed material: a part of one doesn't repeat."""
-    cameras = scene.cameras.copy()
-    if row is not None and row[changes.PART] < 1:
-        cameras[:, WRAP] = 0
-    return cameras

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import Rendering
 from neuropbr_dist.data.files.entries import SOURCES
 from neuropbr_dist.data.rendered import draws
+from neuropbr_dist.data.rendered.changes import unchanged
 from neuropbr_dist.data.rendered.materials import Materials
 from neuropbr_dist.data.rendered.renderer import Renderer
 from neuropbr_dist.data.sources import Source
@@ -96,6 +98,21 @@ class RenderedSource(Source):
         count = 0 if self.environments is None else len(self.environments)
         dirty = entry.source == "dirty"
         return draws.scene(self.seed, epoch, entry.name, dirty=dirty, environments=count)
+
+    def draw(
+        self, entry: RenderedEntry, epoch: int, augmentation: Augmentation | None, count: int
+    ) -> draws.Drawn:
+        """Return what is random of an entry in an epoch.
+
+        Args:
+            augmentation: None: the entry isn't trained on; it has one scene then, and its material stays as it is.
+            count: of the entries that a mixture's partner may be.
+        """
+        if augmentation is None:
+            return draws.Drawn(self.scene(entry), unchanged())
+        partner = draws.partner(augmentation, epoch, entry.name, count)
+        row = draws.changes_of(augmentation, epoch, entry.name, self.size, mixed=partner is not None)
+        return draws.Drawn(self.scene(entry, epoch), row, partner)
 
     def maps_into(self, entry: RenderedEntry, out: np.ndarray) -> None:
         """Fill `out`, uint8 (8, S, S).
