@@ -89,7 +89,7 @@ class RenderedSource(Source):
         self.stored_sides = materials.stored_sides
 
     def at(self, size: int) -> RenderedSource:
-        return RenderedSource(
+        return type(self)(
             self.materials.at(size), self.repeats, self.curriculum, self.seed, self.environments
         )
 
