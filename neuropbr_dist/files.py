@@ -182,7 +182,12 @@ class JsonLines:
             ValueError: the value holds a NaN or an infinity, which JSON hasn't.
         """
         line = json.dumps(value, allow_nan=False).encode() + b"\n"
-        with writing(self.path), open(self.path, "ab+", buffering=0) as file:
+        if (
+            os.path.isfile(self.path) and self.path.stat().st_nlink > 1
+        ):  # of a backup, or somebody's: it stays
+            with writing(self.path):
+                write_bytes(self.path, self._content(), durable=True)
+        with writing(self.path), open(self.path, "ab+", buffering=0, opener=_no_link) as file:
             size = file.seek(0, os.SEEK_END)
             if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
                 line = b"\n" + line  # a line that a crash tore must not swallow this one
@@ -315,6 +320,11 @@ def require_file(path: Path) -> None:
         raise UserError(f"{path}: {getattr(error, 'strerror', error)}") from error
     if not stat.S_ISREG(kind):
         raise UserError(f"{path}: not a file")
+
+
+def _no_link(path: str, flags: int) -> int:
+    """What lies elsewhere isn't ours to write."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _temporary(path: Path) -> Path:

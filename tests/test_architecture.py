@@ -14,13 +14,14 @@ import pytest
 from tests.support.distributed import ROOT
 
 PACKAGE = ROOT / "neuropbr_dist"
-GROUND = {"errors", "files", "ranks", "processes", "fragment", "logs", "table"}
+GROUND = {"errors", "files", "ranks", "processes", "fragment", "kinds", "logs", "table"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "ranks": {"errors"},
     "processes": {"errors"},
     "fragment": set(),
+    "kinds": set(),
     "logs": set(),
     "table": set(),
     "config": GROUND,

@@ -295,6 +295,7 @@ def test_async_errors_surface_at_the_next_boundary(tmp_path):
         saver.check()
     saver.check()
     blocked.parent.unlink()
+    blocked.mkdir(parents=True)
     save_later(saver)
     saver.close()
     assert len(find(blocked)) == 1
@@ -536,3 +537,9 @@ def test_a_folder_is_tried_out_before_it_is_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "symlink_to", refused)
     with pytest.raises(UserError, match=r"no symbolic link can be made here .*--checkpoint-dir"):
         check_folder(tmp_path)
+
+
+def test_a_folder_that_was_moved_away_is_not_made_anew(tmp_path):
+    with pytest.raises(UserError, match=r"gone.*No such file"):
+        write(stage([Fragment.whole("w", torch.zeros(2))]), tmp_path / "gone", "step_00000001", {}, "")
+    assert not list(tmp_path.iterdir())

@@ -262,16 +262,29 @@ def test_faults_of_the_camera_file_are_faults_of_the_set(tmp_path):
     path = tmp_path / "input" / "cameras.json"
     content = json.loads(path.read_text())
     content["samples"]["sample_0001"]["clean"] = [None, None]
-    content["samples"]["sample_0099"] = {"clean": [None, None, None]}
+    content["samples"]["sample_0002"] = {}
     path.write_text(json.dumps(content))
     with pytest.raises(UserError) as caught:
         open_samples(cfg)
     lines = str(caught.value).splitlines()
     assert lines[0] == "2 faults in the data set:" and "sample_0001: clean: 2;" in lines[1]
-    assert "sample_0099: there is no such sample" in lines[2]
+    assert "sample_0002: {}; allowed: " in lines[2]
     report = pack(tmp_path / "input", tmp_path / "output", tmp_path / "packed", progress=False)
-    assert not report.clean and {"sample_0001", "sample_0099"} <= set(report.faulty_samples)
+    assert not report.clean and {"sample_0001", "sample_0002"} <= set(report.faulty_samples)
     assert not (tmp_path / "packed" / "packed.json").exists()
     path.write_text("{")
     with pytest.raises(UserError, match=r"cameras\.json: not JSON"):
         open_samples(cfg)
+
+
+def test_a_camera_file_that_knows_more_samples_is_no_fault(tmp_path, caplog):
+    """Samples were deleted, or renamed: theirs count as not known, and a line names them."""
+    cfg = some_set(tmp_path, 3)
+    path = tmp_path / "input" / "cameras.json"
+    content = json.loads(path.read_text())
+    content["samples"] = {f"old_{name}": sample for name, sample in content["samples"].items()}
+    path.write_text(json.dumps(content))
+    caplog.set_level(logging.INFO, "neuropbr_dist")
+    found = open_samples(cfg)
+    assert found.align == "none" and found.cameras[0] == 0
+    assert "3 entries of cameras.json have no sample folder: old_sample_0000, " in caplog.text

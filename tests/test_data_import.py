@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 from functools import lru_cache
@@ -571,6 +572,27 @@ def test_other_parquet_is_refused(tmp_path):
         ParquetSource(tmp_path, Wanted())
 
 
+@pytest.mark.parametrize("name", ["../../victim", "..", "", "/etc"])
+def test_a_forged_journal_deletes_nothing_outside(tmp_path, name):
+    (tmp_path / "victim").mkdir()
+    for index, material in enumerate(("stone", "wood")):
+        save_plain(tmp_path / "src" / material, builtin(index, 64))
+    dest = tmp_path / "in/dest"
+    bring(tmp_path / "src", dest)
+    journal = dest / importer.STATE / importer.JOURNAL
+    first, line = map(json.loads, journal.read_text().splitlines())
+    line["outputs"][0]["name"], line["key"] = name, ""
+    journal.write_text(f"{json.dumps(first)}\n{json.dumps(line)}\n")
+    shutil.rmtree(dest / "wood")
+    bring(tmp_path / "src", dest)
+    assert (tmp_path / "victim").is_dir() and (dest / "wood/albedo.png").exists()
+    for link in (dest / importer.STATE / importer.READY / "a", dest / "b"):
+        link.symlink_to(tmp_path / "victim")
+        with pytest.raises(UserError, match=r"a link to .*victim; nothing outside"):
+            bring(tmp_path / "src", dest)
+        link.unlink()
+
+
 # -- after it --------------------------------------------------------------------------------
 
 
@@ -625,3 +647,7 @@ def test_training_honours_the_sets_own_split(tmp_path):
         (tmp_path / "packed/split.json").write_text(content)
         with pytest.raises(UserError, match=reason):
             open_samples(cfg)
+    (tmp_path / "packed/split.json").unlink()
+    os.mkfifo(tmp_path / "packed/split.json")  # not another split, in silence
+    with pytest.raises(UserError, match=r"split\.json: not a file"):
+        open_samples(cfg)

@@ -411,3 +411,15 @@ def test_a_folder_that_can_not_be_flushed_is_done_without(tmp_path, monkeypatch)
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
         sync(tmp_path / "file")
+
+
+def test_lines_are_not_written_through_links(tmp_path):
+    """A hard link may be a backup's or somebody's file: it stays what it is. A symbolic one is refused."""
+    (tmp_path / "other").write_text('{"step": 1}\n')
+    (tmp_path / "hard").hardlink_to(tmp_path / "other")
+    (tmp_path / "soft").symlink_to("other")
+    JsonLines(tmp_path / "hard").append({"step": 2})
+    assert [line["step"] for line in JsonLines(tmp_path / "hard").read()] == [1, 2]
+    with pytest.raises(UserError, match="soft: can't be written"):
+        JsonLines(tmp_path / "soft").append({"step": 2})
+    assert (tmp_path / "other").read_text() == '{"step": 1}\n'

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from neuropbr_dist.checkpoint import Fragment, open_newest, save, step_name, verify
+from neuropbr_dist.checkpoint import Fragment, RunLock, open_newest, save, step_name, verify
+from neuropbr_dist.checkpoint.lock import LOCK_FILE, RECORD_BYTES
 from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
-from neuropbr_dist.data.cameras import read_cameras
-from neuropbr_dist.data.files.decode import read_picture
-from neuropbr_dist.data.files.layout import read_metadata
-from neuropbr_dist.data.packed.index import HEAD, head_checksum
-from neuropbr_dist.data.packed.pack import pack
-from neuropbr_dist.data.packed.source import PackedSource
-from neuropbr_dist.data.split import read_split
-from neuropbr_dist.errors import UserError
+from neuropbr_dist.config.deepspeed import resolve, shipped
 from neuropbr_dist.inference.tensor_file import TensorFile, read_tensor_file, write_tensor_file
-from neuropbr_dist.inference.upstream_file import read_pth
+from neuropbr_dist.inference.upstream import converted
+from neuropbr_dist.inference.upstream_config import config_of
+from neuropbr_dist.inference.upstream_file import UpstreamFile, read_pth
 from neuropbr_dist.monitor.run_logs import LOGS, run_log
 from neuropbr_dist.report.curves import charts, marks
 from neuropbr_dist.report.folder import read_run
 from neuropbr_dist.report.text import history_table, state, summary, tiles
 from neuropbr_dist.training.state import Progress
-from tests.support.material_files import write_cameras_of, write_set
-from tests.support.mutations import answering, mutated_bytes, mutated_json
+from tests.support import upstream_stand_in as upstream
+from tests.support.fuzz import FEW, MANY, Case, fuzz
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("nothing_on_the_console")]
-FEW, MANY = 40, 1000
-SECONDS = 10.0
-Case = tuple[Callable[[], object], dict[Path, str]]
-"""What reads the files, and the files to change, each as `json` or `bytes`."""
 STATE = {
     "step": 3, "cursor": 6, "best": 0.5, "skipped": {"generator": 0, "discriminator": 0}, "global_batch": 2,
     "data": "abc", "plateau": {"generator": {"best": 0.5, "waited": 0, "factor": 1.0}},
@@ -71,31 +60,6 @@ def a_save(folder: Path) -> Case:
     return read, {made / name: kind for name, kind in names.items()}
 
 
-def seal(path: Path, rng: random.Random) -> None:
-    """Recompute the sums of a save or a packed set around a changed file, mostly, so that the change is read."""
-    manifest, head = path.with_name("manifest.json"), path.with_name(HEAD)
-    try:
-        if manifest.exists():
-            content = json.loads(manifest.read_text())
-            if path != manifest:
-                record = {
-                    "bytes": path.stat().st_size,
-                    "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                }
-                content["files"][path.name] = record
-            content.pop("sha256", None)
-            own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-            manifest.write_text(json.dumps({**content, "sha256": own}))
-        elif head.exists():
-            content = json.loads(head.read_text())
-            if path != head:
-                content["index"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-            content.pop("checksum", None)
-            head.write_text(json.dumps({**content, "checksum": head_checksum(content)}))
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        pass  # the change left nothing to seal
-
-
 def an_export(folder: Path) -> Case:
     path = folder / "m.safetensors"
     write_tensor_file(
@@ -108,43 +72,6 @@ def upstreams(folder: Path) -> Case:
     path = folder / "best.pth"
     torch.save({"epoch": 3, "generator_state_dict": {"a.weight": torch.randn(2, 2)}, "config": {}}, path)
     return partial(read_pth, path), {path: "bytes"}
-
-
-def a_packed_set(folder: Path) -> Case:
-    renders, maps = write_set(folder / "set", {"a": "wood", "b": "stone"}, size=16)
-    assert pack(renders, maps, folder / "packed", progress=False).clean
-
-    def read() -> None:
-        source = PackedSource(folder / "packed", 0)
-        source.check_shards()
-        for entry in source.entries:
-            source.load(entry)
-
-    index = {folder / "packed" / f"{name}.npy": "bytes" for name in ("samples", "materials", "records")}
-    return read, {folder / "packed" / HEAD: "json", **index}
-
-
-def a_set(folder: Path) -> Case:
-    names = {"a": "wood", "b": "stone"}
-    renders, _ = write_set(folder, names, size=16)
-    write_cameras_of(renders, list(names))
-    (folder / "split.json").write_text('{"validation": ["wood"]}')
-
-    def read() -> None:
-        for call in (
-            partial(read_cameras, renders / "cameras.json", list(names)),
-            partial(read_metadata, renders / "render_metadata.json"),
-            partial(read_split, folder, ["wood", "stone"]),
-            partial(read_picture, renders / "clean/a/0.png", "view"),
-        ):
-            refused(call)
-
-    files = {
-        renders / "cameras.json": "json",
-        renders / "render_metadata.json": "json",
-        folder / "split.json": "json",
-    }
-    return read, {**files, renders / "clean/a/0.png": "bytes"}
 
 
 def a_configuration(folder: Path) -> Case:
@@ -171,51 +98,83 @@ def logs(folder: Path) -> Case:
     return read, {folder / LOGS[0]: "lines", folder / LOGS[1]: "lines"}
 
 
-CASES = [a_save, an_export, upstreams, a_packed_set, a_set, a_configuration, logs]
+def other_logs(folder: Path) -> Case:
+    for log in LOGS[2:]:
+        run_log(folder, log).append({"step": 1, "samples": {"clean": ["a"]}, "save": {"held_s": 0.1}})
+    return lambda: [run_log(folder, log).read() for log in LOGS[2:]], {
+        folder / log: "lines" for log in LOGS[2:]
+    }
 
 
-def refused(call: Callable[[], object]) -> None:
-    try:
-        call()
-    except UserError as error:
-        assert str(error) and len(str(error)) < 4000
+def a_lock(folder: Path) -> Case:
+    record = {"id": "a", "host": "there", "machine": "b", "pid": 1, "since": START["time"], "beat": 1}
+    found = folder / "record"
+    found.write_text(json.dumps(record).ljust(RECORD_BYTES))
+
+    def read() -> None:
+        shutil.copy(found, folder / LOCK_FILE)
+        with RunLock(folder, beat_seconds=0.001):
+            pass
+
+    return read, {found: "json"}
 
 
-def change(path: Path, kind: str, rng: random.Random) -> None:
-    content = path.read_bytes()
-    if kind == "bytes" or rng.random() < 0.2:
-        path.write_bytes(mutated_bytes(content, rng))
-    elif kind == "json":
-        path.write_text(mutated_json(json.loads(content), rng))
-    else:
-        lines = content.decode().splitlines()
-        at = rng.randrange(len(lines))
-        lines[at] = mutated_json(json.loads(lines[at]), rng)
-        path.write_text("\n".join(lines) + "\n")
+def deepspeeds(folder: Path) -> Case:
+    path = folder / "zero.json"
+    shutil.copy(shipped()["zero3_offload"], path)
+    how = {
+        "global_batch": 4,
+        "micro_batch": 2,
+        "accumulation": 1,
+        "world_size": 2,
+        "clip": 1.0,
+        "precision": "bf16",
+    }
+    return lambda: resolve(str(path), **how), {path: "json"}
 
 
-def fuzz(tmp_path: Path, make: Callable[[Path], Case], times: int) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    read, files = make(home)
-    read()  # as it is, it is good
-    sound = tmp_path / "sound"
-    shutil.copytree(home, sound, symlinks=True)
-    for seed in range(times):
-        rng = random.Random(f"{make.__name__} {seed}")
-        path = rng.choice(list(files))
-        change(path, files[path], rng)
-        if rng.random() < 0.8:
-            seal(path, rng)
-        try:
-            with answering(SECONDS):
-                refused(read)
-        except BaseException as error:
-            error.add_note(f"{make.__name__} {seed}: {path.name}") if hasattr(error, "add_note") else None
-            raise
-        shutil.rmtree(home)
-        shutil.copytree(sound, home, symlinks=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "sound"]
+def networks_of_upstream(folder: Path) -> Case:
+    """What a `.pth` holds once it is read, by name and shape."""
+    path = folder / "theirs.json"
+    parts = {"generator": upstream.generator_state(), "discriminator": upstream.discriminator_state()}
+    shapes = {
+        part: {name: list(value.shape) for name, value in state.items()} for part, state in parts.items()
+    }
+    chosen = {
+        "encoder_stride": 1,
+        "transformer_num_heads": upstream.HEADS,
+        "discriminator_type": "configurable",
+    }
+    settings = {
+        "model": chosen,
+        "data": {"image_size": [64, 64]},
+        "optimizer": {"g_lr": 3e-4, "g_betas": [0.5, 0.9]},
+    }
+    path.write_text(json.dumps({**shapes, "settings": settings}))
+
+    def read() -> None:
+        content = json.loads(path.read_text())
+        states = [
+            {name: torch.empty(shape if sized(shape) else [], device="meta") for name, shape in state.items()}
+            for state in (content.get("generator"), content.get("discriminator"))
+            if isinstance(state, dict)
+        ]
+        settings = content.get("settings")
+        found = UpstreamFile(
+            states[0] if states else {}, states[1] if len(states) > 1 else None,
+            settings if isinstance(settings, dict) else {}, None, 3,
+        )  # fmt: skip
+        converted(config_of(found, "theirs"), found, "theirs")
+
+    def sized(shape: object) -> bool:
+        return isinstance(shape, list) and all(type(side) is int and 0 <= side < 1 << 40 for side in shape)
+
+    return read, {path: "values"}
+
+
+CASES = [
+    a_save, an_export, upstreams, networks_of_upstream, a_configuration, deepspeeds, logs, other_logs, a_lock,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from PIL import Image
 from neuropbr_dist.commands.data import run as data
 from neuropbr_dist.commands.demo import run as demo
 from neuropbr_dist.commands.infer import run as infer
+from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.data.files.decode import read_picture
 from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
 from neuropbr_dist.inference.pictures import maps_to_16_bit
+from neuropbr_dist.inference.run import Request, SetSamples, subjects
 from neuropbr_dist.monitor import maps_to_images
 from tests.support.forked import call
 from tests.support.material_files import save, write_set, write_views
@@ -302,6 +305,20 @@ def test_run_on_built_in_materials(run, tmp_path, monkeypatch, capsys):
     assert "built-in materials: clean/sample_0001" in subject.label
     with pytest.raises(UserError, match="name both"):
         list(open_subjects(config, 1, "all", 32, input_dir="renders"))
+
+
+def test_a_saved_cache_is_made_where_the_command_says(run, tmp_path):
+    model = load_generator(run)
+    model.config.data.input_dir = model.config.data.output_dir = None
+    model.config.data.builtin_count, model.config.data.builtin_cache = 2, str(tmp_path / "cache")
+    request = Request(checkpoint="run", source=SetSamples(index=0, part="all"), out_dir=tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"--checkpoint run: the saved run keeps .*--set data\.builtin_cache="
+    ):
+        next(subjects(request, model))
+    assert not (tmp_path / "cache").exists()
+    said = Overrides().with_field("data.builtin_cache", str(tmp_path / "cache"))
+    assert next(subjects(replace(request, overrides=said), model))[0].title
 
 
 def test_data_generate_and_verify(tmp_path, capsys):

@@ -38,6 +38,8 @@ REFUSED = {
     "--resume {folder}": ["--resume {folder}", "no checkpoint there"],
     "--resume no/such": ["--resume no/such", "no such checkpoint or folder"],
     "--checkpoint-dir {folder}/bad.json": ["bad.json"],
+    "--stop-after-steps -3": ["--stop-after-steps -3", "0 or more"],
+    "--set data.num_workers=100000": ["data.num_workers = 100000", "from 0 to 1024"],
 }  # fmt: skip
 
 
@@ -78,7 +80,9 @@ def test_malformed_cameras(own_set):
     (folder / "input" / "cameras.json").write_text(
         '{"version": 1, "samples": {"sample_0009": {"clean": []}}}'
     )
-    assert_one_line(run(folder / "run", *words), ["cameras.json", "sample_0009: there is no such sample"])
+    assert_one_line(
+        run(folder / "run", *words), ["cameras.json", "sample_0009: clean: 0; allowed: a list of 3 cameras"]
+    )
 
 
 def test_a_plane_without_cameras(own_set):

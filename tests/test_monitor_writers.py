@@ -1,6 +1,7 @@
 """The run's log, read back: JSON lines, TensorBoard's own reader, a W&B offline run file."""
 
 import json
+import os
 import struct
 import sys
 
@@ -170,3 +171,10 @@ def test_wandb_offline_holds_values_pictures_and_one_id_over_a_resume(tmp_path, 
     assert {(run.run_id, run.project, run.display_name) for run in runs} == {
         ((tmp_path / "wandb_id").read_text().strip(), "neuropbr-test", "trial")
     }
+
+
+@pytest.mark.parametrize("name", ["looks", "metrics.jsonl", "timings.jsonl"])
+def test_what_stands_in_a_logs_place_is_told_at_the_start(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: not a"):
+        RunLog(tmp_path, tensorboard=False, wandb=None, enabled=True)

@@ -36,7 +36,7 @@ from typing import Any
 import torch.distributed as dist
 
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import read_json
+from neuropbr_dist.files import read_bytes, read_json
 from neuropbr_dist.ranks import on_rank_0
 
 LOCK_FILE = "run.lock"
@@ -165,6 +165,9 @@ class RunLock:
             free = self._lock.acquire()
         except OSError as error:
             raise UserError(f"{self.path}: can't be locked: {error.strerror}") from error
+        if not _is_ours(self.path):
+            self._lock.release()
+            raise UserError(f"{self.path}: not a lock of this package, and not written to; delete it")
         owner = _read_record(self.path)
         if free is False:
             raise self._refusal(owner)
@@ -229,6 +232,12 @@ def _read_record(path: Path) -> dict[str, Any]:
     except UserError:  # empty after a release
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a lock's file holds nothing, zeros that a crash left, or a record: it may be a link to anything."""
+    content = read_bytes(path).strip(b"\0 ")
+    return not content or (len(content) <= RECORD_BYTES and content.startswith(b'{"id": '))
 
 
 def _describe(owner: dict[str, Any]) -> str:

@@ -79,7 +79,7 @@ class ShardWriter(StorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         self.made = self.folder / self.temporary
-        self.made.mkdir(parents=True)
+        self.made.mkdir()  # never its parents: a run's folder that was moved away isn't made anew
         return [replace(plan, storage_data=(self.made.name, rank)) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:

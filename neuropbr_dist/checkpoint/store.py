@@ -67,7 +67,8 @@ def save(
     links: Sequence[str] = (LATEST,),
     process_group: dist.ProcessGroup | None = None,
 ) -> Path:
-    """Save a checkpoint and wait until it is on disk: `stage`, then `write`. Collective."""
+    """Save a checkpoint and wait until it is on disk: `stage`, then `write`, in a folder made if missing. Collective."""
+    on_rank_0(lambda: Path(folder).mkdir(parents=True, exist_ok=True), process_group)
     return write(
         stage(list(fragments)), folder, name, state, config_yaml, links=links, process_group=process_group
     )
@@ -90,6 +91,7 @@ def write(
     pointed to it. On any failure nothing appears, and the temporary folder is removed.
 
     Args:
+        folder: the run's; it is there.
         name: `step_name(step)`. If it is taken (a step saved again after going back), `-2` is appended.
         state: anything JSON can hold; the first rank's is saved. Keys come back as strings.
         links: names in `folder` for this save, e.g. `latest`, `best_model`, `checkpoint_epoch_0010`.

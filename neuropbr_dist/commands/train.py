@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.commands.flags import add_fields, named, new_parser, overrides_of
 from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.start import Start, steps_of
 
 
@@ -42,6 +43,9 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def start_of(args: argparse.Namespace) -> Start:
     """Return how the parsed words start a run."""
+    for name in ("epochs", "steps"):
+        if (limit := getattr(args, f"stop_after_{name}")) is not None and limit < 0:
+            raise UserError(f"--stop-after-{name} {limit}; allowed: 0 or more")
     return Start(
         overrides=overrides_of(args),
         resume=args.resume,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import neuropbr_dist
+from neuropbr_dist.config.text import shown
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import read_json
 
@@ -72,7 +73,7 @@ def read(given: str) -> dict[str, Any]:
         raise UserError(f"{path}: expected a JSON object, found {type(tree).__name__}")
     for section in ("zero_optimization", "bf16", "fp16"):
         if not isinstance(tree.get(section, {}), dict):
-            raise UserError(f"{path}: {section} = {tree[section]!r}; allowed: a JSON object")
+            raise UserError(f"{path}: {section} = {shown(tree[section])}; allowed: a JSON object")
     return tree
 
 
@@ -103,7 +104,7 @@ def resolve(
     refuse_foreign_sections(tree, path)
     stage = tree.setdefault("zero_optimization", {}).setdefault("stage", 0)
     if stage not in (0, 1, 2, 3):
-        raise UserError(f"{path}: zero_optimization.stage = {stage!r}; allowed: 0, 1, 2, 3")
+        raise UserError(f"{path}: zero_optimization.stage = {shown(stage)}; allowed: 0, 1, 2, 3")
     if stage == 0 and precision != "fp32":
         raise UserError(
             f"{path}: zero_optimization.stage = 0 with training.precision = {precision}: DeepSpeed's updates "
@@ -136,7 +137,7 @@ def fill(tree: dict[str, Any], path: str, key: str, value: Any, field: str, pref
         tree[key] = value
     elif given != value:
         raise UserError(
-            f"{path}: {prefix}{key} = {given!r} contradicts the run's {field}, which makes it {value!r}; "
+            f"{path}: {prefix}{key} = {shown(given)} contradicts the run's {field}, which makes it {value!r}; "
             f'change one of them, or write "auto" in the file'
         )
 

@@ -45,7 +45,7 @@ class DataConfig(Freezable):
     """Share of materials (or samples) held out: `max(1, round(val_ratio * n))` of them."""
     split_by: Literal["material", "sample"] = "material"
     """Unit of the train/validation split. `material`: no material stands on both sides."""
-    num_workers: NonNegativeInt = 4
+    num_workers: Annotated[int, Interval(ge=0, le=1024)] = 4
     """Loader processes per rank. 0 loads in the training process."""
     prefetch_factor: PositiveInt = 2
     """Batches that each loader process prepares ahead."""

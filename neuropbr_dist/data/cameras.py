@@ -10,7 +10,7 @@ may have a "wrap" of its own; where none is given, the plane doesn't repeat.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,8 @@ class CameraSet:
     faults: list[Fault] = field(default_factory=list)
 
 
-def read_cameras(path: Path, names: Container[str] | None = None) -> CameraSet:
+def read_cameras(path: Path) -> CameraSet:
     """Read a camera file, every number checked. Where the plane repeats, cameras come out `canonical`.
-
-    Args:
-        names: the samples that there are; another name is a fault. None: any name is right.
 
     Raises:
         UserError: it can't be read, or isn't of this form or version.
@@ -88,8 +85,6 @@ def read_cameras(path: Path, names: Container[str] | None = None) -> CameraSet:
     found = CameraSet()
     for name, entry in content["samples"].items():
         try:
-            if names is not None and name not in names:
-                raise _Fault("there is no such sample")
             found.samples[name] = _sample(entry, wrap)
         except _Fault as fault:
             found.faults.append(Fault(f"{path}: {name}: {fault}", (name,)))

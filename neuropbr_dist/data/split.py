@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar, overload
@@ -47,7 +48,7 @@ def read_split(folder: Path, known: Collection[str]) -> frozenset[str] | None:
         UserError: `split.json` is something else, names a material twice, or one that the set doesn't have.
     """
     path = folder / SPLIT_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     content = read_json(path)
     names = content["validation"] if isinstance(content, dict) and content.keys() == {"validation"} else None

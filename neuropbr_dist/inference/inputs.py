@@ -201,7 +201,7 @@ def cameras_of_triples(folder: Path, triples: Sequence[Path], data: DataConfig) 
     path, names = folder / CAMERAS_FILE, [triple.resolve().name for triple in triples]
     if not path.exists():
         raise UserError(f"{path}: missing; the model rectifies views by their cameras (docs/data.md)")
-    found = read_cameras(path, names)
+    found = read_cameras(path)
     if found.faults:
         raise UserError(list_faults(fault.message for fault in found.faults))
     cameras = []

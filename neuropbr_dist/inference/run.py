@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.cluster import Environment, pick_device
-from neuropbr_dist.config import LossConfig, from_yaml, to_yaml
+from neuropbr_dist.config import LossConfig, TrainConfig, from_yaml, to_yaml
 from neuropbr_dist.config.overrides import Overrides
+from neuropbr_dist.data.builtin.cache import refuse_unasked_cache
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
 from neuropbr_dist.inference.inputs import (
@@ -169,6 +170,11 @@ def subjects(request: Request, model: InferenceGenerator) -> Iterator[Placed]:
     """Yield what to predict, one at a time, and the folder for each."""
     source, out = request.source, request.out_dir
     cfg = from_yaml(to_yaml(model.config), str(model.origin))
+    request.overrides.apply(asked := TrainConfig())
+    if isinstance(source, SetSamples):
+        refuse_unasked_cache(
+            cfg.data.builtin_cache, asked.data.builtin_cache, f"--checkpoint {request.checkpoint}"
+        )
     request.overrides.apply(cfg)
     size = cfg.data.image_size
     if isinstance(source, SetSamples):

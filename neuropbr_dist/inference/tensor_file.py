@@ -24,6 +24,7 @@ from torch import Tensor
 
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import replacing, require_file
+from neuropbr_dist.kinds import fits
 
 FORMAT = "neuropbr_dist 1"
 SUFFIX = ".safetensors"
@@ -96,7 +97,8 @@ def read_tensor_file(path: Path | str) -> TensorFile:
         state = json.loads(metadata.get("state", ""))
     except (ValueError, RecursionError):
         state = None
-    if kind not in ("inference", "consolidated") or not isinstance(state, dict) or "config" not in metadata:
+    known = kind in ("inference", "consolidated") and "config" in metadata
+    if not known or not isinstance(state, dict) or not fits(state.get("step"), int):
         raise UserError(f"{path}: its metadata aren't those of an export")
     return TensorFile(kind, tensors, metadata["config"], state)
 

@@ -53,16 +53,22 @@ def config_of(file: UpstreamFile, origin: str, assignments: Sequence[str] = ()) 
 def take_settings(cfg: TrainConfig, settings: Mapping[str, Mapping[str, Any]]) -> None:
     """Fields of the same name and type; paths and the loop's own settings are another machine's."""
     for part in KEPT_PARTS:
-        ours = getattr(cfg, part)
+        ours, theirs = getattr(cfg, part), part_of(settings, part)
         for name, kind in field_types(ours).items():
-            if name in settings.get(part, {}):
+            if name in theirs:
                 try:
-                    setattr(ours, name, fit(settings[part][name], kind))
+                    setattr(ours, name, fit(theirs[name], kind))
                 except TypeError:
                     continue  # checked below where it matters: the tensors tell
-    sizes = settings.get("data", {}).get("image_size")
-    if isinstance(sizes, tuple | list) and len(set(sizes)) == 1:
-        cfg.data.image_size = int(sizes[0])
+    sizes = part_of(settings, "data").get("image_size")
+    if isinstance(sizes, tuple | list) and all(type(side) is int for side in sizes) and len(set(sizes)) == 1:
+        cfg.data.image_size = sizes[0]
+
+
+def part_of(settings: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """Return the fields of a part of upstream's configuration; {} where it is none."""
+    found = settings.get(part)
+    return found if isinstance(found, Mapping) else {}
 
 
 def take_generator(cfg: TrainConfig, theirs: Mapping[str, Tensor], origin: str) -> None:
@@ -84,11 +90,10 @@ def take_generator(cfg: TrainConfig, theirs: Mapping[str, Tensor], origin: str) 
     m.encoder_type, m.encoder_backbone = "resnet", backbone
     m.encoder_stride = 2 if "decoder.sr_head.0.weight" in theirs else 1
     m.use_transformer = "fusion.fusion.weight" in theirs
-    merge = theirs["fusion.fusion.weight" if m.use_transformer else "fusion.weight"]
-    m.transformer_dim = merge.shape[0]
+    m.transformer_dim = rows(theirs, "fusion.fusion.weight" if m.use_transformer else "fusion.weight", origin)
     if m.use_transformer:
         m.transformer_depth = count(theirs, r"fusion\.blocks\.(\d+)\.")
-        m.transformer_mlp_ratio = theirs["fusion.blocks.0.mlp.fc1.weight"].shape[0] / m.transformer_dim
+        m.transformer_mlp_ratio = rows(theirs, "fusion.blocks.0.mlp.fc1.weight", origin) / m.transformer_dim
 
 
 def take_discriminator(
@@ -102,12 +107,21 @@ def take_discriminator(
     m.use_gan = theirs is not None
     if theirs is None:
         return
-    if settings.get("model", {}).get("discriminator_type", "configurable") != "configurable":
+    if part_of(settings, "model").get("discriminator_type", "configurable") != "configurable":
         raise UserError(
             f"{origin}: discriminator_type = simple has no counterpart here; --no-discriminator leaves it out"
         )
-    m.discriminator_ndf = theirs["model.0.weight"].shape[0]
+    m.discriminator_ndf = rows(theirs, "model.0.weight", origin)
     m.discriminator_n_layers = sum(name.endswith("running_mean") for name in theirs)
+
+
+def rows(theirs: Mapping[str, Tensor], name: str, origin: str) -> int:
+    """Return the first side of a tensor. Raises a UserError where it isn't there, or has none."""
+    tensor = theirs.get(name)
+    if tensor is None or not tensor.ndim or not len(tensor):
+        found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+        raise UserError(f"{origin}: {name} is {found}; not upstream's networks")
+    return len(tensor)
 
 
 def count(names: Mapping[str, Tensor], pattern: str) -> int:

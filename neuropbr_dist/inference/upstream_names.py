@@ -65,7 +65,7 @@ def discriminator_name(name: str, layers: int) -> str:
 
 
 def generator_from(theirs: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Upstream's generator under our `names`; absent tensors are left out."""
+    """Upstream's generator under our `names`; absent tensors, and heads that don't go together, are left out."""
     blocks = decoder_blocks(theirs)
     found = {}
     for name in names:
@@ -73,7 +73,8 @@ def generator_from(theirs: Mapping[str, Tensor], names: Iterable[str]) -> dict[s
             kind = name.removeprefix(_HEAD)
             parts = [theirs.get(f"{_HEAD}{i}.{kind}") for i in range(len(HEADS))]
             present = [part for part in parts if part is not None]
-            if len(present) == len(HEADS):
+            shapes = {tuple(part.shape[1:]) if part.ndim else None for part in present}
+            if len(present) == len(HEADS) and len(shapes) == 1 and None not in shapes:
                 found[name] = torch.cat(present)
         elif (theirs_name := generator_name(name, blocks)) in theirs:
             found[name] = theirs[theirs_name]

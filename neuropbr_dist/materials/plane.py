@@ -24,6 +24,7 @@ MATRIX, EYE, CONFIDENCE, WRAP = slice(0, 9), slice(9, 12), 12, 13
 
 _MIDDLE = np.array([0.5, 0.5, 1.0])
 _LEAST_DETERMINANT = 1e-8  # of a camera scaled to 1 in the picture's middle: it would see 10,000 tiles across
+_FARTHEST = 1e6  # tiles; far beyond it a batch's float32 is infinite, or has no height above the surface
 _QUARTER_TURN = np.array([[0.0, -1.0], [1.0, 0.0]])
 _MIRROR = np.diag([-1.0, 1.0])
 _CENTRED = np.array([[1.0, 0.0, -0.5], [0.0, -1.0, 0.5], [0.0, 0.0, 1.0]])  # (u, v) to axes like the map's
@@ -99,6 +100,8 @@ def fault_of(camera: PlaneCamera) -> str | None:
         return f"confidence is {camera.confidence}; allowed: 0 to 1"
     if eye is not None and eye[2] <= 0:
         return f"eye is {eye.tolist()}: on or below the surface; z must be above 0"
+    if eye is not None and (np.abs(eye).max() > _FARTHEST or eye[2] < 1 / _FARTHEST):
+        return f"eye is {eye.tolist()}; allowed: up to {_FARTHEST:.0e} tiles away, z from {1 / _FARTHEST:.0e}"
     largest = np.abs(matrix).max()
     if largest == 0 or np.linalg.matrix_rank(matrix / largest, tol=1e-12) < 3:
         return "map_to_view can't be inverted"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neuropbr_dist.files import JsonLines
+from neuropbr_dist.kinds import fits
 
 METRICS, HISTORY, TIMINGS, SAMPLES = LOGS = (
     "metrics.jsonl", "history.jsonl", "timings.jsonl", "samples.jsonl"
@@ -46,7 +47,7 @@ def run_log(folder: Path, name: str) -> JsonLines:
             counts = (
                 [*line["devices"].values(), *line["parameters"].values()] if _holds(line, _START) else [None]
             )
-            return sound and all(_fits(count, int) for count in counts) and "engine_discriminator" in line
+            return sound and all(fits(count, int) for count in counts) and "engine_discriminator" in line
         return sound and isinstance(line.get("how"), str)
 
     return JsonLines(folder / name, f"a run's {name}", valid)
@@ -54,11 +55,7 @@ def run_log(folder: Path, name: str) -> JsonLines:
 
 def _holds(line: Any, fields: dict[str, type]) -> bool:
     """Whether it is an object with these fields, each of its type."""
-    return isinstance(line, dict) and all(_fits(line.get(key), kind) for key, kind in fields.items())
-
-
-def _fits(value: Any, kind: type) -> bool:
-    return type(value) is kind and (not isinstance(value, int) or -(2**63) <= value < 2**63)
+    return isinstance(line, dict) and all(fits(line.get(key), kind) for key, kind in fields.items())
 
 
 def _is_figure(value: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import math
+import os
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -20,11 +21,11 @@ import numpy as np
 import yaml
 
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_text
+from neuropbr_dist.files import read_text, write_text
 from neuropbr_dist.monitor.figure import ERROR, VIEWS, comparison
-from neuropbr_dist.monitor.look_files import cut_back_looks, write_look
+from neuropbr_dist.monitor.look_files import FOLDER, cut_back_looks, write_look
 from neuropbr_dist.monitor.pictures import Look
-from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, SAMPLES, run_log
+from neuropbr_dist.monitor.run_logs import HISTORY, LOGS, METRICS, SAMPLES, run_log
 
 
 class Writer:
@@ -51,7 +52,8 @@ class RunLog:
         check: called before each write; raises a UserError where the folder isn't this run's any more.
 
     Raises:
-        UserError: a package that the config asks for is missing, or W&B refuses to start.
+        UserError: a package that the config asks for is missing, W&B refuses to start, or something else stands where
+            a log or the looks are to be.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class RunLog:
         if not enabled:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        check_places(self.folder)
         self.writers.append(Metrics(self.folder))
         if tensorboard:
             self.writers.append(TensorBoard(self.folder / "logs"))
@@ -141,6 +144,14 @@ class RunLog:
             told = f"{self.folder}: the log can't be written: {error}"
             self.failure = error if isinstance(error, UserError) else UserError(told)
             self.writers = []
+
+
+def check_places(folder: Path) -> None:
+    """Refuse at the start what would end the run at the first log step or validation."""
+    for path in (folder / FOLDER, *(folder / name for name in LOGS)):
+        fits = path.is_dir() if path.name == FOLDER else path.is_file()
+        if os.path.lexists(path) and not fits:
+            raise UserError(f"{path}: not a {'folder' if path.name == FOLDER else 'file'}; delete it")
 
 
 def now() -> str:
@@ -230,7 +241,7 @@ class WeightsAndBiases(Writer):
         id_file = folder / "wandb_id"
         known: dict[str, Any] = {}
         if id_file.exists():
-            known = {"id": id_file.read_text().strip(), "resume": "allow"}
+            known = {"id": read_text(id_file).strip(), "resume": "allow"}
         try:
             self._run = wandb.init(dir=str(folder), **known, **settings)
         except wandb.Error as error:

@@ -9,7 +9,7 @@ from neuropbr_dist.checkpoint import Checkpoint, find, open_newest
 from neuropbr_dist.config import TrainConfig, as_saved, from_yaml, refuse_other_networks, resolve, writable
 from neuropbr_dist.config.deepspeed import is_name
 from neuropbr_dist.config.values import differences
-from neuropbr_dist.data.builtin.cache import BuiltinCache
+from neuropbr_dist.data.builtin.cache import refuse_unasked_cache
 from neuropbr_dist.data.open import Samples
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.folder import refuse_held
@@ -93,11 +93,7 @@ def refuse_unasked(now: TrainConfig, asked: TrainConfig, where: str) -> None:
             raise UserError(
                 f"{where}: the saved run has a DeepSpeed file; if it is to be read: {flag} {file}"
             )
-    if cache not in (None, asked.data.builtin_cache) and not BuiltinCache(cache, 0, 0).folder.parent.is_dir():
-        raise UserError(
-            f"{where}: the saved run keeps built-in samples in {cache}, where there are none; if they are to be made "
-            f"there: --set data.builtin_cache={cache}"
-        )
+    refuse_unasked_cache(cache, asked.data.builtin_cache, where)
 
 
 def follow_engine_flags(cfg: TrainConfig, start: Start) -> None:

@@ -38,9 +38,13 @@ def answering(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def mutated_json(content: Any, rng: random.Random) -> str:
-    """Return JSON text of `content` with one to three values changed, dropped, doubled or put elsewhere."""
-    if rng.random() < 0.02:
+def mutated_json(content: Any, rng: random.Random, deep: bool = True) -> str:
+    """Return JSON text of `content` with one to three values changed, dropped, doubled or put elsewhere.
+
+    Args:
+        deep: also, seldom, what is nested more deeply than Python reads.
+    """
+    if rng.random() < 0.02 and deep:
         return DEEP
     content = copy.deepcopy(content)
     for _ in range(rng.randint(1, 3)):

@@ -132,8 +132,24 @@ class BuiltinCache:
         return array
 
 
+def refuse_unasked_cache(saved: str | None, asked: str | None, where: str) -> None:
+    """Raise a UserError for a cache that a saved configuration names and nobody has made: it may be a stranger's.
+
+    Args:
+        saved, asked: `data.builtin_cache` of the saved run, and on this command line.
+        where: what names the saved run, for the message.
+    """
+    if saved not in (None, asked) and not BuiltinCache(saved, 0, 0).folder.parent.is_dir():
+        raise UserError(
+            f"{where}: the saved run keeps built-in samples in {saved}, where there are none; if they are to be made "
+            f"there: --set data.builtin_cache={saved}"
+        )
+
+
 def _load(path: Path, shape: tuple[int, ...]) -> Array | None:
     """The array in a file, or None if there is none, or one that is damaged or of another shape."""
+    if not path.is_file():
+        return None
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (FileNotFoundError, *NOT_AN_ARRAY):

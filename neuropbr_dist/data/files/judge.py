@@ -10,6 +10,7 @@ import numpy as np
 
 from neuropbr_dist.data.files.decode import Role, read_picture
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.kinds import fits
 from neuropbr_dist.materials.channels import decode
 
 NORMAL_LENGTH_SLACK = 0.1
@@ -34,7 +35,7 @@ class Finding:
 
 def is_finding(value: object) -> bool:
     """Whether a value read from JSON holds the fields of a `Finding`."""
-    return isinstance(value, dict) and value.keys() == Finding.__dataclass_fields__.keys()
+    return fits(value, {"side": int, "content": str, "fault": str, "note": str})
 
 
 def judge(path: Path, role: Role) -> tuple[Finding, np.ndarray | None]:

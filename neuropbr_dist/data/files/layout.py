@@ -106,7 +106,7 @@ def index_set(
         if name in metadata:
             users.setdefault(metadata[name], []).append(name)
     materials = _index_materials(output_dir, users, index)
-    found_cameras = _cameras(input_dir, names["clean"] | names["dirty"]) if cameras else CameraSet()
+    found_cameras = _cameras(input_dir) if cameras else CameraSet()
     index.faults += found_cameras.faults
     for name, source in entries:
         folder = input_dir / source / name
@@ -129,14 +129,19 @@ def index_set(
         else:
             index.faults += [Fault(fault, (name,)) for fault in faults]
             index.partial.setdefault(name, []).extend([*views, *maps])
-    _note_unused(index, metadata, names, output_dir)
+    rendered = names["clean"] | names["dirty"]
+    _note_unrendered(index, "metadata entries", metadata.keys() - rendered)
+    _note_unrendered(index, f"entries of {CAMERAS_FILE}", found_cameras.samples.keys() - rendered)
+    unused = sorted(subfolders(output_dir).difference(metadata.values()))
+    if unused:
+        index.notes.append(f"{len(unused)} material folders are not in the metadata: {some(unused)}")
     return index
 
 
-def _cameras(input_dir: Path, names: set[str]) -> CameraSet:
+def _cameras(input_dir: Path) -> CameraSet:
     """The set's camera file, if it has one."""
     path = input_dir / CAMERAS_FILE
-    return read_cameras(path, names) if path.exists() else CameraSet()
+    return read_cameras(path) if path.exists() else CameraSet()
 
 
 def index_materials(folder: Path | str) -> Index:
@@ -278,12 +283,7 @@ def _png_files(folder: Path) -> set[str]:
     return {name for name in os.listdir(folder) if name.lower().endswith(".png") and not name.startswith(".")}
 
 
-def _note_unused(
-    index: Index, metadata: dict[str, str], names: dict[Source, set[str]], output_dir: Path
-) -> None:
-    unrendered = sorted(metadata.keys() - names["clean"] - names["dirty"])
-    if unrendered:
-        index.notes.append(f"{len(unrendered)} metadata entries have no sample folder: {some(unrendered)}")
-    unused = sorted(subfolders(output_dir).difference(metadata.values()))
-    if unused:
-        index.notes.append(f"{len(unused)} material folders are not in the metadata: {some(unused)}")
+def _note_unrendered(index: Index, what: str, names: set[str]) -> None:
+    """Render sets may be partial, and a file about them may know more."""
+    if names:
+        index.notes.append(f"{len(names)} {what} have no sample folder: {some(sorted(names))}")

@@ -21,6 +21,7 @@ from neuropbr_dist.data.files.layout import Index, index_materials, index_set
 from neuropbr_dist.data.register import has_opencv
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import JsonLines, writing
+from neuropbr_dist.kinds import fits
 from neuropbr_dist.materials.channels import MAP_NAMES
 from neuropbr_dist.processes import in_parallel
 
@@ -195,10 +196,12 @@ def _judge(picture: Picture) -> Finding:
 
 
 def _is_judgement(line: object) -> bool:
-    return isinstance(line, list) and len(line) == 2 and isinstance(line[0], list) and is_finding(line[1])
+    return isinstance(line, list) and len(line) == 2 and fits(line[0], STAMP) and is_finding(line[1])
 
 
 Stamp = tuple[str, str, int, int]
+STAMP = str, str, int, int
+"""A `Stamp` as JSON has it, see `kinds.fits`."""
 
 
 def stamp(path: Path, role: Role) -> Stamp:

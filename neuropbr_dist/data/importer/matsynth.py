@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from neuropbr_dist.data.importer.assign import Take
 from neuropbr_dist.data.importer.jobs import Encoded, Job, folder_name, unique
 from neuropbr_dist.data.importer.pictures import library
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import require_file
+from neuropbr_dist.kinds import fits
 from neuropbr_dist.materials.channels import MapName
 
 COLUMNS: dict[MapName, str] = {
@@ -31,6 +34,7 @@ KEPT = ("license", "source", "link", "authors")
 """Of `metadata`: what attribution needs."""
 VALIDATION = ("test", "validation")
 """Splits of the set that become the validation side."""
+_TOLD = str | int | None | list[str]
 HUB = "hub:"
 """`hub:gvecchio/MatSynth` as SRC."""
 
@@ -47,7 +51,10 @@ class Wanted:
     def takes(self, about: Mapping[str, Any]) -> bool:
         """Whether a material with this licence and category is wanted."""
         return not (
-            (self.licences and licence_key(about.get("license") or "") not in map(licence_key, self.licences))
+            (
+                self.licences
+                and licence_key(str(about.get("license") or "")) not in map(licence_key, self.licences)
+            )
             or (self.categories and str(about.get("category")).lower() not in map(str.lower, self.categories))
         )
 
@@ -56,6 +63,21 @@ def licence_key(text: str) -> str:
     """Return a licence without its version and in one spelling: `CC BY-SA 4.0` is `ccbysa`, `CC0 1.0 Universal` `cc0`."""
     text = re.sub(r"\d+\.\d+|universal|international|unported|licen[cs]e|public domain", "", text.lower())
     return re.sub(r"[^a-z0-9]", "", text)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Around what reads a parquet file: whatever pyarrow finds wrong with it is a fault of the file.
+
+    Raises:
+        UserError: names the file, and what is wrong.
+    """
+    try:
+        yield
+    except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:
+        raise UserError(
+            f"{path}: not a parquet file that can be read ({' '.join(str(error).split())})"
+        ) from error
 
 
 class ParquetSource:
@@ -87,18 +109,29 @@ class ParquetSource:
         for path, group, row, job in rest:
             groups.setdefault((path, group), {})[row] = job
         for (path, group), rows in groups.items():
+            for row, values in self._pictures(path, group, rows):
+                yield _filled(rows[row], values)
+
+    def _pictures(
+        self, path: Path, group: int, rows: Container[int]
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        with readable(path):
             file = self._open(path)
             columns = [name for name in COLUMNS.values() if name in file.schema_arrow.names]
             batches = file.iter_batches(batch_size=1, row_groups=[group], columns=columns)
             for row, batch in enumerate(batches):
                 if row in rows:
-                    yield _filled(rows[row], batch.to_pylist()[0])
+                    yield row, batch.to_pylist()[0]
 
     def _plan(self, path: Path, wanted: Wanted, tally: Tally) -> None:
         split = split_of(path)
         if wanted.splits and split not in wanted.splits:
             tally.left_out["split " + str(split)] += 1
             return
+        with readable(path):
+            self._plan_file(path, split, tally)
+
+    def _plan_file(self, path: Path, split: str | None, tally: Tally) -> None:
         file = self._open(path)
         missing = {"name", *COLUMNS.values()} - {"metallic"} - set(file.schema_arrow.names)
         if missing:
@@ -114,10 +147,8 @@ class ParquetSource:
                     self._planned.append((path, group, row, job))
 
     def _open(self, path: Path) -> Any:
-        try:
-            return self._parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-        except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-            raise UserError(f"{path}: not a parquet file that can be read ({error})") from error
+        require_file(path)
+        return self._parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
 
 
 class HubSource:
@@ -222,8 +253,12 @@ def split_of(path: Path) -> str | None:
 
 
 def _filled(job: Job, values: Mapping[str, Any]) -> Job:
-    pictures = {column: (values.get(column) or {}).get("bytes") for column in COLUMNS.values()}
-    contents = {column: data for column, data in pictures.items() if data}
+    pictures = {column: values.get(column) for column in COLUMNS.values()}
+    contents = {
+        column: picture["bytes"]
+        for column, picture in pictures.items()
+        if isinstance(picture, Mapping) and isinstance(picture.get("bytes"), bytes)
+    }
     takes: dict[MapName, Take] = {
         name: Take((column,), convention="opengl" if name == "normal" else None)
         for name, column in COLUMNS.items()
@@ -235,17 +270,19 @@ def _filled(job: Job, values: Mapping[str, Any]) -> Job:
 
 
 def _about(values: Mapping[str, Any], categories: list[str]) -> dict[str, Any]:
-    metadata = values.get("metadata") or {}
+    metadata = values.get("metadata")
+    known = metadata if isinstance(metadata, Mapping) else {}
     category = values.get("category")
-    if isinstance(category, int) and category < len(categories):
+    if isinstance(category, int) and 0 <= category < len(categories):
         category = categories[category]
-    return {"category": category, **{name: metadata.get(name) for name in KEPT}}
+    told = {"category": category, **{name: known.get(name) for name in KEPT}}
+    return {name: value if fits(value, _TOLD) else str(value) for name, value in told.items()}
 
 
 def _categories(metadata: Mapping[bytes, bytes]) -> list[str]:
     """Names of the classes, as `datasets` writes them into a parquet file."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return list(features["category"]["names"])
-    except (KeyError, ValueError, TypeError):
+        return list(map(str, features["category"]["names"]))
+    except (KeyError, ValueError, TypeError, RecursionError):
         return []

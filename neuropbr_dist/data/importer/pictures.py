@@ -8,8 +8,12 @@ gives out wrong pixels of 16-bit TIFF whose channels lie apart.)
 from __future__ import annotations
 
 import io
+import logging
+import math
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -21,12 +25,19 @@ from PIL import Image, UnidentifiedImageError
 from neuropbr_dist.data.files.decode import words_16_bit
 from neuropbr_dist.data.files.png import SIGNATURE, inflated
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import read_bytes
+from neuropbr_dist.files import read_bytes, require_file
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "TGA", "BMP")
 """Pillow's names of what it may open: its other readers are for files that nobody makes maps in."""
 _MODES = {"1": "L", "L": "L", "LA": "LA", "PA": "RGBA", "RGB": "RGB", "RGBA": "RGBA", "RGBX": "RGB"}
 _EXR_ORDER = {"r": 0, "x": 0, "g": 1, "y": 1, "b": 2, "z": 2, "a": 3}
+
+
+NOT_A_PICTURE = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
+    struct.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""What the libraries raise on a file that is cut, forged or something else."""
 
 
 class Size(NamedTuple):
@@ -46,16 +57,16 @@ def read_size(path: Path) -> Size:
     """
     if path.suffix.lower() == ".exr":
         return _exr_size(path)
+    require_file(path)
     try:
         with Image.open(path, formats=FORMATS) as image:
             return Size(image.width, image.height, _bits(image))
     except UnidentifiedImageError as error:
         if path.suffix.lower() not in (".tif", ".tiff"):
             raise UserError(f"{path}: not a picture that can be read, or damaged") from error
-        with _tiff(path, path) as file:
-            page = file.pages[0]
+        with _tiff_page(path, path) as page:
             return Size(page.imagewidth, page.imagelength, min(32, max(page.bitspersample, 8)))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except NOT_A_PICTURE as error:
         raise _damaged(path, error) from error
 
 
@@ -102,7 +113,7 @@ def _decoded(data: bytes, path: Path) -> np.ndarray:
         if path.suffix.lower() in (".tif", ".tiff"):
             return _read_tiff(data, path)
         raise UserError(f"{path}: not a picture that can be read, or damaged") from error
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except NOT_A_PICTURE as error:
         raise _damaged(path, error) from error
 
 
@@ -147,12 +158,8 @@ def _has_16_bit_tiles(image: Image.Image) -> bool:
 
 
 def _read_tiff(data: bytes, path: Path) -> np.ndarray:
-    with _tiff(io.BytesIO(data), path) as file:
-        page = file.pages[0]
-        try:
-            pixels = page.asarray()
-        except (ValueError, RuntimeError, KeyError) as error:  # imagecodecs' own are RuntimeErrors
-            raise _damaged(path, error) from error
+    with _tiff_page(io.BytesIO(data), path) as page:
+        pixels = page.asarray()
         if page.planarconfig == 2 and pixels.ndim == 3:
             pixels = np.moveaxis(pixels, 0, -1)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] > 4):
@@ -166,26 +173,22 @@ def _read_tiff(data: bytes, path: Path) -> np.ndarray:
     return pixels
 
 
-def _tiff(source: Path | io.BytesIO, path: Path) -> Any:
+@contextmanager
+def _tiff_page(source: Path | io.BytesIO, path: Path) -> Iterator[Any]:
     tifffile = _reader("tifffile", path)
     _reader("imagecodecs", path)
-    try:
-        file = tifffile.TiffFile(source)
-        file.pages[0]
-    except (OSError, ValueError, IndexError) as error:  # TiffFileError is a ValueError
-        raise _damaged(path, error) from error
-    return file
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of each damaged tag, we of the file
+    with _decoding(path), tifffile.TiffFile(source) as file:
+        page = file.pages[0]
+        _check_sides(path, page.imagewidth, page.imagelength)
+        yield page
 
 
 def _read_exr(path: Path) -> np.ndarray:
-    openexr = _reader("OpenEXR", path)
-    try:
-        with openexr.File(str(path), separate_channels=True) as file:
-            channels = {
-                name.rsplit(".", 1)[-1].lower(): file.channels()[name].pixels for name in file.channels()
-            }
-    except (RuntimeError, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+    size = _exr_size(path)
+    _check_sides(path, size.width, size.height)
+    with _decoding(path), _reader("OpenEXR", path).File(str(path), separate_channels=True) as file:
+        channels = {name.rsplit(".", 1)[-1].lower(): file.channels()[name].pixels for name in file.channels()}
     if len(channels) == 1:
         return next(iter(channels.values())).astype(np.float32)
     if not {"r", "g", "b"} <= channels.keys() and not {"x", "y", "z"} <= channels.keys():
@@ -197,13 +200,16 @@ def _read_exr(path: Path) -> np.ndarray:
 
 
 def _exr_size(path: Path) -> Size:
-    openexr = _reader("OpenEXR", path)
-    try:
-        with openexr.File(str(path), header_only=True) as file:
-            low, high = file.header()["dataWindow"]
-    except (RuntimeError, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    return Size(int(high[0] - low[0]) + 1, int(high[1] - low[1]) + 1, 16)
+    require_file(path)
+    with _decoding(path), _reader("OpenEXR", path).File(str(path), header_only=True) as file:
+        low, high = file.header()["dataWindow"]
+        return Size(int(high[0] - low[0]) + 1, int(high[1] - low[1]) + 1, 16)
+
+
+def _check_sides(path: Path, width: int, height: int) -> None:
+    """Refuse sizes that no memory holds, as Pillow does for its formats."""
+    if not 0 < width * height <= 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise UserError(f"{path}: damaged, or too large: {width} x {height}")
 
 
 def library(name: str, extra: str, whose: str) -> ModuleType:
@@ -226,6 +232,14 @@ def library(name: str, extra: str, whose: str) -> ModuleType:
 
 def _reader(name: str, path: Path) -> ModuleType:
     return library(name, "import", f"{path}: reading it")
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except NOT_A_PICTURE as error:
+        raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

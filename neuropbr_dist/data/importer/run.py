@@ -23,19 +23,21 @@ from tqdm import tqdm
 
 from neuropbr_dist.data.files.png import encoded
 from neuropbr_dist.data.importer.convert import Maps, Options, convert
-from neuropbr_dist.data.importer.jobs import Job, Source
+from neuropbr_dist.data.importer.jobs import Job, Source, folder_name
 from neuropbr_dist.data.importer.report import Report, Row, write_report
 from neuropbr_dist.data.importer.sheet import write_strip
 from neuropbr_dist.data.split import SPLIT_FILE
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import (
     JsonLines,
+    check_links,
     move_folder,
     remove_leftovers,
     replacing_folder,
     write_json,
     writing,
 )
+from neuropbr_dist.kinds import fits
 from neuropbr_dist.processes import in_parallel
 
 SOURCES_FILE = "sources.json"
@@ -103,6 +105,7 @@ def claim(dest: Path) -> None:
     """
     if dest.exists() and (not dest.is_dir() or (not (dest / STATE).is_dir() and any(dest.iterdir()))):
         raise UserError(f"{dest}: not empty, and no import was begun in it; name a new or empty folder")
+    check_links(dest)
     with writing(dest):
         for folder in (READY, STRIPS):
             (dest / STATE / folder).mkdir(parents=True, exist_ok=True)
@@ -264,5 +267,15 @@ def _hash(pixels: np.ndarray) -> str:
     return f"{isal_zlib.crc32(pixels.data):08x}{isal_zlib.adler32(pixels.data):08x}"
 
 
+_OUTPUT = {"name": str, "side": int, "notes": list[str], "content": list[str]}
+_LINE = {
+    "name": str, "origin": str, "key": str, "outputs": list, "taken": dict[str, str], "reason": str, "about": dict,
+    "validation": bool | None,
+}  # fmt: skip
+
+
 def _is_line(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == Outcome.__dataclass_fields__.keys()
+    """Whether it is an `Outcome`; folders by its names are deleted, so none may lead out of DEST."""
+    return fits(value, _LINE) and all(
+        fits(output, _OUTPUT) and output["name"] == folder_name(output["name"]) for output in value["outputs"]
+    )

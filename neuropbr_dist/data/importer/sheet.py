@@ -5,13 +5,14 @@ Under that lamp bumps have their light at the upper left; where they look like d
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from neuropbr_dist.files import replacing
+from neuropbr_dist.files import read_bytes, replacing
 from neuropbr_dist.materials.bench import orbit, relit
 from neuropbr_dist.materials.channels import MAP_NAMES, MapName
 
@@ -66,7 +67,7 @@ def _sheet(strips: Sequence[tuple[str, Path]]) -> Image.Image:
     for number, (name, path) in enumerate(strips):
         x, y = number // rows * (width + TITLE), number % rows * height
         draw.text((x + 4, y + 3), name, fill="black", font=font)
-        with Image.open(path) as strip:
+        with Image.open(io.BytesIO(read_bytes(path))) as strip:
             sheet.paste(strip, (x, y + TITLE))
     return sheet
 

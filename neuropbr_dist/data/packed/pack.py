@@ -34,10 +34,10 @@ from neuropbr_dist.data.files.verify import (
 )
 from neuropbr_dist.data.packed.index import HEAD, JOURNAL, SHARDS, PackedIndex, read_head, write_index
 from neuropbr_dist.data.packed.progress import Done, Progress
-from neuropbr_dist.data.packed.shards import Place, ShardWriter, used_bytes
+from neuropbr_dist.data.packed.shards import REPACK, Place, ShardWriter, used_bytes
 from neuropbr_dist.data.split import SPLIT_FILE, read_split
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import remove_leftovers, write_json, writing
+from neuropbr_dist.files import check_links, remove_leftovers, write_json, writing
 from neuropbr_dist.materials.conventions import Conventions
 from neuropbr_dist.processes import in_parallel
 
@@ -171,6 +171,7 @@ def claim(dest: Path) -> None:
     names = {path.name for path in dest.iterdir()} if dest.is_dir() else set()
     if (names - OWN_FILES and not names & {JOURNAL, HEAD}) or (dest.exists() and not dest.is_dir()):
         raise UserError(f"{dest}: not empty, and no packed set was begun in it; name a new or empty folder")
+    check_links(dest)
     with writing(dest):
         (dest / SHARDS).mkdir(parents=True, exist_ok=True)
 
@@ -281,7 +282,8 @@ def _write_split(dest: Path, validation: frozenset[str] | None, packed: frozense
 
 
 def _place(result: Done) -> Place:
-    assert result.place is not None  # else a picture has a fault, and so its samples
+    if result.place is None:  # else a picture has a fault, and so its samples
+        raise UserError(f"{JOURNAL}: names no record of sound pictures; {REPACK}")
     return result.place
 
 

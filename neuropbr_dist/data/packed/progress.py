@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from neuropbr_dist.data.files.judge import Finding, is_finding
-from neuropbr_dist.data.files.verify import Stamp
+from neuropbr_dist.data.files.verify import STAMP, Stamp
 from neuropbr_dist.data.packed.index import HEAD, JOURNAL, SHARDS, VERSION
 from neuropbr_dist.data.packed.shards import REPACK, Place
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import JsonLines
+from neuropbr_dist.kinds import fits
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,12 @@ def _is_line(line: Any) -> bool:
         return False
     if "version" in line:
         return {"input_dir", "output_dir"} < line.keys()
+    kinds = {"task": str, "stamps": list, "findings": list, "place": (str, int, int, int, int)}
+    line = line if line.get("place") is not None else {**line, "place": ["", 0, 0, 0, 0]}
     return (
-        line.keys() == {"task", "stamps", "findings", "place"}
-        and isinstance(line["task"], str)
-        and all(isinstance(line[name], list) for name in ("stamps", "findings"))
-        and all(isinstance(stamp, list) for stamp in line["stamps"])
+        fits(line, kinds)
+        and all(fits(stamp, STAMP) for stamp in line["stamps"])
         and all(map(is_finding, line["findings"]))
-        and (line["place"] is None or _is_place(line["place"]))
+        and len(line["findings"]) == len(line["stamps"])
+        and min(line["place"][1:]) >= 0
     )
-
-
-def _is_place(value: Any) -> bool:
-    return isinstance(value, list) and [type(part) for part in value[:4]] == [str, int, int, int]

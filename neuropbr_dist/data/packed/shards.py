@@ -241,7 +241,7 @@ class ShardReader:
     def _descriptor(self, shard: str) -> int:
         descriptor = self._open.get(shard)
         if descriptor is None:
-            descriptor = self._open[shard] = os.open(self.folder / shard, os.O_RDONLY)
+            descriptor = self._open[shard] = os.open(self.folder / shard, os.O_RDONLY | os.O_NONBLOCK)
             if len(self._open) > OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
         self._open.move_to_end(shard)

@@ -24,7 +24,7 @@ from neuropbr_dist.data.register.report import Report
 from neuropbr_dist.data.register.search import Prior, Settings
 from neuropbr_dist.data.register.sheet import write_sheet
 from neuropbr_dist.data.register.threads import one_thread_each
-from neuropbr_dist.data.register.work import Job, Outcome, begin, register_sample
+from neuropbr_dist.data.register.work import Job, Outcome, begin, is_line, register_sample
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import JsonLines, writing
 from neuropbr_dist.processes import in_parallel
@@ -93,7 +93,9 @@ class _Work:
 
     def __init__(self, to: Path, settings: Settings, overwrite: bool, workers: int, progress: bool) -> None:
         self.settings, self.workers, self.progress = settings, workers, progress
-        self.journal = JsonLines(to.with_name(f"{to.stem}.register.jsonl"), "the journal of a registration")
+        self.journal = JsonLines(
+            to.with_name(f"{to.stem}.register.jsonl"), "the journal of a registration", is_line
+        )
         self._call = asdict(settings) | {"overwrite": overwrite}
 
     def run(self, jobs: Sequence[Job]) -> tuple[list[Outcome], list[str]]:
@@ -153,7 +155,7 @@ class _Work:
     def _begun(self) -> dict[str, Outcome]:
         """What an interrupted call with the same words has done, by prior and name."""
         lines = self.journal.read()
-        if not lines or lines[0].get("call") != self._call:
+        if not lines or lines[0].get("call") != self._call or any("call" in line for line in lines[1:]):
             self.journal.path.unlink(missing_ok=True)
             self.journal.append({"call": self._call})
             return {}

@@ -14,13 +14,14 @@ import numpy as np
 
 from neuropbr_dist.data.cameras import Cameras
 from neuropbr_dist.data.files.decode import read_picture
-from neuropbr_dist.data.files.entries import Source
+from neuropbr_dist.data.files.entries import SOURCES, VIEW_FILES, Source
 from neuropbr_dist.data.register.pose import Pose, error_on_map
 from neuropbr_dist.data.register.pyramid import Bytes, ViewPyramid
 from neuropbr_dist.data.register.search import COARSE, Found, Material, Search, Settings
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.kinds import fits
 from neuropbr_dist.materials.channels import MAP_NAMES
-from neuropbr_dist.materials.plane import PlaneCamera
+from neuropbr_dist.materials.plane import PlaneCamera, fault_of
 
 SURE = 0.5
 """Confidence above which a camera counts as found."""
@@ -101,6 +102,40 @@ class Outcome:
     def all_views(self) -> list[ViewOutcome]:
         """Those of all folders."""
         return [view for views in self.views.values() for view in views]
+
+
+_ROW = float, float, float
+_OUTCOME = {
+    "name": str,
+    "material": str,
+    "key": list[list[int]],
+    "views": dict[str, list],
+    "remarks": list[str],
+}
+_VIEW = {
+    "map_to_view": list | None, "eye": list | None, "confidence": float, "correlation": float, "on_orbit": bool,
+    "kept": bool, "reason": str,
+}  # fmt: skip
+
+
+def is_line(value: Any) -> bool:
+    """Whether a value read from JSON is a line of the journal: the words of a call, or an outcome under a prior."""
+    if fits(value, {"call": dict}):
+        return True
+    return fits(value, {"prior": str, "outcome": _OUTCOME}) and all(
+        source in SOURCES[1] and len(views) == len(VIEW_FILES) and all(map(_is_view, views))
+        for source, views in value["outcome"]["views"].items()
+    )
+
+
+def _is_view(value: Any) -> bool:
+    if not fits(value, _VIEW):
+        return False
+    matrix, eye = value["map_to_view"], value["eye"]
+    if not (matrix is None or fits(matrix, (_ROW, _ROW, _ROW))) or not (eye is None or fits(eye, _ROW)):
+        return False
+    camera = ViewOutcome(**value).camera
+    return camera is None or fault_of(camera) is None
 
 
 def begin(settings: Settings) -> None:
