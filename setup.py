@@ -47,6 +47,8 @@ setup(
         "matsynth": ["pyarrow>=16", "datasets>=3"],
         # Features and resampling for `data register`, and for `data verify` of sets with cameras.
         "register": ["opencv-python-headless>=4.10"],
+        # LPIPS in validation and of `infer --split`; it also needs AlexNet's ImageNet weights, which torchvision fetches.
+        "lpips": ["lpips>=0.1.4,<0.2", "torchvision>=0.26"],
         "wandb": ["wandb>=0.17"],
         "dev": [
             "datasets>=3",

@@ -33,7 +33,8 @@ from neuropbr_dist.data.cameras import NOT_KNOWN
 from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.data.files.verify import verify
-from neuropbr_dist.data.loader import batches_of, empty, load_batch, training_slots
+from neuropbr_dist.data.load import empty, load_batch
+from neuropbr_dist.data.loader import batches_of, training_slots
 from neuropbr_dist.data.order import SampleOrder, Slot
 from neuropbr_dist.data.packed.index import SHARDS, write_index
 from neuropbr_dist.data.packed.pack import pack

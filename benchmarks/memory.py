@@ -119,7 +119,7 @@ def held(where: Setup, plan: str, predicted: Predicted, steps: int) -> dict[str,
     before = torch.cuda.memory_stats(where.device).get("num_alloc_retries", 0)
     bench = StepBench(where, plan)
     found = bench.time(steps)
-    batch = sum(part.nbytes for part in bench.batch)
+    batch = sum(part.nbytes for part in bench.batch[:3])
     state = (torch.cuda.memory_allocated(where.device) - batch) / GIB
     return {
         "allocated_gib": found.allocated_gib,

@@ -15,9 +15,12 @@ from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.errors import UserError
 
 RANDOM_TENSORS = dict.fromkeys(
-    ("data.packed_dir", "data.input_dir", "data.output_dir", "data.metadata_path"),
+    (
+        "data.packed_dir", "data.input_dir", "data.output_dir", "data.metadata_path", "data.materials_dir",
+        "data.environments_dir",
+    ),
     "random tensors are measured; on a packed set: launch/benchmark.py scaling --worlds 1 --engines single --data DIR",
-)
+)  # fmt: skip
 """Fields of no effect where nothing is read."""
 STEP = RANDOM_TENSORS | {
     "training.global_batch_size": "a measured step is one micro-batch a rank; training.batch_size says how many samples"

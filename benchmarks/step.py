@@ -16,12 +16,14 @@ from torch import Tensor
 from benchmarks.setting import changed
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.data.keyed import uniforms
+from neuropbr_dist.materials.relighting import relighting
 from neuropbr_dist.models import view_channels
 from neuropbr_dist.monitor.throughput import peak_memory_gib
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.networks import build_networks
-from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.objective import Objective, relight_key
 from neuropbr_dist.training.setup import Setup
 from neuropbr_dist.training.step import gan_step
 
@@ -62,7 +64,11 @@ def random_batch(cfg: TrainConfig, size: int, device: torch.device, seed: int = 
     normal = F.normalize(maps[:, 5:] * 2 - 1, dim=1)
     samples = n * (dist.get_world_size() if dist.is_initialized() else 1)
     weight = torch.full((n,), 1 / samples, device=device)
-    return DeviceBatch(views, torch.cat([maps[:, :5], normal], 1), weight)
+    lamps = None
+    if relight_key(cfg) is not None:
+        drawn = relighting([uniforms(str(sample)) for sample in range(n)])
+        lamps = drawn._replace(lamps=drawn.lamps.to(device), eyes=drawn.eyes.to(device))
+    return DeviceBatch(views, torch.cat([maps[:, :5], normal], 1), weight, lamps)
 
 
 class StepBench:

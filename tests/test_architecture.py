@@ -122,7 +122,7 @@ def test_only_parallel_imports_engines():
 
 
 def test_only_the_door_opens_data():
-    assert calls("FileSource", "BuiltinSource", "PackedSource") == {"data/open.py"}
+    assert calls("FileSource", "BuiltinSource", "PackedSource", "RenderedSource") == {"data/open.py"}
 
 
 def test_only_files_py_puts_a_file_in_anothers_place():

@@ -22,7 +22,7 @@ POSITIVE_COUNTS = (
     "training.save_latest_every_n_epochs", "training.keep_latest", "training.log_every_n_steps",
     "training.log_images_every_n_epochs",
 )  # fmt: skip
-COUNTS = ("data.num_workers", "data.cache_mib", "optimizer.patience", "training.gan_start_epoch")
+COUNTS = ("data.cache_mib", "optimizer.patience", "training.gan_start_epoch")
 POSITIVES = (
     "model.transformer_mlp_ratio", "optimizer.g_lr", "optimizer.d_lr", "optimizer.eps", "optimizer.step_size",
     "optimizer.gamma", "optimizer.factor",
@@ -37,9 +37,11 @@ RATES = (
     "model.transformer_attn_drop", "model.transformer_proj_drop", "model.transformer_drop_path_rate",
     "loss.gan_label_smoothing",
 )  # fmt: skip
+SHARES = ("data.min_confidence", "data.drop_views", "data.crop", "data.tint", "data.mixtures")
 TEXTS = ("training.device", "training.checkpoint_dir", "training.wandb_project")
 TEXTS_OR_NONE = (
     "data.input_dir", "data.output_dir", "data.metadata_path", "data.packed_dir", "data.builtin_cache",
+    "data.materials_dir", "data.environments_dir",
     "loss.custom_module", "training.ds_config", "training.ds_config_discriminator", "training.wandb_run_name",
 )  # fmt: skip
 BETAS = "list of float, 2 of them, each from 0 to below 1"
@@ -52,9 +54,11 @@ RANGES: dict[str, tuple[str, list[Any], list[Any]]] = {
     **{name: ("non-empty text", [""], ["x"]) for name in TEXTS},
     **{name: ("non-empty text or none", [""], ["x", None]) for name in TEXTS_OR_NONE},
     "data.image_size": ("int, 16 or more, or none", [15], [16, None]),
+    "data.num_workers": ("int, from 0 to 1024", [-1, 1025], [0, 1024]),
     "data.val_ratio": ("float, above 0, below 1", [0.0, 1.0], [0.001, 0.999]),
-    "data.min_confidence": ("float, from 0 to 1", [-0.1, 1.1], [0.0, 1.0]),
-    "data.drop_views": ("float, from 0 to 1", [-0.1, 1.1], [0.0, 1.0]),
+    **{name: ("float, from 0 to 1", [-0.1, 1.1], [0.0, 1.0]) for name in SHARES},
+    "data.renders_per_epoch": ("int, 1 or more, or none", [0], [1, None]),
+    "data.roughness_shift": ("float, from 0 to 0.5", [-0.1, 0.6], [0.0, 0.5]),
     "data.camera_jitter": ("float, from 0 to 0.008", [-0.001, 0.009], [0.0, 0.008]),
     "data.builtin_count": ("int, 2 or more", [1], [2]),
     "transform.mean": (

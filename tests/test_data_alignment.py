@@ -17,7 +17,8 @@ from neuropbr_dist.data.builtin import generate
 from neuropbr_dist.data.builtin.cache import sample_cameras
 from neuropbr_dist.data.cameras import NOT_KNOWN, SampleCameras, write_cameras
 from neuropbr_dist.data.device import shown, to_device
-from neuropbr_dist.data.loader import batches_of, load_batch
+from neuropbr_dist.data.load import load_batch
+from neuropbr_dist.data.loader import batches_of
 from neuropbr_dist.data.open import open_samples, open_source, split_entries
 from neuropbr_dist.data.order import Slot
 from neuropbr_dist.data.packed.pack import pack

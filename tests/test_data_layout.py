@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from neuropbr_dist.data.files.entries import Sample
-from neuropbr_dist.data.files.headers import check_headers
+from neuropbr_dist.data.files.headers import check_headers, roles_of
 from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
@@ -140,7 +140,7 @@ def test_empty_curriculum_names_the_others(tmp_path):
 
 def test_headers_of_a_good_set(tmp_path):
     samples = scan(*write_set(tmp_path, size=8))
-    assert check_headers(samples, None) == ([], 8)
+    assert check_headers(roles_of(samples), None) == ([], 8)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_headers_of_a_good_set(tmp_path):
 def test_each_header_fault_is_named(tmp_path, file, content, message):
     samples = scan(*write_set(tmp_path, {"a": "wood"}, size=8))
     (tmp_path / file).write_bytes(content)
-    faults, _ = check_headers(samples, None)
+    faults, _ = check_headers(roles_of(samples), None)
     assert len(faults) == 1
     with pytest.raises(UserError, match=f"{file}: .*{message}"):
         raise UserError(faults[0])
@@ -172,7 +172,7 @@ def test_damaged_header_is_a_fault(tmp_path):
     data = bytearray(samples[0].views[0].read_bytes())
     data[19] ^= 1  # a bit of the width
     samples[0].views[0].write_bytes(data)
-    assert check_headers(samples, None) == (
+    assert check_headers(roles_of(samples), None) == (
         [f"{samples[0].views[0]}: damaged (its header can't be read)"],
         None,
     )
@@ -183,8 +183,8 @@ def test_sizes_may_differ_when_pictures_are_resized(tmp_path):
     drop(inputs / "clean/b")
     write_views(inputs / "clean/b", 12, np.random.default_rng(1))
     samples = scan(inputs, outputs)
-    assert len(check_headers(samples, None).faults) == 3
-    assert check_headers(samples, 16).faults == []
+    assert len(check_headers(roles_of(samples), None).faults) == 3
+    assert check_headers(roles_of(samples), 16).faults == []
 
 
 def test_every_file_is_in_one_rank_s_share(tmp_path):
@@ -193,39 +193,41 @@ def test_every_file_is_in_one_rank_s_share(tmp_path):
         for path in (*sample.views, *sample.maps):
             path.write_bytes(b"not a picture")
     every = [
-        fault for rank in range(3) for fault in check_headers(samples, None, rank=rank, world_size=3).faults
+        fault
+        for rank in range(3)
+        for fault in check_headers(roles_of(samples), None, rank=rank, world_size=3).faults
     ]
-    assert sorted(every) == sorted(check_headers(samples, None).faults)
+    assert sorted(every) == sorted(check_headers(roles_of(samples), None).faults)
     assert len(every) == 6 * 3 + 2 * 4
 
 
 def test_header_cache_knows_good_files_until_they_change(tmp_path):
     samples = scan(*write_set(tmp_path, size=8))
     cache, view = tmp_path / "headers.json", samples[0].views[1]
-    assert check_headers(samples, None, cache=cache).faults == []
+    assert check_headers(roles_of(samples), None, cache=cache).faults == []
 
     # The same length and time: only the cache can call this file good.
     status = view.stat()
     view.write_bytes(b"x" * status.st_size)
     os.utime(view, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert check_headers(samples, None, cache=cache) == ([], 8)
+    assert check_headers(roles_of(samples), None, cache=cache) == ([], 8)
 
     os.utime(view, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     for _ in range(2):  # a fault is never taken from the cache
-        assert check_headers(samples, None, cache=cache).faults == [f"{view}: not a PNG file"]
+        assert check_headers(roles_of(samples), None, cache=cache).faults == [f"{view}: not a PNG file"]
     assert [path.name for path in tmp_path.glob("headers*")] == ["headers.json"]
 
     cache.write_text("{")
     with pytest.raises(UserError, match=r"headers\.json: not a cache"):
-        check_headers(samples, None, cache=cache)
+        check_headers(roles_of(samples), None, cache=cache)
 
 
 def test_header_cache_obeys_the_rules_again(tmp_path):
     inputs, outputs = write_set(tmp_path, {"a": "wood"}, size=8)
     Image.new("RGB", (4, 4)).save(inputs / "clean/a/2.png")
     samples, cache = scan(inputs, outputs), tmp_path / "headers.json"
-    assert check_headers(samples, 8, cache=cache).faults == []
-    assert len(check_headers(samples, None, cache=cache).faults) == 1
+    assert check_headers(roles_of(samples), 8, cache=cache).faults == []
+    assert len(check_headers(roles_of(samples), None, cache=cache).faults) == 1
 
 
 # --- split

@@ -9,13 +9,15 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from neuropbr_dist.config import DataConfig
-from neuropbr_dist.data import loader
+from neuropbr_dist.data import load, loader
 from neuropbr_dist.data.files.entries import Sample
-from neuropbr_dist.data.loader import Interrupted, batches_of, empty, validation_slots
+from neuropbr_dist.data.load import empty
+from neuropbr_dist.data.loader import Interrupted, batches_of, validation_slots
 from neuropbr_dist.data.sources import Source
 from neuropbr_dist.errors import UserError
 
@@ -37,6 +39,7 @@ class Faulty(Source):
         if entry.name == "2" and self.fault == "hang":
             time.sleep(600)
         elif entry.name == "2":
+            time.sleep(1.0 * (self.fault == "SIGSTOP"))  # a thread of this process gives notice of the others
             os.kill(os.getpid(), getattr(signal, self.fault))
         return np.zeros((3, 3, 16, 16), np.uint8), np.zeros((8, 16, 16), np.uint8)
 
@@ -77,6 +80,23 @@ def test_a_stop_is_heard_in_a_wait(soon):
         read("hang", stopped=lambda: True)
 
 
+@pytest.mark.parametrize("to_stop", [False, True])
+def test_processes_stopped_while_they_hand_over_a_batch_are_ended(soon, monkeypatch, to_stop):
+    """torch waits for the memory of a batch in C, deaf to signals and without a limit."""
+    monkeypatch.setattr(loader, "HANGS_S", 600.0 if to_stop else 0.5)
+    monkeypatch.setattr(loader, "STOPPED_S", 0.5)
+    source, slots = Faulty("SIGSTOP"), validation_slots(4, 1, 0, 1)
+    data = replace(DATA, prefetch_factor=4)
+    wanted = pytest.raises(Interrupted) if to_stop else pytest.raises(UserError, match=r"processes \d+ hung")
+    with (
+        batches_of(data, source, source.entries, slots, CPU, stopped=lambda: to_stop, limit_s=60) as batches,
+        wanted,
+    ):
+        while not any(child.status() == psutil.STATUS_STOPPED for child in psutil.Process().children()):
+            time.sleep(0.05)
+        list(batches)
+
+
 def test_a_temporary_folder_too_long_for_sockets_is_told(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/" + "a" * 90)
     refused = pytest.raises(UserError, match=r"TMPDIR = /a+: too long .* at most 75 characters")
@@ -90,7 +110,7 @@ def test_too_little_shared_memory_names_the_remedy(monkeypatch):
     def full(_nbytes: int) -> None:
         raise RuntimeError("unable to allocate shared memory(shm)")
 
-    monkeypatch.setattr(loader, "get_worker_info", lambda: object())
+    monkeypatch.setattr(load, "get_worker_info", lambda: object())
     monkeypatch.setattr(torch.UntypedStorage, "_new_shared", full)
     with pytest.raises(UserError, match=r"no 2 MiB of shared memory .*--shm-size.* data.num_workers = 0"):
         empty(2 << 20)

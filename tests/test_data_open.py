@@ -86,9 +86,11 @@ def test_what_is_resolved_stays_what_it_is(tmp_path, monkeypatch):
     write_set(tmp_path / "data", TWO)
     for data in (
         DataConfig(packed_dir="p", builtin=True), DataConfig(input_dir="i", output_dir="o", builtin=True),
-        DataConfig(builtin=True), resolve_data(DataConfig()),
+        DataConfig(builtin=True), DataConfig(), DataConfig(materials_dir="m"),
     ):  # fmt: skip
-        assert resolve_data(data) == data
+        resolved = resolve_data(data)
+        assert resolve_data(resolved) == resolved
+        assert resolved.render == ("online" if data.materials_dir else "stored")
 
 
 def test_every_door_leads_to_the_same_samples(cfg, tmp_path):
@@ -102,7 +104,7 @@ def test_every_door_leads_to_the_same_samples(cfg, tmp_path):
     prints = set()
     for data, kind in ((files, FileSource), (packed, PackedSource)):
         samples, alone = open_samples(replace(cfg, data=data)), open_source(data, seed=0)
-        assert type(alone) is type(samples.source) is kind and samples.data == data
+        assert type(alone) is type(samples.source) is kind and samples.data == replace(data, render="stored")
         for mine, other in zip(samples.source.entries, alone.entries, strict=True):
             assert mine.key == other.key
             for one, two in zip(samples.source.load(mine), alone.load(other), strict=True):

@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from neuropbr_dist.checkpoint.tensor_file import TensorFile, write_tensor_file
 from neuropbr_dist.data.builtin import BuiltinCache, generate
 from neuropbr_dist.data.files.png import encoded
 from neuropbr_dist.errors import UserError
@@ -37,7 +38,6 @@ from neuropbr_dist.files import (
     write_text,
 )
 from neuropbr_dist.inference.relight import write_animation
-from neuropbr_dist.inference.tensor_file import TensorFile, write_tensor_file
 from neuropbr_dist.inference.upstream import write_whole
 from neuropbr_dist.monitor import save_png, take_look
 from neuropbr_dist.monitor.look_files import write_look

@@ -12,9 +12,9 @@ import torch
 
 from neuropbr_dist.checkpoint import Fragment, RunLock, open_newest, save, step_name, verify
 from neuropbr_dist.checkpoint.lock import LOCK_FILE, RECORD_BYTES
+from neuropbr_dist.checkpoint.tensor_file import TensorFile, read_tensor_file, write_tensor_file
 from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
 from neuropbr_dist.config.deepspeed import resolve, shipped
-from neuropbr_dist.inference.tensor_file import TensorFile, read_tensor_file, write_tensor_file
 from neuropbr_dist.inference.upstream import converted
 from neuropbr_dist.inference.upstream_config import config_of
 from neuropbr_dist.inference.upstream_file import UpstreamFile, read_pth

@@ -1,5 +1,6 @@
 """launch/infer.py and launch/data.py: what they write, print and refuse."""
 
+import json
 import os
 import re
 import shutil
@@ -67,7 +68,7 @@ def test_sample_of_the_data_set(run, tmp_path, capsys):
         assert (shown == views[i].permute(1, 2, 0).numpy()).all()
     said = capsys.readouterr().out
     assert re.search(r"Sample 2 of 6 in .*: clean/sample_0002, material_2 \((train|val) side\), 32 px", said)
-    assert re.search(r"albedo +0\.\d+ +[\d.]+ dB +-?0\.\d+", said) and "normal angle" in said
+    assert re.search(r"albedo +0\.\d+ +0\.\d+ +[\d.]+ dB +-?0\.\d+", said) and "normal angle" in said
     assert f"picture.png to {tmp_path / 'out'}" in said
 
 
@@ -93,6 +94,34 @@ def test_split_counts_in_one_side_of_the_runs_split(run, tmp_path, capsys, part)
         UserError, match=rf"--sample-idx {len(chosen)}; allowed: 0 to {len(chosen) - 1}, or all .*{part}"
     ):
         infer_to(tmp_path, "--checkpoint", run, "--split", part, "--sample-idx", len(chosen))
+
+
+def test_a_side_of_the_split_alone_means_all_of_it_and_writes_a_table(run, tmp_path, capsys):
+    infer_to(tmp_path, "--checkpoint", run, "--split", "train")
+    said, found = capsys.readouterr().out, json.loads((tmp_path / "metrics.json").read_text())
+    assert "Mean of 5 samples:" in said and "mean maps' MAE" in said and "flat normals:" in said
+    *rows, mean, baseline = found["rows"].values()
+    assert len(rows) == 5 and "mean maps of the training side, flat normals" in found["rows"]
+    for name in ("albedo_mae", "normal_angle_mean", "relit_rmse", "roughness_rmse"):
+        assert mean[name] == pytest.approx(np.mean([row[name] for row in rows]), rel=1e-5)
+    maps = np.stack([maps_of(material) for material in sorted(materials_of(said))])
+    guess = maps.mean((0, 2, 3))
+    assert baseline["roughness_mae"] == pytest.approx(np.abs(maps[:, 3] - guess[3]).mean(), abs=1e-4)
+    lines = (tmp_path / "metrics.md").read_text().splitlines()
+    assert len(lines) == 2 + 2 + 5 + 2 and lines[2].count("|") == lines[-1].count("|")
+
+
+def materials_of(said):
+    """The materials' names in what was printed."""
+    return set(re.findall(r", (material_\d+) \(", said))
+
+
+def maps_of(material):
+    """True albedo and roughness in [0, 1], (4, H, W)."""
+    folder = trained_run()[2] / material
+    albedo = np.asarray(Image.open(folder / "albedo.png").convert("RGB")).transpose(2, 0, 1)
+    roughness = np.asarray(Image.open(folder / "roughness.png").convert("L"))[None]
+    return np.concatenate([albedo, roughness]) / 255
 
 
 @pytest.mark.parametrize("words", [[], ["--tile", "48", "--size", "64"]], ids=["whole", "tiles"])

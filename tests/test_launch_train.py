@@ -90,8 +90,10 @@ def test_metrics_lines(logged):
         assert ("train/D_loss" in line) == (line["step"] > 5)
     for line in (line for line in lines if "val/loss" in line):
         for name in ("albedo", "roughness", "metallic", "normal"):
-            assert {f"val/{name}_{metric}" for metric in ("psnr", "ssim", "mae")} <= line.keys()
-        assert {"val/psnr", "val/ssim", "val/mae", "val/normal_angle_mean"} <= line.keys()
+            assert {f"val/{name}_{metric}" for metric in ("psnr", "ssim", "mae", "rmse")} <= line.keys()
+        assert {"val/psnr", "val/ssim", "val/mae", "val/relit_rmse", "val/normal_angle_mean"} <= line.keys()
+        # What mean maps have is logged once, before training.
+        assert ("mean_maps/albedo_mae" in line) == (line["step"] == 0)
     speeds = json.loads((logged[0] / "metrics.jsonl").read_text().splitlines()[1])
     assert {"speed/ms_per_step", "speed/samples_per_s", "speed/data_wait"} <= speeds.keys()
 

@@ -10,6 +10,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetric
 from neuropbr_dist.config import LossConfig
 from neuropbr_dist.objectives import MAP_SLICES, NORMAL, MetricSums, ReconstructionLoss
 from neuropbr_dist.objectives.metrics import ANGLE_BIN, MAX_PSNR
+from neuropbr_dist.objectives.perceptual import Perceptual, PerceptualUnavailable, require_weights
+from neuropbr_dist.objectives.rendering import EYE_AT, fixed_lamps, relit
 
 SAMPLES = 6
 LOSS = ReconstructionLoss(LossConfig())
@@ -58,7 +60,9 @@ def test_mae_psnr_ssim_match_the_references_per_map_and_overall(maps):
             torch.tensor(a), torch.tensor(b), data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean"
         )
         assert result[f"{name}_psnr"] == pytest.approx(theirs.item(), rel=1e-6)
-    for metric in ("mae", "psnr", "ssim"):
+        rmse = np.mean([np.sqrt(np.square(a[i] - b[i]).mean()) for i in range(SAMPLES)])
+        assert result[f"{name}_rmse"] == pytest.approx(rmse, rel=1e-6)
+    for metric in ("mae", "rmse", "psnr", "ssim"):
         assert result[metric] == pytest.approx(np.mean([result[f"{name}_{metric}"] for name in MAP_SLICES]))
     l1_of_normals = np.abs((maps[0] - maps[1])[:, NORMAL].numpy()).mean()
     others = sum(result[f"{name}_mae"] for name in ("albedo", "roughness", "metallic"))
@@ -110,8 +114,54 @@ def test_nan_in_a_counted_sample_shows(maps):
     assert np.isfinite(result["roughness_mae"])
 
 
+def test_how_materials_look_under_lamps_counts(maps):
+    """Roughness alone is wrong: no map's likeness says how much that shows, the pictures' does."""
+    pred, target = maps[1].clone(), maps[1]
+    pred[:, 3] = 1 - pred[:, 3]
+    lamps, eye = fixed_lamps().float(), torch.tensor([0.0, 0.0, EYE_AT])
+    assert lamps.shape == (16, 3) and (lamps[:, 2] >= EYE_AT / 2).all()
+    ours, theirs = (
+        relit(m, lamps[None].expand(SAMPLES, 16, 3), eye.expand(SAMPLES, 16, 3)) for m in (pred, target)
+    )
+    expected = (ours - theirs).square().mean((2, 3, 4)).sqrt().mean().item()
+    result = metrics((pred, target)).result()
+    assert result["relit_rmse"] == pytest.approx(expected, rel=1e-5) and expected > 0.1
+    assert result["relit_ssim"] < 0.97
+    assert "lpips" not in result
+
+
+class Difference(torch.nn.Module):
+    """In the place of LPIPS by AlexNet, whose weights can't be had everywhere."""
+
+    def forward(self, a, b):
+        assert a.shape[1] == 3 and a.min() >= -1 and a.max() <= 1
+        return (a - b).abs().mean((1, 2, 3), keepdim=True)
+
+
+def test_lpips_is_of_pictures_and_sums_up_like_the_others(maps):
+    perceptual = Perceptual(Difference())
+    whole, parts = (MetricSums(LOSS, "cpu", perceptual) for _ in range(2))
+    whole.update(*maps)
+    for i in range(SAMPLES):
+        parts.update(maps[0][i : i + 1], maps[1][i : i + 1])
+    assert whole.result()["lpips"] == pytest.approx(parts.result()["lpips"], rel=1e-5) != 0
+    assert perceptual(maps[1], maps[1]).eq(0).all()
+
+
+def test_why_there_is_no_lpips_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(
+        PerceptualUnavailable, match=r"w\.pth is not in .*checkpoints and nowhere\.invalid can't"
+    ):
+        require_weights("https://nowhere.invalid/w.pth")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "w.pth").touch()
+    require_weights("https://nowhere.invalid/w.pth")
+
+
 def test_equal_maps_give_the_best_values(maps):
     result = metrics((maps[1], maps[1])).result()
+    assert result["relit_rmse"] == 0 and result["relit_ssim"] == 1
     assert result["loss"] == result["mae"] == result["normal_angle_mean"] == 0
     assert result["psnr"] == result["normal_psnr"] == MAX_PSNR
     assert result["ssim"] == 1

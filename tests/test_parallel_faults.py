@@ -37,8 +37,8 @@ class Poisoned(SmoothObjective):
         super().__init__(case)
         self.part = part
 
-    def reconstruction(self, fake: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, terms = super().reconstruction(fake, maps, weight)
+    def reconstruction(self, fake: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, terms = super().reconstruction(fake, batch)
         return loss * (math.nan if self.part == "generator" else 1.0), terms
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor, weight: Tensor) -> Tensor:

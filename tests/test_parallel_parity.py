@@ -26,7 +26,9 @@ FROZEN = Case(frozen_encoder=True)
 FROZEN_RESNET = Case(frozen_encoder=True, resnet=True, depth=1, w_gan=0.1)
 # Seed 5: with 3 the gradients of the discriminator's last bias, one number, all but cancel.
 PLANE = Case(plane=True, seed=5)
+RELIT = Case(w_render=1.0)
 FROZEN_PLANE = Case(plane=True, seed=5, frozen_encoder=True)
+RENDERED = Case(plane=True, rendered=True, seed=9, steps=3, w_render=0.3)
 TINY = Case(depth=1, d_layers=1)  # for the compiler: 0.2 s a graph, with Inductor 3 s
 REAL = Case(steps=30, smooth=False, double=True)
 
@@ -65,6 +67,8 @@ def rows() -> list[tuple[Case, Row]]:
     found += on("fsdp zero2", FROZEN) + on("zero3", FROZEN, persist=1_000)
     found += on("single ddp fsdp zero1 zero2 zero3", PLANE, recompute="full") + on("fsdp", PLANE, world=3)
     found += on("fsdp zero3", FROZEN_PLANE)
+    found += on("single", RENDERED, accumulation=2) + on("ddp fsdp zero2 zero3", RENDERED)
+    found += on("fsdp zero2", RELIT, world=3)
     found += on("single ddp fsdp zero0 zero2 zero3", TWO_D_STEPS)
     found += on("ddp fsdp zero0 zero2 zero3", world=3)
     found += on_four([CUTS[0], CUTS[-1]])
@@ -84,7 +88,8 @@ def label(pair: tuple[Case, Row]) -> str:
     """The row, and what its case has beside the basic one."""
     case, row = pair
     notes = ["frozen ResNet" if case.resnet else "frozen encoder"] * case.frozen_encoder
-    notes += ["on the plane"] * case.plane
+    notes += ["rendered online" if case.rendered else "on the plane"] * case.plane
+    notes += ["rendering loss"] * (case.w_render > 0)
     notes += [f"{case.d_steps} D steps a G step"] * (case.d_steps > 1)
     notes += ["real losses, float64, 30 steps"] * case.double
     notes += [f"batch {case.batch}"] * (case.batch % row.world > 0)
@@ -168,7 +173,9 @@ def test_bf16_is_off_by_its_own_noise(name, accumulation, summary):
 
 
 @pytest.mark.parametrize(
-    "case", [BASIC, WIDE, TWO_D_STEPS, FROZEN, FROZEN_RESNET, PLANE, FROZEN_PLANE, TINY, REAL], ids=str
+    "case",
+    [BASIC, WIDE, TWO_D_STEPS, FROZEN, FROZEN_RESNET, PLANE, FROZEN_PLANE, RENDERED, TINY, REAL],
+    ids=str,
 )
 def test_clipping_is_active_in_the_reference(case):
     for part in ("G_norm", "D_norm"):

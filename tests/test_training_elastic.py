@@ -30,34 +30,40 @@ BUILTIN = SETTINGS | {
     "training.log_samples": True,
 }
 """Eleven training samples in batches of eight: a step in two straddles epochs."""
+RENDERED = {
+    "data.render": "online", "data.builtin_count": 5, "data.renders_per_epoch": 3, "data.image_size": 16,
+    "data.mixtures": 0.4, "data.crop": 0.3, "model.use_gan": False,
+}  # fmt: skip
+"""Four materials to train on, each three times an epoch: twelve samples in batches of eight."""
 
 
-def words(folder: Path, **settings: Any) -> list[str]:
-    chosen = BUILTIN | {"data.builtin_cache": str(folder.parent / "cache")}
+def words(folder: Path, data: dict[str, Any] | None = None, **settings: Any) -> list[str]:
+    chosen = BUILTIN | {"data.builtin_cache": str(folder.parent / "cache")} | (data or {})
     chosen |= {f"training.{name}": value for name, value in settings.items()}
     sets = [word for name, value in chosen.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     return ["--resume", "auto", "--checkpoint-dir", str(folder), "--device", "cpu", *sets]
 
 
 @pytest.mark.drill
-def test_each_sample_once_an_epoch_whatever_the_world(tmp_path):
+@pytest.mark.parametrize("data, samples", [({}, 11), (RENDERED, 12)], ids=["stored", "rendered"])
+def test_each_sample_once_an_epoch_whatever_the_world(tmp_path, data, samples):
     """Killed amid epochs at 4, 2, 3 and 1 ranks; steps after the last save are done again."""
     folder, epochs, lost = tmp_path / "run", 15, []
     settings = {"epochs": epochs, "save_every_n_steps": 3}
     for life, world in enumerate((4, 2, 3, 1), 1):
-        launch = Launch(words(folder, **settings), world, {})
+        launch = Launch(words(folder, data, **settings), world, {})
         wait_until(launch, lambda life=life: len(logged_samples(folder)) >= 4 * life)
         for process in launch.processes:
             process.kill()
         launch.wait()
         lost.append(len(logged_samples(folder)) - newest_step(folder))
-    ended = Launch(words(folder, **settings), 4, {}).wait()
+    ended = Launch(words(folder, data, **settings), 4, {}).wait()
     assert ended.code == 0, ended.err
     assert max(lost) > 0
     assert [life["world_size"] for life in state(folder)["lives"]] == [4, 2, 3, 1, 4]
     seen = times_seen(folder)
     assert list(seen) == [str(epoch) for epoch in range(1, epochs + 1)]
-    assert len(seen["1"]) == 11 and set(seen["1"].values()) == {1}
+    assert len(seen["1"]) == samples and set(seen["1"].values()) == {1}
     assert all(counts == seen["1"] for counts in seen.values())
 
 

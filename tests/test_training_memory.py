@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from neuropbr_dist.config import load
+from neuropbr_dist.config import load, with_fields
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import Generator
 from neuropbr_dist.parallel.activation import checkpoint_segment
 from neuropbr_dist.parallel.blocks import kind_of, prepare_segments
-from neuropbr_dist.training.estimate import Need, State, choose_plan
+from neuropbr_dist.training.estimate import Need, State, choose_plan, rendering_bytes
 from neuropbr_dist.training.memory import GENERATOR_PLANS, PLANS, recompute_patterns
 
 GIB = 2**30
@@ -114,6 +114,20 @@ def test_the_fastest_plan_that_fits_is_chosen(room, plan):
     """At 2048 px: an 80 GB, a 48 GB, a 24 GB and a 16 GB card."""
     name, why = choose_plan(need(), 2048, int(room * GIB), "cuda")
     assert name == plan and why.endswith(f" of {room:.1f} GiB free")
+
+
+def test_rendering_counts_where_it_holds_more_than_the_network():
+    cfg = load("demo")
+    cfg.model.encoder_channels, cfg.model.transformer_dim, cfg.model.use_gan = [4, 4], 4, False
+    cfg.training.batch_size = 8
+    stored = Need(cfg, dtype=torch.float32, engine="single", stage=0, world=1)
+    assert rendering_bytes(cfg, 64) == 0
+    online = replace(stored, cfg=with_fields(cfg, data={"render": "online"}))
+    assert rendering_bytes(online.cfg, 64) == 500 * 8 * 128**2
+    assert (
+        online.at(64)["low"] == online.state().held + rendering_bytes(online.cfg, 64) > stored.at(64)["low"]
+    )
+    assert rendering_bytes(online.cfg, 1024) == 500 * 8 * 1024**2
 
 
 MEASURED = [

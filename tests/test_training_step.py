@@ -8,23 +8,33 @@ import pytest
 import torch
 
 from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.data.order import Slot
 from neuropbr_dist.training.step import gan_step, with_last
-from tests.support.parity import Case, Row, global_batch, networks, objective, relative, whole_state
+from tests.support.parity import (
+    Case,
+    Row,
+    device_batch,
+    networks,
+    objective,
+    relative,
+    sample_order,
+    whole_state,
+)
 
-CASE = Case(steps=1, double=True, smooth=False)
+CASE = Case(steps=1, double=True, smooth=False, w_render=0.5)
 ROW = Row(engine="single", world=1)
 
 
 def micro_batches(sizes: list[int], filler: int = 0) -> list[DeviceBatch]:
     """The global batch in micro-batches of `sizes`; `filler` more samples of weight 0 in each."""
-    views, maps = global_batch(CASE, 0)
-    assert sum(sizes) == len(views)
-    micros = []
-    for x, y in zip(views.split(sizes), maps.split(sizes), strict=True):
-        weight = torch.full((len(x) + filler,), 1 / CASE.batch, dtype=x.dtype)
-        weight[len(x) :] = 0
-        extra = torch.zeros(filler, dtype=torch.int64)
-        micros.append(DeviceBatch(torch.cat([x, x[extra]]), torch.cat([y, y[extra]]), weight))
+    assert sum(sizes) == CASE.batch
+    places = sample_order(CASE).indices(0, CASE.batch)
+    micros, start = [], 0
+    for size in sizes:
+        slots = [Slot(*place, 1.0) for place in places[start : start + size]]
+        slots += [Slot(*places[start], 0.0)] * filler
+        micros.append(device_batch(CASE, slots, "cpu"))
+        start += size
     return micros
 
 
@@ -56,7 +66,7 @@ def test_losses_are_the_batchs_means():
     with torch.no_grad():
         fake = g.module(batch[0].views)
         logits = d.module(fake)
-        maps_loss, terms = goal.reconstruction_loss(fake, batch[0].maps)
+        maps_loss, terms = goal.reconstruction_loss(fake, batch[0].maps, batch[0].relighting)
     report = gan_step(g, d, batch, goal)
     adversarial = -logits.mean()  # hinge
     torch.testing.assert_close(report.losses["G_gan_loss"], adversarial)

@@ -40,9 +40,13 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--split", choices=("val", "train", "all"),
-        help="what --sample-idx counts in: all samples by name (default), or one side of the run's split",
+        help="all samples, or one side of the run's split: what --sample-idx counts in; alone it means every one, and "
+        "a table of how good they are",
     )  # fmt: skip
     p.add_argument("--data", metavar="DIR", help="packed set with the samples of --sample-idx")
+    p.add_argument(
+        "--materials", metavar="DIR", help="materials alone for --sample-idx: their views are rendered"
+    )
     p.add_argument("--data-input-dir", metavar="DIR", help="where the renders of --sample-idx lie now")
     p.add_argument("--data-output-dir", metavar="DIR", help="where their true maps lie now")
     p.add_argument(
@@ -96,17 +100,28 @@ def native_or_side(text: str) -> int | str:
 
 def check_idle_flags(args: argparse.Namespace) -> None:
     """Refuse flags that would do nothing."""
-    for name in ("split", "data", "data_input_dir", "data_output_dir"):
+    for name in ("split", "data", "materials", "data_input_dir", "data_output_dir"):
         if args.input_dir is not None and getattr(args, name) is not None:
             raise UserError(
                 f"--{name.replace('_', '-')} is about --sample-idx; leave it out with --input-dir"
             )
     if args.data is not None and (args.data_input_dir or args.data_output_dir):
         raise UserError("--data names a packed set, --data-input-dir PNG files; name one or the other")
+    if args.materials is not None and (args.data or args.data_input_dir or args.data_output_dir):
+        raise UserError("--materials is a set of its own; name no other beside it")
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}; allowed: 1 or more")
     if args.overlap is not None and args.tile is None:
         raise UserError("--overlap needs --tile")
+
+
+def chosen(args: argparse.Namespace) -> int | str:
+    """Return which samples of the set: a name, a place, or `all`."""
+    if args.sample is not None:
+        return str(args.sample)
+    if args.sample_idx is not None:
+        return args.sample_idx  # type: ignore[no-any-return]
+    return 0 if args.split is None else "all"
 
 
 @entry
@@ -124,8 +139,8 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         source = Renders(Path(args.input_dir))
     else:
         source = SetSamples(
-            index=args.sample or args.sample_idx or 0, part=args.split or "all", packed_dir=args.data,
-            input_dir=args.data_input_dir, output_dir=args.data_output_dir,
+            index=chosen(args), part=args.split or "all", packed_dir=args.data,
+            materials_dir=args.materials, input_dir=args.data_input_dir, output_dir=args.data_output_dir,
         )  # fmt: skip
     infer(
         Request(

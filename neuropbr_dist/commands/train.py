@@ -23,6 +23,12 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="newest good checkpoint of --checkpoint-dir, or PATH",
     )
     p.add_argument(
+        "--init-from",
+        type=named,
+        metavar="PATH",
+        help="start from the weights of a checkpoint, a run's folder or an exported file; all else is new",
+    )
+    p.add_argument(
         "--overwrite", action="store_true", help="start anew in a folder that holds a run (deletes it)"
     )
     p.add_argument(
@@ -49,6 +55,7 @@ def start_of(args: argparse.Namespace) -> Start:
     return Start(
         overrides=overrides_of(args),
         resume=args.resume,
+        init_from=args.init_from,
         overwrite=args.overwrite,
         allow_data_change=args.allow_data_change,
         stop_after_epochs=args.stop_after_epochs,

@@ -1,7 +1,7 @@
 """Run configuration: dataclasses, presets, files, command line, validation."""
 
 from neuropbr_dist.config.architecture import as_saved, settled, settled_stats
-from neuropbr_dist.config.check import check_size, refuse_other_networks, resolve
+from neuropbr_dist.config.check import check_rendering, check_size, refuse_other_networks, resolve
 from neuropbr_dist.config.frozen import frozen, with_fields, writable
 from neuropbr_dist.config.load import from_yaml, load, to_yaml
 from neuropbr_dist.config.presets import PRESETS
@@ -26,6 +26,7 @@ __all__ = [
     "TrainingConfig",
     "TransformConfig",
     "as_saved",
+    "check_rendering",
     "check_size",
     "differences",
     "from_yaml",

@@ -69,7 +69,7 @@ def check(cfg: TrainConfig) -> None:
 
 
 def check_data(data: DataConfig) -> None:
-    """One place where samples come from."""
+    """One place where samples come from, and nothing asked of rendered views where they are stored."""
     refuse_unless(
         (data.input_dir is None) == (data.output_dir is None),
         f"data.input_dir = {data.input_dir}, data.output_dir = {data.output_dir}; name both or neither",
@@ -78,6 +78,41 @@ def check_data(data: DataConfig) -> None:
         data.packed_dir is None or data.input_dir is None,
         f"data.packed_dir (--data) = {data.packed_dir} and data.input_dir = {data.input_dir}; name one or the other",
     )
+    for field, flag in (("packed_dir", "--data"), ("input_dir", "--input-dir")):
+        refuse_unless(
+            data.materials_dir is None or getattr(data, field) is None,
+            f"data.materials_dir (--materials) = {data.materials_dir} and data.{field} ({flag}) = "
+            f"{getattr(data, field)}; name one or the other",
+        )
+    refuse_unless(
+        data.materials_dir is None or data.render != "stored",
+        f"data.render = stored, but data.materials_dir (--materials) = {data.materials_dir} has no views; leave one out",
+    )
+    check_rendering(data)
+
+
+ONLINE_ALONE = ("renders_per_epoch", "environments_dir", "crop", "tint", "roughness_shift", "mixtures")
+"""Fields of `data` that say how views are rendered."""
+
+
+def check_rendering(data: DataConfig) -> None:
+    """Raise a `UserError` for what only rendered views can have, or only stored ones.
+
+    To be asked again once `data.render` is settled: `auto` may still mean either.
+    """
+    if data.render == "stored" or (data.render == "auto" and data.input_dir is not None):
+        for field in ONLINE_ALONE:
+            value = getattr(data, field)
+            refuse_unless(
+                not value,
+                f"data.{field} = {value} is about rendered views, but these are stored; --materials DIR, or "
+                "--set data.render=online, has them rendered",
+            )
+    if data.render == "online" or data.materials_dir is not None:
+        refuse_unless(
+            data.split_by == "material",
+            f"data.split_by = {data.split_by}: rendered views are split by material; leave it out",
+        )
 
 
 def check_networks(cfg: TrainConfig) -> None:

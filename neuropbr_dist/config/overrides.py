@@ -17,6 +17,8 @@ FIELD_FLAGS = {
     "--input-dir": "data.input_dir",
     "--output-dir": "data.output_dir",
     "--data": "data.packed_dir",
+    "--materials": "data.materials_dir",
+    "--environments": "data.environments_dir",
     "--device": "training.device",
     "--checkpoint-dir": "training.checkpoint_dir",
     "--engine": "training.engine",
@@ -116,7 +118,13 @@ class Overrides:
 
     def _forget_other_data(self, cfg: TrainConfig) -> None:
         """Data named here take the place of what a file, or a saved run, names in the other way."""
-        if "--data" in self.flags:
-            cfg.data.input_dir = cfg.data.output_dir = cfg.data.metadata_path = None
-        elif "--input-dir" in self.flags:
-            cfg.data.packed_dir = None
+        data = cfg.data
+        named = self.flags.keys() & {"--data", "--input-dir", "--materials"}
+        if named and "--input-dir" not in named:
+            data.input_dir = data.output_dir = data.metadata_path = None
+        if named and "--data" not in named:
+            data.packed_dir = None
+        if named and "--materials" not in named and data.materials_dir is not None:
+            data.materials_dir, data.render = None, "auto"  # what the other set brought with it
+        if "--materials" in named and data.render == "stored":
+            data.render = "auto"

@@ -19,6 +19,7 @@ NonNegativeInt = Annotated[int, Interval(ge=0)]
 PositiveFloat = Annotated[float, Interval(gt=0)]
 NonNegativeFloat = Annotated[float, Interval(ge=0)]
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
+Share = Annotated[float, Interval(ge=0, le=1)]
 InnerFraction = Annotated[float, Interval(gt=0, lt=1)]
 Betas = Annotated[list[Fraction], Len(2, 2)]
 
@@ -35,10 +36,26 @@ class DataConfig(Freezable):
     """Sample to material map. None: `{input_dir}/render_metadata.json`."""
     packed_dir: Text | None = None
     """Packed set (`launch/data.py pack`) instead of the two folders (`--data`); the same samples in the same order."""
+    materials_dir: Text | None = None
+    """Materials alone (`--materials`): a folder of maps a material, as `launch/data.py import` writes, or a packed set. Their views are rendered."""
+    render: Literal["auto", "stored", "online"] = "auto"
+    """Where views come from: `stored` with the set, or rendered anew for each sample on the device (`online`), for which a set's maps are enough. `auto`: `stored` where views are named, `online` where only materials are, `stored` for built-in ones; settled at the first start."""
+    renders_per_epoch: PositiveInt | None = None
+    """How often an epoch shows each material (`render = online`). None: so often that an epoch has at least 4,000 samples; settled at the first start."""
+    environments_dir: Text | None = None
+    """Folder of panoramas (.hdr, .exr) that light rendered views, turned at random (`render = online`). None: procedural skies alone."""
+    crop: Share = 0.0
+    """Share of the training samples that show a part of the material, enlarged up to twice (`render = online`)."""
+    tint: Share = 0.0
+    """How far a training sample's albedo is tinted at most: each channel's light by a factor of exp(-tint) to exp(tint) (`render = online`)."""
+    roughness_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.0
+    """How far a training sample's roughness is moved at most, up or down (`render = online`)."""
+    mixtures: Share = 0.0
+    """Share of the training samples that are mixtures of two training materials by a smooth mask (`render = online`)."""
     image_size: Annotated[int, Interval(ge=16)] | None = None
     """Side in pixels that views and maps are resized to. None: the set's own size (built-in materials: 2048)."""
     render_curriculum: Literal[0, 1, 2] = 0
-    """0: clean renders; 1: every clean and every dirty entry on disk; 2: dirty renders."""
+    """0: clean renders; 1: every clean and every dirty entry on disk; 2: dirty renders. Rendered online, `clean` and `dirty` are the scene without and with its dirt."""
     use_dirty_renders: bool = False
     """Legacy flag of the guide: the same as `render_curriculum = 2`."""
     val_ratio: InnerFraction = 0.1
@@ -57,9 +74,9 @@ class DataConfig(Freezable):
     """Show samples flipped left to right and top to bottom, in half of the cases each; normals follow."""
     augment_rotations: bool = False
     """Show samples turned by 0, 90, 180 or 270 degrees; normals follow."""
-    min_confidence: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    min_confidence: Share = 0.5
     """A view whose camera has less confidence counts as missing (`model.align = plane`)."""
-    drop_views: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    drop_views: Share = 0.0
     """Share of training samples that lose a view, so that the network knows missing ones (`model.align = plane`)."""
     camera_jitter: Annotated[float, Interval(ge=0, le=0.008)] = 0.0
     """How far a training sample's views are shifted against each other at most, as a share of their side, so that the network bears with cameras that are a little off (`model.align = plane`)."""
@@ -75,9 +92,7 @@ class DataConfig(Freezable):
 class TransformConfig(Freezable):
     """Normalisation of the views, done on the device."""
 
-    mean: Annotated[list[Annotated[float, Interval(ge=0, le=1)]], Len(3, 3)] = field(
-        default_factory=lambda: [0.5, 0.5, 0.5]
-    )
+    mean: Annotated[list[Share], Len(3, 3)] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     """Mean of R, G, B."""
     std: Annotated[list[PositiveFloat], Len(3, 3)] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     """Standard deviation of R, G, B."""
@@ -155,6 +170,8 @@ class LossConfig(Freezable):
     """1 - SSIM of the albedo."""
     w_normal: NonNegativeFloat = 0.5
     """1 - cos of the angle between predicted and true normals."""
+    w_render: NonNegativeFloat = 0.0
+    """Maps shaded under nine lamps, predicted against true: L1 of log(radiance + 0.1) (Deschaintre et al. 2018)."""
     w_gan: NonNegativeFloat = 0.05
     """Adversarial term of the generator."""
     w_discriminator: NonNegativeFloat = 1.0

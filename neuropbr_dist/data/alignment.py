@@ -7,14 +7,13 @@ the network is to know views that are missing, cameras that are a little off, an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
 
 from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.data.keyed import uniforms
 from neuropbr_dist.materials.plane import CONFIDENCE, MATRIX, WRAP
 
 Encoded = npt.NDArray[np.float32]
@@ -67,7 +66,7 @@ class Alignment:
     def of(self, cameras: Encoded, epoch: int, key: str) -> Encoded:
         """Return the cameras (3, 14) of sample `key` as they go to the device in an epoch; zeros for missing ones."""
         there = known(cameras, self.min_confidence)
-        draws = _uniforms(f"{self.seed} {epoch} {key} cameras")
+        draws = uniforms(f"{self.seed} {epoch} {key} cameras")
         wrap_ignored, loses_one = next(draws) < self.ignore_wrap, next(draws) < self.drop_views
         which, views = next(draws), np.flatnonzero(there)
         if loses_one and len(views) > 1:
@@ -87,12 +86,3 @@ def shift(camera: Encoded, u: float, v: float) -> None:
     rows = camera[MATRIX].reshape(3, 3)
     rows[0] += np.float32(u) * rows[2]
     rows[1] += np.float32(v) * rows[2]
-
-
-def _uniforms(key: str) -> Iterator[float]:
-    """Numbers in [0, 1) that depend on `key` alone."""
-    block = 0
-    while True:
-        digest = blake2b(f"{key} {block}".encode(), digest_size=64).digest()
-        yield from (int.from_bytes(digest[i : i + 8], "big") / 2**64 for i in range(0, 64, 8))
-        block += 1

@@ -1,4 +1,4 @@
-"""Flips and quarter turns of a whole sample, keyed by (seed, epoch, sample).
+"""How training samples are changed, keyed by (seed, epoch, sample): here flips and quarter turns of a whole one.
 
 The scene moves as one: a mirrored or turned material, under equally mirrored or turned lights,
 seen by equally mirrored or turned cameras. GGX shading knows no preferred direction in the
@@ -14,11 +14,12 @@ on the encoded bytes this is exact: -n is 255 - v.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
+from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.data.keyed import number
 from neuropbr_dist.materials.channels import NORMAL
 
 NORMAL_X, NORMAL_Y = NORMAL.start, NORMAL.start + 1
@@ -26,7 +27,7 @@ NORMAL_X, NORMAL_Y = NORMAL.start, NORMAL.start + 1
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which orientations samples are shown in.
+    """Which orientations training samples are shown in, and how rendered ones are changed besides.
 
     An orientation is 0 to 7: modulo 4 the quarter turns, counter-clockwise; from 4 on mirrored
     left to right before them.
@@ -37,6 +38,23 @@ class Augmentation:
     """Left to right and top to bottom, each in half of the cases."""
     rotations: bool
     """By 0, 90, 180 or 270 degrees."""
+    crop: float = 0.0
+    """Of rendered samples, this and all that follows: share that shows a part of the material."""
+    tint: float = 0.0
+    """Factors of the albedo's light are from exp(-tint) to exp(tint)."""
+    roughness_shift: float = 0.0
+    """Roughness is moved so far at most."""
+    mixtures: float = 0.0
+    """Share that is mixed with another material."""
+
+    @classmethod
+    def of_run(cls, cfg: TrainConfig) -> Augmentation:
+        """Return that of a run's training samples."""
+        data = cfg.data
+        return cls(
+            cfg.training.seed, data.augment_flips, data.augment_rotations, crop=data.crop, tint=data.tint,
+            roughness_shift=data.roughness_shift, mixtures=data.mixtures,
+        )  # fmt: skip
 
     def orientation(self, epoch: int, key: str) -> int:
         """Of a sample in an epoch, whatever rank, worker or order it is loaded in."""
@@ -48,8 +66,7 @@ class Augmentation:
             choices = (0, 4, 6, 2)  # as it is, left to right, top to bottom, both
         else:
             return 0
-        digest = blake2b(f"{self.seed} {epoch} {key}".encode(), digest_size=8).digest()
-        return choices[int.from_bytes(digest, "big") % len(choices)]
+        return choices[number(f"{self.seed} {epoch} {key}") % len(choices)]
 
 
 def turn_views(views: Tensor, orientation: int) -> Tensor:

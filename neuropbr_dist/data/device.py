@@ -7,17 +7,24 @@ from torch import Tensor
 
 from neuropbr_dist.config import TransformConfig
 from neuropbr_dist.data.augment import turn_maps, turn_views
-from neuropbr_dist.data.batch import DeviceBatch, MicroBatch
+from neuropbr_dist.data.batch import DeviceBatch, MicroBatch, Rendering, moved
+from neuropbr_dist.data.rendered.renderer import Renderer
 from neuropbr_dist.kernels import beside
 from neuropbr_dist.materials.channels import decode
 from neuropbr_dist.materials.decoding import decode_maps
 from neuropbr_dist.materials.rectify import rectify, turn_cameras
+from neuropbr_dist.materials.relighting import Relighting
 
 
 def normalise_views(views: Tensor, transform: TransformConfig, dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8 (..., 3, H, W) -> (x / 255 - mean) / std."""
-    mean, std = (beside(views, stat, dtype)[:, None, None] for stat in (transform.mean, transform.std))
-    return (decode(views.to(dtype)) - mean) / std
+    return standardise(decode(views.to(dtype)), transform)
+
+
+def standardise(pictures: Tensor, transform: TransformConfig) -> Tensor:
+    """Floats of [0, 1], (..., 3, H, W) -> (x - mean) / std."""
+    mean, std = (beside(pictures, stat)[:, None, None] for stat in (transform.mean, transform.std))
+    return (pictures - mean) / std
 
 
 def to_device(
@@ -26,14 +33,31 @@ def to_device(
     transform: TransformConfig,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    renderer: Renderer | None = None,
 ) -> DeviceBatch:
-    """Copy (asynchronously from pinned memory), then turn, convert and, with cameras, rectify.
+    """Copy (asynchronously from pinned memory), then turn or render, convert and, with cameras, rectify.
 
     Args:
         samples: in the whole global batch, over all ranks and micro-batches.
+        renderer: of samples whose views aren't stored; None: one that isn't compiled and knows no panoramas.
     """
-    views = batch.views.to(device, non_blocking=True)
-    maps = batch.maps.to(device, non_blocking=True)
+    weight = batch.weight.to(device, dtype, non_blocking=True) / samples
+    if batch.rendering is not None:
+        views, maps = rendered(batch.maps, batch.rendering, renderer or Renderer(), device, dtype)
+        normalised, cameras = standardise(views, transform), batch.cameras
+    else:
+        views, maps, cameras = turned(batch, device)
+        normalised, maps = normalise_views(views, transform, dtype), decode_maps(maps, dtype)
+    if cameras is not None:
+        normalised = rectify(normalised, cameras, maps.shape[-1])
+    relighting = None if batch.relighting is None else Relighting(*moved(batch.relighting, device))
+    return DeviceBatch(normalised, maps, weight, relighting)
+
+
+def turned(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return stored views and maps on the device, uint8, and their cameras, each sample in its orientation."""
+    assert batch.views is not None
+    views, maps = (x.to(device, non_blocking=True) for x in (batch.views, batch.maps))
     cameras = batch.cameras
     if any(batch.orientations):
         views = torch.stack([turn_views(*one) for one in zip(views, batch.orientations, strict=True)])
@@ -42,11 +66,17 @@ def to_device(
             cameras = torch.stack(
                 [turn_cameras(*one) for one in zip(cameras, batch.orientations, strict=True)]
             )
-    weight = batch.weight.to(device, dtype, non_blocking=True) / samples
-    normalised = normalise_views(views, transform, dtype)
-    if cameras is not None:
-        normalised = rectify(normalised, cameras, maps.shape[-1])
-    return DeviceBatch(normalised, decode_maps(maps, dtype), weight)
+    return views, maps, cameras
+
+
+def rendered(
+    maps: Tensor, rendering: Rendering, renderer: Renderer, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return rendered views, in [0, 1], and the maps that they show."""
+    there = rendering.to(device)
+    partners = None if there.partners is None else decode_maps(there.partners, dtype)
+    maps, views = renderer(decode_maps(maps.to(device, non_blocking=True), dtype), partners, there)
+    return views, maps
 
 
 def shown(views: Tensor, transform: TransformConfig) -> Tensor:

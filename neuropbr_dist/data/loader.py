@@ -8,19 +8,19 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from neuropbr_dist.config import DataConfig
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
+from neuropbr_dist.data.load import MORE_SHARED, load_batch
 from neuropbr_dist.data.order import SampleOrder, Slot, plan_step, rank_share
 from neuropbr_dist.data.sources import Entry, Source
 from neuropbr_dist.errors import UserError
@@ -42,63 +42,21 @@ class SlotDataset(Dataset):
         entries: Sequence[Entry],
         augmentation: Augmentation | None,
         alignment: Alignment | None,
+        relight: int | None,
     ) -> None:
         self.source, self.entries = source, entries
-        self.augmentation, self.alignment = augmentation, alignment
+        self.augmentation, self.alignment, self.relight = augmentation, alignment, relight
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitems__(self, slots: Sequence[Slot]) -> MicroBatch | UserError:
         try:
-            return load_batch(self.source, self.entries, slots, self.augmentation, self.alignment)
+            return load_batch(
+                self.source, self.entries, slots, self.augmentation, self.alignment, self.relight
+            )
         except UserError as error:
             return error
-
-
-def load_batch(
-    source: Source,
-    entries: Sequence[Entry],
-    slots: Sequence[Slot],
-    augmentation: Augmentation | None = None,
-    alignment: Alignment | None = None,
-) -> MicroBatch:
-    """Samples loaded straight into the batch's own memory, which a worker process shares with its parent.
-
-    Args:
-        alignment: which cameras go along; None: none do, and views stay as they are.
-
-    Raises:
-        UserError: a file can't be read, or holds what it may not.
-    """
-    count, side = len(slots), source.size
-    views, maps = empty(count * 17 * side * side).split([count * 9 * side * side, count * 8 * side * side])
-    views, maps = views.view(count, 3, 3, side, side), maps.view(count, 8, side, side)
-    chosen = [entries[slot.index] for slot in slots]
-    for i, entry in enumerate(chosen):
-        source.load_into(entry, views[i].numpy(), maps[i].numpy())
-    turns = []
-    if augmentation:
-        turns = [augmentation.orientation(s.epoch, e.key) for s, e in zip(slots, chosen, strict=True)]
-    cameras = None
-    if alignment:
-        rows = [alignment.of(source.cameras(e), s.epoch, e.key) for s, e in zip(slots, chosen, strict=True)]
-        cameras = torch.from_numpy(np.stack(rows))
-    weights = torch.tensor([slot.weight for slot in slots], dtype=torch.float32)
-    return MicroBatch(views, maps, weights, [entry.key for entry in chosen], turns, cameras)
-
-
-def empty(nbytes: int) -> Tensor:
-    """Fresh memory, uint8 (nbytes,); in a worker process shared with its parent."""
-    if get_worker_info() is None:
-        # numpy asks for huge pages, torch doesn't: touching 71 MB for the first time costs 1 ms or 30.
-        return torch.from_numpy(np.empty(nbytes, np.uint8))
-    # As `default_collate` does: memory that isn't shared yet would be copied on its way to the parent.
-    try:
-        storage = torch.UntypedStorage._new_shared(nbytes)
-    except RuntimeError as error:
-        raise UserError(f"no {nbytes / 2**20:.0f} MiB of shared memory for a batch; {MORE_SHARED}") from error
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (nbytes,))  # type: ignore[call-overload]
 
 
 def as_it_is(batch: MicroBatch | UserError) -> MicroBatch | UserError:
@@ -131,7 +89,10 @@ SAY_AFTER_S = 60.0
 LONGEST_SOCKET = 107
 """Characters of a Unix socket's path; processes hand each other memory through one in the temporary folder."""
 SOCKET_NAME = "/pymp-abcdefgh/listener-abcdefgh"
-MORE_SHARED = "give the container more shared memory (docker run --shm-size=16g), or set data.num_workers = 0"
+
+
+HANGS_S, STOPPED_S, ENDS_S = 30.0, 5.0, 10.0
+"""So long may a batch's memory be fetched; where the run is to stop; and may loader processes take to end."""
 
 
 class Interrupted(Exception):
@@ -148,6 +109,7 @@ def batches_of(
     workers: int | None = None,
     augmentation: Augmentation | None = None,
     alignment: Alignment | None = None,
+    relight: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
     limit_s: float = math.inf,
 ) -> Iterator[Iterator[MicroBatch]]:
@@ -160,7 +122,7 @@ def batches_of(
         slots: which of `entries` each micro-batch holds.
         device: where they go; for a GPU they lie in pinned memory.
         workers: None: `data.num_workers`.
-        augmentation, alignment: see `load_batch`.
+        augmentation, alignment, relight: see `load_batch`.
         stopped: whether a wait for a batch is to end.
         limit_s: seconds that a batch may take.
 
@@ -173,7 +135,7 @@ def batches_of(
     if workers:
         check_sockets()
     loader = DataLoader(
-        SlotDataset(source, entries, augmentation, alignment),
+        SlotDataset(source, entries, augmentation, alignment, relight),
         batch_sampler=slots,  # type: ignore[arg-type]
         collate_fn=as_it_is,  # type: ignore[arg-type]  # not a list: `__getitems__` made the batch
         num_workers=workers,
@@ -186,10 +148,64 @@ def batches_of(
     if threading.current_thread() is threading.main_thread():
         # torch's handler raises wherever the program is when a process dies; `good` looks where it can be told.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    guard = Guard(workers_of(batches), stopped, min(limit_s, HANGS_S))
     try:
-        yield good(batches, stopped, limit_s)
+        yield good(batches, stopped, limit_s, guard)
     finally:
+        guard.end()
         end_workers(batches)
+
+
+class Guard(threading.Thread):
+    """Kills loader processes that a wait hangs on where nothing else can end it.
+
+    torch fetches a batch's memory over a socket without a time limit: where a process is stopped just before (SIGSTOP,
+    a frozen container), the wait is deaf to signals. On a GPU the thread that pins memory waits so, see `end_workers`.
+
+    Args:
+        workers: the processes.
+        stopped: whether the run is to stop.
+        limit_s: seconds that one call of `waiting` may take.
+    """
+
+    def __init__(self, workers: Sequence[Any], stopped: Callable[[], bool], limit_s: float) -> None:
+        super().__init__(daemon=True, name="loader guard")
+        self.workers, self.stopped, self.limit_s = workers, stopped, limit_s
+        self.fired = False
+        self._since: float | None = None
+        self._done = threading.Event()
+        if workers:
+            self.start()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What is done inside hangs if it takes too long."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    def run(self) -> None:
+        """Look every `POLL_S`; twice too long in a row: this process may itself have been stopped meanwhile."""
+        too_long = 0
+        while not self._done.wait(POLL_S) and too_long < 2:
+            since, limit = self._since, min(self.limit_s, STOPPED_S) if self.stopped() else self.limit_s
+            hangs = since is not None and time.monotonic() - since > limit
+            too_long = too_long + 1 if hangs else 0
+        if too_long == 2:
+            self.fired = True
+            for worker in self.workers:
+                worker.kill()
+
+    def end(self) -> None:
+        """Nothing is waited for any longer."""
+        self._done.set()
+
+
+def workers_of(batches: object) -> Sequence[Any]:
+    """Return the loader processes; none where this process loads."""
+    return getattr(batches, "_workers", [])
 
 
 def check_sockets() -> None:
@@ -204,11 +220,16 @@ def check_sockets() -> None:
 
 def end_workers(batches: object) -> None:
     """Also those that are stuck or stopped."""
-    workers = getattr(batches, "_workers", [])  # none where this process loads
+    workers = workers_of(batches)
+    if not workers:
+        return
+    # A thread that pins what a stopped process was to hand over is waited for without end.
+    late = threading.Timer(ENDS_S, lambda: [worker.kill() for worker in workers])
+    late.start()
     try:
-        if workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]  # what its `__del__` does, too late here
+        batches._shutdown_workers()  # type: ignore[attr-defined]  # what its `__del__` does, too late here
     finally:
+        late.cancel()
         for worker in workers:
             worker.kill()
 
@@ -217,15 +238,20 @@ def good(
     batches: Iterator[MicroBatch | UserError],
     stopped: Callable[[], bool] = lambda: False,
     limit_s: float = math.inf,
+    guard: Guard | None = None,
 ) -> Iterator[MicroBatch]:
     """Yield what comes; see `batches_of`. Raises an error where one stands in a batch's place."""
+    guard = guard or Guard([], stopped, limit_s)
     waited, said = 0.0, SAY_AFTER_S
     while True:
         try:
-            batch = next(batches)
+            with guard.waiting():
+                batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
+            if guard.fired:
+                check_wanted(batches, stopped)
             check_alive(batches, error)
             waited += POLL_S
             if stopped():
@@ -245,9 +271,19 @@ def good(
         yield batch
 
 
-def check_alive(batches: Any, error: RuntimeError) -> None:
+def check_wanted(batches: Any, stopped: Callable[[], bool]) -> None:
+    """Raise what a wait ended in that the guard has cut off."""
+    if stopped():
+        raise Interrupted from None
+    raise UserError(
+        f"loader processes {pids_of(batches)} hung while they handed over a batch, and were ended: stopped from outside "
+        "(SIGSTOP, a frozen container)?"
+    ) from None
+
+
+def check_alive(batches: Any, error: Exception) -> None:
     """Raise the error of a wait that isn't just one of `POLL_S`: a loader process that is gone is named."""
-    for worker in getattr(batches, "_workers", []):
+    for worker in workers_of(batches):
         if worker.exitcode:
             number = -worker.exitcode
             killed = (
@@ -263,7 +299,7 @@ def check_alive(batches: Any, error: RuntimeError) -> None:
 
 def pids_of(batches: Any) -> str:
     """Return the numbers of the loader processes, for a person."""
-    return ", ".join(str(worker.pid) for worker in getattr(batches, "_workers", []))
+    return ", ".join(str(worker.pid) for worker in workers_of(batches))
 
 
 def start_worker(_worker: int) -> None:

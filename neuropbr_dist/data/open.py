@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,20 +10,40 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from neuropbr_dist.config import DataConfig, TrainConfig
+from neuropbr_dist.config import DataConfig, TrainConfig, check_rendering
 from neuropbr_dist.data.alignment import known
+from neuropbr_dist.data.builtin.cache import BuiltinCache
 from neuropbr_dist.data.cameras import CAMERAS_FILE
-from neuropbr_dist.data.files.entries import Sample
-from neuropbr_dist.data.files.headers import HeaderReport, check_headers
-from neuropbr_dist.data.files.layout import list_faults, scan, subfolders
+from neuropbr_dist.data.files.check import checked_side
+from neuropbr_dist.data.files.entries import SOURCES, Sample
+from neuropbr_dist.data.files.headers import roles_of
+from neuropbr_dist.data.files.layout import index_materials, scan, subfolders
 from neuropbr_dist.data.packed.index import HEAD, INDEX_FILES
 from neuropbr_dist.data.packed.source import PackedSource
+from neuropbr_dist.data.rendered.materials import (
+    BuiltinMaterials,
+    Materials,
+    checked_materials,
+    holds_materials_alone,
+    materials_folder,
+    open_materials,
+    packed_folder,
+)
+from neuropbr_dist.data.rendered.renderer import Renderer
+from neuropbr_dist.data.rendered.source import (
+    LEAST_OF_AN_EPOCH,
+    RenderedEntries,
+    RenderedSource,
+    cut_rendered,
+)
 from neuropbr_dist.data.sources import BuiltinSource, Entry, FileSource, Source, fingerprint
 from neuropbr_dist.data.split import Subset, read_split, split, split_as_named
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0, rank, world_size
+from neuropbr_dist.materials.environment import read_environments
+from neuropbr_dist.ranks import on_each_rank, on_rank_0, rank, world_size
 
 Align = Literal["plane", "none"]
 
@@ -46,6 +65,16 @@ class Samples:
     cameras: tuple[int, int]
     """How many entries have a view whose camera counts, and how many there are."""
 
+    def renderer(self, device: torch.device) -> Renderer:
+        """Return what renders views of this set on a device; it knows the set's panoramas."""
+        environments = self.source.environments if isinstance(self.source, RenderedSource) else None
+        return Renderer(None if environments is None else environments.to(device))
+
+    @property
+    def described(self) -> str:
+        """Where views and maps come from, in full, so that nobody takes built-in materials for others."""
+        return described(self.source, self.data)
+
     @property
     def fingerprint(self) -> str:
         """Hash of which samples the training set holds, in which order, at which size."""
@@ -55,14 +84,22 @@ class Samples:
 def resolve_data(data: DataConfig) -> DataConfig:
     """Return `data` with what it leaves open filled in: files at ./data if they are there, else built-in materials.
 
-    The set is then `packed_dir`, or `input_dir` and `output_dir`, or, if none is named, built in. `data.builtin` keeps
-    a run that began on built-in materials from a ./data that came later.
+    The set is then `materials_dir`, `packed_dir`, or `input_dir` and `output_dir`, or, if none is named, built in.
+    `data.builtin` keeps a run that began on built-in materials from a ./data that came later.
+
+    Raises:
+        UserError: `data` asks of stored views what only rendered ones can have, or the other way round.
     """
-    if data.packed_dir is not None or _names_files(data) or data.builtin:
-        return data
-    if all(folder.is_dir() for folder in HERE):
-        return replace(data, input_dir=str(HERE[0]), output_dir=str(HERE[1]))
-    return replace(data, builtin=True)
+    if not (data.materials_dir or data.packed_dir or _names_files(data) or data.builtin):
+        if all(folder.is_dir() for folder in HERE):
+            data = replace(data, input_dir=str(HERE[0]), output_dir=str(HERE[1]))
+        else:
+            data = replace(data, builtin=True)
+    if data.render == "auto":
+        without_views = data.materials_dir or (data.packed_dir and holds_materials_alone(data.packed_dir))
+        data = replace(data, render="online" if without_views else "stored")
+    check_rendering(data)
+    return data
 
 
 def open_source(data: DataConfig, seed: int) -> Source:
@@ -74,11 +111,30 @@ def open_source(data: DataConfig, seed: int) -> Source:
     Raises:
         UserError: no such set, or files of it are missing.
     """
+    if data.render == "online":
+        return _rendered(open_materials(data, seed), data, seed)
     if data.packed_dir is not None:
         return PackedSource(data.packed_dir, data.render_curriculum, data.image_size)
     if _names_files(data):
         return _files(data, _scan(data), data.image_size or 0)
     return BuiltinSource(data, seed)
+
+
+def described(source: Source, data: DataConfig) -> str:
+    """Return where the views and maps of a set come from, for a person.
+
+    Args:
+        data: that means the set, resolved.
+    """
+    renders = " and ".join(SOURCES[data.render_curriculum])
+    if isinstance(source, RenderedSource):
+        where = packed_folder(data) or materials_folder(data)
+        kind = "built-in materials" if where is None else f"materials of {where}"
+        light = "" if data.environments_dir is None else f", lit by {data.environments_dir}"
+        return f"rendered online from {len(source.materials.names)} {kind} × {source.repeats} repeats, {renders}{light}"
+    if isinstance(source, BuiltinSource):
+        return f"stored {renders} views of {data.builtin_count} built-in materials"
+    return f"stored {renders} views of {data.packed_dir or f'{data.input_dir}, maps of {data.output_dir}'}"
 
 
 def open_samples(cfg: TrainConfig) -> Samples:
@@ -90,6 +146,8 @@ def open_samples(cfg: TrainConfig) -> Samples:
         UserError: on all ranks: anything wrong with the files, all faults in one message.
     """
     data = on_rank_0(lambda: resolve_data(cfg.data))
+    if data.render == "online":
+        return _open_rendered(cfg, data)
     if data.packed_dir is None and _names_files(data):
         source: Source = _checked_files(data, Path(cfg.training.checkpoint_dir))
     else:
@@ -126,8 +184,10 @@ def resolve_align(wanted: str, kept: Sequence[Entry], entries: Sequence[Entry]) 
 
 def split_entries(
     source: Source, data: DataConfig, align: str, seed: int
-) -> tuple[Subset[Entry], Subset[Entry]]:
+) -> tuple[Sequence[Entry], Sequence[Entry]]:
     """Return (train, validation) as a run with these settings cuts a set; for a process of its own."""
+    if isinstance(source, RenderedSource):
+        return cut_rendered(source, _held_out(source.materials, data, seed))
     entries = with_cameras(source, data) if align == "plane" else source.entries
     return _cut(entries, data, seed, _own_split(data, source))
 
@@ -145,9 +205,16 @@ def _own_split(data: DataConfig, source: Source) -> frozenset[str] | None:
     """Return the materials that the set's own split holds out; None where `data.val_ratio` decides."""
     if isinstance(source, PackedSource):
         return read_split(source.folder, source.set.materials)
-    if data.output_dir is None or not _names_files(data):
+    if not isinstance(source, FileSource) or data.output_dir is None:
         return None
     return read_split(Path(data.output_dir), subfolders(Path(data.output_dir)))
+
+
+def builtin_cache(source: Source) -> BuiltinCache | None:
+    """Return where a set's built-in materials are kept; None for other materials."""
+    if isinstance(source, RenderedSource):
+        return source.materials.cache if isinstance(source.materials, BuiltinMaterials) else None
+    return source.cache if isinstance(source, BuiltinSource) else None
 
 
 def fill_cache(source: Source, ranks_per_node: int = 1) -> None:
@@ -158,18 +225,22 @@ def fill_cache(source: Source, ranks_per_node: int = 1) -> None:
     Raises:
         UserError: on all ranks: one can't keep them.
     """
-    if not isinstance(source, BuiltinSource):
+    cache = builtin_cache(source)
+    if cache is None:
         return
-    indices = sorted({entry.index for entry in source.entries})[rank() :: world_size()]
-    missing = source.cache.missing(indices, source.folders)
+    if isinstance(source, BuiltinSource):
+        folders, every = source.folders, sorted({entry.index for entry in source.entries})
+    else:
+        folders, every = (), sorted({entry.number for entry in source.entries})
+    missing = cache.missing(every[rank() :: world_size()], folders)
     workers = max(1, min(len(missing), (os.cpu_count() or 1) // ranks_per_node))
     hidden = not missing or rank() != 0 or not sys.stderr.isatty()
     with tqdm(total=len(missing), desc="Making built-in materials", disable=hidden) as bar:
-        on_each_rank(lambda: source.cache.fill(missing, bar.update, source.folders, workers))
+        on_each_rank(lambda: cache.fill(missing, bar.update, folders, workers))
 
 
 def first_files(data: DataConfig) -> list[Path]:
-    """Return the files of a set's first sample, or of a packed set's index; none of built-in materials.
+    """Return the files of a set's first sample or material, or of a packed set's index; none of built-in materials.
 
     Nodes that see the same of these see the same set.
 
@@ -177,8 +248,11 @@ def first_files(data: DataConfig) -> list[Path]:
         UserError: no such set, or files of it are missing.
     """
     data = resolve_data(data)
-    if data.packed_dir is not None:
-        return [Path(data.packed_dir) / name for name in (HEAD, *INDEX_FILES)]
+    packed = packed_folder(data)
+    if packed is not None:
+        return [packed / name for name in (HEAD, *INDEX_FILES)]
+    if data.render == "online" and (folder := materials_folder(data)) is not None:
+        return list(next(iter(index_materials(folder).materials.values()), ()))
     if not _names_files(data):
         return []
     first = _scan(data)[0]
@@ -202,33 +276,39 @@ def _files(data: DataConfig, entries: list[Sample], size: int) -> FileSource:
 
 
 def _checked_files(data: DataConfig, run_folder: Path) -> FileSource:
-    """Return the files, after every rank has looked at its share of their headers.
-
-    Args:
-        run_folder: where each rank keeps the headers that it has seen.
-    """
+    """Return the files, after every rank has looked at its share of their headers."""
     # One rank lists the folders: a thousand at once are a burden on a shared file system.
     entries = on_rank_0(lambda: _scan(data))
-
-    def look() -> HeaderReport:
-        run_folder.mkdir(parents=True, exist_ok=True)
-        seen = run_folder / f"headers-{rank()}.json"
-        return check_headers(entries, data.image_size, rank=rank(), world_size=world_size(), cache=seen)
-
-    report = on_each_rank(look)
-    faults = _by_host(all_gather_object((socket.gethostname(), report.faults)))
-    if faults:
-        raise UserError(
-            f"{data.input_dir}: the data set has faults, nothing was trained: {list_faults(faults)}"
-        )
-    size = data.image_size or report.native_size
-    assert size is not None  # an unreadable first view is a fault
-    return _files(data, entries, size)
+    assert data.input_dir is not None
+    return _files(data, entries, checked_side(data.input_dir, roles_of(entries), data.image_size, run_folder))
 
 
-def _by_host(found: Sequence[tuple[str, list[str]]]) -> list[str]:
-    """Return all ranks' faults, sorted; of several hosts each is named: one may see what others don't."""
-    several = len({host for host, _ in found}) > 1
-    return sorted(
-        {f"{fault} (on {host})" if several else fault for host, faults in found for fault in faults}
-    )
+# -- maps alone, whose views are rendered ----------------------------------------------------
+
+
+def _open_rendered(cfg: TrainConfig, data: DataConfig) -> Samples:
+    seed = cfg.training.seed
+    materials = checked_materials(data, seed, Path(cfg.training.checkpoint_dir))
+    source = on_each_rank(lambda: _rendered(materials, data, seed))
+    train, val = cut_rendered(source, on_rank_0(lambda: _held_out(materials, data, seed)))
+    data, count = replace(data, renders_per_epoch=source.repeats), len(source.entries)
+    align: Align = "none" if cfg.model.align == "none" else "plane"
+    return Samples(source, train, val, data, align, (count, count))
+
+
+def _rendered(materials: Materials, data: DataConfig, seed: int) -> RenderedSource:
+    """Return the entries that an epoch shows; `renders_per_epoch`, if it is open, makes them `LEAST_OF_AN_EPOCH`."""
+    folders = len(SOURCES[data.render_curriculum])
+    repeats = data.renders_per_epoch
+    if repeats is None:
+        trained_on = len(materials.names) - len(_held_out(materials, data, seed))
+        repeats = -(-LEAST_OF_AN_EPOCH // (trained_on * folders))
+    panoramas = None if data.environments_dir is None else read_environments(data.environments_dir)
+    return RenderedSource(materials, repeats, data.render_curriculum, seed, panoramas)
+
+
+def _held_out(materials: Materials, data: DataConfig, seed: int) -> frozenset[str]:
+    """Return the names of the materials that validation is done with."""
+    once, folder = RenderedEntries(materials.names, 1, 0), getattr(materials, "folder", None)
+    own = None if folder is None else read_split(folder, materials.names)
+    return frozenset(entry.material for entry in _cut(once, data, seed, own)[1])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +19,8 @@ from neuropbr_dist.data.builtin.cache import (
     sample_name,
 )
 from neuropbr_dist.data.cameras import NOT_KNOWN
-from neuropbr_dist.data.files.decode import read_maps, read_views
+from neuropbr_dist.data.files.cache import MapFiles
+from neuropbr_dist.data.files.decode import read_views
 from neuropbr_dist.data.files.entries import SOURCES, Entry, Sample
 from neuropbr_dist.errors import UserError
 
@@ -44,6 +43,10 @@ class Source(ABC):
     @abstractmethod
     def load(self, entry: Any) -> tuple[np.ndarray, np.ndarray]:
         """Views (3, 3, S, S) and maps (8, S, S), uint8."""
+
+    def maps(self, entry: Any) -> np.ndarray:
+        """The maps alone."""
+        return self.load(entry)[1]
 
     def load_into(self, entry: Any, views: np.ndarray, maps: np.ndarray) -> None:
         """Fill arrays of these shapes.
@@ -85,25 +88,17 @@ class FileSource(Source):
     def __init__(self, entries: Sequence[Sample], size: int, resize: bool, cache_mib: int = 0) -> None:
         self.entries, self.size = entries, size
         self._resize = size if resize else None
-        self._cache_bytes = cache_mib << 20
-        self._cache: OrderedDict[tuple[Path, ...], np.ndarray] = OrderedDict()
+        self._maps = MapFiles(self._resize, cache_mib)
 
     def cameras(self, entry: Sample) -> np.ndarray:
         return NOT_KNOWN if entry.cameras is None else entry.cameras
 
     def load(self, entry: Sample) -> tuple[np.ndarray, np.ndarray]:
         """The maps are read-only: they may be a cached array."""
-        return read_views(entry, self._resize), self._maps(entry)
+        return read_views(entry, self._resize), self.maps(entry)
 
-    def _maps(self, entry: Sample) -> np.ndarray:
-        maps = self._cache.pop(entry.maps, None)
-        if maps is None:
-            maps = read_maps(entry, self._resize)
-            maps.flags.writeable = False
-        self._cache[entry.maps] = maps
-        while sum(kept.nbytes for kept in self._cache.values()) > self._cache_bytes:
-            self._cache.popitem(last=False)
-        return maps
+    def maps(self, entry: Sample) -> np.ndarray:
+        return self._maps.read(entry.maps)
 
 
 class BuiltinSource(Source):
@@ -128,7 +123,10 @@ class BuiltinSource(Source):
         return self._cameras[entry.index]
 
     def load(self, entry: BuiltinEntry) -> tuple[np.ndarray, np.ndarray]:
-        return self.cache.views(entry.index, entry.source), self.cache.maps(entry.index)
+        return self.cache.views(entry.index, entry.source), self.maps(entry)
+
+    def maps(self, entry: BuiltinEntry) -> np.ndarray:
+        return self.cache.maps(entry.index)
 
 
 def fingerprint(entries: Sequence[Entry], size: int, edition: str = "") -> str:

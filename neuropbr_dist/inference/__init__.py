@@ -5,10 +5,10 @@ model = load_generator("model.safetensors").cuda()
 maps = model(views)
 """
 
+from neuropbr_dist.checkpoint.tensor_file import TensorFile, read_tensor_file
 from neuropbr_dist.inference.export import check, consolidate, export_inference
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
 from neuropbr_dist.inference.predict import predict
-from neuropbr_dist.inference.tensor_file import TensorFile, read_tensor_file
 
 __all__ = [
     "InferenceGenerator",

@@ -6,10 +6,11 @@ import logging
 from pathlib import Path
 
 from neuropbr_dist.checkpoint import find, verify
+from neuropbr_dist.checkpoint.tensor_file import SUFFIX, TensorFile, read_tensor_file, write_tensor_file
+from neuropbr_dist.checkpoint.weights import WEIGHTS_FILE, open_checkpoint, read_weights
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import write_text
-from neuropbr_dist.inference.generator import WEIGHTS_FILE, build, open_checkpoint, read_weights
-from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file, write_tensor_file
+from neuropbr_dist.inference.generator import build
 
 log = logging.getLogger(__name__)
 

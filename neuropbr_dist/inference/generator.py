@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from neuropbr_dist.checkpoint import Checkpoint, find, open_newest
+from neuropbr_dist.checkpoint.tensor_file import TensorFile
+from neuropbr_dist.checkpoint.weights import mismatches, read_weights, step_of
 from neuropbr_dist.config import TrainConfig, as_saved, from_yaml
 from neuropbr_dist.data.device import normalise_views, shown
 from neuropbr_dist.errors import UserError, some
-from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file
 from neuropbr_dist.materials.rectify import rectify
 from neuropbr_dist.models import Generator
-
-WEIGHTS_FILE = f"model{SUFFIX}"
-"""Name of the weights in an exported folder."""
-_PREFIXES = ("generator/param/", "generator/buffer/", "generator/ema/")
-"""Canonical names that make a `state_dict()`; a later one wins: averaged weights are used where there are any."""
 
 
 class InferenceGenerator(Generator):
@@ -107,36 +100,6 @@ def load_generator(path: str | os.PathLike) -> InferenceGenerator:
     return build(*read_weights(Path(path)))
 
 
-def read_weights(path: Path) -> tuple[TensorFile, Path]:
-    """The generator's weights as an `inference` file holds them, and where they are from."""
-    if (path / WEIGHTS_FILE).is_file() and not find(path):  # beside checkpoints it is an old copy of one
-        path = path / WEIGHTS_FILE
-    if path.is_file():
-        stored = read_tensor_file(path)
-        if stored.kind == "inference":
-            return stored, path
-        origin, tensors, config, step = path, stored.tensors, stored.config_yaml, stored.state.get("step")
-    else:
-        with open_checkpoint(path) as checkpoint:
-            tensors = {name: value for prefix in _PREFIXES for name, value in checkpoint.read(prefix).items()}
-            origin, config, step = checkpoint.path, checkpoint.config_yaml, checkpoint.state["step"]
-    averaged = any(name.startswith(_PREFIXES[-1]) for name in tensors)
-    return TensorFile("inference", _generator_only(tensors), config, {"step": step, "ema": averaged}), origin
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The newest good checkpoint that `path` may mean.
-
-    Raises:
-        UserError: there is none, or none is good.
-    """
-    checkpoint = open_newest(path, usable=lambda found: _step(found.state))
-    if checkpoint is None:
-        found = "no checkpoint in this folder" if path.is_dir() else "no such checkpoint or folder"
-        raise UserError(f"{path}: {found}; allowed: a run's folder, or a checkpoint in it")
-    return checkpoint
-
-
 def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
     """The generator around its weights.
 
@@ -145,7 +108,7 @@ def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
             NaN or an infinity.
     """
     config = as_saved(from_yaml(weights.config_yaml, f"{origin}: its configuration"))
-    step = _step(weights.state)
+    step = step_of(weights.state)
     try:
         with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
             model = InferenceGenerator(config, origin, step, weights.state.get("ema") is True)
@@ -169,30 +132,3 @@ def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
         )
     model.load_state_dict(weights.tensors, assign=True)
     return model.eval().requires_grad_(False)
-
-
-def _step(state: Mapping[str, Any]) -> int:
-    """The step of saved weights. Raises a UserError where there is none."""
-    step = state.get("step")
-    if type(step) is not int or step < 0:
-        raise UserError("its state names no step")
-    return step
-
-
-def _generator_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Canonical names -> names of the generator's `state_dict()`; all else is left out."""
-    return {
-        name.removeprefix(prefix): value
-        for prefix in _PREFIXES
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
-
-
-def mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Return the tensors of `wanted` that aren't found in their shape, each with what is wrong."""
-    return [f"{name} (missing)" for name in wanted if name not in found] + [
-        f"{name} ({tuple(found[name].shape)}; its configuration means {tuple(tensor.shape)})"
-        for name, tensor in wanted.items()
-        if name in found and found[name].shape != tensor.shape
-    ]

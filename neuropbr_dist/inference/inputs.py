@@ -20,6 +20,7 @@ from neuropbr_dist.data.files.layout import list_faults
 from neuropbr_dist.data.open import open_source, resolve_data, split_entries
 from neuropbr_dist.data.sources import Source
 from neuropbr_dist.errors import UserError, some
+from neuropbr_dist.training.baseline import mean_maps
 
 Part = Literal["val", "train", "all"]
 
@@ -50,36 +51,32 @@ def open_subjects(
     input_dir: str | None = None,
     output_dir: str | None = None,
     packed_dir: str | None = None,
+    materials_dir: str | None = None,
 ) -> Iterator[Subject]:
     """Sample `index`, or one after another all, of the data set that the run was trained on.
 
     Samples are counted by name as a person counts, `sample_2` before `sample_10`, clean before dirty, as the saved
-    `data.render_curriculum` selects them.
+    `data.render_curriculum` selects them. Of a run whose views are rendered, each material is one sample.
 
     Args:
         index: a sample's place, its name (`sample_2`, or `dirty/sample_2`), or `all`.
         part: what is counted: all samples, or one side of the run's train/validation split.
         size: side in pixels to resize to; None: the files' own.
-        input_dir, output_dir, packed_dir: where the data set lies now, if not where the configuration says.
+        input_dir, output_dir, packed_dir, materials_dir: where the data set lies now, if not where the
+            configuration says.
 
     Raises:
         UserError: no data set there, no such sample in it, or none of its views has a camera and the model needs one.
     """
-    data = replace(config.data, image_size=size)
-    if packed_dir is not None:
-        data.packed_dir, data.input_dir, data.output_dir = packed_dir, None, None
-    if input_dir is not None:
-        data.input_dir, data.metadata_path, data.packed_dir = input_dir, None, None
-    data.output_dir = output_dir or data.output_dir
-    data = resolve_data(data)
+    data = moved_to(replace(config.data, image_size=size), input_dir, output_dir, packed_dir, materials_dir)
     check_there(data)
     source = open_source(data, config.training.seed)
-    where = data.packed_dir or data.input_dir or "the built-in materials"
+    where = data.materials_dir or data.packed_dir or data.input_dir or "the built-in materials"
     alignment = Alignment.of_run(replace(config, data=data), training=False)
     entries = sorted(source.entries if part == "all" else _side(source, config, part), key=_as_counted)
     chosen = range(len(entries)) if index == "all" else [_place(entries, index, f"{where}, --split {part}")]
     several = len({entry.source for entry in entries}) > 1
-    moved = (input_dir, output_dir, packed_dir) != (None, None, None)  # perhaps another set, another split
+    moved = {input_dir, output_dir, packed_dir, materials_dir} != {None}  # perhaps another set, another split
     held_out = set() if moved or part != "all" else {e.key for e in _side(source, config, "val")}
     for i in chosen:
         entry, known = entries[i], f"{part} side"
@@ -100,6 +97,45 @@ def open_subjects(
         seen = None if cameras is None else torch.from_numpy(cameras)
         name = entry.key if several or index == "all" else entry.name
         yield Subject(name, title, label, _tensor(views), _tensor(maps), seen)
+
+
+def mean_of_training(
+    config: TrainConfig,
+    size: int | None,
+    input_dir: str | None = None,
+    output_dir: str | None = None,
+    packed_dir: str | None = None,
+    materials_dir: str | None = None,
+) -> tuple[Tensor, str]:
+    """Return mean maps (8, 1, 1) to compare predictions with, and which materials' they are.
+
+    Of the run's training side; of a set that lies elsewhere, which may be another one, of all of it.
+    """
+    data = moved_to(replace(config.data, image_size=size), input_dir, output_dir, packed_dir, materials_dir)
+    source = open_source(data, config.training.seed)
+    if {input_dir, output_dir, packed_dir, materials_dir} != {None}:
+        return mean_maps(source, source.entries), "this set"
+    return mean_maps(source, _side(source, config, "train")), "the training side"
+
+
+def moved_to(
+    data: DataConfig,
+    input_dir: str | None,
+    output_dir: str | None,
+    packed_dir: str | None,
+    materials_dir: str | None,
+) -> DataConfig:
+    """Return `data`, resolved, with the set where it lies now; each material is rendered once."""
+    named = {"packed_dir": packed_dir, "input_dir": input_dir, "materials_dir": materials_dir}
+    if set(named.values()) != {None}:
+        data = replace(data, **named, metadata_path=None, render="auto")  # type: ignore[arg-type]
+        if input_dir is None:
+            data.output_dir = None
+    data.output_dir = output_dir or data.output_dir
+    if data.render == "auto":
+        data = replace(data, renders_per_epoch=None)
+    data = resolve_data(data)
+    return replace(data, renders_per_epoch=1) if data.render == "online" else data
 
 
 def _as_counted(entry: Any) -> tuple[Any, ...]:
@@ -127,10 +163,13 @@ def _place(entries: Sequence[Any], index: int | str, where: str) -> int:
 
 def check_there(data: DataConfig) -> None:
     """Raise a UserError that names the flag to say it by, unless the folders that `data`, resolved, names are there."""
-    if data.packed_dir is not None:
-        if not Path(data.packed_dir).is_dir():
-            raise UserError(f"{data.packed_dir}: no such folder; say by --data where the packed set lies now")
-        return
+    for alone, flag, what in (
+        (data.packed_dir, "--data", "packed set"), (data.materials_dir, "--materials", "folder of materials"),
+    ):  # fmt: skip
+        if alone is not None:
+            if not Path(alone).is_dir():
+                raise UserError(f"{alone}: no such folder; say by {flag} where the {what} lies now")
+            return
     if (data.input_dir is None) != (data.output_dir is None):
         raise UserError("--data-input-dir and --data-output-dir: name both; the run's own data were built in")
     for folder, flag in ((data.input_dir, "--data-input-dir"), (data.output_dir, "--data-output-dir")):

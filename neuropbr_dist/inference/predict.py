@@ -7,13 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from neuropbr_dist.config import LossConfig
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator
 from neuropbr_dist.inference.tiles import MIN_OVERLAP, predict_tiles, refuse_tiling
-from neuropbr_dist.materials.decoding import decode_maps
 from neuropbr_dist.models import size_multiple
-from neuropbr_dist.objectives import MAP_SLICES, MetricSums, ReconstructionLoss
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -94,26 +91,3 @@ def predict(
         raise UserError(
             f"{size} px a side don't fit into the memory of {device}; use a smaller {smaller}"
         ) from error
-
-
-def measure(pred: Tensor, maps: Tensor) -> dict[str, float]:
-    """Metrics of one prediction, as in validation (see `MetricSums.result`).
-
-    Args:
-        pred: (8, S, S) float.
-        maps: the true maps, uint8 (8, S, S).
-    """
-    # The loss itself isn't reported: with the run's own weights, custom losses would have to be found and run.
-    sums = MetricSums(ReconstructionLoss(LossConfig()), pred.device)
-    sums.update(pred[None], decode_maps(maps[None].to(pred.device)))
-    return sums.result()
-
-
-def table(metrics: dict[str, float]) -> str:
-    """Per map MAE, PSNR and SSIM, and the angle of the normals, for a person."""
-    lines = [f"{'':10}{'MAE':>8}{'PSNR':>9}{'SSIM':>8}"]
-    for name in MAP_SLICES:
-        mae, psnr, similarity = (metrics[f"{name}_{metric}"] for metric in ("mae", "psnr", "ssim"))
-        lines.append(f"{name:10}{mae:8.4f}{psnr:6.2f} dB{similarity:8.4f}")
-    angles = [f"{metrics[f'normal_angle_{name}']:.2f}° {name}" for name in ("mean", "median", "p95")]
-    return "\n".join([*lines, f"normal angle  {', '.join(angles)}"])

@@ -12,25 +12,28 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.cluster import Environment, pick_device
-from neuropbr_dist.config import LossConfig, TrainConfig, from_yaml, to_yaml
+from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
 from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.data.builtin.cache import refuse_unasked_cache
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.inference.figures import Figures, measured, table
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
 from neuropbr_dist.inference.inputs import (
     Part,
     Subject,
     cameras_of_triples,
     find_triples,
+    mean_of_training,
     open_subjects,
     open_triple,
 )
 from neuropbr_dist.inference.pictures import write_pictures
-from neuropbr_dist.inference.predict import measure, predict, resolve_precision, table
+from neuropbr_dist.inference.predict import predict, resolve_precision
 from neuropbr_dist.inference.relight import NAME as ANIMATION
 from neuropbr_dist.inference.relight import write_animation
 from neuropbr_dist.materials.decoding import decode_maps
-from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
+from neuropbr_dist.objectives import MetricSums
+from neuropbr_dist.objectives.perceptual import load_perceptual
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +46,14 @@ class SetSamples:
         index: a sample's place, its name, or `all`.
         part: what `index` counts in: all samples by name, or one side of the run's split.
         packed_dir: a packed set.
+        materials_dir: materials alone, whose views are rendered.
         input_dir, output_dir: where the run's renders and maps lie now, or another set's.
     """
 
     index: int | str = 0
     part: Part = "all"
     packed_dir: str | None = None
+    materials_dir: str | None = None
     input_dir: str | None = None
     output_dir: str | None = None
 
@@ -105,7 +110,8 @@ def infer(request: Request) -> None:
     log.info(
         f"Generator of {model.origin} (step {model.step}{kind}): {parameters / 1e6:.1f} M, {device}, {precision}"
     )
-    sums, count = MetricSums(ReconstructionLoss(LossConfig()), "cpu"), 0
+    perceptual = load_perceptual(device)
+    figures = Figures(*compared_with(r, model))
     for group in batched(subjects(r, model), r.batch_size):
         views = torch.stack([subject.views for subject, _ in group])
         known = [subject.cameras for subject, _ in group if subject.cameras is not None]
@@ -113,22 +119,59 @@ def infer(request: Request) -> None:
         preds = predict(model, views, cameras, precision=precision, tile=r.tile, overlap=r.overlap)
         for (subject, folder), pred in zip(group, preds, strict=True):
             seen = model.seen(subject.views, subject.cameras)
-            show(subject, seen, pred, folder, model.step, bits=r.bits, relight=r.relight)
-            if subject.maps is not None:
-                sums.update(pred[None], decode_maps(subject.maps[None]))
-                count += 1
-    if count > 1:
-        log.info(f"Mean of {count} samples:\n{table(sums.result())}")
+            good = None if subject.maps is None else measured(pred, subject.maps, device, perceptual)
+            show(subject, seen, pred, good, folder, model.step, bits=r.bits, relight=r.relight)
+            if good is not None and subject.maps is not None:
+                figures.add(subject.name, good, subject.maps)
+    if len(figures.rows) > 1:
+        log.info(f"Mean of {len(figures.rows)} samples:\n{figures.text()}")
+        title = f"{model.origin}, step {model.step}: mean absolute errors of {len(figures.rows)} samples"
+        log.info(f"Wrote {', '.join(figures.write(r.out_dir, title))} to {r.out_dir}")
+
+
+def compared_with(request: Request, model: InferenceGenerator) -> tuple[Tensor | None, str]:
+    """Return mean maps to compare a whole set's predictions with, and whose; None for anything else."""
+    source = request.source
+    if not isinstance(source, SetSamples) or source.index != "all":
+        return None, ""
+    cfg = configured(request, model)
+    folders = source.input_dir, source.output_dir, source.packed_dir, source.materials_dir
+    return mean_of_training(cfg, cfg.data.image_size, *folders)
+
+
+def configured(request: Request, model: InferenceGenerator) -> TrainConfig:
+    """Return the run's configuration with the request's changes.
+
+    Raises:
+        UserError: it would make a cache that the request doesn't name.
+    """
+    cfg = from_yaml(to_yaml(model.config), str(model.origin))
+    request.overrides.apply(asked := TrainConfig())
+    if isinstance(request.source, SetSamples):
+        refuse_unasked_cache(
+            cfg.data.builtin_cache, asked.data.builtin_cache, f"--checkpoint {request.checkpoint}"
+        )
+    request.overrides.apply(cfg)
+    return cfg
 
 
 def show(
-    subject: Subject, seen: Tensor, pred: Tensor, folder: Path, step: int, *, bits: int, relight: bool
+    subject: Subject,
+    seen: Tensor,
+    pred: Tensor,
+    good: MetricSums | None,
+    folder: Path,
+    step: int,
+    *,
+    bits: Literal[8, 16],
+    relight: bool,
 ) -> None:
     """Write one material's files, and say how good they are where the true maps are known.
 
     Args:
         seen: what the model saw of it.
         pred: (8, S, S) float.
+        good: how good that is, where the true maps are known.
         step: of the checkpoint.
     """
     log.info(f"{subject.label}, {subject.views.shape[-1]} px")
@@ -136,8 +179,8 @@ def show(
         raise UserError(
             f"{subject.title}: what comes out is not finite, and nothing was written; try --precision fp32"
         )
-    if subject.maps is not None:
-        log.info(table(measure(pred, subject.maps)))
+    if good is not None:
+        log.info(table(good.result()))
     files = write_pictures(folder, subject, seen, pred, bits=bits, title=f"{subject.title}, step {step}")
     if relight:
         target = None if subject.maps is None else decode_maps(subject.maps[None])[0]
@@ -169,16 +212,10 @@ def placed(out: Path, name: str) -> Path:
 def subjects(request: Request, model: InferenceGenerator) -> Iterator[Placed]:
     """Yield what to predict, one at a time, and the folder for each."""
     source, out = request.source, request.out_dir
-    cfg = from_yaml(to_yaml(model.config), str(model.origin))
-    request.overrides.apply(asked := TrainConfig())
-    if isinstance(source, SetSamples):
-        refuse_unasked_cache(
-            cfg.data.builtin_cache, asked.data.builtin_cache, f"--checkpoint {request.checkpoint}"
-        )
-    request.overrides.apply(cfg)
+    cfg = configured(request, model)
     size = cfg.data.image_size
     if isinstance(source, SetSamples):
-        folders = source.input_dir, source.output_dir, source.packed_dir
+        folders = source.input_dir, source.output_dir, source.packed_dir, source.materials_dir
         for subject in open_subjects(cfg, source.index, source.part, size, *folders):
             yield subject, out / subject.name if source.index == "all" else placed(out, subject.name)
         return

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from neuropbr_dist.checkpoint import Fragment, find, save, step_name
+from neuropbr_dist.checkpoint.tensor_file import SUFFIX, TensorFile, write_tensor_file
+from neuropbr_dist.checkpoint.weights import mismatches, read_networks, read_weights
 from neuropbr_dist.config import ModelConfig, TrainConfig, as_saved, from_yaml, settled, to_yaml
 from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.files import write_bytes, writing
 from neuropbr_dist.inference import upstream_names as names
-from neuropbr_dist.inference.generator import mismatches, open_checkpoint, read_weights
-from neuropbr_dist.inference.tensor_file import SUFFIX, TensorFile, read_tensor_file, write_tensor_file
 from neuropbr_dist.inference.upstream_config import config_of
 from neuropbr_dist.inference.upstream_file import OUR_CONFIG, UpstreamFile, read_pth
 from neuropbr_dist.models import Discriminator, Generator, encoder_norm
@@ -158,7 +158,7 @@ def to_upstream(checkpoint: Path | str, out: Path | str) -> Path:
         "generator_state_dict": names.generator_to(weights.tensors),
         OUR_CONFIG: weights.config_yaml,
     }
-    if discriminator := discriminator_of(origin):
+    if discriminator := read_networks(origin, "discriminator")[0]["discriminator"].tensors:
         layers = cfg.model.discriminator_n_layers
         content["discriminator_state_dict"] = {
             names.discriminator_name(name, layers): value for name, value in discriminator.items()
@@ -181,17 +181,6 @@ def refuse_foreign(cfg: TrainConfig, origin: Path) -> None:
     ]
     if faults:
         raise UserError(f"{origin}: upstream has no class for {', '.join(faults)}")
-
-
-def discriminator_of(origin: Path) -> State:
-    """Its `state_dict()`; {} if there is none."""
-    if origin.is_dir():
-        with open_checkpoint(origin) as opened:
-            stored = opened.read("discriminator/")
-    else:
-        stored = read_tensor_file(origin).tensors
-    prefixes = ("discriminator/param/", "discriminator/buffer/")
-    return {name.split("/", 2)[2]: value for name, value in stored.items() if name.startswith(prefixes)}
 
 
 def write_whole(path: Path, content: Mapping[str, object]) -> None:

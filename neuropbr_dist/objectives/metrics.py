@@ -7,7 +7,7 @@ Each rank adds up its samples, the caller all-reduces one tensor, `result` divid
     dist.all_reduce(sums.tensor())
     values = sums.result()
 
-Means are over samples. MAE, PSNR and SSIM see every map as a picture in [0, 1]
+Means are over samples. MAE, RMSE, PSNR and SSIM see every map as a picture in [0, 1]
 (normals as (n + 1) / 2); the overall value is the mean over the four maps. Angle
 percentiles are over all pixels and come from a histogram with 0.05 degree bins:
 counts add up exactly, and the result is at most one bin off.
@@ -20,8 +20,11 @@ from torch import Tensor
 
 from neuropbr_dist.kernels import full_precision
 from neuropbr_dist.materials.channels import MAP_SLICES, NORMAL, as_stored
+from neuropbr_dist.materials.relighting import Relighting
 from neuropbr_dist.objectives.normals import normal_angle
+from neuropbr_dist.objectives.perceptual import Perceptual
 from neuropbr_dist.objectives.reconstruction import ReconstructionLoss, l1, mean_per_map
+from neuropbr_dist.objectives.rendering import shaded_metrics
 from neuropbr_dist.objectives.ssim import ssim
 
 MAX_PSNR = 100.0
@@ -30,9 +33,10 @@ ANGLE_BIN = 0.05
 """Width in degrees of a bin of the angle histogram."""
 _ANGLE_BINS = round(180 / ANGLE_BIN)
 _ANGLE_LIMITS = (11.25, 22.5, 30.0)  # customary in surface-normal benchmarks; each a bin's edge
-_OVERALL = ["mae", "psnr", "ssim"]
+_OVERALL = ["mae", "rmse", "psnr", "ssim"]
 _PER_MAP = [f"{name}_{metric}" for name in MAP_SLICES for metric in _OVERALL]
-_MEANS = ["loss", "l1", *_PER_MAP, *_OVERALL, "normal_angle_mean"]
+_SHADED = ["relit_rmse", "relit_ssim"]
+_MEANS = ["loss", "l1", *_PER_MAP, *_OVERALL, *_SHADED, "lpips", "normal_angle_mean"]
 _SIZE = 1 + len(_MEANS) + _ANGLE_BINS  # total weight, weighted sums, histogram
 
 
@@ -42,22 +46,41 @@ class MetricSums:
     Args:
         reconstruction: gives the `loss` metric.
         device: where the sums live; float64 (float32 on MPS, which has nothing wider).
+        perceptual: gives `lpips`; None: it is left out.
     """
 
-    def __init__(self, reconstruction: ReconstructionLoss, device: torch.device | str):
-        self.reconstruction = reconstruction
+    def __init__(
+        self,
+        reconstruction: ReconstructionLoss,
+        device: torch.device | str,
+        perceptual: Perceptual | None = None,
+    ):
+        self.reconstruction, self.perceptual = reconstruction, perceptual
         dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
         self.sums = torch.zeros(_SIZE, dtype=dtype, device=device)
 
     @torch.no_grad()
-    def update(self, pred: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
-        """Add samples: maps `(B, 8, H, W)`, `weight` `(B,)`; weight 0 leaves a sample out, None is all ones."""
+    def update(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        relighting: Relighting | None = None,
+    ) -> None:
+        """Add samples: maps `(B, 8, H, W)`, `weight` `(B,)`; weight 0 leaves a sample out, None is all ones.
+
+        Args:
+            relighting: see `ReconstructionLoss`.
+        """
         weight = torch.ones(len(pred), device=pred.device) if weight is None else weight
         weight = weight.to(self.sums.dtype)
         pred, target = full_precision(pred), full_precision(target)
-        values = _sample_metrics(pred, target) | {"loss": self.reconstruction(pred, target)[0]}
+        values = _sample_metrics(pred, target) | {"loss": self.reconstruction(pred, target, relighting)[0]}
         angles = normal_angle(pred[:, NORMAL], target[:, NORMAL])
         values["normal_angle_mean"] = angles.mean((1, 2))
+        values |= shaded_metrics(pred, target)
+        unknown = torch.zeros_like(values["loss"])
+        values["lpips"] = self.perceptual(pred, target) if self.perceptual else unknown
 
         table = torch.stack([values[name] for name in _MEANS]).to(self.sums.dtype)
         counted = torch.where(weight > 0, table * weight, 0)  # a left-out sample may hold NaN
@@ -75,8 +98,9 @@ class MetricSums:
     def result(self) -> dict[str, float]:
         """Metric name to value; reads the device once.
 
-        `loss`; `l1` (mean over maps of the loss's L1 terms, normals in [-1, 1]); `mae`,
-        `psnr` (dB) and `ssim`, overall and per map (`albedo_psnr`, ...);
+        `loss`; `l1` (mean over maps of the loss's L1 terms, normals in [-1, 1]); `mae`, `rmse`,
+        `psnr` (dB) and `ssim`, overall and per map (`albedo_psnr`, ...); `relit_rmse` and
+        `relit_ssim`, see `shaded_metrics`; `lpips`, if it was asked for;
         `normal_angle_mean`, `_median` and `_p95` in degrees; `normal_angle_under_11_25`,
         `_22_5` and `_30`, the share of pixels in [0, 1].
 
@@ -88,6 +112,8 @@ class MetricSums:
         if total.item() == 0:
             raise ValueError("no sample was added to the metrics")
         result = dict(zip(_MEANS, (means / total).tolist(), strict=True))
+        if self.perceptual is None:
+            del result["lpips"]
         result["normal_angle_median"] = _percentile(histogram, 0.5)
         result["normal_angle_p95"] = _percentile(histogram, 0.95)
         for limit in _ANGLE_LIMITS:
@@ -97,14 +123,15 @@ class MetricSums:
 
 
 def _sample_metrics(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Maps `(B, 8, H, W)` -> L1, and MAE, PSNR and SSIM per map and overall, each `(B,)`."""
+    """Maps `(B, 8, H, W)` -> L1, and MAE, RMSE, PSNR and SSIM per map and overall, each `(B,)`."""
     values = {"l1": torch.stack(list(l1(pred, target).values())).mean(0)}
     pred, target = as_stored(pred), as_stored(target)
     error = pred - target
-    psnr = {name: _psnr(mse) for name, mse in mean_per_map(error.square().mean((2, 3))).items()}
+    squares = mean_per_map(error.square().mean((2, 3)))
     metrics = {
         "mae": mean_per_map(error.abs().mean((2, 3))),
-        "psnr": psnr,
+        "rmse": {name: mse.sqrt() for name, mse in squares.items()},
+        "psnr": {name: _psnr(mse) for name, mse in squares.items()},
         "ssim": mean_per_map(ssim(pred, target)),
     }
     for metric, maps in metrics.items():

@@ -10,8 +10,10 @@ from torch import Tensor
 from neuropbr_dist.config import LossConfig
 from neuropbr_dist.kernels import full_precision
 from neuropbr_dist.materials.channels import ALBEDO, MAP_SLICES, NORMAL
+from neuropbr_dist.materials.relighting import Relighting
 from neuropbr_dist.objectives.normals import normal_angle, normal_loss
 from neuropbr_dist.objectives.registry import custom_loss, load_custom_module
+from neuropbr_dist.objectives.rendering import rendering_loss, square_of
 from neuropbr_dist.objectives.ssim import ssim, ssim_of_planes
 
 
@@ -37,11 +39,11 @@ def pixel_terms(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 class ReconstructionLoss:
-    """Weighted sum of L1 per map, 1 - SSIM of the albedo, 1 - cos of the normals and custom losses.
+    """Weighted sum of L1 per map, 1 - SSIM of the albedo, 1 - cos of the normals, rendering and custom losses.
 
     `total = w_l1 (w_albedo l1_albedo + w_roughness l1_roughness + w_metallic l1_metallic
-    + w_normal_map l1_normal) + w_ssim ssim_loss + w_normal normal_loss + custom`,
-    the training guide's hybrid loss.
+    + w_normal_map l1_normal) + w_ssim ssim_loss + w_normal normal_loss + w_render render_loss + custom`:
+    the training guide's hybrid loss, and `rendering_loss`.
 
     Raises:
         UserError: `loss.custom_module` is no Python file, or `loss.custom` names a
@@ -59,20 +61,31 @@ class ReconstructionLoss:
             "l1_normal": loss.w_l1 * loss.w_normal_map,
             "ssim_loss": loss.w_ssim,
             "normal_loss": loss.w_normal,
+            "render_loss": loss.w_render,
             **{f"custom_{name}": weight for name, weight in loss.custom.items()},
         }
-        self.pixel_terms, self.ssim_of_planes = pixel_terms, ssim_of_planes
+        self.pixel_terms, self.ssim_of_planes, self.rendering_loss = (
+            pixel_terms,
+            ssim_of_planes,
+            rendering_loss,
+        )
 
     def compile(self, compiled: Callable[[Callable], Callable]) -> None:
         """Put `compiled(function)` in place of each function of whole pictures."""
         self.pixel_terms, self.ssim_of_planes = compiled(self.pixel_terms), compiled(self.ssim_of_planes)
+        self.rendering_loss = compiled(self.rendering_loss)
 
-    def __call__(self, pred: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, pred: Tensor, target: Tensor, relighting: Relighting | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Maps `(B, 8, H, W)` -> total `(B,)` and the unweighted terms, detached, name to `(B,)`.
 
         Computed in float32 whatever the autocast state (float64 stays float64). The
         terms also hold `normal_angle`, the mean angle in degrees, for the log; SSIM
-        is left out where its weight is 0.
+        and the rendering loss are left out where their weight is 0.
+
+        Args:
+            relighting: where lamps and eyes of the rendering loss are; only needed where it has a weight.
         """
         with torch.autocast(pred.device.type, enabled=False):
             pred, target = full_precision(pred), full_precision(target)
@@ -81,6 +94,11 @@ class ReconstructionLoss:
             if self.weights["ssim_loss"] > 0:
                 values = ssim(pred[:, ALBEDO], target[:, ALBEDO], self.ssim_of_planes)
                 terms["ssim_loss"] = 1 - values.mean(1)
+            if self.weights["render_loss"] > 0:
+                assert relighting is not None
+                lamps, eyes, corners = relighting
+                ours, theirs = square_of(pred, corners), square_of(target, corners)
+                terms["render_loss"] = self.rendering_loss(ours, theirs, lamps, eyes)
             terms |= {name: loss(pred, target) for name, loss in self.custom.items()}
             total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum(0)
         return total, {name: value.detach() for name, value in terms.items()} | {"normal_angle": angle}

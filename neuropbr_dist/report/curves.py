@@ -9,6 +9,8 @@ from typing import Any
 from neuropbr_dist.materials.channels import MAP_SLICES
 from neuropbr_dist.report.folder import RunFolder
 
+MEAN_MAPS = "mean_maps/"
+"""What names begin with that say how good the training set's mean maps are: once, at the run's start."""
 MOST_POINTS = 400
 """Of one line in a chart; longer ones are averaged."""
 Points = list[tuple[float, float | None]]
@@ -24,6 +26,18 @@ class Line:
     """`train` (grey), `val` (accent), and `val-2`, `val-3`, `train-2` for others beside them."""
     scale: float = 1.0
 
+    def points(self, run: RunFolder) -> Points:
+        """Its values; one of `MEAN_MAPS` goes all the way through."""
+        found: Points = [(step, None if y is None else y * self.scale) for step, y in run.column(self.column)]
+        if self.column.startswith(MEAN_MAPS) and found:
+            return [(0, found[-1][1]), (run.step, found[-1][1])]
+        return found
+
+
+def validated(metric: str) -> list[Line]:
+    """A metric of validation, and what mean maps have of it."""
+    return [Line(f"val/{metric}", "validation", "val"), Line(f"{MEAN_MAPS}{metric}", "mean maps", "train-2")]
+
 
 def charts(run: RunFolder) -> list[dict[str, Any]]:
     """Groups of charts, `{"title", "charts": [{"title", "unit", "log", "lines"}]}`, empty ones left out.
@@ -37,10 +51,16 @@ def charts(run: RunFolder) -> list[dict[str, Any]]:
             chart("Normal angle", "°", Line("train/normal_angle", "train"),
                   Line("val/normal_angle_mean", "mean", "val"),
                   Line("val/normal_angle_median", "median", "val-2"),
-                  Line("val/normal_angle_p95", "95th percentile", "val-3")),
+                  Line("val/normal_angle_p95", "95th percentile", "val-3"),
+                  Line(f"{MEAN_MAPS}normal_angle_mean", "a flat map's mean", "train-2")),
             chart("Normals within", "%",
                   *(Line(f"val/normal_angle_under_{name.replace('.', '_')}", f"{name}°", style, 100)
                     for name, style in (("11.25", "val"), ("22.5", "val-2"), ("30", "val-3")))),
+        ],
+        "Under sixteen lamps": [
+            chart("Re-rendered · RMSE of log radiance", "", *validated("relit_rmse")),
+            chart("Re-rendered · SSIM of log radiance", "", *validated("relit_ssim")),
+            chart("Re-rendered · LPIPS", "", *validated("lpips")),
         ],
         "Optimisation": [
             chart("Learning rate", "", Line("train/lr", "generator", "val"),
@@ -73,14 +93,14 @@ def losses() -> list[dict[str, Any]]:
 
 
 def map_charts(name: str) -> list[dict[str, Any]]:
-    """Mean absolute error (training's L1 of normals counts in [-1, 1]: halved here), PSNR and SSIM."""
+    """Mean absolute error (training's L1 of normals counts in [-1, 1]: halved here), RMSE, PSNR and SSIM."""
     title, scale = name.capitalize(), 0.5 if name == "normal" else 1.0
     train_ssim = [Line("train/ssim", "train")] if name == "albedo" else []
     return [
         chart(f"{title} · error", "", Line(f"train/l1_{name}", "train", scale=scale),
-              Line(f"val/{name}_mae", "validation", "val"), row="error"),
-        chart(f"{title} · PSNR", "dB", Line(f"val/{name}_psnr", "validation", "val"), row="psnr"),
-        chart(f"{title} · SSIM", "", *train_ssim, Line(f"val/{name}_ssim", "validation", "val"), row="ssim"),
+              *validated(f"{name}_mae"), Line(f"val/{name}_rmse", "validation, RMSE", "val-2"), row="error"),
+        chart(f"{title} · PSNR", "dB", *validated(f"{name}_psnr"), row="psnr"),
+        chart(f"{title} · SSIM", "", *train_ssim, *validated(f"{name}_ssim"), row="ssim"),
     ]  # fmt: skip
 
 
@@ -116,9 +136,7 @@ def draw(run: RunFolder, wanted: Iterable[dict[str, Any]]) -> list[dict[str, Any
         lines: list[dict[str, Any]] = []
         full: list[Points] = []
         for line in spec["lines"]:
-            points: Points = [
-                (step, None if y is None else y * line.scale) for step, y in run.column(line.column)
-            ]
+            points = line.points(run)
             # Off the GPU all memory is in use: one line, not two.
             twin = any(points == drawn for drawn in full)
             if any(y is not None for _, y in points) and not twin:

@@ -9,6 +9,7 @@ from typing import Any
 
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.config.values import to_dict
+from neuropbr_dist.report.curves import MEAN_MAPS
 from neuropbr_dist.report.folder import RunFolder
 
 
@@ -50,19 +51,24 @@ def hardware(start: dict[str, Any]) -> str:
 
 
 def tiles(run: RunFolder) -> str:
-    """The numbers to look at first; those of validation with what they were before training."""
+    """The numbers to look at first; those of validation with what they were before training, and are of mean maps."""
     epochs = max((line["epoch"] for line in run.metrics), default=0)
     found = [tile("Progress", f"{run.step:,}", "steps", f"epoch {epochs} of {run.config.training.epochs}")]
-    for column, label, form, unit in (
-        ("val/mae", "Mean error of the maps", "{:.4f}", ""),
-        ("val/psnr", "PSNR", "{:.1f}", "dB"),
-        ("val/ssim", "SSIM", "{:.3f}", ""),
-        ("val/normal_angle_mean", "Normals off by", "{:.1f}°", ""),
+    for metric, label, form, unit in (
+        ("mae", "Mean error of the maps", "{:.4f}", ""),
+        ("psnr", "PSNR", "{:.1f}", "dB"),
+        ("ssim", "SSIM", "{:.3f}", ""),
+        ("normal_angle_mean", "Normals off by", "{:.1f}°", ""),
+        ("relit_rmse", "Re-rendered, off by", "{:.3f}", ""),
     ):
-        values = [value for _, value in run.column(column) if value is not None]
+        values, guessed = (
+            [value for _, value in run.column(f"{prefix}{metric}") if value is not None]
+            for prefix in ("val/", MEAN_MAPS)
+        )
         if values:
-            before = f"{form.format(values[0])} {unit}".rstrip() + " at first"
-            found.append(tile(label, form.format(values[-1]), unit, before))
+            beside = [f"{form.format(values[0])} {unit}".rstrip() + " at first"]
+            beside += [f"{form.format(guess)} of mean maps" for guess in guessed[-1:]]
+            found.append(tile(label, form.format(values[-1]), unit, ", ".join(beside)))
     speed = [value for _, value in run.column("speed/samples_per_s") if value is not None]
     if speed:
         found.append(tile("Throughput", f"{speed[-1]:.3g}", "samples/s", time_spent(run)))
@@ -130,6 +136,8 @@ def history_table(run: RunFolder) -> str:
             f"torch.compile {start['compile']}",
             "Batch": f"{start['global_batch']} = up to {start['micro_batches_per_step']} × {start['micro_batch']} "
             "a rank",
+            "Samples": f"{start['train_samples']:,} and {start['val_samples']:,} held out, {start['image_size']} px"
+            + (f"; {start['source']}" if start.get("source") else ""),
             "Versions": ", ".join(f"{name} {number}" for name, number in start["versions"].items()),
             "Ended": f"{end['how']}, step {end['step']:,}" if end else ending(run, start),
         }

@@ -14,7 +14,7 @@ from neuropbr_dist.config import TrainConfig, differences, with_fields
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.data.device import shown, to_device
-from neuropbr_dist.data.loader import load_batch
+from neuropbr_dist.data.load import load_batch
 from neuropbr_dist.data.open import Samples, fill_cache, open_samples
 from neuropbr_dist.data.order import Slot
 from neuropbr_dist.errors import UserError
@@ -23,9 +23,10 @@ from neuropbr_dist.monitor import comparison, save_png, take_look
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.training.estimate import Activations, State, available_bytes
 from neuropbr_dist.training.facts import describe_samples
+from neuropbr_dist.training.first_weights import FirstWeights
 from neuropbr_dist.training.memory import GENERATOR_PLANS
 from neuropbr_dist.training.networks import build_networks
-from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.objective import Objective, relight_key
 from neuropbr_dist.training.setup import SampleFacts, set_up
 from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.step import gan_step
@@ -44,6 +45,9 @@ def debug(cfg: TrainConfig, start: Start) -> None:
             f"--debug is for one process; here {env.launcher} has started {env.world_size}: {alone(env)}"
         )
     device = pick_device(cfg.training.device, env)
+    first = FirstWeights.read(Path(start.init_from)) if start.init_from is not None else None
+    if first is not None:
+        cfg = first.followed(cfg)
     plain = plain_settings(cfg, device)
     for name, (old, new) in differences(cfg, plain).items():
         log.info(f"debug: {name} = {new} (was {old})")
@@ -54,7 +58,10 @@ def debug(cfg: TrainConfig, start: Start) -> None:
     one_batch = {"batch_size": batch_size, "global_batch_size": batch_size}
     setup = set_up(with_fields(plain, training=one_batch), env, device, SampleFacts.of(samples))
     fill_cache(samples.source)
-    networks = build_networks(setup)
+    if first is not None:
+        first.check(setup.cfg)
+        first.say(setup.cfg)
+    networks = build_networks(setup, first=first)
     batch = first_batch(setup.cfg, samples, device)
     for part, network in networks.items():
         x = batch.views if part == "generator" else batch.maps
@@ -94,13 +101,14 @@ def fitting_size(cfg: TrainConfig, device: torch.device) -> int | None:
 
 
 def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> DeviceBatch:
-    """The first training samples on the device."""
-    entries = samples.train[: cfg.training.batch_size]
+    """The first training samples on the device; of several repeats of a material, the first."""
+    count, step = cfg.training.batch_size, cfg.data.renders_per_epoch or 1
+    places = [(i * step) % len(samples.train) for i in range(count)]
     alignment = Alignment.of_run(cfg, training=False)
-    slots = [Slot(0, i, 1.0) for i in range(len(entries))]
-    host = load_batch(samples.source, entries, slots, alignment=alignment)
+    slots = [Slot(0, i, 1.0) for i in places]
+    host = load_batch(samples.source, samples.train, slots, alignment=alignment, relight=relight_key(cfg))
     log.info(f"First batch: {', '.join(host.keys)}")
-    return to_device(host, len(entries), cfg.transform, device)
+    return to_device(host, count, cfg.transform, device, renderer=samples.renderer(device))
 
 
 def module_table(network: nn.Module, x: Tensor) -> str:

@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from neuropbr_dist.config import ModelConfig, TrainConfig
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.render import SUPERSAMPLED_UP_TO
 from neuropbr_dist.models import Discriminator, Generator, encoder_norm, size_multiple, view_channels
 from neuropbr_dist.parallel.blocks import kind_of
 from neuropbr_dist.training.memory import PLANS, Recompute, recompute_patterns
@@ -32,7 +33,16 @@ KEPT_BY_KERNELS = {
     "frozen_batch": {"fast": 0.7, "balanced": 0.63, "low": 0.6},
 }
 KEPT_COMPILED = {"fast": 0.9, "balanced": 0.7, "low": 0.8}
+BYTES_A_RENDERED_POINT = 500  # measured: what shading a point holds, all its vectors
 LOSS_COPIES = 12  # float32 copies of the eight channels that losses and their gradients hold at once
+
+
+def rendering_bytes(cfg: TrainConfig, size: int) -> int:
+    """Return what rendering a micro-batch, a view at a time, holds uncompiled: 0 where views are stored."""
+    if cfg.data.render != "online":
+        return 0
+    samples = 4 if size <= SUPERSAMPLED_UP_TO else 1
+    return BYTES_A_RENDERED_POINT * cfg.training.batch_size * samples * size * size
 
 
 @dataclass
@@ -208,8 +218,11 @@ class Need:
         kind = cfg.training.activation_checkpointing
         patterns = {plan: recompute_patterns(plan, kind, "generator") for plan in PLANS}
         kept = KEPT_BY_KERNELS[encoder_norm(cfg.model)] if self.runs_kernels() else KEPT_COMPILED
+        rendered = rendering_bytes(cfg, size)  # before there is an activation
         return {
-            plan: max(state.bytes, before + int(kept[plan] * activations.bytes(patterns[plan])))
+            plan: max(
+                state.bytes, before + max(rendered, int(kept[plan] * activations.bytes(patterns[plan])))
+            )
             for plan in PLANS
         }
 

@@ -16,8 +16,7 @@ import torch
 import neuropbr_dist
 from neuropbr_dist import kernels
 from neuropbr_dist.config import DataConfig, TrainConfig, to_yaml
-from neuropbr_dist.data.open import Samples
-from neuropbr_dist.data.sources import BuiltinSource
+from neuropbr_dist.data.open import Samples, builtin_cache
 from neuropbr_dist.processes import usable_cores
 from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.setup import Setup
@@ -46,6 +45,7 @@ def start_facts(setup: Setup) -> dict[str, Any]:
         "micro_batch": setup.micro.size,
         "micro_batches_per_step": setup.micro.per_step,
         "epochs": setup.cfg.training.epochs,
+        "source": samples.described,
         "train_samples": samples.train,
         "val_samples": samples.val,
         "image_size": samples.side,
@@ -91,12 +91,13 @@ def describe_samples(asked: DataConfig, samples: Samples) -> None:
         asked: before it was filled in by what was found.
     """
     side = samples.source.size
-    if isinstance(samples.source, BuiltinSource):
+    if builtin_cache(samples.source) is not None:
         why = "data.builtin" if asked.builtin else "No data named and none at ./data"
         log.info(
-            f"{why}: training on {asked.builtin_count} built-in procedural "
-            f"materials at {side} px (--input-dir and --output-dir take your own)"
+            f"{why}: training on {asked.builtin_count} built-in procedural materials at {side} px "
+            "(--materials takes your own, --input-dir and --output-dir take views of them too)"
         )
+    log.info(f"Source: {samples.described}")
     kept, entries = samples.cameras
     if samples.align == "plane":
         without = f"; {entries - kept} of {entries} samples have none and are left out"

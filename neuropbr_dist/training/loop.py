@@ -25,12 +25,17 @@ from neuropbr_dist.data.order import SampleOrder, Slot
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.monitor.run_logs import TIMINGS
+from neuropbr_dist.objectives.perceptual import load_perceptual
+from neuropbr_dist.parallel.blocks import compiled
 from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0
+from neuropbr_dist.training.baseline import NAME as MEAN_MAPS
+from neuropbr_dist.training.baseline import mean_maps
 from neuropbr_dist.training.boundary import Boundary
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.facts import describe, start_facts
+from neuropbr_dist.training.first_weights import FirstWeights, Weights
 from neuropbr_dist.training.folder import delete_run, is_newest, mark_end, saved, write_config
-from neuropbr_dist.training.networks import Weights, build_networks
+from neuropbr_dist.training.networks import build_networks
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.profile import StepProfiler
 from neuropbr_dist.training.schedule import Schedule
@@ -52,18 +57,26 @@ class Trainer:
 
     Args:
         backbone: what the generator's encoder starts from; None: random weights, or a checkpoint's.
+        first: what both networks start from; None: nothing but what is above.
         start_up: told what takes how long until the first step is done.
     """
 
     def __init__(
-        self, setup: Setup, samples: Samples, backbone: Weights | None, start: Start, start_up: StartUp
+        self,
+        setup: Setup,
+        samples: Samples,
+        backbone: Weights | None,
+        first: FirstWeights | None,
+        start: Start,
+        start_up: StartUp,
     ) -> None:
         cfg, t = setup.cfg, setup.cfg.training
         self.setup, self.samples, self.start, self.start_up = setup, samples, start, start_up
         self.cfg, self.env, self.device = cfg, setup.env, setup.device
         self.folder = Path(t.checkpoint_dir)
         # What a checkpoint holds.
-        self.networks = build_networks(setup, backbone)
+        self.networks = build_networks(setup, backbone, first)
+        self.began_with = first.what if first else None
         self.start_up.mark("networks")
         self.ema = WeightAverage(self.networks["generator"], t.ema_decay) if t.ema_decay is not None else None
         self.progress = Progress()
@@ -75,6 +88,10 @@ class Trainer:
         """Step of the newest save in the run's folder; -1: none."""
         # What a step needs besides.
         self.objective = Objective(cfg, setup.compile_losses)
+        self.perceptual = load_perceptual(self.device)
+        self.renderer = samples.renderer(self.device)
+        if setup.compile_losses:
+            self.renderer.compile(compiled)
         self.order = SampleOrder(len(samples.train), t.global_batch_size or 1, t.epochs, t.seed)
         self.rates: dict[str, float] = {}
         """Learning rates of the last step, as they are logged."""
@@ -111,7 +128,7 @@ class Trainer:
         )
         self.saver.prepare(saved_fragments(self.networks, self.ema))
         describe(setup)
-        self.log.started(p.step, start_facts(setup))
+        self.log.started(p.step, start_facts(setup) | {"init_from": self.began_with})
         self.log.text(p.step, {"config": to_yaml(self.cfg)})
         traced = self.start.profile if first else None
         self.profiler = StepProfiler(traced, self.folder / "profile", self.device) if traced else None
@@ -212,12 +229,12 @@ class Trainer:
         """This rank's micro-batches, from the cursor to the end of the run."""
         t, data, env = self.cfg.training, self.cfg.data, self.env
         slots = training_slots(self.order, self.progress.cursor, env.world_size, env.rank, t.batch_size)
-        augmentation = Augmentation(t.seed, data.augment_flips, data.augment_rotations)
+        augmentation = Augmentation.of_run(self.cfg)
         alignment = Alignment.of_run(self.cfg, training=True)
         source, entries = self.samples.source, self.samples.train
         return batches_of(
             data, source, entries, slots, self.device, augmentation=augmentation, alignment=alignment,
-            stopped=lambda: self.boundary.flag.is_set, limit_s=self.longest_wait,
+            relight=self.objective.relight, stopped=lambda: self.boundary.flag.is_set, limit_s=self.longest_wait,
         )  # fmt: skip
 
     def fetch(self, batches: Iterator[MicroBatch]) -> list[MicroBatch]:
@@ -240,7 +257,9 @@ class Trainer:
         p, cfg = self.progress, self.cfg
         samples, self.step_epoch = self.order.batch_size_at(p.cursor), self.epochs_done
         self.start_up.mark("first batch")
-        batch = [to_device(micro, samples, cfg.transform, self.device) for micro in host]
+        batch = [
+            to_device(micro, samples, cfg.transform, self.device, renderer=self.renderer) for micro in host
+        ]
         self.set_learning_rates((p.cursor + samples) / self.order.n)
         if has_dropout(cfg.model):  # keyed by step and rank: nothing to save
             torch.manual_seed(hash((cfg.training.seed, p.step, self.env.rank)) % 2**63)
@@ -302,20 +321,23 @@ class Trainer:
         alignment = Alignment.of_run(self.cfg, training=False)
         loader = batches_of(
             self.cfg.data, self.samples.source, val, slots, self.device, workers, alignment=alignment,
-            limit_s=self.longest_wait,
+            relight=self.objective.relight, limit_s=self.longest_wait,
         )  # fmt: skip
         looks = LOOKS if env.rank == 0 else 0
         with loader as batches, self.ema.swapped_in() if self.ema else nullcontext():
-            sums, kept = validate(
+            found = validate(
                 self.networks["generator"], self.filled_up(batches, slots), self.cfg.transform,
-                self.objective.reconstruction_loss, self.device, looks,
+                self.objective.reconstruction_loss, self.device, looks, self.renderer, self.perceptual,
+                mean=mean_maps(self.samples.source, self.samples.train) if p.step == 0 else None,
             )  # fmt: skip
         if any(all_gather_object(self.fault is not None)):
             return False
-        metrics = sums.result()
+        metrics = found.sums.result()
         values = {f"val/{name}": value for name, value in metrics.items()}
+        if found.baseline is not None:
+            values |= {f"{MEAN_MAPS}/{name}": value for name, value in found.baseline.result().items()}
         self.log.scalars(p.step, self.epochs_done, p.cursor, values)
-        self.log.looks(p.step, kept, figures=figures)
+        self.log.looks(p.step, found.looks, figures=figures)
         self.console.validation(self.epochs_done, metrics["loss"])
         if p.step > 0:
             for schedule in self.schedules.values():

@@ -16,16 +16,18 @@ from neuropbr_dist.models import (
 )
 from neuropbr_dist.parallel import Network, build_network
 from neuropbr_dist.ranks import on_rank_0
+from neuropbr_dist.training.first_weights import FirstWeights, Weights
 from neuropbr_dist.training.setup import Setup
 
-Weights = dict[str, torch.Tensor]
 
-
-def build_networks(setup: Setup, backbone: Weights | None = None) -> dict[str, Network]:
+def build_networks(
+    setup: Setup, backbone: Weights | None = None, first: FirstWeights | None = None
+) -> dict[str, Network]:
     """Return generator and, with a GAN, discriminator: two engines, each sharded on its own. Collective.
 
     Args:
         backbone: what the generator's encoder starts from, instead of random weights.
+        first: what both start from.
     """
     cfg = setup.cfg
     kernels.enable(cfg.training.kernels)
@@ -33,9 +35,13 @@ def build_networks(setup: Setup, backbone: Weights | None = None) -> dict[str, N
     generator = Generator(cfg.model)
     if backbone is not None:
         load_backbone(generator.encoder, backbone)
+    if first is not None:
+        first.load("generator", generator)
     networks = {"generator": build_network(generator, setup.device, setup.networks["generator"])}
     if cfg.model.use_gan:
         discriminator: nn.Module = Discriminator(cfg.model)
+        if first is not None:
+            first.load("discriminator", discriminator)
         networks["discriminator"] = build_network(
             discriminator, setup.device, setup.networks["discriminator"]
         )

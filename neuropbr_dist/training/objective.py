@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.objectives import ReconstructionLoss, discriminator_loss, generator_loss
 from neuropbr_dist.parallel.blocks import compiled
 
@@ -20,13 +21,16 @@ class Objective:
         self.reconstruction_loss = ReconstructionLoss(cfg.loss)
         if compile_blocks:
             self.reconstruction_loss.compile(compiled)
+        self.relight = relight_key(cfg)
         self.kind, self.w_gan, self.w_d = cfg.loss.gan_loss_type, cfg.loss.w_gan, cfg.loss.w_discriminator
         self.sigmoid, self.smoothing = cfg.model.discriminator_use_sigmoid, cfg.loss.gan_label_smoothing
 
-    def reconstruction(self, fake: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Maps (B, 8, H, W), weight (B,) -> weighted total, unweighted terms (detached)."""
-        total, terms = self.reconstruction_loss(fake, maps)
-        return (total * weight).sum(), {name: (value * weight).sum() for name, value in terms.items()}
+    def reconstruction(self, fake: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Maps (B, 8, H, W), predicted of a batch -> weighted total, unweighted terms (detached)."""
+        total, terms = self.reconstruction_loss(fake, batch.maps, batch.relighting)
+        return (total * batch.weight).sum(), {
+            name: (value * batch.weight).sum() for name, value in terms.items()
+        }
 
     def generator(self, fake_logits: Tensor, weight: Tensor) -> Tensor:
         """Adversarial part of the generator's loss, before `w_gan`."""
@@ -38,3 +42,8 @@ class Objective:
             real_logits, fake_logits, self.kind, sigmoid=self.sigmoid, smoothing=self.smoothing
         )
         return self.w_d * (loss * weight).sum()
+
+
+def relight_key(cfg: TrainConfig) -> int | None:
+    """Return the key of what the rendering loss looks at; None where it has no weight."""
+    return cfg.training.seed if cfg.loss.w_render > 0 else None

@@ -35,6 +35,11 @@ def run_folder(cfg: TrainConfig, start: Start) -> Path:
 def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Checkpoint | None]:
     """The configuration to run, and the checkpoint to go on from. Collective."""
     folder = run_folder(cfg, start)
+    if start.init_from is not None and start.resume not in (None, "auto"):
+        raise UserError(
+            f"--init-from {start.init_from} with --resume {start.resume}: a run that goes on has its own weights; "
+            "leave one out, or --resume auto, with which --init-from counts for the first start"
+        )
     if start.resume is None:
         refuse_held(folder, start.overwrite)
         return cfg, None

@@ -28,9 +28,10 @@ from neuropbr_dist.logs import to_console
 from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0
 from neuropbr_dist.training.estimate import available_bytes
 from neuropbr_dist.training.facts import describe_samples, facts
+from neuropbr_dist.training.first_weights import FirstWeights, Weights
 from neuropbr_dist.training.folder import TRACES, mark_requeue
 from neuropbr_dist.training.loop import Trainer
-from neuropbr_dist.training.networks import Weights, backbone_weights
+from neuropbr_dist.training.networks import backbone_weights
 from neuropbr_dist.training.resume import check_data_unchanged, fresh_or_resumed, run_folder
 from neuropbr_dist.training.setup import SampleFacts, Setup, set_up
 from neuropbr_dist.training.start import Start
@@ -65,13 +66,20 @@ def train(cfg: TrainConfig, start: Start) -> StopReason | None:
         if checkpoint is not None:
             stack.enter_context(checkpoint)
             device = pick_device(cfg.training.device, env)
+        first = None
+        if checkpoint is None and start.init_from is not None:
+            first = FirstWeights.read(Path(start.init_from))
+            cfg = first.followed(cfg)
         start_up.mark("checkpoint found and verified" if checkpoint else "run folder")
         end = on_rank_0(allocation_end)
         stack.enter_context(last_resort(end, partial(mark_requeue, folder, str(StopReason.TIME_LIMIT))))
         torch.use_deterministic_algorithms(cfg.training.deterministic)
         samples = open_samples(cfg)
         describe_samples(cfg.data, samples)
-        setup, backbone = settle(cfg, env, device, samples, fresh=checkpoint is None)
+        setup, backbone = settle(cfg, env, device, samples, fresh=checkpoint is None and first is None)
+        if first is not None:
+            first.check(setup.cfg)
+            first.say(setup.cfg)
         if not env.distributed and setup.needs_process_group:
             stack.enter_context(join(device, traces=folder / TRACES))
         fill_cache(samples.source, env.local_world_size)
@@ -79,7 +87,7 @@ def train(cfg: TrainConfig, start: Start) -> StopReason | None:
         if checkpoint is not None:
             check_data_unchanged(checkpoint, setup.cfg, samples, start.allow_data_change)
         start_up.mark("data set")
-        trainer = Trainer(setup, samples, backbone, start, start_up)
+        trainer = Trainer(setup, samples, backbone, first, start, start_up)
         if checkpoint is not None:
             trainer.go_on_from(checkpoint)
         return trainer.train(lock, end)

@@ -49,13 +49,15 @@ class SampleFacts:
     """The configuration's part, with what it left open filled in by what was found; None: as configured."""
     align: Align = "none"
     """What `model.align = auto` means with these samples."""
+    described: str = ""
+    """Where they come from, in full."""
 
     @classmethod
     def of(cls, samples: Samples) -> SampleFacts:
         """Return those of an opened set."""
         return cls(
             side=samples.source.size, train=len(samples.train), val=len(samples.val), data=samples.data,
-            align=samples.align,
+            align=samples.align, described=samples.described,
         )  # fmt: skip
 
 

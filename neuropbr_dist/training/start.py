@@ -15,6 +15,7 @@ class Start:
     Args:
         overrides: fields named on the command line: they also win over a saved configuration.
         resume: None: a fresh start; `auto`: the newest good checkpoint of the run's folder; else a path.
+        init_from: checkpoint or exported file whose weights a fresh start takes; a start that resumes leaves it alone.
         overwrite: delete the run that the folder holds.
         allow_data_change: resume although data set, order or global batch have changed.
         stop_after_epochs, stop_after_steps: save and stop there, counted over the whole run.
@@ -23,6 +24,7 @@ class Start:
 
     overrides: Overrides = field(default_factory=Overrides)
     resume: str | None = None
+    init_from: str | None = None
     overwrite: bool = False
     allow_data_change: bool = False
     stop_after_epochs: int | None = None

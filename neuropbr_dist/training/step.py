@@ -62,7 +62,7 @@ def gan_step(
         if d:
             d.sync_gradients(last)
             judge(d, micro, fake.detach())
-        loss, terms = objective.reconstruction(fake, micro.maps, micro.weight)
+        loss, terms = objective.reconstruction(fake, micro)
         with d.frozen() if d else nullcontext():
             if d:
                 adversarial = objective.generator(d(fake), micro.weight)

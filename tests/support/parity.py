@@ -6,26 +6,37 @@ every rank of its world.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuropbr_dist.config import LossConfig, ModelConfig, TrainConfig
+from neuropbr_dist.config import LossConfig, ModelConfig, TrainConfig, TransformConfig
+from neuropbr_dist.data.alignment import Alignment
+from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import DeviceBatch
-from neuropbr_dist.data.order import SampleOrder, micro_batches, plan_step
+from neuropbr_dist.data.device import to_device
+from neuropbr_dist.data.keyed import uniforms
+from neuropbr_dist.data.load import load_batch
+from neuropbr_dist.data.order import SampleOrder, Slot, micro_batches, plan_step
+from neuropbr_dist.data.rendered.materials import Materials
+from neuropbr_dist.data.rendered.source import RenderedSource
+from neuropbr_dist.materials.relighting import relighting
 from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.models.generator import freeze_backbone
+from neuropbr_dist.objectives.rendering import relit
 from neuropbr_dist.parallel import Adam, Network, NetworkSetup, build_network
 from neuropbr_dist.parallel.network import StepResult
 from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.step import gan_step
+from tests.support.material_files import random_normals
 
 # eps as large as the moments' roots: a tiny one makes Adam blind to the gradients' scale.
 ADAM = Adam(lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-2, eps=1e-3)
@@ -50,6 +61,8 @@ class Case:
     d_steps: int = 1
     plane: bool = False
     """Rectified views with masks, one view of every other sample missing; skips by mean, maximum and variance."""
+    rendered: bool = False
+    """Views rendered of maps alone, which are changed, mixed and cut; with `plane`."""
     resnet: bool = False
     """A ResNet-18 as encoder: eleven million parameters."""
     frozen_encoder: bool = False
@@ -58,6 +71,7 @@ class Case:
     clip: float = 0.5
     w_maps: float = 1.0
     """Weight of the generator's reconstruction loss."""
+    w_render: float = 0.0
     w_gan: float = 0.3
     w_d: float = 1.0
 
@@ -113,7 +127,7 @@ def config(case: Case) -> TrainConfig:
         discriminator_n_layers=case.d_layers,
         discriminator_ndf=8,
     )
-    cfg.loss = LossConfig(w_gan=case.w_gan, w_discriminator=case.w_d)
+    cfg.loss = LossConfig(w_render=case.w_render, w_gan=case.w_gan, w_discriminator=case.w_d)
     return cfg
 
 
@@ -148,20 +162,25 @@ class WeighedObjective(Objective):
         super().__init__(config(case))
         self.case = case
 
-    def reconstruction(self, fake: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        total, terms = super().reconstruction(fake, maps, weight)
+    def reconstruction(self, fake: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        total, terms = super().reconstruction(fake, batch)
         return self.case.w_maps * total, terms
 
 
 class SmoothObjective(WeighedObjective):
-    """Squared error and cross-entropy in place of L1, SSIM and hinge."""
+    """Squared errors and cross-entropy in place of L1, SSIM and hinge."""
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
         self.kind = "bce"
 
-    def reconstruction(self, fake: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.case.w_maps * ((fake - maps).square().mean((1, 2, 3)) * weight).sum(), {}
+    def reconstruction(self, fake: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        total = (fake - batch.maps).square().mean((1, 2, 3))
+        if batch.relighting is not None:
+            lamps, eyes, _ = batch.relighting
+            ours, theirs = (relit(maps, lamps, eyes) for maps in (fake, batch.maps))
+            total = total + self.case.w_render * (ours - theirs).square().mean((1, 2, 3, 4))
+        return self.case.w_maps * (total * batch.weight).sum(), {}
 
 
 def objective(case: Case) -> Objective:
@@ -191,15 +210,55 @@ def with_masks(views: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat([views, torch.ones_like(mask), direction], dim=2) * mask
 
 
+class NoiseMaterials(Materials):
+    """Maps of noise, under names."""
+
+    def __init__(self, count: int, side: int) -> None:
+        self.names, self.size = [f"noise {number}" for number in range(count)], side
+
+    def maps_into(self, index: int, out: np.ndarray) -> None:
+        rng = np.random.default_rng(index)
+        out[:] = rng.integers(0, 256, out.shape)
+        out[5:] = random_normals(self.size, rng).transpose(2, 0, 1)
+
+
+@cache
+def rendered_source(case: Case) -> RenderedSource:
+    """Every sample of the run: two repeats of each material."""
+    return RenderedSource(NoiseMaterials(case.steps * case.batch // 2, case.side), 2, 0, seed=case.seed)
+
+
+def rendered_batch(case: Case, slots: Sequence[Slot], device: str) -> DeviceBatch:
+    """Samples as a run loads and renders them."""
+    source = rendered_source(case)
+    augmentation = Augmentation(3, True, True, crop=0.3, tint=0.2, roughness_shift=0.1, mixtures=0.4)
+    alignment = Alignment(min_confidence=0.5, seed=3, ignore_wrap=0.5, drop_views=0.3, jitter=0.008)
+    relight = 3 if case.w_render else None
+    host = load_batch(source, source.entries, slots, augmentation, alignment, relight)
+    return to_device(host, case.batch, TransformConfig(), torch.device(device))
+
+
 def sample_order(case: Case) -> SampleOrder:
     return SampleOrder(n=case.steps * case.batch, global_batch=case.batch, epochs=1, seed=0)
 
 
-def global_batch(case: Case, step: int) -> tuple[Tensor, Tensor]:
-    """Views and maps of a step."""
-    chosen = [index for _, index in sample_order(case).indices(step * case.batch, case.batch)]
-    views, maps = samples(case)
-    return views[chosen], maps[chosen]
+def global_batch(case: Case, step: int, device: str) -> DeviceBatch:
+    """The whole batch of a step."""
+    places = sample_order(case).indices(step * case.batch, case.batch)
+    return device_batch(case, [Slot(*place, 1.0) for place in places], device)
+
+
+def device_batch(case: Case, slots: Sequence[Slot], device: str) -> DeviceBatch:
+    """Some of the run's samples, each with its weight in a mean over the global batch."""
+    if case.rendered:
+        return rendered_batch(case, slots, device)
+    views, maps = (x[[slot.index for slot in slots]].to(device) for x in samples(case))
+    weight = torch.tensor([slot.weight for slot in slots], dtype=views.dtype, device=device) / case.batch
+    lamps = None
+    if case.w_render:
+        drawn = relighting([uniforms(str(slot.index)) for slot in slots])
+        lamps = drawn._replace(lamps=drawn.lamps.to(maps), eyes=drawn.eyes.to(maps))
+    return DeviceBatch(views, maps, weight, lamps)
 
 
 # -- how it is trained ---------------------------------------------------------------------
@@ -213,15 +272,9 @@ def largest_micro_batch(case: Case, row: Row) -> int:
 def rank_batch(case: Case, row: Row, step: int) -> list[DeviceBatch]:
     """This rank's micro-batches of a step."""
     rank = dist.get_rank() if row.world > 1 else 0
-    views, maps = samples(case)
-    views, maps = views.to(row.device), maps.to(row.device)
     limit = largest_micro_batch(case, row)
-    micros = []
-    for slots in plan_step(sample_order(case), step * case.batch, row.world, rank, limit):
-        chosen = [slot.index for slot in slots]
-        weight = torch.tensor([slot.weight for slot in slots], dtype=views.dtype, device=row.device)
-        weight = weight / case.batch
-        micros.append(DeviceBatch(views[chosen], maps[chosen], weight))
+    cut = plan_step(sample_order(case), step * case.batch, row.world, rank, limit)
+    micros = [device_batch(case, slots, row.device) for slots in cut]
     assert len(micros) == row.accumulation
     return micros
 

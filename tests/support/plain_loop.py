@@ -23,15 +23,15 @@ def train_plain(
     opt_g, opt_d = optimizer(g), optimizer(d)
     records = []
     for step in range(case.steps):
-        views, maps = (x.to(device) for x in global_batch(case, step))
-        weight = torch.full((case.batch,), 1 / case.batch, dtype=views.dtype, device=device)
+        batch = global_batch(case, step, device)
+        views, maps, weight, _ = batch
         d_losses = []
         for _ in range(case.d_steps - 1):
             d_losses.append(goal.discriminator(d(maps), d(g(views).detach()), weight))
             update(opt_d, torch.autograd.grad(d_losses[-1], trained(d)), case.clip)
         fake = g(views)
         d_losses.append(goal.discriminator(d(maps), d(fake.detach()), weight))
-        g_loss, _ = goal.reconstruction(fake, maps, weight)
+        g_loss, _ = goal.reconstruction(fake, batch)
         g_loss = g_loss + case.w_gan * goal.generator(d(fake), weight)
         d_grads = torch.autograd.grad(d_losses[-1], trained(d))  # both at the same parameters
         g_grads = torch.autograd.grad(g_loss, trained(g))

@@ -56,5 +56,5 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     samples = f"{head['samples']} sample entries of " if head["samples"] else ""
     print(
         f"Packed {samples}{head['materials']} materials into {args.dest}: {gib:.2f} GiB, {sides} px; "
-        f"train on it by --data {args.dest}"
+        f"train on it by {'--data' if head['samples'] else '--materials'} {args.dest}"
     )

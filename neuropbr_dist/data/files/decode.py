@@ -59,8 +59,13 @@ def read_maps(sample: Sample, size: int | None = None) -> np.ndarray:
     Raises:
         UserError: See `read_picture`; or the four differ in size.
     """
-    pictures = [_open_picture(path, role, size) for path, role in zip(sample.maps, MAP_NAMES, strict=True)]
-    _require_same_size(sample.maps, pictures)
+    return read_material(sample.maps, size)
+
+
+def read_material(paths: Sequence[Path], size: int | None = None) -> np.ndarray:
+    """`read_maps` of four files in the order of `MAP_NAMES`."""
+    pictures = [_open_picture(path, role, size) for path, role in zip(paths, MAP_NAMES, strict=True)]
+    _require_same_size(paths, pictures)
     return _planes(pictures)
 
 

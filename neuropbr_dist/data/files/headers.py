@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -41,39 +41,43 @@ class Header(NamedTuple):
 
 
 class HeaderReport(NamedTuple):
-    """Faults of one rank's share, and the side in pixels of the set's first view (None: unreadable)."""
+    """Faults of one rank's share, and the side in pixels of the set's first picture (None: unreadable)."""
 
     faults: list[str]
     native_size: int | None
 
 
+def roles_of(samples: Iterable[Sample]) -> dict[Path, Role]:
+    """Return every picture of `samples` with its role; the first is the first sample's first view."""
+    roles: dict[Path, Role] = {}
+    for sample in samples:
+        roles.update((path, "view") for path in sample.views)
+        roles.update(zip(sample.maps, MAP_NAMES, strict=True))
+    return roles
+
+
 def check_headers(
-    samples: Sequence[Sample],
+    roles: Mapping[Path, Role],
     image_size: int | None,
     *,
     rank: int = 0,
     world_size: int = 1,
     cache: Path | None = None,
 ) -> HeaderReport:
-    """Check this rank's share of the files of `samples`.
+    """Check this rank's share of a set's pictures.
 
     Every picture must be a whole square PNG of a kind that its role allows, and, unless
-    `image_size` is given, of the same size as the first sample's first view, to which
-    all ranks compare.
+    `image_size` is given, of the same size as the first, to which all ranks compare.
 
     Args:
         image_size: Side in pixels that pictures will be resized to. None: their own.
         cache: JSON file in which headers are kept by path, size and modification time,
             so that a restart only asks for those. A rank needs a file of its own.
     """
-    roles: dict[Path, Role] = {}
-    for sample in samples:
-        roles.update((path, "view") for path in sample.views)
-        roles.update(zip(sample.maps, MAP_NAMES, strict=True))
     share = sorted(roles)[rank::world_size]
     known = _load_cache(cache)
 
-    reference = samples[0].views[0]
+    reference = next(iter(roles))
     first = _inspect(reference, known)
     native_size = first["header"][0] if "header" in first else None
     with ThreadPoolExecutor(THREADS) as pool:

@@ -1,0 +1,151 @@
+"""Slots -> a micro-batch: samples loaded straight into the memory that it goes to the device from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from neuropbr_dist.data.alignment import Alignment
+from neuropbr_dist.data.augment import Augmentation
+from neuropbr_dist.data.batch import MicroBatch, Rendering
+from neuropbr_dist.data.keyed import uniforms
+from neuropbr_dist.data.order import Slot
+from neuropbr_dist.data.rendered.source import RenderedEntry, RenderedSource
+from neuropbr_dist.data.sources import Entry, Source
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.materials.relighting import relighting
+
+MORE_SHARED = "give the container more shared memory (docker run --shm-size=16g), or set data.num_workers = 0"
+
+
+def load_batch(
+    source: Source,
+    entries: Sequence[Entry],
+    slots: Sequence[Slot],
+    augmentation: Augmentation | None = None,
+    alignment: Alignment | None = None,
+    relight: int | None = None,
+) -> MicroBatch:
+    """Samples loaded straight into the batch's own memory, which a worker process shares with its parent.
+
+    Args:
+        augmentation: how training samples are changed; None: samples stay as they are, and what is rendered shows
+            the same scene in every epoch.
+        alignment: which cameras go along; None: none do, and views stay as they are.
+        relight: key of what the rendering loss looks at; None: there is none.
+
+    Raises:
+        UserError: a file can't be read, or holds what it may not.
+    """
+    if isinstance(source, RenderedSource):
+        batch = load_rendered(source, entries, slots, augmentation, alignment)  # type: ignore[arg-type]
+    else:
+        batch = load_stored(source, entries, slots, augmentation, alignment)
+    if relight is None:
+        return batch
+    draws_of = [
+        uniforms(f"{relight} {s.epoch} {key} lamps") for s, key in zip(slots, batch.keys, strict=True)
+    ]
+    return batch._replace(relighting=relighting(draws_of))
+
+
+def load_stored(
+    source: Source,
+    entries: Sequence[Entry],
+    slots: Sequence[Slot],
+    augmentation: Augmentation | None,
+    alignment: Alignment | None,
+) -> MicroBatch:
+    """Views and maps, as they are stored."""
+    count, side = len(slots), source.size
+    views, maps = empty(count * 17 * side * side).split([count * 9 * side * side, count * 8 * side * side])
+    views, maps = views.view(count, 3, 3, side, side), maps.view(count, 8, side, side)
+    chosen = [entries[slot.index] for slot in slots]
+    for i, entry in enumerate(chosen):
+        source.load_into(entry, views[i].numpy(), maps[i].numpy())
+    turns = []
+    if augmentation:
+        turns = [augmentation.orientation(s.epoch, e.key) for s, e in zip(slots, chosen, strict=True)]
+    cameras = None
+    if alignment:
+        rows = [alignment.of(source.cameras(e), s.epoch, e.key) for s, e in zip(slots, chosen, strict=True)]
+        cameras = stacked(rows)
+    return MicroBatch(views, maps, weights_of(slots), [entry.key for entry in chosen], turns, cameras)
+
+
+def load_rendered(
+    source: RenderedSource,
+    entries: Sequence[RenderedEntry],
+    slots: Sequence[Slot],
+    augmentation: Augmentation | None,
+    alignment: Alignment | None,
+) -> MicroBatch:
+    """Maps alone, and what there is to be rendered of them; of a mixture the partner's maps, one of `entries`, too."""
+    chosen = [entries[slot.index] for slot in slots]
+    pairs = list(zip(slots, chosen, strict=True))
+    maps = empty_maps(len(slots), source.size)
+    for entry, out in zip(chosen, maps, strict=True):
+        source.maps_into(entry, out.numpy())
+    drawn = [source.draw(entry, slot.epoch, augmentation, len(entries)) for slot, entry in pairs]
+    rendering = Rendering(
+        scenes=stacked([each.scene.encoded for each in drawn]),
+        cameras=stacked([each.cameras for each in drawn]),
+        keys=stacked([each.scene.keys for each in drawn]),
+        changes=None if augmentation is None else stacked([each.changes for each in drawn]),
+        partners=partners_of(source, entries, [each.partner for each in drawn]),
+        parts=any(each.shows_a_part for each in drawn),
+        dirty=any(entry.source == "dirty" for entry in chosen),
+    )
+    cameras = None
+    if alignment:
+        rows = zip(drawn, pairs, strict=True)
+        cameras = stacked([alignment.of(d.cameras, slot.epoch, entry.key) for d, (slot, entry) in rows])
+    keys = [entry.key for entry in chosen]
+    return MicroBatch(None, maps, weights_of(slots), keys, cameras=cameras, rendering=rendering)
+
+
+def partners_of(
+    source: RenderedSource, entries: Sequence[RenderedEntry], others: Sequence[int | None]
+) -> Tensor | None:
+    """Return the maps (B, 8, S, S) of the mixtures' partners, zeros elsewhere; None: there is no mixture."""
+    if all(other is None for other in others):
+        return None
+    partners = empty_maps(len(others), source.size)
+    for other, out in zip(others, partners, strict=True):
+        if other is None:
+            out.zero_()
+        else:
+            source.maps_into(entries[other], out.numpy())
+    return partners
+
+
+def stacked(rows: Sequence[np.ndarray]) -> Tensor:
+    """Return small arrays of one shape as one tensor."""
+    return torch.from_numpy(np.stack(rows))
+
+
+def weights_of(slots: Sequence[Slot]) -> Tensor:
+    """Return the slots' weights, float32 (B,)."""
+    return torch.tensor([slot.weight for slot in slots], dtype=torch.float32)
+
+
+def empty_maps(count: int, side: int) -> Tensor:
+    """Fresh memory for maps, uint8 (count, 8, side, side)."""
+    return empty(count * 8 * side * side).view(count, 8, side, side)
+
+
+def empty(nbytes: int) -> Tensor:
+    """Fresh memory, uint8 (nbytes,); in a worker process shared with its parent."""
+    if get_worker_info() is None:
+        # numpy asks for huge pages, torch doesn't: touching 71 MB for the first time costs 1 ms or 30.
+        return torch.from_numpy(np.empty(nbytes, np.uint8))
+    # As `default_collate` does: memory that isn't shared yet would be copied on its way to the parent.
+    try:
+        storage = torch.UntypedStorage._new_shared(nbytes)
+    except RuntimeError as error:
+        raise UserError(f"no {nbytes / 2**20:.0f} MiB of shared memory for a batch; {MORE_SHARED}") from error
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (nbytes,))  # type: ignore[call-overload]

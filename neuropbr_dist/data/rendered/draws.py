@@ -1,0 +1,91 @@
+"""What is random of a rendered sample, keyed by (seed, epoch, material, repeat) and drawn on the host.
+
+So rank, worker, micro-batch and resume show the same picture. Held-out materials have a scene that no epoch changes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from neuropbr_dist.data.augment import Augmentation
+from neuropbr_dist.data.keyed import generator, number, uniforms
+from neuropbr_dist.data.rendered import changes
+from neuropbr_dist.materials.plane import WRAP, encode
+from neuropbr_dist.materials.scene import encode_scene, random_scene
+
+
+class Scene(NamedTuple):
+    """What surrounds a sample's material, and who looks at it."""
+
+    encoded: np.ndarray
+    """(3, SCENE) float32."""
+    cameras: np.ndarray
+    """(3, 14) float32, the true ones, see `materials.plane.encode`; the plane repeats."""
+    keys: np.ndarray
+    """(3,) int64, of the noise in each pixel."""
+
+
+class Drawn(NamedTuple):
+    """All that is random of a sample."""
+
+    scene: Scene
+    changes: changes.Row
+    """Of its material, see `changes`."""
+    partner: int | None = None
+    """Which entry it is mixed with; None: with none."""
+
+    @property
+    def shows_a_part(self) -> bool:
+        """Whether what is seen is a part of the material, which doesn't repeat."""
+        return bool(self.changes[changes.PART] < 1)
+
+    @property
+    def cameras(self) -> np.ndarray:
+        """The true cameras, (3, 14) float32, of what is seen."""
+        cameras = self.scene.cameras.copy()
+        if self.shows_a_part:
+            cameras[:, WRAP] = 0
+        return cameras
+
+
+def scene(seed: int, epoch: int | None, name: str, *, dirty: bool, environments: int) -> Scene:
+    """Return the scene of sample `name`; clean and dirty ones share cameras and light.
+
+    Args:
+        epoch: None: the one scene that the sample has when it isn't trained on.
+        environments: how many panoramas there are to choose from.
+    """
+    key = f"{seed} {'held out' if epoch is None else epoch} {name}"
+    drawn = random_scene(generator(f"{key} scene"), dirty=dirty, environments=environments)
+    cameras = [encode(camera.on_plane(), wrap=True) for camera in drawn.cameras]
+    keys = [number(f"{key} noise {view}") >> 1 for view in range(len(cameras))]
+    return Scene(encode_scene(drawn), np.stack(cameras), np.array(keys, np.int64))
+
+
+def changes_of(augmentation: Augmentation, epoch: int, name: str, side: int, *, mixed: bool) -> changes.Row:
+    """Return how the material of sample `name` is changed in an epoch, see `changes`.
+
+    Args:
+        side: of its maps in pixels.
+        mixed: whether it is mixed with a partner's.
+    """
+    row, draws = changes.unchanged(), uniforms(f"{augmentation.seed} {epoch} {name} changes")
+    down, right = int(next(draws) * side), int(next(draws) * side)
+    row[changes.PLACE] = changes.place(augmentation.orientation(epoch, name), down, right, side)
+    cut, part = next(draws), next(draws)
+    if cut < augmentation.crop:
+        row[changes.PART] = changes.SMALLEST_PART + (1 - changes.SMALLEST_PART) * part
+    row[changes.TINT] = [math.exp(augmentation.tint * (2 * next(draws) - 1)) for _ in range(3)]
+    row[changes.ROUGHER] = augmentation.roughness_shift * (2 * next(draws) - 1)
+    if mixed:
+        row[changes.MASK], row[changes.WAVES] = changes.mask(draws)
+    return row
+
+
+def partner(augmentation: Augmentation, epoch: int, name: str, count: int) -> int | None:
+    """Return which of `count` entries sample `name` is mixed with in an epoch, or None: with none."""
+    draws = uniforms(f"{augmentation.seed} {epoch} {name} partner")
+    return int(next(draws) * count) if next(draws) < augmentation.mixtures else None

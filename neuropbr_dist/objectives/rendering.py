@@ -1,0 +1,104 @@
+"""Predicted and true maps shaded under the same lamps, seen from the same places: as a loss, and to compare by.
+
+The loss: nine pictures of a square of the maps (`materials.relighting`), and L1 of log(radiance + 0.1), so that highlights don't
+outshine the rest: Deschaintre et al. 2018, "Single-Image SVBRDF Capture with a Rendering-Aware Deep Network".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from neuropbr_dist.materials.decoding import linear_maps
+from neuropbr_dist.materials.shading import reflected
+from neuropbr_dist.materials.vectors import column, dot, unit
+from neuropbr_dist.objectives.ssim import ssim
+
+LARGEST_SQUARE = 256
+"""Side, in pixels, of what is looked at of larger maps; another square at each step."""
+LAMPS, EYE_AT = 16, 2.5
+"""Of `shaded_metrics`: how many, and how far away eye and lamps are, in halves of the maps' side."""
+_OFFSET = 0.1
+
+
+def square_of(maps: Tensor, corners: Sequence[tuple[float, float]]) -> Tensor:
+    """Return each sample's square of maps (B, 8, H, W): all of them up to `LARGEST_SQUARE`."""
+    sides = [min(length, LARGEST_SQUARE) for length in maps.shape[-2:]]
+    if sides == list(maps.shape[-2:]):
+        return maps
+    cut = []
+    for sample, corner in zip(maps, corners, strict=True):
+        top, left = (
+            int(share * (length - side + 1))
+            for share, length, side in zip(corner, maps.shape[-2:], sides, strict=True)
+        )
+        cut.append(sample[:, top : top + sides[0], left : left + sides[1]])
+    return torch.stack(cut)
+
+
+def rendering_loss(pred: Tensor, target: Tensor, lamps: Tensor, eyes: Tensor) -> Tensor:
+    """Return the mean difference of `relit` pictures: squares of maps (B, 8, H, W) -> (B,).
+
+    Args:
+        lamps, eyes: (B, 9, 3), see `materials.relighting.Relighting`.
+    """
+    return (relit(pred, lamps, eyes) - relit(target, lamps, eyes)).abs().mean((1, 2, 3, 4))
+
+
+def relit(maps: Tensor, lamps: Tensor, eyes: Tensor) -> Tensor:
+    """Return log(radiance + 0.1) of maps under N lamps, (B, N, 3, H, W); see `radiance`."""
+    return torch.log(radiance(maps, lamps, eyes) + _OFFSET)
+
+
+def radiance(maps: Tensor, lamps: Tensor, eyes: Tensor) -> Tensor:
+    """Return pictures of maps under N lamps, linear, (B, N, 3, H, W); white in the middle that faces its lamp is 1.
+
+    Args:
+        maps: (B, 8, H, W) sRGB albedo, roughness, metallic in [0, 1], normals.
+        lamps, eyes: (B, N, 3), see `rendering_loss`.
+    """
+    points = _points(maps)
+    to_lamp, to_eye = column(lamps) - points, unit(column(eyes) - points)
+    nearer = _square(column(lamps)) / _square(to_lamp)  # than the middle, squared
+    return math.pi * nearer * reflected(linear_maps(maps)[:, None], to_eye, unit(to_lamp))
+
+
+@torch.no_grad()
+def shaded_metrics(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Compare maps (B, 8, H, W) by how they look under `LAMPS` lamps that never change, from above: name to (B,).
+
+    `relit_rmse` and `relit_ssim` are of log(radiance + 0.1), SSIM with a data range from black to white that faces its
+    lamp (1; a highlight may pass it); means over the lamps.
+    """
+    errors, alike = [], []
+    for lamp in fixed_lamps().to(pred):  # one at a time: sixteen pictures of 2048 px would not fit
+        place, eye = lamp.expand(len(pred), 1, 3), pred.new_tensor([0.0, 0.0, EYE_AT]).expand(len(pred), 1, 3)
+        ours, theirs = (relit(maps, place, eye)[:, 0] for maps in (pred, target))
+        errors.append((ours - theirs).square().mean((1, 2, 3)).sqrt())
+        black, white = math.log(_OFFSET), math.log(1 + _OFFSET)
+        ours, theirs = ((picture - black) / (white - black) for picture in (ours, theirs))
+        alike.append(ssim(ours, theirs).mean(1))
+    return {"relit_rmse": torch.stack(errors).mean(0), "relit_ssim": torch.stack(alike).mean(0)}
+
+
+def fixed_lamps() -> Tensor:
+    """Return where the lamps of `shaded_metrics` are: (16, 3), evenly over the directions within 60 degrees of above."""
+    turns = torch.arange(LAMPS, dtype=torch.float64)
+    height = 1 - (turns + 0.5) / LAMPS * 0.5  # equal shares of the sphere's area (Gonzalez 2010's spiral)
+    angle, across = turns * math.pi * (3 - math.sqrt(5)), (1 - height.square()).sqrt()
+    return EYE_AT * torch.stack([across * angle.cos(), across * angle.sin(), height], dim=1)
+
+
+def _square(vectors: Tensor) -> Tensor:
+    return dot(vectors, vectors)
+
+
+def _points(like: Tensor) -> Tensor:
+    """Return the pixels' places (3, H, W) in the frame of lamps and eyes."""
+    height, width = like.shape[-2:]
+    x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width * 2 - 1
+    y = 1 - (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height * 2
+    return torch.stack(torch.broadcast_tensors(x[None, :], y[:, None], torch.zeros_like(x)[None, :]))
