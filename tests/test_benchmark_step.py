@@ -64,6 +64,7 @@ OWN = {
     "plane": ["--to", "results"],
     "register": ["--builtin", "1", "--to", "results"],
     "containers": ["folder"],
+    "shading": ["speed"],
     "upstream": ["clone"],
 }
 
