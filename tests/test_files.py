@@ -128,7 +128,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "looks": lambda path: write_look(
         path.parent, 0, take_look("clean/a", MAPS[:3, None].expand(3, 3, 80, 80), MAPS, MAPS)
     ),
-    "builtin_v1": lambda path: BuiltinCache(path.parent, 1, 80).fill([0]),
+    f"builtin_v{VERSION}": lambda path: BuiltinCache(path.parent, 1, 80).fill([0]),
     "set": lambda path: generate(path, count=1, size=80, seed=1, workers=0, progress=False),
 }
 

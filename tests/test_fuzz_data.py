@@ -19,7 +19,7 @@ from PIL import Image
 
 from neuropbr_dist.data.cameras import read_cameras
 from neuropbr_dist.data.files.decode import read_picture
-from neuropbr_dist.data.files.headers import check_headers
+from neuropbr_dist.data.files.headers import check_headers, roles_of
 from neuropbr_dist.data.files.layout import read_metadata, scan
 from neuropbr_dist.data.files.verify import verify
 from neuropbr_dist.data.importer import pictures
@@ -183,7 +183,7 @@ def notes_of_a_set(folder: Path) -> Case:
 
     def read() -> None:
         refused(lambda: verify(renders, maps, resume=judged, progress=False, cameras=False))
-        refused(lambda: check_headers(scan(renders, maps), None, cache=headers))
+        refused(lambda: check_headers(roles_of(scan(renders, maps)), None, cache=headers))
         refused(lambda: [Outcome.of_line(line["outcome"]) for line in journal.read() if "outcome" in line])
 
     read()

@@ -128,6 +128,22 @@ def assert_every_step_once(job: Submitted) -> None:
     assert all(counts == seen["1"] and set(counts.values()) == {1} for counts in seen.values())
 
 
+def test_a_folder_of_materials_is_trained_on(cluster, tmp_path):
+    """`sbatch slurm/train.sbatch --materials MATERIALS`, as docs/data.md has it: no renders, no cameras."""
+    _, maps = train_runs.tiny_set()
+    sets = [
+        "data.image_size=32",
+        "data.renders_per_epoch=4",
+        "training.epochs=1",
+        "training.global_batch_size=4",
+    ]
+    words = ["--config", "demo", "--materials", str(maps), *(word for one in sets for word in ("--set", one))]
+    job = Submitted(cluster, tmp_path, "--nodes=2", "--ntasks-per-node=1", only=words, ENGINE="fsdp")
+    job.completes()
+    assert re.search(r"Source: rendered online from 6 materials of .* × 4 repeats", job.log), job.log
+    assert (job.folder / "best_model").exists()
+
+
 def test_a_warning_to_the_batch_shell_saves_and_requeues(cluster, tmp_path):
     gate = Gate(tmp_path)
     job, saved = held(cluster, tmp_path, gate)
