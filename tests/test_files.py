@@ -22,6 +22,7 @@ from PIL import Image
 
 from neuropbr_dist.checkpoint.tensor_file import TensorFile, write_tensor_file
 from neuropbr_dist.data.builtin import BuiltinCache, generate
+from neuropbr_dist.data.builtin.cache import VERSION
 from neuropbr_dist.data.files.png import encoded
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import (
