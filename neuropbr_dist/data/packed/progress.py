@@ -106,4 +106,5 @@ def _is_line(line: Any) -> bool:
         and all(map(is_finding, line["findings"]))
         and len(line["findings"]) == len(line["stamps"])
         and min(line["place"][1:]) >= 0
+        and max(line["place"][3:]) < 2**32  # as the index holds them
     )
