@@ -25,6 +25,7 @@ COMMANDS = Table(
         "engines": ("benchmarks.engines", "do all engines agree, and what do they hold in memory"),
         "elastic": ("benchmarks.elastic", "a run whose number of ranks changes, beside one left alone"),
         "quality": ("benchmarks.quality", "variants of one run, trained side by side"),
+        "gallery": ("benchmarks.gallery", "the README's picture of held-out materials"),
         "plane": ("benchmarks.plane", "views as they are beside views rectified by their cameras"),
         "register": ("benchmarks.register", "cameras that data register finds, beside the true ones"),
         "upstream": ("benchmarks.upstream", "converted checkpoints against upstream's own classes"),

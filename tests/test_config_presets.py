@@ -31,9 +31,13 @@ HIGHLIGHTS = {
     "high_quality": {"model.encoder_backbone": "resnet101", "model.transformer_depth": 6},
     "fast_iteration": {"model.encoder_backbone": "resnet18", "training.epochs": 50},
     "normal_focused": {"loss.w_normal": 1.5, "loss.w_normal_map": 2.0},
+    "recipe": {
+        "data.render": "online", "model.align": "plane", "loss.w_render": 0.5, "model.use_gan": False,
+        "training.ema_decay": 0.999, "training.global_batch_size": 32, "optimizer.g_lr": 5e-4,
+    },
     "demo": {"model.encoder_type": "unet", "data.image_size": 64},
 }  # fmt: skip
-"""The guide's table of presets and its defaults."""
+"""The guide's table of presets and its defaults; recipe and demo are this project's own."""
 
 TEMPLATE = """
 from neuropbr_dist.config import TrainConfig

@@ -14,7 +14,7 @@ import torch
 from neuropbr_dist.data.builtin.generate import generate
 from tests.support import upstream_stand_in as upstream
 from tests.support.distributed import ENVIRONMENT, ROOT
-from tests.support.doc_commands import Example, examples, faults, shortened
+from tests.support.doc_commands import MARKS, Example, examples, faults, shortened
 from tests.support.forked import call
 from tests.support.material_files import write_set
 from tests.support.train_runs import SETTINGS, command
@@ -98,6 +98,11 @@ def bash(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+def test_marks_are_known(example):
+    assert example.mark in MARKS
+
+
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if not e.python], ids=str)
 def test_words_and_files_of_a_command_exist(example):
     assert faults(example.text, ROOT) == []
@@ -126,11 +131,10 @@ def test_python_block(example, folder):
 # -- the mechanism itself --------------------------------------------------------------------
 
 PAGE = """
-Run `python launch/train.py --debug` or `make demo`. <!-- long -->
+Run `python launch/train.py --debug` or `make demo`.
 `data.image_size` and `python` are no commands.
 
-<!-- slurm -->
-```bash
+```bash slurm
 sbatch --nodes=2 \\
     slurm/train.sbatch   # two nodes
 A=1 python launch/infer.py --checkpoint x
@@ -158,8 +162,8 @@ def test_commands_are_found_with_their_marks(tmp_path):
     ]
 
 
-LOOP = """<!-- gpu -->
-```bash
+LOOP = """
+```bash gpu
 run=checkpoints/long
 while :; do   # for ever
     python launch/train.py --checkpoint-dir "$run" "$@" || code=$?

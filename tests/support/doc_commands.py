@@ -1,13 +1,13 @@
 """The commands of README.md and docs/*.md, and which of them can run here.
 
 A command is a line of a ```bash block (continuations joined; a block with loops or branches is one command), or
-inline code that begins with a program's name and an argument. A comment in the Markdown marks what isn't run as it
-stands; it holds for the block that follows it, or for its own line:
+inline code that begins with a program's name and an argument. What isn't run as it stands has a mark: of a block in
+its fence's info string, "```bash gpu", of inline code by how it begins (`INLINE`).
 
-    <!-- gpu -->      needs GPUs           checked, not run
-    <!-- slurm -->    needs a cluster      checked, not run
-    <!-- install -->  changes the machine  checked, not run
-    <!-- long -->     takes minutes        launch/train.py and submit.py: run shortened; others checked
+    gpu      needs GPUs           checked, not run
+    slurm    needs a cluster      checked, not run
+    install  changes the machine  checked, not run
+    long     takes minutes        launch/train.py and submit.py: run shortened; others checked
 
 Checked: the scripts, files and make targets that it names are there, and our scripts' own parsers take its words.
 Python blocks run as well; one that begins with `# NAME.py` is written to that file instead.
@@ -26,8 +26,15 @@ from neuropbr_dist.commands import COMMANDS, submit
 from neuropbr_dist.commands.flags import overrides_of
 from neuropbr_dist.commands.train import config_of
 
-MARKS = ("gpu", "slurm", "install", "long")
+MARKS = ("gpu", "slurm", "install", "long", None)
 PROGRAMS = ("python", "torchrun", "deepspeed", "sbatch", "scancel", "make", "pip", "tensorboard", "neuropbr")
+INLINE = {
+    "make ": "long", "pip ": "install", "sbatch ": "slurm", "scancel ": "slurm", "python launch/submit.py ": "slurm",
+    "deepspeed ": "gpu", "torchrun ": "gpu", "python launch/benchmark.py ": "long", "python launch/train.py ": "long",
+    "python launch/data.py register ": "long", "python launch/data.py generate ": "long",
+    "python launch/report.py ": "long",
+}  # fmt: skip
+"""How inline code begins, and its mark."""
 SHORT = [
     "--set", "data.builtin_count=4", "--set", "data.image_size=32",
     "--set", "training.global_batch_size=2", "--set", "training.checkpoint_dir=shortened",
@@ -55,19 +62,15 @@ def examples(page: Path) -> list[Example]:
 
 def _examples(page: Path) -> Iterator[Example]:
     lines = enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
-    mark = None
     for number, line in lines:
         place = f"{page.name}:{number}"
         if line.startswith("```"):
-            yield from _of_block(place, line.removeprefix("```").strip(), _block(lines), mark)
-            mark = None
+            language, _, mark = line.removeprefix("```").partition(" ")
+            yield from _of_block(place, language, _block(lines), mark or None)
             continue
-        found = re.findall(rf"<!-- ({'|'.join(MARKS)}) -->", line)
-        if line.startswith("<!--"):
-            mark = found[0] if found else mark
         for code in re.findall(r"`([^`]+)`", line):
             if code.split()[0] in PROGRAMS and len(code.split()) > 1:
-                yield Example(place, code, found[0] if found else None)
+                yield Example(place, code, next((m for start, m in INLINE.items() if code.startswith(start)), None))
 
 
 def _block(lines: Iterator[tuple[int, str]]) -> list[str]:
