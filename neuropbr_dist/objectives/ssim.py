@@ -77,9 +77,10 @@ def ssim(
         UserError: the picture is smaller than the window.
     """
     batch, channels, height, width = pred.shape
-    if min(height, width) < WINDOW:
+    whole = height if strip is None else height * strip.count
+    if min(whole, width) < WINDOW:
         raise UserError(
-            f"SSIM needs pictures of at least {WINDOW}x{WINDOW} pixels, got {width}x{height}: "
+            f"SSIM needs pictures of at least {WINDOW}x{WINDOW} pixels, got {width}x{whole}: "
             "raise data.image_size"
         )
     if strip is not None:
@@ -98,13 +99,13 @@ def ssim(
 
 
 def windows_share(strip: Strip, height: int) -> float:
-    """Return the share of a picture's windows that begin in a strip of `height` rows or end there, or lie in its middle."""
-    own = height - (WINDOW // 2) * (strip.first + strip.last)
-    return own / (height * strip.count - 2 * (WINDOW // 2))
+    """Return the share of a picture's windows whose middle lies in this strip of `height` rows."""
+    edge = WINDOW // 2
+    return (height - edge * (strip.first + strip.last)) / (height * strip.count - 2 * edge)
 
 
 def with_window_rows(strip: Strip, pictures: Tensor) -> Tensor:
-    """Return a strip with its neighbours' rows, as far as a window in the middle of which its own lie reaches."""
+    """Return a strip with its neighbours' rows, as far as the windows around its own rows reach."""
     reach = WINDOW // 2
     wide = strip.with_halo(pictures, reach, reach)
     return wide[:, :, reach * strip.first : wide.shape[2] - reach * strip.last]

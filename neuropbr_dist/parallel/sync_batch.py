@@ -19,6 +19,7 @@ class SyncBatchNorm2d(BatchNorm2d):
 
     strip: Strip | None = None
     """Where pictures are shared by rows, of which a rank may have fewer than another; None: all have as many."""
+
     @property
     def group(self) -> Any:
         """The process group of the ranks that agree."""

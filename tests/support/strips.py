@@ -69,9 +69,7 @@ def compare_layer(
         heights = gathered_heights(ours)
         starts.append(sum(heights[: strip.index]))
     weights = [picture(*w.shape, seed=7 + i) for i, w in enumerate(wanted)]
-    own_weights = [
-        w[:, :, at : at + f.shape[2]] for w, f, at in zip(weights, found, starts, strict=True)
-    ]
+    own_weights = [w[:, :, at : at + f.shape[2]] for w, f, at in zip(weights, found, starts, strict=True)]
     torch.autograd.backward(list(wanted), weights)
     torch.autograd.backward(list(found), own_weights)
     for ours, theirs in zip(own_in, whole_in, strict=True):

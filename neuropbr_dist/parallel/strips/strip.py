@@ -72,10 +72,10 @@ def share_rows(module: nn.Module, strip: Strip | None) -> None:
         strip: None: pictures are whole again.
     """
     for m in module.modules():
+        layer: Any = m
         if type(m) is BatchNorm2d and strip is not None:
-            m.__class__ = StripBatchNorm2d
+            layer.__class__ = StripBatchNorm2d
         elif type(m) is StripBatchNorm2d and strip is None:
-            m.__class__ = BatchNorm2d
-        if hasattr(type(m), "strip"):
-            layer: Any = m
+            layer.__class__ = BatchNorm2d
+        if hasattr(type(layer), "strip"):
             layer.strip = strip
