@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Edge = Literal["zeros", "lowest", "repeat"]
@@ -56,6 +57,11 @@ class Strip(ABC):
     def whole(self, x: Tensor) -> Tensor:
         """Return the whole picture, on every process: (N, C, h, W) -> (N, C, count * h, W)."""
         return self.gathered(x).movedim(0, 2).flatten(2, 3)
+
+    def share(self, x: Tensor) -> Tensor:
+        """Return the share () of the picture's rows that `x` (N, C, h, W) has; strips may have unequally many."""
+        rows = torch.full((), x.shape[2], dtype=x.dtype, device=x.device)
+        return rows / self.gathered(rows).sum()
 
     @abstractmethod
     def to_heads(self, tokens: Tensor) -> Tensor:
