@@ -91,7 +91,8 @@ def label(pair: tuple[Case, Row]) -> str:
     notes += ["rendered online" if case.rendered else "on the plane"] * case.plane
     notes += ["rendering loss"] * (case.w_render > 0)
     notes += [f"{case.d_steps} D steps a G step"] * (case.d_steps > 1)
-    notes += ["real losses, float64, 30 steps"] * case.double
+    notes += ["real losses"] * (not case.smooth) + [f"float64, {case.steps} steps"] * case.double
+    notes += [f"{case.norm} norm"] * (case.norm != "group")
     notes += [f"batch {case.batch}"] * (case.batch % row.world > 0)
     return ", ".join([str(row), *notes])
 

@@ -21,7 +21,8 @@ RENDERED = Case(side=32, plane=True, rendered=True, seed=5, steps=3, w_render=0.
 RELIT = Case(side=32, w_render=1.0)
 FOUR_HEADS = Case(side=48, heads=4)
 THREE_HEADS = Case(side=36, heads=3, width=24)
-BATCH_NORM = Case(side=32, norm="batch", batch=4)
+# In float32 any two ways of summing its statistics are 3e-5 apart here, with and without sharing.
+BATCH_NORM = Case(side=32, norm="sync_batch", double=True)
 TINY = Case(side=32, depth=1, d_layers=1)
 REAL = Case(side=32, smooth=False, double=True)
 
@@ -41,7 +42,7 @@ def long_rows() -> list[tuple[Case, Row]]:
     found += sharing("zero3", PLANE, persist=10_000) + sharing("fsdp", PLANE, engine_d="ddp")
     found += sharing("fsdp zero3", offload=True) + sharing("fsdp", recompute="split")
     found += sharing("ddp fsdp zero2 zero3", RENDERED, recompute="full") + sharing("fsdp", RELIT)
-    found += sharing("fsdp zero3", Case(side=32, d_steps=2)) + sharing("ddp", BATCH_NORM)
+    found += sharing("fsdp zero3", Case(side=32, d_steps=2))
     found += sharing("fsdp zero3", THREE_HEADS, world=3, sample_ranks=3)
     found += sharing("ddp fsdp zero2 zero3", PLANE, world=4, recompute="full")
     found += sharing("fsdp", PLANE, world=4, shard="node") + sharing("fsdp", RENDERED, world=4)
@@ -64,8 +65,13 @@ def test_matches_the_plain_loop_in_long_rows(pair, summary):
 
 @pytest.mark.drill
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("pair", sharing("ddp fsdp", REAL) + sharing("fsdp", REAL, world=4), ids=label)
-def test_real_losses_in_float64(pair, summary):
+@pytest.mark.parametrize(
+    "pair",
+    sharing("ddp fsdp", REAL) + sharing("fsdp", REAL, world=4)
+    + sharing("ddp", replace(BATCH_NORM, norm="batch")) + sharing("fsdp", BATCH_NORM, world=4),
+    ids=label,
+)  # fmt: skip
+def test_real_losses_and_batch_norm_in_float64(pair, summary):
     check(summary, pair, 1e-12)
 
 

@@ -331,6 +331,9 @@ def keep_contract() -> None:
     torch.library.opcheck(operations.gathered, (x, dist.get_world_size(), name))
     tokens = picture(2, 3, 3, 2 * dist.get_world_size(), 4).requires_grad_()
     torch.library.opcheck(operations.to_heads, (tokens, dist.get_world_size(), name))
+    for views in (1, 3):  # of one part the places may change without a copy
+        shared = picture(4, views * dist.get_world_size(), 1, 1, 4).requires_grad_()
+        torch.library.opcheck(operations.to_rows, (shared, dist.get_world_size(), name))
 
 
 @pytest.mark.multiprocess

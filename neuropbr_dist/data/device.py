@@ -49,18 +49,22 @@ def to_device(
     weight = batch.weight.to(device, dtype, non_blocking=True) / samples
     if batch.rendering is not None:
         views, maps = rendered(batch.maps, batch.rendering, renderer or Renderer(), device, dtype)
-        maps, cameras = maps[:, :, slice(*rows)], batch.cameras
-        normalised = standardise(views if cameras is not None else views[..., slice(*rows), :], transform)
+        maps, cameras = cut(maps, rows), batch.cameras
+        normalised = standardise(views if cameras is not None else cut(views, rows), transform)
     else:
         views, maps, cameras = turned(batch, device)
-        maps = decode_maps(maps[:, :, slice(*rows)], dtype)
+        maps = decode_maps(cut(maps, rows), dtype)
         # Of pictures that are rectified, any row may show one of these.
-        views = views if cameras is not None else views[..., slice(*rows), :]
-        normalised = normalise_views(views, transform, dtype)
+        normalised = normalise_views(views if cameras is not None else cut(views, rows), transform, dtype)
     if cameras is not None:
         normalised = rectify(normalised, cameras, side, rows)
     relighting = None if batch.relighting is None else Relighting(*moved(batch.relighting, device))
     return DeviceBatch(normalised, maps, weight, relighting)
+
+
+def cut(pictures: Tensor, rows: tuple[int, int]) -> Tensor:
+    """Return rows of pictures (..., H, W), in memory of their own unless they are all."""
+    return pictures[..., slice(*rows), :].contiguous()
 
 
 def turned(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:

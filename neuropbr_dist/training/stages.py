@@ -86,8 +86,11 @@ def check_stages(cfg: TrainConfig, world: int) -> None:
     """Look at each stage as far as the configuration alone tells, before anything is opened.
 
     Raises:
-        UserError: a side that the encoder or the discriminator can't take, or a batch below the ranks.
+        UserError: a side that the encoder or the discriminator can't take, a batch below the ranks, or samples
+            that can't be shared.
     """
+    if not cfg.training.stages:
+        check_sharing(cfg.model, world, cfg.training.sample_ranks, cfg.data.image_size)
     for number, stage in enumerate(cfg.training.stages, 1):
         with of_stage(cfg, number):
             check_sharing(cfg.model, world, stage.sample_ranks, stage.image_size)

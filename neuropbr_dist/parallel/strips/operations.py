@@ -170,7 +170,7 @@ def to_heads(tokens: Tensor, count: int, name: str) -> Tensor:
     """(B, N, S, H, D) -> (B, count * N, S, H / count, D); see `Strip.to_heads` (DeepSpeed-Ulysses, Jacobs et al. 2023)."""
     b, n, s, h, d = tokens.shape
     sent = tokens.view(b, n, s, count, h // count, d).permute(3, 0, 1, 2, 4, 5)
-    return all_to_all(sent, name).transpose(0, 1).reshape(b, count * n, s, h // count, d)
+    return all_to_all(sent, name).transpose(0, 1).reshape(b, count * n, s, h // count, d).contiguous()
 
 
 @torch.library.custom_op("neuropbr_dist::to_rows", mutates_args=())
@@ -178,7 +178,9 @@ def to_rows(tokens: Tensor, count: int, name: str) -> Tensor:
     """(B, count * N, S, h, D) -> (B, N, S, count * h, D); see `Strip.to_rows`."""
     b, n, s, h, d = tokens.shape
     sent = tokens.unflatten(1, (count, n // count)).transpose(0, 1)
-    return all_to_all(sent, name).permute(1, 2, 3, 0, 4, 5).reshape(b, n // count, s, count * h, d)
+    return (
+        all_to_all(sent, name).permute(1, 2, 3, 0, 4, 5).reshape(b, n // count, s, count * h, d).contiguous()
+    )
 
 
 def all_to_all(parts: Tensor, name: str) -> Tensor:
