@@ -10,9 +10,9 @@ import torch
 
 from tests.support.code_generation import no_code_generation
 from tests.support.distributed import run
-from tests.support.parity import Case, Row, differences, train_row
+from tests.support.parity import ENGINES, Case, Row, differences, train_row
+from tests.support.parity_rows import check, label, reference
 from tests.support.plain_loop import train_plain_stages
-from tests.test_parallel_parity import ENGINES, check, label, reference
 
 # Large enough for three rows of a strip where the discriminator ends.
 BASIC = Case(side=32)
@@ -86,8 +86,7 @@ def train_captured(case: Case, row: Row) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "zero3"])
 def test_captured_graphs_match_the_plain_loop(name, summary):
     (case, row), *_ = sharing(name, TINY, compile=True)
-    found = differences(run(2, f"{__name__}:train_captured", case=case, row=row)[0], reference(case))
-    assert max(found.values()) <= 1e-5
+    check(summary, (case, row), 1e-5, f"{__name__}:train_captured")
 
 
 STAGES = (Case(steps=2, side=32), Case(steps=2, side=48, batch=8), Case(steps=2, side=32))

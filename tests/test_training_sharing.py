@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.staged_runs import staged
 from tests.support.train_runs import (
-    SETTINGS,
     SINGLE_PROCESS_SAVES,
+    assert_same_metrics,
     resume,
     run,
     state,
     temporary_folder,
     times_seen,
 )
-from tests.test_training_partition import FOUR, assert_same_metrics
 
 pytestmark = SINGLE_PROCESS_SAVES
 
+FOUR = {"training__global_batch_size": 4, "optimizer__eps": 1e-3}  # a tiny eps makes noise of rounding
 TWO = {"training__sample_ranks": 2}
 
 
@@ -85,16 +86,14 @@ STAGES = [
 
 @pytest.mark.drill
 @pytest.mark.multiprocess
-def test_a_later_stage_shares_its_larger_samples(tmp_path, monkeypatch):
-    for name in ("training.batch_size", "training.global_batch_size", "training.epochs"):
-        monkeypatch.delitem(SETTINGS, name)
+def test_a_later_stage_shares_its_larger_samples(tmp_path):
     fields = {"training__stages": STAGES, "optimizer__eps": 1e-3}
-    shared = run(tmp_path / "shared", "--engine", "fsdp", world=2, **fields)
+    shared = staged(tmp_path / "shared", "--engine", "fsdp", world=2, **fields)
     assert shared.code == 0, shared.err
     assert "Batch: 4 = up to 1 x 2 on 2 rank(s)" in shared.out
     assert "Batch: 3 = up to 3 x 1 on 1 x 2 ranks, each with 16 rows of every sample" in shared.out
     fields["training__stages"] = [stage | {"sample_ranks": 1} for stage in STAGES]
-    assert run(tmp_path / "alone", **fields).code == 0
+    assert staged(tmp_path / "alone", **fields).code == 0
     assert_same_metrics(tmp_path / "alone", tmp_path / "shared")
 
 

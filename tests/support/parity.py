@@ -6,6 +6,7 @@ every rank of its world.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -115,6 +116,14 @@ class Row:
         notes += ["small parameters kept"] * bool(self.persist) + ["bf16"] * self.bf16
         notes += [f"{self.sample_ranks} ranks a sample"] * (self.sample_ranks > 1)
         return ", ".join(notes)
+
+
+ENGINES = {
+    "single": Row(engine="single", world=1),
+    "ddp": Row(engine="ddp"),
+    "fsdp": Row(engine="fsdp"),
+    **{f"zero{stage}": Row(engine="deepspeed", stage=stage) for stage in range(4)},
+}
 
 
 @cache
@@ -461,3 +470,19 @@ def update_error(found: dict[str, Tensor], reference: dict[str, Tensor], case: C
             off += float((ours - theirs).square().sum())
             moved += float((theirs - start.detach().double()).square().sum())
     return (off / moved) ** 0.5
+
+
+class Poisoned(SmoothObjective):
+    """NaN in one network's loss, on this rank."""
+
+    def __init__(self, case: Case, part: str) -> None:
+        super().__init__(case)
+        self.part = part
+
+    def reconstruction(self, fake: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, terms = super().reconstruction(fake, batch)
+        return loss * (math.nan if self.part == "generator" else 1.0), terms
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor, weight: Tensor) -> Tensor:
+        loss = super().discriminator(real_logits, fake_logits, weight)
+        return loss * (math.nan if self.part == "discriminator" else 1.0)
