@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.strip_cost import sent_in_a_step
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.commands.flags import add_debug, new_parser
 from neuropbr_dist.config import TrainConfig, load
@@ -193,6 +194,21 @@ def order_table(cfg: TrainConfig) -> list[str]:
     return table(["samples", "MB of order a loader process", "steps of 1,024 in 100 epochs"], rows)
 
 
+def strips_table(cfg: TrainConfig) -> list[str]:
+    """What a rank sends its partners in a step, by side and ranks that share a sample."""
+    rows = []
+    for side in (2048, 4096):
+        for ranks in (2, 4, 8):
+            sent = sent_in_a_step(cfg, side, ranks)
+            total = sent.rows_sent + sent.tokens_sent + sent.sums_sent
+            rows.append(
+                [f"{side}²", f"{ranks}", gigabytes(sent.rows_sent), gigabytes(sent.tokens_sent),
+                 f"{sent.sums_sent / 1e6:.1f} MB", f"{sent.exchanges}", f"{1000 * total / LINK_IN:.0f}"]
+            )  # fmt: skip
+    head = ["picture", "K", "GB of rows", "GB of tokens", "sums", "exchanges", "ms on the wires"]
+    return table(head, rows)
+
+
 def tables() -> dict[str, list[str]]:
     """Marker in docs/scaling.md to the lines below it."""
     cfg = load("default")
@@ -207,6 +223,7 @@ def tables() -> dict[str, list[str]]:
         "wire": wire_table(total),
         "accumulation": accumulation_table(total),
         "latency": latency_table(segment_count(cfg)),
+        "strips": strips_table(cfg),
         "checkpoint": checkpoint_table(total),
         "order": order_table(cfg),
     }

@@ -31,6 +31,8 @@ SMOOTH = Case(batch=8)
 DOUBLE = Case(batch=8, double=True)
 PLANE = Case(batch=8, plane=True, seed=5)  # rectified views, of which some are missing
 TINY = Case(batch=8, depth=1, d_layers=1)  # for the compiler
+# For two ranks that share a sample: three rows of each where the discriminator ends.
+SHARED, SHARED_DOUBLE, SHARED_TINY = (replace(case, side=32) for case in (PLANE, DOUBLE, TINY))
 ENGINES = {
     "single": Row(engine="single"),
     "ddp": Row(engine="ddp"),
@@ -71,9 +73,10 @@ class Rows(list[dict[str, Any]]):
 
 def references(device: str, compiled: bool) -> dict[tuple[Case, bool], dict[str, Any]]:
     """One process takes the whole batch: the plain loop, and in bf16 the engine `single`."""
-    found = {(case, False): train_plain(case, device=device) for case in (SMOOTH, DOUBLE, PLANE)}
+    plain = (SMOOTH, DOUBLE, PLANE, SHARED, SHARED_DOUBLE)
+    found = {(case, False): train_plain(case, device=device) for case in plain}
     bf16 = Row(engine="single", world=1, bf16=True, device=device)
-    for case in (SMOOTH, PLANE, TINY) if compiled else (SMOOTH, PLANE):
+    for case in (SMOOTH, PLANE, SHARED, *((TINY, SHARED_TINY) if compiled else ())):
         found[case, True] = train_row(case, bf16)
     found["yardstick"] = distances(found[SMOOTH, True], found[SMOOTH, False], SMOOTH)  # type: ignore[index]
     return found
@@ -100,6 +103,19 @@ def agreement_rows(engine: Row, compiled: bool) -> Iterator[tuple[str, Case, Row
     yield from (("float32", PLANE, cuts[1]), ("bf16", PLANE, replace(cuts[0], bf16=True)))
     if compiled:
         yield "bf16", TINY, replace(engine, bf16=True, compile=True)
+    if engine.world % 2 == 0:
+        yield from shared_rows(replace(engine, sample_ranks=2), compiled)
+
+
+def shared_rows(pairs: Row, compiled: bool) -> Iterator[tuple[str, Case, Row]]:
+    """The same of pairs of ranks that share their samples."""
+    if pairs.engine != "deepspeed":
+        yield "float64", SHARED_DOUBLE, pairs
+    for kind in ("none", "selective", "full"):
+        yield "float32", SHARED, replace(pairs, recompute=kind)
+    yield "bf16", SHARED, replace(pairs, bf16=True, recompute="full")
+    if compiled:
+        yield "bf16", SHARED_TINY, replace(pairs, bf16=True, compile=True)
 
 
 def agreement(rows: Rows, engine: Row, known: dict[Any, Any], compiled: bool) -> None:
@@ -112,7 +128,7 @@ def agreement(rows: Rows, engine: Row, known: dict[Any, Any], compiled: bool) ->
 
         labels = {
             "what": "agreement", "precision": precision, "accumulation": row.accumulation,
-            "recompute": row.recompute, "compile": row.compile, "views": "plane" if case.plane else "as they are",
+            "recompute": row.recompute, "compile": row.compile, "sample_ranks": row.sample_ranks, "views": "plane" if case.plane else "as they are",
         }  # fmt: skip
         if row.bf16:
             labels["yardstick"] = known.get("yardstick", {})

@@ -57,9 +57,9 @@ def launches(args: argparse.Namespace) -> list[Launch]:
 def as_tables(rows: list[dict[str, Any]]) -> str:
     """All rows as two Markdown tables."""
     agreement = [
-        "| engine | ranks | precision | views | accumulation | recompute | compile | all | parameters | losses | update "
+        "| engine | ranks | a sample | precision | views | accumulation | recompute | compile | all | parameters | losses | update "
         "| bound | |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     memory = [
         "| engine | ranks | MiB with gradients | formula | ratio | MiB between steps | |",
@@ -67,7 +67,7 @@ def as_tables(rows: list[dict[str, Any]]) -> str:
     ]
     for r in sorted(rows, key=lambda r: (r["world"], r["engine"])):
         head = f"| {r['engine']} | {r['world']} |"
-        cut = f"{r.get('precision', '')} | {r.get('views', '')} | {r.get('accumulation', '')} | {r.get('recompute', '')} | {r.get('compile', '')} |"
+        cut = f"{r.get('sample_ranks', '')} | {r.get('precision', '')} | {r.get('views', '')} | {r.get('accumulation', '')} | {r.get('recompute', '')} | {r.get('compile', '')} |"
         if "error" in r:
             error = r["error"].replace("|", "/").replace("\n", " ")
             if r.get("what") == "memory":
@@ -100,7 +100,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     p.add_argument("--worlds", nargs="+", type=int, default=[1, 2, 4], metavar="N", help="default 1 2 4")
     p.add_argument("--engines", nargs="+", default=["single", *EVERYWHERE, "hsdp"], metavar="NAME")
     p.add_argument("--share", type=int, default=2, metavar="N", help="launches on a GPU at a time; default 2")
-    p.add_argument("--limit", type=float, default=150, metavar="SECONDS", help="of one launch; default 150")
+    p.add_argument("--limit", type=float, default=240, metavar="SECONDS", help="of one launch; default 240")
     p.add_argument("--no-compile", action="store_true", help="no rows with compiled blocks")
     p.add_argument("--device", default="cuda", help="cpu: a rehearsal, without memory")
     p.add_argument("--folder", type=Path, default=Path("engines"), metavar="DIR", help="default ./engines")

@@ -101,6 +101,7 @@ def say(launch: Launch, what: str) -> None:
 def launches(args: argparse.Namespace, fields: Overrides, plan: str) -> list[Launch]:
     """Return the rows' launches: random tensors first; of each, the fewest GPUs first."""
     sets = {"random": fields.with_field("data.packed_dir", None)}
+    sharing = fields.configuration().training.sample_ranks
     if fields.configuration().data.packed_dir is not None:
         sets["packed"] = fields
     return [
@@ -113,7 +114,7 @@ def launches(args: argparse.Namespace, fields: Overrides, plan: str) -> list[Lau
         for data, of_row in sets.items()
         for world in args.worlds
         for engine in args.engines
-        if runs_on(engine, world)
+        if runs_on(engine, world) and world % sharing == 0
     ]
 
 

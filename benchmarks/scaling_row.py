@@ -47,14 +47,14 @@ class PackedBench(StepBench):
 
     def __init__(self, where: Setup, memory: str, loader: Iterator[MicroBatch]) -> None:
         super().__init__(where, memory)
-        self.cfg, self.samples = where.cfg, where.cfg.training.batch_size * where.env.world_size
+        self.cfg, self.samples = where.cfg, where.cfg.training.batch_size * where.data_place[0]
         self.loader = loader
 
     def step(self, *, gan: bool = True) -> None:
         began = time.perf_counter()
         host = next(self.loader)
         self.waited += time.perf_counter() - began
-        self.batch = to_device(host, self.samples, self.cfg.transform, self.device)
+        self.batch = to_device(host, self.samples, self.cfg.transform, self.device, strip=self.strip)
         super().step(gan=gan)
 
     def warm_up(self) -> None:
@@ -67,12 +67,12 @@ class PackedBench(StepBench):
 
 def packed_batches(where: Setup) -> AbstractContextManager[Iterator[MicroBatch]]:
     """This rank's micro-batches of `cfg.data.packed_dir`, over and over."""
-    cfg, env = where.cfg, where.env
+    cfg, (groups, group) = where.cfg, where.data_place
     data, batch = cfg.data, cfg.training.batch_size
     assert data.packed_dir is not None
     source = open_source(replace(data, image_size=where.samples.side), cfg.training.seed)
-    order = SampleOrder(len(source.entries), batch * env.world_size, epochs=10_000, seed=cfg.training.seed)
-    slots = training_slots(order, 0, env.world_size, env.rank, batch)
+    order = SampleOrder(len(source.entries), batch * groups, epochs=10_000, seed=cfg.training.seed)
+    slots = training_slots(order, 0, groups, group, batch)
     alignment = Alignment.of_run(cfg, training=True)
     return batches_of(data, source, source.entries, slots, where.device, alignment=alignment)
 
@@ -88,7 +88,7 @@ def measure(where: Setup, plan: str, steps: int) -> dict[str, Any]:
     peak = matmul_flops(where.device, where.need.dtype) / 1e12
     return {
         "ms": found.ms, "spread_ms": found.spread_ms, "first_step_s": found.first_step_s, "losses": found.losses,
-        "samples_per_s_rank": cfg.training.batch_size / found.ms * 1e3, "data_wait": all_gather_object(found.data_wait),
+        "samples_per_s_rank": cfg.training.batch_size / where.sample_ranks / found.ms * 1e3, "data_wait": all_gather_object(found.data_wait),
         "allocated_gib": all_gather_object(found.allocated_gib), "reserved_gib": all_gather_object(found.reserved_gib),
         "nccl_ms": all_gather_object(nccl), "exposed_ms": all_gather_object(exposed), "matmul_tflops": all_gather_object(peak),
     }  # fmt: skip
@@ -123,7 +123,7 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     with setting(cfg, "scaling", env) as where:
         row = {
             "engine": where.engine, "shard": cfg.training.shard, "world": env.world_size,
-            "plan": args.plan, "size": where.samples.side, "device": device_name(where.device), "versions": versions(),
+            "sample_ranks": where.sample_ranks, "plan": args.plan, "size": where.samples.side, "device": device_name(where.device), "versions": versions(),
             **measure(where, args.plan, args.steps), "launch_s": time.perf_counter() - began,
         }  # fmt: skip
         if env.rank == 0:

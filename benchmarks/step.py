@@ -13,14 +13,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.communication import communication_ms
 from benchmarks.setting import changed
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.data.device import cut
 from neuropbr_dist.data.keyed import uniforms
 from neuropbr_dist.materials.relighting import relighting
 from neuropbr_dist.models import view_channels
 from neuropbr_dist.monitor.throughput import peak_memory_gib
 from neuropbr_dist.parallel import Network
+from neuropbr_dist.parallel.strips import strip_of
+from neuropbr_dist.strip import Strip
 from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.networks import build_networks
 from neuropbr_dist.training.objective import Objective, relight_key
@@ -43,6 +47,10 @@ class StepTime:
     """Largest less smallest."""
     kernels_ms: float
     """Device time of one step's kernels; 0 where not profiled."""
+    nccl_ms: float = 0.0
+    """Of it in collectives, waiting for other ranks included; 0 where not profiled."""
+    exposed_ms: float = 0.0
+    """Of that while no other kernel runs."""
     allocated_gib: float
     """Peak of the allocator's allocated bytes."""
     reserved_gib: float
@@ -54,21 +62,26 @@ class StepTime:
     losses: dict[str, float]
 
 
-def random_batch(cfg: TrainConfig, size: int, device: torch.device, seed: int = 0) -> DeviceBatch:
-    """`training.batch_size` samples of noise of the right shapes and ranges."""
+def random_batch(
+    cfg: TrainConfig, size: int, device: torch.device, seed: int = 0, strip: Strip | None = None
+) -> DeviceBatch:
+    """`training.batch_size` samples of noise of the right shapes and ranges; with `strip` its rows of them."""
     n = cfg.training.batch_size
     g = torch.Generator(device).manual_seed(seed)
     views = torch.randn(n, 3, view_channels(cfg.model), size, size, device=device, generator=g)
     views[:, :, 3:4] = 1  # of views on the plane: everything is seen
     maps = torch.rand(n, 8, size, size, device=device, generator=g)
     normal = F.normalize(maps[:, 5:] * 2 - 1, dim=1)
-    samples = n * (dist.get_world_size() if dist.is_initialized() else 1)
+    samples = n * (dist.get_world_size() if dist.is_initialized() else 1) // cfg.training.sample_ranks
     weight = torch.full((n,), 1 / samples, device=device)
     lamps = None
     if relight_key(cfg) is not None:
         drawn = relighting([uniforms(str(sample)) for sample in range(n)])
         lamps = drawn._replace(lamps=drawn.lamps.to(device), eyes=drawn.eyes.to(device))
-    return DeviceBatch(views, torch.cat([maps[:, :5], normal], 1), weight, lamps)
+    maps = torch.cat([maps[:, :5], normal], 1)
+    if strip is not None:
+        views, maps = (cut(pictures, strip.rows(size)) for pictures in (views, maps))
+    return DeviceBatch(views, maps, weight, lamps)
 
 
 class StepBench:
@@ -85,9 +98,10 @@ class StepBench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         self.began = time.perf_counter()
-        self.networks: dict[str, Network] = build_networks(setup)
-        self.objective = Objective(setup.cfg, setup.compile_losses)
-        self.batch = random_batch(setup.cfg, setup.samples.side, self.device)
+        self.strip = strip_of(setup.sample_ranks)
+        self.networks: dict[str, Network] = build_networks(setup, strip=self.strip)
+        self.objective = Objective(setup.cfg, setup.compile_losses, self.strip)
+        self.batch = random_batch(setup.cfg, setup.samples.side, self.device, strip=self.strip)
         decay, g = setup.cfg.training.ema_decay, self.networks["generator"]
         self.ema = WeightAverage(g, decay) if decay is not None else None
         self.d_steps = setup.cfg.training.d_steps_per_g_step
@@ -156,6 +170,7 @@ class StepBench:
             elif event.name in ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"):
                 waits.append(event.time_range.start)
         # Those after the last launch are the one above and the profiler's own.
+        row.nccl_ms, row.exposed_ms = communication_ms(found.events())
         row.kernels_ms, row.syncs = sum(map(sum, kernels.values())), sum(at < launched for at in waits)
         return sorted(((n, sum(t), len(t)) for n, t in kernels.items()), key=lambda k: -k[1])
 

@@ -52,13 +52,14 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 def row(where: Setup, plan: str, args: argparse.Namespace) -> dict[str, Any]:
     """Measure one memory plan and print its line. Collective."""
     cfg, precision = where.cfg, where.precision
-    flops = cfg.training.batch_size * sample_flops(cfg, where.samples.side).step(
+    each = cfg.training.batch_size / where.sample_ranks  # samples a rank
+    flops = each * sample_flops(cfg, where.samples.side).step(
         gan=cfg.model.use_gan, d_steps=cfg.training.d_steps_per_g_step
     )
     bench = StepBench(where, plan)
     found = bench.time(args.steps)
     kernels = bench.profile(found) if args.kernels else []
-    samples = cfg.training.batch_size / found.ms * 1e3
+    samples = each / found.ms * 1e3
     mfu = 1e3 * flops / found.ms / matmul_flops(where.device, where.need.dtype)
     say(
         where,
@@ -66,11 +67,15 @@ def row(where: Setup, plan: str, args: argparse.Namespace) -> dict[str, Any]:
         f"  {found.allocated_gib:13.1f}  {found.reserved_gib:8.1f}  {found.first_step_s:12.1f}",
     )
     if args.kernels:
+        say(
+            where,
+            f"  NCCL {found.nccl_ms:.1f} ms a step, {found.exposed_ms:.1f} of it beside no other kernel",
+        )
         say(where, kernel_table(kernels[: args.kernels]))
     if dist.is_initialized():
         dist.barrier()
     return {
         "plan": plan, "size": where.samples.side, "engine": where.engine, "world": where.env.world_size,
-        "precision": precision, "samples_per_s_rank": samples, "model_tflop": flops / 1e12, "mfu": mfu,
+        "sample_ranks": where.sample_ranks, "precision": precision, "samples_per_s_rank": samples, "model_tflop": flops / 1e12, "mfu": mfu,
         "kernels": kernels, **vars(found),
     }  # fmt: skip

@@ -15,7 +15,7 @@ import pytest
 from tests.support.distributed import ROOT
 
 PACKAGE = ROOT / "neuropbr_dist"
-GROUND = {"errors", "files", "ranks", "processes", "fragment", "kinds", "logs", "table"}
+GROUND = {"errors", "files", "ranks", "processes", "fragment", "kinds", "logs", "strip", "table"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "fragment": set(),
     "kinds": set(),
     "logs": set(),
+    "strip": set(),
     "table": set(),
     "config": GROUND,
     "cluster": GROUND,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from benchmarks import cost_model
+from benchmarks.strip_cost import CountedStrip, sent_in_a_step
+from neuropbr_dist.config import load, with_fields
 from neuropbr_dist.data.order import SampleOrder, micro_batches, plan_step
 from neuropbr_dist.errors import UserError
 
@@ -69,3 +72,26 @@ def test_the_start_of_512_ranks(global_batch):
     assert {sample for sample in seen if sample[0] < 2} == {(e, i) for e in (0, 1) for i in range(n)}
     # Two permutations of 8 bytes a sample at most, however far the run has come.
     assert all(sum(p.nbytes for p in order._permutations.values()) <= 2 * 8 * n for order in orders)
+
+
+def test_what_partners_send_is_counted_in_the_networks():
+    cfg = load("default")
+    small = with_fields(cfg, model={"transformer_depth": 1, "encoder_backbone": "resnet18", "use_gan": False})
+    for ranks in (2, 4):
+        sent = sent_in_a_step(small, 256, ranks)
+        tokens = 3 * 16 * 16 // ranks * small.model.transformer_dim
+        assert sent.tokens_sent == 2 * 4 * tokens * 2 * (ranks - 1) // ranks, (
+            "qkv and what comes of it, there and back"
+        )
+        assert (sent.index, sent.first, sent.last) == (ranks // 2 - 1, ranks == 2, False)
+    one_side, both = (sent_in_a_step(small, 256, ranks).rows_sent for ranks in (2, 4))
+    assert one_side < both <= 2 * one_side
+    more = sent_in_a_step(with_fields(small, model={"use_gan": True}), 512, 2)
+    assert more.exchanges > sent.exchanges
+
+
+def test_a_rank_that_has_no_partner_below_sends_up_alone():
+    strip = CountedStrip(2)
+    wide = strip.with_halo(torch.empty(1, 2, 4, 8, dtype=torch.bfloat16), 1, 2)
+    assert wide.shape == (1, 2, 7, 8) and strip.rows_sent == 2 * 8 * 2 * 1
+    assert strip.gathered(torch.empty(3)).shape == (2, 3) and strip.sums_sent == 12

@@ -7,19 +7,23 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from benchmarks import attention, scaling, step_table
 from benchmarks.cli import COMMANDS
 from benchmarks.cli import run as benchmark
 from benchmarks.options import fields_of, plans_of
 from benchmarks.scaling_row import PackedBench, packed_batches
-from benchmarks.setting import setting
+from benchmarks.setting import ONE_MICRO_BATCH, setting
 from benchmarks.step import StepBench, kernel_table
+from neuropbr_dist.cluster import detect
 from neuropbr_dist.commands.train import config_of
+from neuropbr_dist.config import with_fields
 from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.memory import PLANS
-from tests.support.distributed import ROOT
+from neuropbr_dist.training.setup import SampleFacts, set_up
+from tests.support.distributed import ROOT, run
 from tests.support.material_files import write_set
 from tests.support.train_runs import SIZE, TINY
 
@@ -211,3 +215,25 @@ def test_what_the_run_does_in_a_step_is_done_in_a_measured_one():
     assert {int(state["step"]) for state in adam} == {3}
     masters = [s.data for s in bench.networks["generator"].fragments() if s.name.startswith("param/")]
     assert any(not a.equal(b) for a, b in zip(bench.ema.average, masters, strict=True))
+
+
+def shared_step() -> dict[str, float]:
+    """Losses of a step on this rank's rows of the noise."""
+    cfg = config_of([*TINY, "--engine", "ddp", "--set", "training.sample_ranks=2"])
+    cfg = with_fields(cfg, training=ONE_MICRO_BATCH)
+    setup = set_up(cfg, detect(), torch.device("cpu"), SampleFacts(side=SIZE))
+    bench = StepBench(setup, "fast")
+    bench.step()
+    assert bench.batch.maps.shape[-2:] == (SIZE // 2, SIZE)
+    return {name: float(value) for name, value in bench.losses.items()}
+
+
+@pytest.mark.multiprocess
+def test_ranks_that_share_a_sample_measure_the_same_step():
+    """`torchrun --nproc-per-node=2 launch/benchmark.py step --set training.sample_ranks=2`."""
+    with setting(config_of(TINY)) as where:
+        bench = StepBench(where, "fast")
+        bench.step()
+    parts = run(2, f"{__name__}:shared_step")
+    for name, value in bench.losses.items():
+        assert sum(part[name] for part in parts) == pytest.approx(float(value), rel=1e-5), name

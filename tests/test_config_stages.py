@@ -67,7 +67,8 @@ REFUSED = {
     "[{until_epoch: 2, lr_scale: 0}]": ["stage 1: lr_scale = 0", "above 0"],
     "[{until_epoch: 2}, {until_epoch: 2}]": ["stage 2: until_epoch = 2", "stage 1 ends at epoch 2", "rise"],
     "[{until_epoch: 3}, {until_epoch: 2}]": ["stage 2: until_epoch = 2", "stage 1 ends at epoch 3"],
-    "[{until_epoch: 3, sample_ranks: 2}]": ["stage 1: sample_ranks = 2", "allowed: 1"],
+    "[{until_epoch: 3, sample_ranks: 0}]": ["stage 1: sample_ranks = 0", "int, 1 or more"],
+    "[{until_epoch: 3}] --set training.sample_ranks=2": ["training.sample_ranks", "beside training.stages"],
     "[{until_epoch: 3}] --batch-size 1": ["training.batch_size (--batch-size) beside training.stages"],
     "[{until_epoch: 3}] --set data.image_size=32": ["data.image_size (--set", "beside training.stages"],
     "[{until_epoch: 3}] --set training.global_batch_size=2": ["training.global_batch_size", "leave it out"],
@@ -105,6 +106,17 @@ def test_one_stages_fields_in_a_file_are_refused_beside_them():
             ["stage 2 (16 px): model.discriminator_n_layers = 3 needs", "raise image_size"],
         ),
         ("global_batch_size: 2", 3, ["stage 2 (the set's own side): global_batch_size = 2", "world size 3"]),
+        (
+            "global_batch_size: 1, sample_ranks: 2",
+            4,
+            ["global_batch_size = 1", "world size 4, of which 2 share"],
+        ),
+        ("sample_ranks: 2", 3, ["stage 2 (the set's own side): sample_ranks = 2", "divide the 3 rank(s)"]),
+        (
+            "image_size: 32, sample_ranks: 2",
+            2,
+            ["stage 2 (32 px): sample_ranks = 2: strips of 32 px / 2 = 16"],
+        ),
     ],
 )
 def test_a_stage_that_cannot_be_trained_is_named_before_anything_is_opened(stage, world, named):

@@ -13,11 +13,8 @@ import pytest
 from neuropbr_dist.parallel import Network
 from tests.support import parity
 from tests.support.code_generation import no_code_generation
-from tests.support.distributed import run
 from tests.support.parity import ENGINES, Case, Row, differences, train_row, update_error
-from tests.support.plain_loop import train_plain
-
-TITLE = "engines against the plain loop: largest relative difference"
+from tests.support.parity_rows import TITLE, check, label, reference, trained
 
 BASIC = Case()
 WIDE = Case(batch=8)  # two samples a rank at world 4
@@ -78,42 +75,6 @@ def long_rows() -> list[tuple[Case, Row]]:
     return found + on_four(CUTS[1:-1])
 
 
-def label(pair: tuple[Case, Row]) -> str:
-    """The row, and what its case has beside the basic one."""
-    case, row = pair
-    notes = ["frozen ResNet" if case.resnet else "frozen encoder"] * case.frozen_encoder
-    notes += ["rendered online" if case.rendered else "on the plane"] * case.plane
-    notes += ["rendering loss"] * (case.w_render > 0)
-    notes += [f"{case.d_steps} D steps a G step"] * (case.d_steps > 1)
-    notes += ["real losses, float64, 30 steps"] * case.double
-    notes += [f"batch {case.batch}"] * (case.batch % row.world > 0)
-    return ", ".join([str(row), *notes])
-
-
-@cache
-def reference(case: Case) -> dict[str, Any]:
-    return train_plain(case)
-
-
-def trained(case: Case, row: Row, function: str = "train_row") -> dict[str, Any]:
-    if row.engine == "single":
-        return globals()[function](case, row)
-    return run(row.world, f"{__name__}:{function}", case=case, row=row)[0]
-
-
-def check(
-    summary: dict[str, list[str]], pair: tuple[Case, Row], bound: float, function: str = "train_row"
-) -> None:
-    """Train, add a line to the table, hold it against the plain loop."""
-    case, row = pair
-    found = differences(trained(case, row, function), reference(case))
-    worst = max(found, key=found.get)
-    mark = "ok" if found[worst] <= bound else "OUT"
-    line = f"{found[worst]:9.1e}  (bound {bound:.0e})  {mark:3}  {label(pair)}"
-    summary.setdefault(TITLE, []).append(line)
-    assert found[worst] <= bound, worst
-
-
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("pair", rows(), ids=label)
 def test_matches_the_plain_loop(pair, summary):
@@ -138,7 +99,7 @@ def train_captured(case: Case, row: Row) -> dict[str, Any]:
 def test_captured_graphs_match_the_plain_loop(name, summary):
     """On a group of one, whose hooks are those of many, and which captures once."""
     row = replace(ENGINES[name], world=1, compile=True)
-    check(summary, (TINY, row), 1e-5, "train_captured")
+    check(summary, (TINY, row), 1e-5, f"{__name__}:train_captured")
 
 
 @pytest.mark.multiprocess
@@ -214,12 +175,12 @@ def not_scaled_by_world(case: Case, row: Row) -> dict[str, Any]:
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["single", "ddp", "fsdp"])
 def test_notices_a_discriminator_that_is_not_frozen(name):
-    wrong = differences(trained(BASIC, ENGINES[name], "d_not_frozen"), reference(BASIC))
+    wrong = differences(trained(BASIC, ENGINES[name], f"{__name__}:d_not_frozen"), reference(BASIC))
     assert max(wrong.values()) > 1e-2
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "zero0", "zero2", "zero3"])
 def test_notices_gradients_that_are_not_scaled_by_the_world(name):
-    wrong = differences(trained(BASIC, ENGINES[name], "not_scaled_by_world"), reference(BASIC))
+    wrong = differences(trained(BASIC, ENGINES[name], f"{__name__}:not_scaled_by_world"), reference(BASIC))
     assert max(wrong.values()) > 1e-2

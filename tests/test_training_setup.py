@@ -6,12 +6,13 @@ import dataclasses
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from neuropbr_dist.cluster import Environment
-from neuropbr_dist.config import TrainConfig, load, to_yaml
+from neuropbr_dist.config import TrainConfig, load, to_yaml, with_fields
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.memory import GENERATOR_PLANS
 from neuropbr_dist.training.setup import SampleFacts, set_up
@@ -215,3 +216,43 @@ def test_train_checks_what_it_is_given():
     cfg.training.epochs = 0
     with pytest.raises(UserError, match=r"training\.epochs = 0; allowed: int, 1 or more"):
         train(cfg, Start())
+
+
+# -- ranks that share a sample -------------------------------------------------------------
+
+
+def test_ranks_that_share_a_sample_count_as_one():
+    cfg = configured(sample_ranks=2, batch_size=2)
+    setups = [set_up(cfg, replace(ranks(4), rank=rank), CPU, SampleFacts(side=64)) for rank in range(4)]
+    assert [setup.data_place for setup in setups] == [(2, 0), (2, 0), (2, 1), (2, 1)]
+    assert all(setup.cfg.training.global_batch_size == 4 and setup.micro == (2, 1) for setup in setups)
+    assert [made(configured(), world=4).data_place, made(configured()).data_place] == [(4, 0), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    "model, settings, world, side, named",
+    [
+        ({}, {"sample_ranks": 3}, 4, 64, ["sample_ranks = 3", "the 4 rank(s)", "allowed on 4 rank(s): 1, 2"]),
+        ({}, {"sample_ranks": 2}, 1, 64, ["doesn't divide the 1 rank(s)", "allowed on 1 rank(s): 1"]),
+        ({}, {"sample_ranks": 8}, 8, 512, ["transformer_num_heads = 4", "allowed on 8 rank(s): 1, 2, 4"]),
+        ({}, {"sample_ranks": 4}, 4, 64, ["64 px / 4 = 16 rows", "multiple of 8 rows, 24 or more", ": 1, 2"]),
+        ({"use_gan": False}, {"sample_ranks": 4}, 4, 24, ["24 px / 4 = 6 rows", "4 rows, 8 or more", ": 1, 2"]),
+        ({"use_gan": False}, {"sample_ranks": 2, "global_batch_size": 1}, 4, 24, ["world size 4, of which 2"]),
+    ],
+)  # fmt: skip
+def test_samples_that_cannot_be_shared(model, settings, world, side, named):
+    with pytest.raises(UserError) as found:
+        made(configured(model=model, **settings), world, side)
+    assert_names(found.value, named)
+    assert "\n" not in str(found.value)
+
+
+def test_what_a_rank_is_asked_for_falls_with_the_ranks_that_share():
+    cfg = load("default")
+    cfg.training.precision = "bf16"
+    whole, half = (
+        made(with_fields(cfg, training={"sample_ranks": n}), world=2, side=2048).need for n in (1, 2)
+    )
+    for plan, wanted in whole.at(2048).items():
+        shared = half.at(2048)[plan] - half.state().held
+        assert 0.49 < shared / (wanted - whole.state().held) < 0.56, plan

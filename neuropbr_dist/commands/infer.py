@@ -71,6 +71,10 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="predict in tiles of N px and blend them, for pictures above memory; attention sees one tile",
     )  # fmt: skip
     p.add_argument("--overlap", type=int, metavar="M", help="px that tiles share (default: a quarter of one)")
+    p.add_argument(
+        "--sample-ranks", type=int, default=1, metavar="K",
+        help="the K ranks that torchrun has started share each picture by rows: whole, above one GPU's memory",
+    )  # fmt: skip
     p.add_argument("--bits", type=int, default=8, choices=(8, 16), help="a channel of the maps' files")
     p.add_argument(
         "--relight", action="store_true",
@@ -111,6 +115,10 @@ def check_idle_flags(args: argparse.Namespace) -> None:
         raise UserError("--materials is a set of its own; name no other beside it")
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}; allowed: 1 or more")
+    if args.sample_ranks < 1:
+        raise UserError(f"--sample-ranks {args.sample_ranks}; allowed: 1 or more")
+    if args.sample_ranks > 1 and args.tile is not None:
+        raise UserError("--sample-ranks and --tile are two ways for large pictures; name one or the other")
     if args.overlap is not None and args.tile is None:
         raise UserError("--overlap needs --tile")
 
@@ -146,6 +154,6 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         Request(
             checkpoint=args.checkpoint, source=source, out_dir=Path(args.out_dir), overrides=overrides,
             device=args.device, precision=args.precision, batch_size=args.batch_size,
-            tile=args.tile, overlap=args.overlap, bits=args.bits, relight=args.relight,
+            tile=args.tile, overlap=args.overlap, bits=args.bits, relight=args.relight, sample_ranks=args.sample_ranks,
         )
     )  # fmt: skip

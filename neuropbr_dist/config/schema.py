@@ -240,13 +240,13 @@ class Stage:
     image_size: Side | None = None
     """Side in pixels, as `data.image_size`. None: the set's own."""
     global_batch_size: PositiveInt | None = None
-    """Samples per optimizer step, as `training.global_batch_size`. None: `batch_size x world size` at the first start, then saved with the run."""
+    """Samples per optimizer step, as `training.global_batch_size`. None: `batch_size x world size / sample_ranks` at the first start, then saved with the run."""
     batch_size: PositiveInt = 1
     """Largest micro-batch a device takes, as `training.batch_size`."""
     lr_scale: PositiveFloat = 1.0
     """Factor on the learning rates that the run's one schedule gives."""
     sample_ranks: PositiveInt = 1
-    """Ranks that share a sample. Only 1 so far."""
+    """Ranks that share each sample, as `training.sample_ranks`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -258,9 +258,11 @@ class TrainingConfig(Freezable):
     batch_size: PositiveInt = 1
     """Largest micro-batch a device takes."""
     global_batch_size: PositiveInt | None = None
-    """Samples per optimizer step over all ranks. None: `batch_size x world size` at the first start, then saved with the run."""
+    """Samples per optimizer step over all ranks. None: `batch_size x world size / sample_ranks` at the first start, then saved with the run."""
+    sample_ranks: PositiveInt = 1
+    """Neighbouring ranks that share each sample, every one with a strip of its rows: a sample takes less time and memory the more they are. They must divide the ranks and `model.transformer_num_heads`, and the rows must be enough for the discriminator; results are those of one rank."""
     stages: list[Stage] = field(default_factory=list)
-    """Parts of the run one after another, each with a picture side and a batch of its own (see below), in place of `data.image_size`, `training.batch_size` and `training.global_batch_size`, which must not be set beside it. The last one's `until_epoch` is `training.epochs`; `--epochs` scales all edges. `[]`: the whole run is one stage."""
+    """Parts of the run one after another, each with a picture side and a batch of its own (see below), in place of `data.image_size`, `training.batch_size`, `training.global_batch_size` and `training.sample_ranks`, which must not be set beside it. The last one's `until_epoch` is `training.epochs`; `--epochs` scales all edges. `[]`: the whole run is one stage."""
     seed: Annotated[int, Interval(ge=0, lt=2**63)] = 42
     """Seed of the split, the order, the initial weights and every other random choice."""
     device: Text = "auto"

@@ -11,7 +11,9 @@ from neuropbr_dist.config.frozen import with_fields
 from neuropbr_dist.config.schema import DataConfig, Stage, TrainConfig, TrainingConfig
 from neuropbr_dist.errors import UserError
 
-ONE_STAGE = ("data.image_size", "training.batch_size", "training.global_batch_size")
+ONE_STAGE = (
+    "data.image_size", "training.batch_size", "training.global_batch_size", "training.sample_ranks",
+)  # fmt: skip
 """Fields that each stage has of its own."""
 
 
@@ -20,7 +22,7 @@ def stages_of(cfg: TrainConfig) -> list[Stage]:
     t = cfg.training
     whole = Stage(
         until_epoch=t.epochs, image_size=cfg.data.image_size, global_batch_size=t.global_batch_size,
-        batch_size=t.batch_size,
+        batch_size=t.batch_size, sample_ranks=t.sample_ranks,
     )  # fmt: skip
     return list(t.stages) or [whole]
 
@@ -29,7 +31,7 @@ def as_one_stage(cfg: TrainConfig, stage: Stage) -> TrainConfig:
     """Return the configuration of a run whose only stage is `stage`: it ends where the stage does."""
     training: dict[str, Any] = {
         "epochs": stage.until_epoch, "batch_size": stage.batch_size,
-        "global_batch_size": stage.global_batch_size, "stages": [],
+        "global_batch_size": stage.global_batch_size, "sample_ranks": stage.sample_ranks, "stages": [],
     }  # fmt: skip
     return with_fields(cfg, training=training, data={"image_size": stage.image_size})
 
@@ -88,18 +90,12 @@ def _split(field: str) -> tuple[str, str]:
 
 
 def check_edges(stages: Sequence[Stage]) -> None:
-    """Raise a UserError for stages that overlap or are out of order, or share samples between ranks."""
+    """Raise a UserError for stages that overlap or are out of order."""
     for number, (before, stage) in enumerate(pairwise(stages), 2):
         if stage.until_epoch <= before.until_epoch:
             raise UserError(
                 f"training.stages, stage {number}: until_epoch = {stage.until_epoch}, but stage {number - 1} ends at "
                 f"epoch {before.until_epoch}; edges must rise"
-            )
-    for number, stage in enumerate(stages, 1):
-        if stage.sample_ranks != 1:
-            raise UserError(
-                f"training.stages, stage {number}: sample_ranks = {stage.sample_ranks}: a sample can't be shared by "
-                "several ranks yet; allowed: 1"
             )
 
 
@@ -124,5 +120,5 @@ def forget_one_stage(cfg: TrainConfig) -> None:
     """Give the fields that `training.stages` takes the place of their defaults again. In place."""
     cfg.data.image_size = DataConfig().image_size
     plain = TrainingConfig()
-    cfg.training.batch_size, cfg.training.global_batch_size = plain.batch_size, plain.global_batch_size
-    cfg.training.epochs = plain.epochs
+    for name in ("batch_size", "global_batch_size", "sample_ranks", "epochs"):
+        setattr(cfg.training, name, getattr(plain, name))

@@ -14,6 +14,7 @@ from neuropbr_dist.materials.channels import decode
 from neuropbr_dist.materials.decoding import decode_maps
 from neuropbr_dist.materials.rectify import rectify, turn_cameras
 from neuropbr_dist.materials.relighting import Relighting
+from neuropbr_dist.strip import Strip
 
 
 def normalise_views(views: Tensor, transform: TransformConfig, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -34,24 +35,36 @@ def to_device(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     renderer: Renderer | None = None,
+    strip: Strip | None = None,
 ) -> DeviceBatch:
     """Copy (asynchronously from pinned memory), then turn or render, convert and, with cameras, rectify.
 
     Args:
         samples: in the whole global batch, over all ranks and micro-batches.
         renderer: of samples whose views aren't stored; None: one that isn't compiled and knows no panoramas.
+        strip: rows of views and maps that come back; None: all.
     """
+    side = batch.maps.shape[-1]
+    rows = (0, side) if strip is None else strip.rows(side)
     weight = batch.weight.to(device, dtype, non_blocking=True) / samples
     if batch.rendering is not None:
         views, maps = rendered(batch.maps, batch.rendering, renderer or Renderer(), device, dtype)
-        normalised, cameras = standardise(views, transform), batch.cameras
+        maps, cameras = cut(maps, rows), batch.cameras
+        normalised = standardise(views if cameras is not None else cut(views, rows), transform)
     else:
         views, maps, cameras = turned(batch, device)
-        normalised, maps = normalise_views(views, transform, dtype), decode_maps(maps, dtype)
+        maps = decode_maps(cut(maps, rows), dtype)
+        # Of pictures that are rectified, any row may show one of these.
+        normalised = normalise_views(views if cameras is not None else cut(views, rows), transform, dtype)
     if cameras is not None:
-        normalised = rectify(normalised, cameras, maps.shape[-1])
+        normalised = rectify(normalised, cameras, side, rows)
     relighting = None if batch.relighting is None else Relighting(*moved(batch.relighting, device))
     return DeviceBatch(normalised, maps, weight, relighting)
+
+
+def cut(pictures: Tensor, rows: tuple[int, int]) -> Tensor:
+    """Return rows of pictures (..., H, W), in memory of their own unless they are all."""
+    return pictures[..., slice(*rows), :].contiguous()
 
 
 def turned(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:

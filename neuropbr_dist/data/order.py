@@ -115,17 +115,24 @@ def rank_share(count: int, world_size: int, rank: int) -> tuple[int, int]:
     return rank * each + min(rank, extra), each + (rank < extra)
 
 
-def micro_batches(global_batch: int, world_size: int, batch_size: int) -> MicroBatchPlan:
+def micro_batches(
+    global_batch: int, world_size: int, batch_size: int, sample_ranks: int = 1
+) -> MicroBatchPlan:
     """Cut the largest share of a global batch into equal micro-batches.
 
     The micro-batch is the largest divisor of the share that is at most `batch_size`.
+
+    Args:
+        world_size: ranks, those that share a sample counted as one.
+        sample_ranks: how many share each; for the message alone.
 
     Raises:
         UserError: The world is larger than the global batch.
     """
     if world_size > global_batch:
+        sharing = f", of which {sample_ranks} share a sample" if sample_ranks > 1 else ""
         raise UserError(
-            f"training.global_batch_size = {global_batch} is less than the world size {world_size};"
+            f"training.global_batch_size = {global_batch} is less than the world size {world_size * sample_ranks}{sharing};"
             " every rank needs a sample: raise it, or start fewer ranks"
         )
     slots = -(-global_batch // world_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,6 +12,8 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator
 from neuropbr_dist.inference.tiles import MIN_OVERLAP, predict_tiles, refuse_tiling
 from neuropbr_dist.models import size_multiple
+from neuropbr_dist.strip import Strip
+from neuropbr_dist.training.sharing import check_sharing
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -43,6 +46,7 @@ def predict(
     precision: Precision = "auto",
     tile: int | None = None,
     overlap: int | None = None,
+    strip: Strip | None = None,
 ) -> Tensor:
     """Maps of one material, or of several in one forward pass, on the model's device.
 
@@ -53,12 +57,15 @@ def predict(
         tile: side of the tiles to predict and blend, for pictures above memory; what that changes
             stands in `tiles`. None, or not below S: the whole picture at once.
         overlap: least number of pixels that neighbouring tiles share. None: a quarter of `tile`.
+        strip: this rank's of pictures that several share, in whose network layers know of it
+            (`parallel.strips.share_rows`); all get the whole maps. Not with `tile`. None: it has whole ones.
 
     Returns:
         (8, S, S) or (B, 8, S, S) float32 on the CPU: albedo, roughness, metallic in [0, 1], unit normals.
 
     Raises:
-        UserError: S is no multiple of the encoder's stride, impossible tiles, or too little GPU memory.
+        UserError: S is no multiple of the encoder's stride, impossible tiles, too little GPU memory, or pictures
+            that can't be shared so.
     """
     device, side = next(model.parameters()).device, views.shape[-1]
     multiple = size_multiple(model.config.model)
@@ -76,10 +83,15 @@ def predict(
         return ready if views.ndim == 5 else ready[0]
 
     refuse_size(side, multiple, "views")
+    if strip is not None:
+        check_sharing(replace(model.config.model, use_gan=False), strip.count, strip.count, side)
     if tile is not None:
         overlap = max(tile // 4, MIN_OVERLAP) if overlap is None else overlap
         refuse_tiling(tile, overlap, multiple)
     try:
+        if strip is not None:
+            maps = forward(prepared(strip.rows(side))).float().cpu()
+            return strip.whole(maps.reshape(-1, *maps.shape[-3:])).reshape(*maps.shape[:-2], side, side)
         if tile is None or overlap is None or tile >= side:
             return forward(prepared()).float().cpu()
         # In bands, so that the device never holds more of the picture than tiles need.
@@ -87,7 +99,7 @@ def predict(
         return predict_tiles(forward, torch.cat(bands, dim=-2), tile, overlap, multiple)
     except torch.OutOfMemoryError as error:
         size = side if tile is None else min(tile, side)
-        smaller = "--batch-size" if views.shape[:-4].numel() > 1 else "--tile"
-        raise UserError(
-            f"{size} px a side don't fit into the memory of {device}; use a smaller {smaller}"
-        ) from error
+        remedy = "a smaller --batch-size" if views.shape[:-4].numel() > 1 else "a smaller --tile"
+        if strip is not None:
+            remedy = "more --sample-ranks"
+        raise UserError(f"{size} px a side don't fit into the memory of {device}; use {remedy}") from error

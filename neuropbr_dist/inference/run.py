@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from neuropbr_dist.cluster import Environment, pick_device
+from neuropbr_dist.cluster import Environment, detect, pick_device, process_group
 from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
 from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.data.builtin.cache import refuse_unasked_cache
@@ -31,9 +32,12 @@ from neuropbr_dist.inference.pictures import write_pictures
 from neuropbr_dist.inference.predict import predict, resolve_precision
 from neuropbr_dist.inference.relight import NAME as ANIMATION
 from neuropbr_dist.inference.relight import write_animation
+from neuropbr_dist.logs import to_console
 from neuropbr_dist.materials.decoding import decode_maps
 from neuropbr_dist.objectives import MetricSums
 from neuropbr_dist.objectives.perceptual import load_perceptual
+from neuropbr_dist.parallel.strips import share_rows, strip_of
+from neuropbr_dist.strip import Strip
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +84,7 @@ class Request:
         tile, overlap: predict in tiles of so many pixels that share so many (see `predict`); None: whole.
         bits: 8 or 16 a channel of the maps' files.
         relight: write an animation under a moving lamp as well.
+        sample_ranks: ranks of a launcher, all of them, that share each picture by rows.
     """
 
     checkpoint: str
@@ -93,6 +98,11 @@ class Request:
     overlap: int | None = None
     bits: Literal[8, 16] = 8
     relight: bool = False
+    sample_ranks: int = 1
+
+
+GATHER_MINUTES = 30.0
+"""Limit on a wait for another rank: the first writes files and compares meanwhile."""
 
 
 def infer(request: Request) -> None:
@@ -101,14 +111,44 @@ def infer(request: Request) -> None:
     Raises:
         UserError: no such checkpoint, sample or render, or one that can't be used.
     """
+    with place_of(request) as (device, strip):
+        predict_all(request, device, strip)
+
+
+@contextmanager
+def place_of(request: Request) -> Iterator[tuple[torch.device, Strip | None]]:
+    """Yield this process's device and, where several ranks share pictures, its strip, inside their process group.
+
+    Raises:
+        UserError: other ranks were started than are to share.
+    """
+    if request.sample_ranks == 1:
+        yield pick_device(request.device, Environment(launcher="none")), None
+        return
+    env, ranks = detect(), request.sample_ranks
+    if env.world_size != ranks:
+        raise UserError(
+            f"--sample-ranks {ranks}, but {env.world_size} rank(s) were started; "
+            f"start as many: torchrun --nproc-per-node={ranks} launch/infer.py --sample-ranks {ranks} ..."
+        )
+    device = pick_device(request.device, env)
+    to_console(env.rank)
+    with process_group(env, device, GATHER_MINUTES):
+        yield device, strip_of(ranks)
+
+
+def predict_all(request: Request, device: torch.device, strip: Strip | None) -> None:
+    """Predict each material, and on the first rank write and compare."""
     r = request
-    device = pick_device(r.device, Environment(launcher="none"))
     model = load_generator(r.checkpoint).to(device)
+    if strip is not None:
+        share_rows(model, strip)
     precision = resolve_precision(r.precision, device)
     parameters = sum(p.numel() for p in model.parameters())
     kind = ", averaged weights" if model.averaged else ""
+    where = f"{device}" if strip is None else f"{strip.count} ranks a picture on {device.type}"
     log.info(
-        f"Generator of {model.origin} (step {model.step}{kind}): {parameters / 1e6:.1f} M, {device}, {precision}"
+        f"Generator of {model.origin} (step {model.step}{kind}): {parameters / 1e6:.1f} M, {where}, {precision}"
     )
     perceptual = load_perceptual(device)
     figures = Figures(*compared_with(r, model))
@@ -116,8 +156,13 @@ def infer(request: Request) -> None:
         views = torch.stack([subject.views for subject, _ in group])
         known = [subject.cameras for subject, _ in group if subject.cameras is not None]
         cameras = torch.stack(known) if known else None
-        preds = predict(model, views, cameras, precision=precision, tile=r.tile, overlap=r.overlap)
+        preds = predict(
+            model, views, cameras, precision=precision, tile=r.tile, overlap=r.overlap, strip=strip
+        )
         for (subject, folder), pred in zip(group, preds, strict=True):
+            check_finite(subject, pred)
+            if strip is not None and not strip.first:
+                continue
             seen = model.seen(subject.views, subject.cameras)
             good = None if subject.maps is None else measured(pred, subject.maps, device, perceptual)
             show(subject, seen, pred, good, folder, model.step, bits=r.bits, relight=r.relight)
@@ -155,6 +200,14 @@ def configured(request: Request, model: InferenceGenerator) -> TrainConfig:
     return cfg
 
 
+def check_finite(subject: Subject, pred: Tensor) -> None:
+    """Raise a UserError for maps that are no picture."""
+    if not pred.isfinite().all():
+        raise UserError(
+            f"{subject.title}: what comes out is not finite, and nothing was written; try --precision fp32"
+        )
+
+
 def show(
     subject: Subject,
     seen: Tensor,
@@ -175,10 +228,6 @@ def show(
         step: of the checkpoint.
     """
     log.info(f"{subject.label}, {subject.views.shape[-1]} px")
-    if not pred.isfinite().all():
-        raise UserError(
-            f"{subject.title}: what comes out is not finite, and nothing was written; try --precision fp32"
-        )
     if good is not None:
         log.info(table(good.result()))
     files = write_pictures(folder, subject, seen, pred, bits=bits, title=f"{subject.title}, step {step}")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuropbr_dist.kernels.dispatch import channels_last, usable
+from neuropbr_dist.strip import Strip
 
 
 def activate(x: Tensor, slope: float | None, residual: Tensor | None = None) -> Tensor:
@@ -46,6 +47,7 @@ def group_norm_act(
     eps: float,
     slope: float | None = None,
     residual: Tensor | None = None,
+    strip: Strip | None = None,
 ) -> Tensor:
     """`activation(group_norm(x) + residual)`, (N, C, H, W) -> (N, C, H, W).
 
@@ -53,10 +55,11 @@ def group_norm_act(
         weight, bias: (C,), any float dtype.
         slope: of the activation below zero: 0 is ReLU; None is no activation.
         residual: like `x`, or None.
+        strip: of whose picture the statistics are, for the kernels alone; None: `x` is whole.
     """
     if not usable(x):
         return plain_group_norm_act(x, weight, bias, groups, eps, slope, residual)
-    return GroupNormAct.apply(x, weight, bias, residual, groups, eps, slope)
+    return GroupNormAct.apply(x, weight, bias, residual, groups, eps, slope, strip)
 
 
 class GroupNormAct(torch.autograd.Function):
@@ -72,16 +75,17 @@ class GroupNormAct(torch.autograd.Function):
         groups: int,
         eps: float,
         slope: float | None,
+        strip: Strip | None = None,
     ) -> Tensor:
         from neuropbr_dist.kernels import norm_act_triton as kernels
 
         x = channels_last(x)
         residual = None if residual is None else channels_last(residual)
-        stats = kernels.statistics(x, weight, bias, groups, eps)
+        stats = kernels.statistics(x, weight, bias, groups, eps, strip)
         y = kernels.apply(x, stats, slope, residual)
         mask = y if residual is not None and slope is not None else None
         ctx.save_for_backward(x, weight, mask, *stats)
-        ctx.slope, ctx.has_residual = slope, residual is not None
+        ctx.slope, ctx.has_residual, ctx.strip = slope, residual is not None, strip
         ctx.dtypes = weight.dtype, bias.dtype
         return y
 
@@ -91,6 +95,6 @@ class GroupNormAct(torch.autograd.Function):
 
         x, weight, mask, *stats = ctx.saved_tensors
         dx, dweight, dbias, dz = kernels.backward(
-            channels_last(dy), x, weight, kernels.Statistics(*stats), mask, ctx.slope, ctx.has_residual
-        )
-        return dx, dweight.to(ctx.dtypes[0]), dbias.to(ctx.dtypes[1]), dz, None, None, None
+            channels_last(dy), x, weight, kernels.Statistics(*stats), mask, ctx.slope, ctx.has_residual, ctx.strip
+        )  # fmt: skip
+        return dx, dweight.to(ctx.dtypes[0]), dbias.to(ctx.dtypes[1]), dz, None, None, None, None

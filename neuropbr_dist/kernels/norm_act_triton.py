@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from neuropbr_dist.strip import Strip
+
 PROGRAMS = 2112  # enough for every multiprocessor of a large GPU to have several
 TILE = 8192  # elements a program holds at once
 
@@ -217,8 +219,10 @@ def gradient_kernel(
     tl.store(dx + at, out.to(dx.dtype.element_ty), inside)
 
 
-def statistics(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Statistics:
-    """x (N, C, H, W) channels-last."""
+def statistics(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, strip: Strip | None = None
+) -> Statistics:
+    """x (N, C, H, W) channels-last; of the whole picture where it is a strip of one."""
     t = tiles_of(x)
     size = t.c // groups
     s1, s2 = x.new_empty((2, t.n, t.chunks, t.c), dtype=torch.float32)
@@ -226,11 +230,25 @@ def statistics(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float)
     scale, shift = x.new_empty((2, t.n, t.c), dtype=torch.float32)
     mean, rstd = x.new_empty((2, t.n, groups), dtype=torch.float32)
     lanes = triton.next_power_of_2(size)
+    if strip is not None:
+        s1, s2 = of_all_strips(strip, s1, s2, t.p)
     statistics_kernel[(groups, t.n)](
-        s1, s2, weight, bias, scale, shift, mean, rstd, t.c, groups, t.chunks, float(t.p * size), eps, size, lanes,
+        s1, s2, weight, bias, scale, shift, mean, rstd, t.c, groups, s1.shape[1], float(t.p * size), eps, size, lanes,
         rows(lanes),
     )  # fmt: skip
     return Statistics(scale, shift, mean, rstd)
+
+
+def of_all_strips(strip: Strip, s1: Tensor, s2: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
+    """Return chunk sums (N, chunks, C) of all strips, a chunk each, float64, scaled to this strip's number of pixels.
+
+    So a mean over the picture is their sum over the pixels that this strip has.
+    """
+    own = torch.stack([s1, s2]).double().sum(2)
+    counted = strip.gathered(torch.cat([own.flatten(), own.new_full((1,), pixels)]))
+    sums, counts = counted[:, :-1].view(strip.count, *own.shape), counted[:, -1]
+    s1, s2 = (sums * (pixels / counts.sum())).permute(1, 2, 0, 3).contiguous()
+    return s1, s2
 
 
 def rows(lanes: int) -> int:
@@ -257,8 +275,9 @@ def backward(
     mask: Tensor | None,
     slope: float | None,
     has_residual: bool,
+    strip: Strip | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of x, weight, bias and residual.
+    """Gradients of x, weight, bias and residual: of a strip's own rows.
 
     Args:
         mask: the output, where the activation's sign can't be worked out from `x`.
@@ -274,11 +293,15 @@ def backward(
         dy, x, x if mask is None else mask, dz, *stats, s1, s2, t.p, t.c, groups, size, t.chunk, t.chunks,
         slope or 0.0, mask is not None, act, keep, t.block_p, t.block_c,
     )  # fmt: skip
+    dweight, dbias = None, None
+    if strip is not None:
+        dweight, dbias = s2.sum((0, 1)), s1.sum((0, 1))
+        s1, s2 = of_all_strips(strip, s1, s2, t.p)
     sum1, sum2 = x.new_empty((2, t.n, t.c), dtype=torch.float32)
     mean1, mean2 = x.new_empty((2, t.n, groups), dtype=torch.float32)
     lanes = triton.next_power_of_2(size)
     gradient_means_kernel[(groups, t.n)](
-        s1, s2, weight, sum1, sum2, mean1, mean2, t.c, groups, t.chunks, float(t.p * size), size, lanes,
+        s1, s2, weight, sum1, sum2, mean1, mean2, t.c, groups, s1.shape[1], float(t.p * size), size, lanes,
         rows(lanes),
     )  # fmt: skip
     dx = torch.empty_like(x)
@@ -286,4 +309,6 @@ def backward(
         dz, x, dx, *stats, mean1, mean2, t.p, t.c, groups, size, slope or 0.0, act and not keep,
         t.block_p, t.block_c,
     )  # fmt: skip
-    return dx, sum2.sum(0), sum1.sum(0), dz if has_residual else None
+    if dweight is None or dbias is None:
+        dweight, dbias = sum2.sum(0), sum1.sum(0)
+    return dx, dweight, dbias, dz if has_residual else None

@@ -6,15 +6,20 @@ from collections.abc import Callable
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuropbr_dist import kernels
 from neuropbr_dist.kernels.norm_act import activate
 from neuropbr_dist.models.norm import FrozenBatchNorm2d, GroupNorm, NormFactory
+from neuropbr_dist.strip import Strip
 
 
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` that can take what follows it along: a scale, a shift, a residual, an activation."""
+
+    strip: Strip | None = None
+    """Where the input is a strip of a picture's rows, the way to the others; None: it is whole."""
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Conv2d:
@@ -49,19 +54,38 @@ class Conv2d(nn.Conv2d):
         if scale is not None:
             weight = weight * scale.view(-1, 1, 1, 1)
         bias = self.bias if shift is None else shift
+        x, padding = with_rows_in_reach(self, self.strip, x)
         if kernels.usable(x):
             dtype = kernels.compute_dtype(x)
             return kernels.conv(
                 x.to(dtype), weight.to(dtype), None if bias is None else bias.float(), residual,
-                stride=self.stride, padding=self.padding, slope=slope,  # type: ignore[arg-type]
+                stride=self.stride, padding=padding, slope=slope,  # type: ignore[arg-type]
             )  # fmt: skip
         dtype = self.weight.dtype
-        out = self._conv_forward(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+        bias = None if bias is None else bias.to(dtype)
+        out = F.conv2d(x, weight.to(dtype), bias, self.stride, padding)  # type: ignore[arg-type]
         return activate(out, slope, residual)
 
     def whole_weight(self) -> Tensor:
         """(O, C, kh, kw), of all input channels."""
         return self.weight
+
+
+def with_rows_in_reach(conv: nn.Conv2d, strip: Strip | None, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Return a convolution's input with what its taps reach of neighbouring strips, and the padding that is left to do.
+
+    Args:
+        x: (N, C, h, W), where `strip` is one; h a multiple of the stride unless it is the last.
+    """
+    padding: tuple[int, int] = conv.padding  # type: ignore[assignment]
+    taps, above = conv.kernel_size[0], padding[0]
+    if strip is None or taps == 1:
+        return x, padding
+    below = taps - conv.stride[0] - above
+    x = strip.with_halo(x, above, below)
+    if strip.last and below > above:  # the picture is padded alike on either side
+        x = x[:, :, : above - below]
+    return x, (0, padding[1])
 
 
 class WidenedConv2d(Conv2d):
@@ -97,12 +121,18 @@ class JoinConv2d(nn.Conv2d):
     take 1.3), and so were the gradients' strided slices (17 ms of a step).
     """
 
+    strip: Strip | None = None
+    """As a `Conv2d`'s."""
+
     def forward(self, first: Tensor, second: Tensor) -> Tensor:  # type: ignore[override]
         """(N, C1, H, W), (N, C2, H, W) with C1 + C2 = `in_channels` -> (N, O, H, W)"""
         if kernels.usable(first):
             first, second = kernels.channels_last(first), kernels.channels_last(second)
         of_first, of_second = self.weight.split([first.shape[1], second.shape[1]], dim=1)
-        return self._conv_forward(first, of_first, None) + self._conv_forward(second, of_second, self.bias)
+        first, padding = with_rows_in_reach(self, self.strip, first)
+        second, _ = with_rows_in_reach(self, self.strip, second)
+        out = F.conv2d(first, of_first, None, self.stride, padding)  # type: ignore[arg-type]
+        return out + F.conv2d(second, of_second, self.bias, self.stride, padding)  # type: ignore[arg-type]
 
 
 def slope_of(act: nn.Module | None) -> float | None:

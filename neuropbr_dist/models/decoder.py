@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from neuropbr_dist.kernels import upsample_2x
 from neuropbr_dist.models.conv import Conv2d, ConvChain, JoinConv2d, conv_layers, conv_norm_act, run_layers
 from neuropbr_dist.models.norm import NormFactory, norm_factory
+from neuropbr_dist.strip import Strip
 
 WIDTH = 64  # channels that reach the heads
 HEADS = {"albedo": 3, "roughness": 1, "metallic": 1, "normal": 3}
@@ -18,9 +19,14 @@ HEADS = {"albedo": 3, "roughness": 1, "metallic": 1, "normal": 3}
 class Up(ConvChain):
     """Upsample 2x, then convolution, norm, ReLU."""
 
+    strip: Strip | None = None
+    """As a `Conv2d`'s."""
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, out, 2h, 2w)"""
-        return super().forward(upsample_2x(x))
+        if self.strip is None:
+            return super().forward(upsample_2x(x))
+        return super().forward(upsample_2x(self.strip.with_halo(x, 1, 1, "repeat"))[:, :, 2:-2])
 
 
 class Join(ConvChain):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from neuropbr_dist.kernels import COPIES, max_pool, max_pool_and_mean, pass_and_merge
 from neuropbr_dist.models.conv import Conv2d, ConvChain, Kernels, conv_layers, conv_norm_act, input_conv
 from neuropbr_dist.models.norm import FrozenBatchNorm2d, norm_factory
+from neuropbr_dist.strip import Strip
 
 # The torchvision weights upstream starts from, as timm names them.
 PRETRAINED_TAGS = {
@@ -95,6 +96,9 @@ class ResNetEncoder(nn.Module):
     1/4s, 1/8s of the input side for s = `stride`; the latent is at 1/16s.
     """
 
+    strip: Strip | None = None
+    """As a `Conv2d`'s."""
+
     def __init__(
         self,
         backbone: str,
@@ -139,10 +143,13 @@ class ResNetEncoder(nn.Module):
 
     def pool(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The max pooling before layer 1, and the stem's skip."""
-        if mask is None and self.skip_merge == "mean":
+        if mask is None and self.skip_merge == "mean" and self.strip is None:
             return max_pool_and_mean(x)
         x, skip = merge(x, mask, self.skip_merge)
-        return max_pool(x), skip
+        if self.strip is None:
+            return max_pool(x), skip
+        # One row above is in a window's reach; with two, windows stay where they were, and the first is the neighbour's.
+        return max_pool(self.strip.with_halo(x, 2, 0, "lowest"))[:, :, 1:], skip
 
 
 class UNetEncoder(nn.Module):

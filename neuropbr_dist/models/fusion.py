@@ -7,10 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuropbr_dist import kernels
+from neuropbr_dist.strip import Strip
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention."""
+    """Multi-head self-attention.
+
+    Of a strip's tokens it takes those of all strips for a share of the heads; the number of strips divides theirs.
+    """
+
+    strip: Strip | None = None
+    """Where the tokens are those of a strip of a picture's rows, the way to the others; None: they are all."""
 
     def __init__(self, dim: int, heads: int, attn_drop: float, proj_drop: float) -> None:
         super().__init__()
@@ -22,7 +29,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
         qkv = self.qkv(x).view(b, n, 3, self.heads, c // self.heads)
-        out = kernels.attention(qkv, self.attn_drop if self.training else 0.0)
+        drop = self.attn_drop if self.training else 0.0
+        if self.strip is None:
+            out = kernels.attention(qkv, drop)
+        else:
+            shared = kernels.attention(self.strip.to_heads(qkv), drop)
+            out = self.strip.to_rows(shared[:, :, None])
         return self.proj_drop(self.proj(out.reshape(b, n, c)))
 
 
@@ -87,14 +99,17 @@ class ViewMerge(nn.Module):
         return self.norm(self.project(torch.cat(per_view.unbind(1), dim=-1)))
 
 
-def place_embedding(height: int, width: int, dim: int, like: Tensor) -> Tensor:
+def place_embedding(height: int, width: int, dim: int, like: Tensor, first_row: int = 0) -> Tensor:
     """Sines and cosines of a token's column and row (Vaswani et al. 2017, in two dimensions): (height * width, dim).
 
     A quarter of the channels each, zeros where four doesn't divide `dim`. Any picture size goes through.
     """
     quarter = dim // 4
     rates = 10000.0 ** (-torch.arange(quarter, device=like.device) / max(quarter, 1))
-    row, column = (torch.arange(n, device=like.device)[:, None] * rates for n in (height, width))
+    row, column = (
+        torch.arange(first, first + n, device=like.device)[:, None] * rates
+        for first, n in ((first_row, height), (0, width))
+    )
     row, column = row[:, None].expand(-1, width, -1), column[None].expand(height, -1, -1)
     place = torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=-1).flatten(0, 1)
     return F.pad(place, (0, dim - 4 * quarter)).to(like.dtype)
@@ -108,6 +123,9 @@ class CrossViewFusion(nn.Module):
     Args:
         embedding: `none`; `position`, fixed sines, so that any picture size goes through; or `view`, learned.
     """
+
+    strip: Strip | None = None
+    """As an `Attention`'s."""
 
     def __init__(
         self,
@@ -139,7 +157,7 @@ class CrossViewFusion(nn.Module):
         n, c, h, w = latents.shape
         x = latents.flatten(2).transpose(1, 2)
         if self.embedding == "position":
-            x = x + place_embedding(h, w, c, x)
+            x = x + place_embedding(h, w, c, x, 0 if self.strip is None else self.strip.index * h)
         elif self.embedding == "view":
             x = x + self.view_embedding.repeat(n // self.views, 1)[:, None].to(x.dtype)
         x = x.reshape(n // self.views, self.views * h * w, c)

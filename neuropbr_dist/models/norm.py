@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuropbr_dist.kernels import full_precision, group_norm_act
+from neuropbr_dist.kernels import full_precision, group_norm_act, usable
 from neuropbr_dist.kernels.norm_act import activate
+from neuropbr_dist.strip import Strip
 
 NormFactory = Callable[[int], nn.Module]
 
@@ -135,10 +136,15 @@ class GroupNorm(nn.GroupNorm):
     Autocast would hand back float32, twice the bytes for every layer after it.
     """
 
+    strip: Strip | None = None
+    """Where the input is a strip of a picture's rows, the way to the others; None: it is whole."""
+
     def forward(self, x: Tensor, slope: float | None = None, residual: Tensor | None = None) -> Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or (self.strip is not None and not usable(x)):
             return activate(self.by_channel(x), slope, residual)
-        return group_norm_act(x, self.weight, self.bias, self.num_groups, self.eps, slope, residual)
+        return group_norm_act(
+            x, self.weight, self.bias, self.num_groups, self.eps, slope, residual, self.strip
+        )
 
     def by_channel(self, x: Tensor) -> Tensor:
         """The same function, (N, C, H, W) -> (N, C, H, W), in float32 inside.
@@ -151,10 +157,20 @@ class GroupNorm(nn.GroupNorm):
         var, mean = (s.view(groups) for s in torch.var_mean(x_wide, (2, 3), correction=0))
         center = mean.mean(2, keepdim=True)
         spread = (var + (mean - center).square()).mean(2, keepdim=True)
+        if self.strip is not None:
+            center, spread = over_strips(self.strip, center, spread, x.shape[2])
         scale = torch.rsqrt(spread + self.eps) * self.weight.to(x_wide.dtype).view(1, *groups[1:])
         shift = self.bias.to(x_wide.dtype).view(1, *groups[1:]) - center * scale
         scale, shift = (s.reshape(x.shape[:2])[..., None, None] for s in (scale, shift))
         return (x_wide * scale + shift).to(x.dtype)
+
+
+def over_strips(strip: Strip, mean: Tensor, var: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of all strips together from those of each; one that ends the picture may be shorter."""
+    means, variances, counts = strip.gathered(torch.stack([mean, var, torch.full_like(mean, rows)])).unbind(1)
+    shares = counts / counts.sum(0)
+    center = (shares * means).sum(0)
+    return center, (shares * (variances + (means - center).square())).sum(0)
 
 
 def group_norm(channels: int) -> GroupNorm:

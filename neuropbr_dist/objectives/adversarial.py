@@ -9,12 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuropbr_dist.kernels import full_precision
+from neuropbr_dist.strip import Strip
 
 GanKind = Literal["hinge", "bce"]
 
 
 def discriminator_loss(
-    real: Tensor, fake: Tensor, kind: GanKind, *, sigmoid: bool = False, smoothing: float = 0.0
+    real: Tensor,
+    fake: Tensor,
+    kind: GanKind,
+    *,
+    sigmoid: bool = False,
+    smoothing: float = 0.0,
+    strip: Strip | None = None,
 ) -> Tensor:
     """The discriminator's loss: logits `(B, ...)` of true and generated maps -> `(B,)`, mean over patches.
 
@@ -23,29 +30,38 @@ def discriminator_loss(
     has no factor 1/2 either). `sigmoid`: the discriminator ends in a sigmoid, so that
     `bce` gets probabilities.
 
+    Args:
+        strip: where the logits `(B, 1, h, W)` are a strip's: what comes back is its part of the mean. None: they are all.
+
     Raises:
         ValueError: the kind is unknown, or `hinge` together with `sigmoid`.
     """
     _check(kind, sigmoid)
     real, fake = full_precision(real), full_precision(fake)
     if kind == "hinge":
-        return _per_sample(F.relu(1 - real)) + _per_sample(F.relu(1 + fake))
-    return _cross_entropy(real, 1.0 - smoothing, sigmoid) + _cross_entropy(fake, 0.0, sigmoid)
+        loss = _per_sample(F.relu(1 - real)) + _per_sample(F.relu(1 + fake))
+    else:
+        loss = _cross_entropy(real, 1.0 - smoothing, sigmoid) + _cross_entropy(fake, 0.0, sigmoid)
+    return loss if strip is None else strip.share(fake) * loss
 
 
-def generator_loss(fake: Tensor, kind: GanKind, *, sigmoid: bool = False) -> Tensor:
+def generator_loss(
+    fake: Tensor, kind: GanKind, *, sigmoid: bool = False, strip: Strip | None = None
+) -> Tensor:
     """The generator's loss: logits `(B, ...)` of its maps -> `(B,)`, mean over patches.
 
     `hinge`: -fake. `bce`: cross-entropy with target 1 (non-saturating).
+
+    Args:
+        strip: as `discriminator_loss`'s.
 
     Raises:
         ValueError: the kind is unknown, or `hinge` together with `sigmoid`.
     """
     _check(kind, sigmoid)
     fake = full_precision(fake)
-    if kind == "hinge":
-        return -_per_sample(fake)
-    return _cross_entropy(fake, 1.0, sigmoid)
+    loss = -_per_sample(fake) if kind == "hinge" else _cross_entropy(fake, 1.0, sigmoid)
+    return loss if strip is None else strip.share(fake) * loss
 
 
 def _check(kind: str, sigmoid: bool) -> None:

@@ -13,8 +13,9 @@ from neuropbr_dist.materials.channels import ALBEDO, MAP_SLICES, NORMAL
 from neuropbr_dist.materials.relighting import Relighting
 from neuropbr_dist.objectives.normals import normal_angle, normal_loss
 from neuropbr_dist.objectives.registry import custom_loss, load_custom_module
-from neuropbr_dist.objectives.rendering import rendering_loss, square_of
+from neuropbr_dist.objectives.rendering import rendering_loss, shared_square_of
 from neuropbr_dist.objectives.ssim import ssim, ssim_of_planes
+from neuropbr_dist.strip import Strip
 
 
 def mean_per_map(channels: Tensor) -> dict[str, Tensor]:
@@ -76,7 +77,11 @@ class ReconstructionLoss:
         self.rendering_loss = compiled(self.rendering_loss)
 
     def __call__(
-        self, pred: Tensor, target: Tensor, relighting: Relighting | None = None
+        self,
+        pred: Tensor,
+        target: Tensor,
+        relighting: Relighting | None = None,
+        strip: Strip | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Maps `(B, 8, H, W)` -> total `(B,)` and the unweighted terms, detached, name to `(B,)`.
 
@@ -86,19 +91,24 @@ class ReconstructionLoss:
 
         Args:
             relighting: where lamps and eyes of the rendering loss are; only needed where it has a weight.
+            strip: where the maps are a strip of rows of larger ones: what comes back is its part, and all strips' parts
+                add up to the loss of the whole. None: they are whole.
         """
+        share = 1.0 if strip is None else 1 / strip.count  # of all pixels
         with torch.autocast(pred.device.type, enabled=False):
             pred, target = full_precision(pred), full_precision(target)
-            terms = dict(self.pixel_terms(pred, target))
+            terms = {name: share * value for name, value in self.pixel_terms(pred, target).items()}
             angle = terms.pop("normal_angle")
             if self.weights["ssim_loss"] > 0:
-                values = ssim(pred[:, ALBEDO], target[:, ALBEDO], self.ssim_of_planes)
-                terms["ssim_loss"] = 1 - values.mean(1)
+                values = ssim(pred[:, ALBEDO], target[:, ALBEDO], self.ssim_of_planes, strip)
+                terms["ssim_loss"] = share - values.mean(1)
             if self.weights["render_loss"] > 0:
                 assert relighting is not None
                 lamps, eyes, corners = relighting
-                ours, theirs = square_of(pred, corners), square_of(target, corners)
-                terms["render_loss"] = self.rendering_loss(ours, theirs, lamps, eyes)
-            terms |= {name: loss(pred, target) for name, loss in self.custom.items()}
+                ours, theirs = (shared_square_of(maps, corners, strip) for maps in (pred, target))
+                terms["render_loss"] = share * self.rendering_loss(ours, theirs, lamps, eyes)
+            if self.custom:  # which may look at any pixel
+                pred, target = (maps if strip is None else strip.whole(maps) for maps in (pred, target))
+            terms |= {name: share * loss(pred, target) for name, loss in self.custom.items()}
             total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum(0)
         return total, {name: value.detach() for name, value in terms.items()} | {"normal_angle": angle}

@@ -10,12 +10,14 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from neuropbr_dist.materials.decoding import linear_maps
 from neuropbr_dist.materials.shading import reflected
 from neuropbr_dist.materials.vectors import column, dot, unit
 from neuropbr_dist.objectives.ssim import ssim
+from neuropbr_dist.strip import Strip
 
 LARGEST_SQUARE = 256
 """Side, in pixels, of what is looked at of larger maps; another square at each step."""
@@ -37,6 +39,24 @@ def square_of(maps: Tensor, corners: Sequence[tuple[float, float]]) -> Tensor:
         )
         cut.append(sample[:, top : top + sides[0], left : left + sides[1]])
     return torch.stack(cut)
+
+
+def shared_square_of(
+    maps: Tensor, corners: Sequence[tuple[float, float]], strip: Strip | None = None
+) -> Tensor:
+    """Return `square_of` maps of which this process holds a strip, whole on every one; None: it holds all of them."""
+    if strip is None:
+        return square_of(maps, corners)
+    height, width = maps.shape[2] * strip.count, maps.shape[3]
+    rows, columns = min(height, LARGEST_SQUARE), min(width, LARGEST_SQUARE)
+    begin, _ = strip.rows(height)
+    pieces = []
+    for sample, (down, right) in zip(maps, corners, strict=True):
+        top, left = int(down * (height - rows + 1)) - begin, int(right * (width - columns + 1))
+        own = sample[:, max(top, 0) : max(top + rows, 0), left : left + columns]
+        above = min(max(-top, 0), rows)
+        pieces.append(F.pad(own, (0, 0, above, rows - above - own.shape[1])))
+    return strip.gathered(torch.stack(pieces)).sum(0)
 
 
 def rendering_loss(pred: Tensor, target: Tensor, lamps: Tensor, eyes: Tensor) -> Tensor:

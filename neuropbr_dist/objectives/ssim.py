@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.strip import Strip
 
 WINDOW = 11
 SIGMA = 1.5
@@ -58,7 +59,10 @@ def _blur(planes: Tensor) -> Tensor:
 
 
 def ssim(
-    pred: Tensor, target: Tensor, of_planes: Callable[[Tensor, Tensor], Tensor] = ssim_of_planes
+    pred: Tensor,
+    target: Tensor,
+    of_planes: Callable[[Tensor, Tensor], Tensor] = ssim_of_planes,
+    strip: Strip | None = None,
 ) -> Tensor:
     """SSIM per sample and channel: `(B, C, H, W)` in [0, 1] -> `(B, C)`, 1 where equal.
 
@@ -67,16 +71,22 @@ def ssim(
 
     Args:
         of_planes: `ssim_of_planes`, compiled or not.
+        strip: where the pictures are a strip of rows of larger ones: its part of their mean. None: they are whole.
 
     Raises:
         UserError: the picture is smaller than the window.
     """
     batch, channels, height, width = pred.shape
-    if min(height, width) < WINDOW:
+    whole = height if strip is None else height * strip.count
+    if min(whole, width) < WINDOW:
         raise UserError(
-            f"SSIM needs pictures of at least {WINDOW}x{WINDOW} pixels, got {width}x{height}: "
+            f"SSIM needs pictures of at least {WINDOW}x{WINDOW} pixels, got {width}x{whole}: "
             "raise data.image_size"
         )
+    if strip is not None:
+        share = windows_share(strip, height)
+        pred, target = (with_window_rows(strip, picture) for picture in (pred, target))
+        height = pred.shape[2]
     at_once = max(1, _PIXELS_AT_ONCE // (height * width))
     planes = zip(_planes(pred).split(at_once), _planes(target).split(at_once), strict=True)
     # Autocast would run the convolutions in half precision.
@@ -84,7 +94,21 @@ def ssim(
         values = [
             checkpoint(of_planes, x, y, use_reentrant=False, preserve_rng_state=False) for x, y in planes
         ]
-    return torch.cat(values).view(batch, channels)
+    found = torch.cat(values).view(batch, channels)
+    return found if strip is None else share * found
+
+
+def windows_share(strip: Strip, height: int) -> float:
+    """Return the share of a picture's windows whose middle lies in this strip of `height` rows."""
+    edge = WINDOW // 2
+    return (height - edge * (strip.first + strip.last)) / (height * strip.count - 2 * edge)
+
+
+def with_window_rows(strip: Strip, pictures: Tensor) -> Tensor:
+    """Return a strip with its neighbours' rows, as far as the windows around its own rows reach."""
+    reach = WINDOW // 2
+    wide = strip.with_halo(pictures, reach, reach)
+    return wide[:, :, reach * strip.first : wide.shape[2] - reach * strip.last]
 
 
 def _planes(pictures: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.parallel.blocks import plain_segments, prepare_segments
 from neuropbr_dist.parallel.network import Adam, Network
+from neuropbr_dist.parallel.strips import share_rows
 from neuropbr_dist.parallel.sync_batch import synchronise_batch_norms
+from neuropbr_dist.strip import Strip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +51,21 @@ class NetworkSetup:
         return 0 if self.ds_config is None else self.ds_config["zero_optimization"]["stage"]
 
 
-def build_network(module: Any, device: torch.device, setup: NetworkSetup) -> Network:
+def build_network(
+    module: Any, device: torch.device, setup: NetworkSetup, strip: Strip | None = None
+) -> Network:
     """Spread `module` (on CPU, the same on every rank) as `setup` says. Collective.
+
+    Args:
+        strip: this rank's part of the pictures that it shares with others; None: its pictures are whole.
 
     Raises:
         UserError: ranks that don't divide into nodes, or a section that DeepSpeed refuses.
     """
     if setup.sync_batch and dist.is_initialized() and dist.get_world_size() > 1:
         synchronise_batch_norms(module)
+    if strip is not None:
+        share_rows(module, strip)
     prepare_segments(module.segments(), recompute=setup.recompute, compile_blocks=setup.compile_blocks)
     if setup.engine == "fsdp":
         from neuropbr_dist.parallel.fsdp import FSDPNetwork
@@ -78,12 +87,18 @@ def build_network(module: Any, device: torch.device, setup: NetworkSetup) -> Net
     return network
 
 
-def change_network(network: Network, before: NetworkSetup, after: NetworkSetup) -> None:
+def change_network(
+    network: Network, before: NetworkSetup, after: NetworkSetup, strip: Strip | None = None
+) -> None:
     """Let a network that was built for `before` compute as `after` says. Collective.
 
     Parameters, gradients and moments stay where they lie: what may differ is what is computed again, the batch that
-    DeepSpeed counts with, and which passes are recorded.
+    DeepSpeed counts with, which passes are recorded, and how many ranks share a sample.
+
+    Args:
+        strip: as `build_network`'s, from now on.
     """
+    share_rows(network.module, strip)
     if before.compile_blocks:
         torch.compiler.reset()  # graphs of shapes that don't come again would count against the compiler's limit
     if before.recompute != after.recompute:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -9,18 +11,30 @@ from torch.distributed.nn.functional import all_reduce
 
 from neuropbr_dist.kernels import full_precision
 from neuropbr_dist.models.norm import BatchNorm2d
+from neuropbr_dist.strip import Strip
 
 
 class SyncBatchNorm2d(BatchNorm2d):
     """Normalises by the mean and variance over all ranks' micro-batches (two passes)."""
 
+    strip: Strip | None = None
+    """Where pictures are shared by rows, of which a rank may have fewer than another; None: all have as many."""
+
+    @property
+    def group(self) -> Any:
+        """The process group of the ranks that agree."""
+        return dist.group.WORLD
+
     def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        wide = full_precision(x)
-        world = dist.get_world_size()
-        count = wide.numel() / wide.shape[1] * world
-        mean = all_reduce(wide.sum((0, 2, 3))) / count
+        wide, group = full_precision(x), self.group
+        count: Any = wide.numel() / wide.shape[1]
+        if self.strip is None:
+            count = count * dist.get_world_size(group)
+        else:
+            dist.all_reduce(count := wide.new_full((), count), group=group)
+        mean = all_reduce(wide.sum((0, 2, 3)), group=group) / count
         centred = wide - mean[:, None, None]
-        var = all_reduce(centred.square().sum((0, 2, 3))) / count
+        var = all_reduce(centred.square().sum((0, 2, 3)), group=group) / count
         scale = torch.rsqrt(var + self.eps) * self._affine(self.weight, x)
         out = centred * scale[:, None, None] + self._affine(self.bias, x)[:, None, None]
         return out.to(x.dtype), mean.detach(), (var * count / (count - 1)).detach()

@@ -90,18 +90,19 @@ class Activations:
     def of(cls, cfg: TrainConfig, size: int, dtype: torch.dtype) -> Activations:
         """Trace a micro-batch of `training.batch_size` samples of `size` px."""
         model, batch = cfg.model, cfg.training.batch_size
-        side = size // size_multiple(model)
-        tokens = 3 * side * side if model.use_transformer else 0
-        always = LOSS_COPIES * batch * 8 * size * size * 4
+        rows = size // cfg.training.sample_ranks  # a rank's, where several share a sample
+        tokens = 3 * (rows // size_multiple(model)) * (size // size_multiple(model))
+        tokens = tokens if model.use_transformer else 0
+        always = LOSS_COPIES * batch * 8 * rows * size * 4
         with torch.device("meta"):
             g = Generator(model).to(dtype)
             channels = view_channels(model)
             # The batch itself, float32, was in what the figures above were taken with; what the plane adds wasn't.
-            always += batch * 3 * (channels - 3) * size * size * 4
-            kept = trace(g, torch.empty(batch, 3, channels, size, size, dtype=dtype), tokens)
+            always += batch * 3 * (channels - 3) * rows * size * 4
+            kept = trace(g, torch.empty(batch, 3, channels, rows, size, dtype=dtype), tokens)
             if model.use_gan:
                 d = Discriminator(model).to(dtype)
-                judged = trace(d, torch.empty(batch, 8, size, size, dtype=dtype), 0)
+                judged = trace(d, torch.empty(batch, 8, rows, size, dtype=dtype), 0)
                 always += 2 * (judged.outside + sum(judged.inside.values()))
         return cls(kept, always, batch * tokens * model.transformer_dim * dtype.itemsize, 3 * batch)
 
@@ -229,7 +230,7 @@ class Need:
     def accumulates(self) -> bool:
         """Whether a step has several micro-batches."""
         t = self.cfg.training
-        return (t.global_batch_size or 0) > t.batch_size * self.world
+        return (t.global_batch_size or 0) * t.sample_ranks > t.batch_size * self.world
 
     def runs_kernels(self) -> bool:
         """Whether the hand-written kernels take the convolutional parts over."""

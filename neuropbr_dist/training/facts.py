@@ -35,6 +35,7 @@ def start_facts(run: StagedRun, stage: RunStage) -> dict[str, Any]:
     ranks = all_gather_object((socket.gethostname(), device_name(setup.device)))
     return {
         "world_size": env.world_size,
+        "sample_ranks": setup.sample_ranks,
         "nodes": len({host for host, _ in ranks}),
         "devices": dict(Counter(name for _, name in ranks)),
         "launcher": env.launcher,
@@ -145,9 +146,13 @@ def describe(run: StagedRun, stage: RunStage, whole: bool = True) -> None:
         f"{setup.precision}, {setup.recompute}, torch.compile {setup.compile}"
         f"{graphs(setup)}{attention_name(setup)}"
     )
+    where = f"{env.world_size} rank(s)"
+    if t.sample_ranks > 1:
+        rows = setup.samples.side // t.sample_ranks
+        where = f"{setup.data_place[0]} x {t.sample_ranks} ranks, each with {rows} rows of every sample"
     log.info(
-        f"Batch: {t.global_batch_size} = up to {setup.micro.per_step} x {setup.micro.size} on "
-        f"{env.world_size} rank(s); run folder {t.checkpoint_dir}"
+        f"Batch: {t.global_batch_size} = up to {setup.micro.per_step} x {setup.micro.size} on {where}; "
+        f"run folder {t.checkpoint_dir}"
     )
 
 

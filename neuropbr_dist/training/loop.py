@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor.run_logs import TIMINGS
 from neuropbr_dist.objectives.perceptual import load_perceptual
 from neuropbr_dist.parallel.blocks import compiled
+from neuropbr_dist.parallel.strips import strip_of
 from neuropbr_dist.ranks import on_each_rank, on_rank_0
 from neuropbr_dist.training.baseline import NAME as MEAN_MAPS
 from neuropbr_dist.training.boundary import Boundary
@@ -71,8 +73,10 @@ class Trainer:
         self.run, self.stage, self.start, self.start_up = run, stage, start, start_up
         self.cfg, self.env, self.device = cfg, setup.env, setup.device
         self.folder = Path(t.checkpoint_dir)
+        self.strip = strip_of(setup.sample_ranks, timedelta(minutes=t.timeout_minutes))
+        """This rank's of the samples that it shares with others; None: it has whole ones."""
         # What a checkpoint holds.
-        self.networks = build_networks(setup, backbone, first)
+        self.networks = build_networks(setup, backbone, first, self.strip)
         self.began_with = first.what if first else None
         self.start_up.mark("networks")
         self.ema = WeightAverage(self.networks["generator"], t.ema_decay) if t.ema_decay is not None else None
@@ -84,7 +88,7 @@ class Trainer:
         self.saved_at = -1
         """Step of the newest save in the run's folder; -1: none."""
         # What a step needs besides.
-        self.objective = Objective(cfg, setup.compile_losses)
+        self.objective = Objective(cfg, setup.compile_losses, self.strip)
         self.perceptual = load_perceptual(self.device)
         self.renderer = stage.samples.renderer(self.device)
         if setup.compile_losses:
@@ -189,7 +193,10 @@ class Trainer:
     def go_over_to(self, stage: RunStage) -> None:
         """Begin the next stage: networks stay, all that depends on its side and batches is the stage's. Collective."""
         began = time.monotonic()
-        change_networks(self.networks, self.stage.setup, stage.setup)
+        if stage.setup.sample_ranks != self.stage.setup.sample_ranks:
+            limit = timedelta(minutes=self.cfg.training.timeout_minutes)
+            self.strip = self.objective.strip = strip_of(stage.setup.sample_ranks, limit)
+        change_networks(self.networks, self.stage.setup, stage.setup, self.strip)
         self.stage = stage
         self.begin_anew()
         self.progress.global_batch = stage.order.global_batch
@@ -239,8 +246,9 @@ class Trainer:
 
     def batches(self) -> AbstractContextManager[Iterator[MicroBatch]]:
         """This rank's micro-batches, from the cursor to the end of the stage."""
-        cfg, order, env, samples = self.stage.setup.cfg, self.stage.order, self.env, self.stage.samples
-        slots = training_slots(order, self.progress.cursor, env.world_size, env.rank, cfg.training.batch_size)
+        setup, order, samples = self.stage.setup, self.stage.order, self.stage.samples
+        cfg = setup.cfg
+        slots = training_slots(order, self.progress.cursor, *setup.data_place, cfg.training.batch_size)
         return batches_of(
             cfg.data, samples.source, samples.train, slots, self.device, augmentation=Augmentation.of_run(cfg),
             alignment=Alignment.of_run(cfg, training=True), relight=self.objective.relight,
@@ -258,11 +266,15 @@ class Trainer:
         samples, self.step_epoch = order.batch_size_at(p.cursor), self.epochs_done
         self.start_up.mark("first batch")
         batch = [
-            to_device(micro, samples, cfg.transform, self.device, renderer=self.renderer) for micro in host
+            to_device(micro, samples, cfg.transform, self.device, renderer=self.renderer, strip=self.strip)
+            for micro in host
         ]
         self.set_learning_rates((p.cursor + samples) / order.n)
-        if has_dropout(cfg.model):  # keyed by step and rank: nothing to save
-            torch.manual_seed(hash((cfg.training.seed, p.step, self.env.rank)) % 2**63)
+        if has_dropout(
+            cfg.model
+        ):  # keyed by step and samples: nothing to save, and strips of one drop the same path
+            _, group = self.stage.setup.data_place
+            torch.manual_seed(hash((cfg.training.seed, p.step, group)) % 2**63)
         d = self.networks["discriminator"] if self.gan_on else None
         g, d_steps = self.networks["generator"], cfg.training.d_steps_per_g_step
         report = gan_step(g, d, batch, self.objective, d_steps=d_steps)
@@ -322,7 +334,7 @@ class Trainer:
         with self.ema.swapped_in() if self.ema else nullcontext():
             found = validate_stage(
                 self.stage, self.networks["generator"], self.objective, self.renderer, self.fault,
-                self.longest_wait, self.perceptual, baseline=first,
+                self.longest_wait, self.perceptual, self.strip, baseline=first,
             )  # fmt: skip
         if found is None:
             return False

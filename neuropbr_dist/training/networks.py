@@ -16,18 +16,23 @@ from neuropbr_dist.models import (
 )
 from neuropbr_dist.parallel import Network, build_network, change_network
 from neuropbr_dist.ranks import on_rank_0
+from neuropbr_dist.strip import Strip
 from neuropbr_dist.training.first_weights import FirstWeights, Weights
 from neuropbr_dist.training.setup import Setup
 
 
 def build_networks(
-    setup: Setup, backbone: Weights | None = None, first: FirstWeights | None = None
+    setup: Setup,
+    backbone: Weights | None = None,
+    first: FirstWeights | None = None,
+    strip: Strip | None = None,
 ) -> dict[str, Network]:
     """Return generator and, with a GAN, discriminator: two engines, each sharded on its own. Collective.
 
     Args:
         backbone: what the generator's encoder starts from, instead of random weights.
         first: what both start from.
+        strip: this rank's of the samples that it shares; None: it has whole ones.
     """
     cfg = setup.cfg
     kernels.enable(cfg.training.kernels)
@@ -37,21 +42,27 @@ def build_networks(
         load_backbone(generator.encoder, backbone)
     if first is not None:
         first.load("generator", generator)
-    networks = {"generator": build_network(generator, setup.device, setup.networks["generator"])}
+    networks = {"generator": build_network(generator, setup.device, setup.networks["generator"], strip)}
     if cfg.model.use_gan:
         discriminator: nn.Module = Discriminator(cfg.model)
         if first is not None:
             first.load("discriminator", discriminator)
         networks["discriminator"] = build_network(
-            discriminator, setup.device, setup.networks["discriminator"]
+            discriminator, setup.device, setup.networks["discriminator"], strip
         )
     return networks
 
 
-def change_networks(networks: dict[str, Network], before: Setup, after: Setup) -> None:
-    """Let networks that were built for one stage go on in the next; their state stays as it is. Collective."""
+def change_networks(
+    networks: dict[str, Network], before: Setup, after: Setup, strip: Strip | None = None
+) -> None:
+    """Let networks that were built for one stage go on in the next; their state stays as it is. Collective.
+
+    Args:
+        strip: as `build_networks`'s, in the next.
+    """
     for part, network in networks.items():
-        change_network(network, before.networks[part], after.networks[part])
+        change_network(network, before.networks[part], after.networks[part], strip)
     if after.device.type == "cuda":
         torch.cuda.empty_cache()  # blocks in the sizes of pictures that don't come again
         torch.cuda.reset_peak_memory_stats(after.device)

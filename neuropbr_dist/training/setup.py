@@ -14,10 +14,12 @@ from neuropbr_dist.cluster import Environment
 from neuropbr_dist.config import (
     DataConfig,
     ModelConfig,
+    Stage,
     TrainConfig,
     check_size,
     settled,
     settled_stats,
+    stages_of,
     with_fields,
 )
 from neuropbr_dist.config.deepspeed import resolve as resolve_deepspeed
@@ -29,6 +31,7 @@ from neuropbr_dist.models import size_multiple, smallest_side, view_channels
 from neuropbr_dist.parallel import Adam, NetworkSetup
 from neuropbr_dist.training.estimate import Need, choose_plan, count_parameters
 from neuropbr_dist.training.memory import recompute_patterns
+from neuropbr_dist.training.sharing import check_sharing, groups_of, place_of
 
 MOST_PIXELS_REPLAYED = 2**21
 """In a micro-batch: with more, kernels take far longer than it takes to launch them, and a recording's memory is kept."""
@@ -91,6 +94,16 @@ class Setup:
         return self.networks["generator"].engine
 
     @property
+    def sample_ranks(self) -> int:
+        """Ranks that share each sample."""
+        return self.cfg.training.sample_ranks
+
+    @property
+    def data_place(self) -> tuple[int, int]:
+        """Groups of ranks that share a sample, which take samples as ranks would, and the one that this rank is in."""
+        return place_of(self.env, self.sample_ranks)
+
+    @property
     def needs_process_group(self) -> bool:
         """Whether torch.distributed must be up; a single process needs it for any engine but `single`."""
         return self.env.distributed or any(net.engine != "single" for net in self.networks.values())
@@ -140,9 +153,11 @@ def set_up(
     t = cfg.training
     check_size(samples.side, size_multiple(cfg.model))
     check_discriminator(cfg.model, samples.side)
-    check_even_batch_norm(cfg, env.world_size)
+    check_sharing(cfg.model, env.world_size, t.sample_ranks, samples.side)
+    groups = groups_of(env.world_size, t.sample_ranks)
+    check_even_batch_norm(cfg, groups)
     precision = choose_precision(t.precision, device)
-    micro = micro_batches(t.global_batch_size or 1, env.world_size, t.batch_size)
+    micro = micro_batches(t.global_batch_size or 1, groups, t.batch_size, t.sample_ranks)
     spread = {"generator": network_setup(cfg, env, device, precision, micro, "generator")}
     if cfg.model.use_gan:
         spread["discriminator"] = network_setup(cfg, env, device, precision, micro, "discriminator")
@@ -164,16 +179,23 @@ def set_up(
 
 
 def filled_in(cfg: TrainConfig, env: Environment, samples: SampleFacts) -> TrainConfig:
-    """Return `cfg` with what it leaves open filled in, so that a resume takes the same."""
+    """Return `cfg` with what it leaves open filled in, so that a resume takes the same.
+
+    Raises:
+        UserError: more ranks share a sample than can.
+    """
     t = cfg.training
+    for stage in stages_of(cfg):
+        check_sharing(cfg.model, env.world_size, stage.sample_ranks)
     open_fields: dict[str, dict[str, Any]] = {"training": {}, "optimizer": {}, "model": {}}
     if t.stages:
         open_fields["training"]["stages"] = [
-            replace(s, global_batch_size=s.global_batch_size or s.batch_size * env.world_size)
-            for s in t.stages
+            replace(s, global_batch_size=batch_of(s, env.world_size)) for s in t.stages
         ]
     elif t.global_batch_size is None:
-        open_fields["training"]["global_batch_size"] = t.batch_size * env.world_size
+        open_fields["training"]["global_batch_size"] = t.batch_size * groups_of(
+            env.world_size, t.sample_ranks
+        )
     if cfg.optimizer.scheduler_epochs is None:
         open_fields["optimizer"]["scheduler_epochs"] = t.epochs
     if cfg.model.encoder_type != "resnet":
@@ -183,6 +205,11 @@ def filled_in(cfg: TrainConfig, env: Environment, samples: SampleFacts) -> Train
     cfg = with_fields(cfg, **open_fields)
     cfg = with_fields(replace(cfg, model=settled(cfg.model)), transform=settled_stats(cfg))
     return cfg if samples.data is None else with_fields(replace(cfg, data=samples.data))
+
+
+def batch_of(stage: Stage, world: int) -> int:
+    """Return a stage's global batch on `world` ranks where it is still open."""
+    return stage.global_batch_size or stage.batch_size * groups_of(world, stage.sample_ranks)
 
 
 # -- one network ---------------------------------------------------------------------------

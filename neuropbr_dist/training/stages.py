@@ -18,17 +18,20 @@ from neuropbr_dist.models import size_multiple
 from neuropbr_dist.training.setup import (
     SampleFacts,
     Setup,
+    batch_of,
     check_discriminator,
     check_even_batch_norm,
     filled_in,
     set_up,
 )
+from neuropbr_dist.training.sharing import check_sharing, groups_of
 
 OWN_NAMES = {
     "--set data.image_size=": "image_size = ",
     "data.image_size": "image_size",
     "training.global_batch_size": "global_batch_size",
     "training.batch_size": "batch_size",
+    "training.sample_ranks": "sample_ranks",
 }
 """What a stage calls fields that a run of one stage has in `data` and `training`."""
 
@@ -83,16 +86,20 @@ def check_stages(cfg: TrainConfig, world: int) -> None:
     """Look at each stage as far as the configuration alone tells, before anything is opened.
 
     Raises:
-        UserError: a side that the encoder or the discriminator can't take, or a batch below the ranks.
+        UserError: a side that the encoder or the discriminator can't take, a batch below the ranks, or samples
+            that can't be shared.
     """
+    if not cfg.training.stages:
+        check_sharing(cfg.model, world, cfg.training.sample_ranks, cfg.data.image_size)
     for number, stage in enumerate(cfg.training.stages, 1):
-        one = as_one_stage(cfg, replace(stage, global_batch_size=batch_of(stage, world)))
         with of_stage(cfg, number):
+            check_sharing(cfg.model, world, stage.sample_ranks, stage.image_size)
+            groups, batch = groups_of(world, stage.sample_ranks), batch_of(stage, world)
             if stage.image_size is not None:
                 check_size(stage.image_size, size_multiple(cfg.model))
                 check_discriminator(cfg.model, stage.image_size)
-            micro_batches(batch_of(stage, world), world, stage.batch_size)
-            check_even_batch_norm(one, world)
+            micro_batches(batch, groups, stage.batch_size, stage.sample_ranks)
+            check_even_batch_norm(as_one_stage(cfg, replace(stage, global_batch_size=batch)), groups)
 
 
 @contextmanager
@@ -107,11 +114,6 @@ def of_stage(cfg: TrainConfig, number: int) -> Iterator[None]:
         for field, own in OWN_NAMES.items():
             said = said.replace(field, own)
         raise UserError(f"{called(cfg, number)}: {said}") from error
-
-
-def batch_of(stage: Stage, world: int) -> int:
-    """Return a stage's global batch on `world` ranks where it is still open."""
-    return stage.global_batch_size or stage.batch_size * world
 
 
 def open_run(cfg: TrainConfig) -> Samples:

@@ -21,6 +21,7 @@ from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
 from neuropbr_dist.objectives.perceptual import Perceptual
 from neuropbr_dist.parallel import Network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
+from neuropbr_dist.strip import Strip
 from neuropbr_dist.training.baseline import mean_maps
 from neuropbr_dist.training.faults import Fault
 from neuropbr_dist.training.objective import Objective
@@ -48,6 +49,7 @@ def validate_stage(
     fault: Fault,
     limit_s: float,
     perceptual: Perceptual | None = None,
+    strip: Strip | None = None,
     *,
     baseline: bool,
 ) -> Validation | None:
@@ -56,12 +58,12 @@ def validate_stage(
     Args:
         fault: told what is wrong with this rank's share.
         limit_s: seconds that a batch may take.
-        perceptual: see `validate`.
+        perceptual, strip: see `validate`.
         baseline: compare the mean maps of the training set as well.
     """
     setup, samples = stage.setup, stage.samples
-    cfg, env = setup.cfg, setup.env
-    slots = validation_slots(len(samples.val), env.world_size, env.rank, cfg.training.batch_size)
+    cfg, (groups, group) = setup.cfg, setup.data_place
+    slots = validation_slots(len(samples.val), groups, group, cfg.training.batch_size)
     loader = batches_of(
         cfg.data, samples.source, samples.val, slots, setup.device, min(cfg.data.num_workers, len(slots)),
         alignment=Alignment.of_run(cfg, training=False), relight=objective.relight, limit_s=limit_s,
@@ -70,8 +72,8 @@ def validate_stage(
         side, cameras = samples.source.size, cfg.model.align == "plane"
         found = validate(
             g, filled_up(batches, slots, fault, side, cameras=cameras), cfg.transform,
-            objective.reconstruction_loss, setup.device, LOOKS if env.rank == 0 else 0, renderer, perceptual,
-            mean=mean_maps(samples.source, samples.train) if baseline else None,
+            objective.reconstruction_loss, setup.device, LOOKS if group == 0 else 0, renderer, perceptual,
+            mean=mean_maps(samples.source, samples.train) if baseline else None, strip=strip,
         )  # fmt: skip
     return None if fault.anywhere() else found
 
@@ -99,6 +101,7 @@ def validate(
     renderer: Renderer | None = None,
     perceptual: Perceptual | None = None,
     mean: Tensor | None = None,
+    strip: Strip | None = None,
 ) -> Validation:
     """Predict all held-out samples, each once over all ranks, and compare.
 
@@ -108,25 +111,34 @@ def validate(
         renderer: see `to_device`.
         perceptual: gives LPIPS; None: it is left out.
         mean: (8, 1, 1) maps to be compared as well, as if they were predicted of every sample.
+        strip: this rank's of samples that several share. What they predict is put together on all of them, and
+            counted by the first. None: it has whole ones.
     """
     average_running_statistics(g.module)
     g.module.eval()
     sums = MetricSums(reconstruction, device, perceptual)
     baseline = None if mean is None else MetricSums(reconstruction, device, perceptual)
     kept: list[Look] = []
+    counts = strip is None or strip.first
     for host in loader:
-        batch = to_device(host, 1, transform, device, renderer=renderer)
-        pred = g(batch.views)
-        sums.update(pred, batch.maps, batch.weight, batch.relighting)
-        if baseline is not None and mean is not None:
-            guess = mean.to(batch.maps).expand_as(batch.maps)
-            baseline.update(guess, batch.maps, batch.weight, batch.relighting)
+        batch = to_device(host, 1, transform, device, renderer=renderer, strip=strip)
+        pred, maps = whole(g(batch.views), strip), whole(batch.maps, strip)
+        if counts:
+            sums.update(pred, maps, batch.weight, batch.relighting)
+        if counts and baseline is not None and mean is not None:
+            baseline.update(mean.to(maps).expand_as(maps), maps, batch.weight, batch.relighting)
         for i in range(min(looks - len(kept), len(host.keys))):
             if host.weight[i] > 0:
-                kept.append(take_look(host.keys[i], shown(batch.views[i], transform), pred[i], batch.maps[i]))
+                views = shown(whole(batch.views[i], strip), transform)
+                kept.append(take_look(host.keys[i], views, pred[i], maps[i]))
     if dist.is_initialized():
         for found in (sums, baseline):
             if found is not None:
                 dist.all_reduce(found.tensor())
     g.module.train()
-    return Validation(sums, baseline, kept)
+    return Validation(sums, baseline, kept if counts else [])
+
+
+def whole(pictures: Tensor, strip: Strip | None) -> Tensor:
+    """Return pictures (N, C, H, W) of which this rank has a strip, put together; None: it has all of them."""
+    return pictures if strip is None else strip.whole(pictures)

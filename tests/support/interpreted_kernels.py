@@ -17,6 +17,7 @@ from neuropbr_dist.kernels import (
     views_triton,
 )
 from neuropbr_dist.kernels.norm_act import GroupNormAct, plain_group_norm_act
+from neuropbr_dist.strip import Strip
 from tests.support.twins import compare, picture
 
 
@@ -46,6 +47,51 @@ def test_group_norm_residual_and_activation(shape, slope, residual):
         return plain_group_norm_act(x, weight, bias, groups, 1e-5, slope, r)
 
     compare(ours, twin, inputs)
+
+
+class Rehearsed(Strip):
+    """A strip in one process: the others' part of an exchange is what they gave when it was last rehearsed."""
+
+    with_halo = to_heads = to_rows = None  # type: ignore[assignment]
+
+    def __init__(self, index: int, given: list[list[torch.Tensor]]) -> None:
+        self.index, self.count, self.given, self.calls = index, len(given), given, 0
+
+    def gathered(self, x: torch.Tensor) -> torch.Tensor:
+        at, self.calls = self.calls, self.calls + 1
+        self.given[self.index][at:] = [x]
+        return torch.stack([mine[at] if len(mine) > at else x for mine in self.given])
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("heights", [(4, 4), (3, 3, 2)])
+def test_group_norm_of_strips(heights, residual):
+    """The last strip of a picture may be shorter (after the discriminator's convolutions of stride 1)."""
+    groups, slope, width, given = 2, 0.2, 5, [[] for _ in heights]
+    channel = [picture(1, 24, 1, 1, seed=i).detach().flatten().requires_grad_() for i in (1, 2)]
+    wholes = [picture(2, 24, sum(heights), width, seed=i) for i in ((0, 3) if residual else (0,))]
+    weight = picture(2, 24, sum(heights), width, seed=9).detach()
+
+    def of_strip(index: int) -> list[torch.Tensor]:
+        cut = [
+            w.detach().split(heights, 2)[index].contiguous(memory_format=torch.channels_last).requires_grad_()
+            for w in wholes
+        ]
+        more = cut[1] if residual else None
+        y = GroupNormAct.apply(cut[0], *channel, more, groups, 1e-5, slope, Rehearsed(index, given))
+        return [y.detach(), *torch.autograd.grad(y, [*cut, *channel], weight.split(heights, 2)[index])]
+
+    for _ in range(2):  # the sums forward, then those backward, which need them
+        for index in range(len(heights)):
+            of_strip(index)
+    found = list(zip(*(of_strip(index) for index in range(len(heights))), strict=True))
+    more = wholes[1] if residual else None
+    y = plain_group_norm_act(wholes[0], *channel, groups, 1e-5, slope, more)
+    wanted = [y, *torch.autograd.grad(y, [*wholes, *channel], weight)]
+    rows = 1 + len(wholes)
+    joined = [torch.cat(parts, 2) for parts in found[:rows]] + [sum(parts) for parts in found[rows:]]
+    for ours, theirs in zip(joined, wanted, strict=True):
+        assert (ours - theirs).abs().max() <= 2e-5 * theirs.abs().max()
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (2, 5, 3, 2), (1, 8, 3, 5)])

@@ -31,10 +31,12 @@ from neuropbr_dist.data.rendered.source import RenderedSource
 from neuropbr_dist.materials.relighting import relighting
 from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.models.generator import freeze_backbone
-from neuropbr_dist.objectives.rendering import relit
+from neuropbr_dist.objectives.rendering import relit, shared_square_of
 from neuropbr_dist.parallel import Adam, Network, NetworkSetup, build_network, change_network
 from neuropbr_dist.parallel.network import StepResult
+from neuropbr_dist.parallel.strips import strip_of
 from neuropbr_dist.ranks import all_gather_object
+from neuropbr_dist.strip import Strip
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.step import gan_step
 from tests.support.material_files import random_normals
@@ -53,6 +55,9 @@ class Case:
     side: int = 16
     depth: int = 2
     """Transformer blocks."""
+    heads: int = 2
+    width: int = 16
+    """Of a token."""
     d_layers: int = 2
     seed: int = 3
     """Of the first weights."""
@@ -95,6 +100,12 @@ class Row:
     """ZeRO-3 keeps parameters of fewer elements whole on every rank."""
     bf16: bool = False
     device: str = "cpu"
+    sample_ranks: int = 1
+
+    @property
+    def strip(self) -> Strip | None:
+        """This rank's of its samples."""
+        return made_strip(self.sample_ranks)
 
     def __str__(self) -> str:
         name = f"ZeRO-{self.stage}" if self.engine == "deepspeed" else self.engine
@@ -103,6 +114,7 @@ class Row:
         notes += ["offload"] * self.offload + ["compile"] * self.compile
         notes += [f"D on {self.engine_d}"] * bool(self.engine_d)
         notes += ["small parameters kept"] * bool(self.persist) + ["bf16"] * self.bf16
+        notes += [f"{self.sample_ranks} ranks a sample"] * (self.sample_ranks > 1)
         return ", ".join(notes)
 
 
@@ -112,6 +124,12 @@ ENGINES = {
     "fsdp": Row(engine="fsdp"),
     **{f"zero{stage}": Row(engine="deepspeed", stage=stage) for stage in range(4)},
 }
+
+
+@cache
+def made_strip(sample_ranks: int) -> Strip | None:
+    """Groups stay as long as this process, which knows one world."""
+    return strip_of(sample_ranks)
 
 
 # -- what is trained -----------------------------------------------------------------------
@@ -129,8 +147,8 @@ def config(case: Case) -> TrainConfig:
         token_embedding="view" if case.plane else "none",
         norm=case.norm,  # type: ignore[arg-type]
         encoder_norm=case.norm,  # type: ignore[arg-type]
-        transformer_dim=16,
-        transformer_num_heads=2,
+        transformer_dim=case.width,
+        transformer_num_heads=case.heads,
         transformer_depth=case.depth,
         transformer_mlp_ratio=2,
         discriminator_n_layers=case.d_layers,
@@ -167,8 +185,8 @@ def smooth_activations(module: nn.Module) -> None:
 class WeighedObjective(Objective):
     """The generator's reconstruction loss with a weight."""
 
-    def __init__(self, case: Case) -> None:
-        super().__init__(config(case))
+    def __init__(self, case: Case, strip: Strip | None = None) -> None:
+        super().__init__(config(case), strip=strip)
         self.case = case
 
     def reconstruction(self, fake: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -179,21 +197,24 @@ class WeighedObjective(Objective):
 class SmoothObjective(WeighedObjective):
     """Squared errors and cross-entropy in place of L1, SSIM and hinge."""
 
-    def __init__(self, case: Case) -> None:
-        super().__init__(case)
+    def __init__(self, case: Case, strip: Strip | None = None) -> None:
+        super().__init__(case, strip)
         self.kind = "bce"
 
     def reconstruction(self, fake: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         total = (fake - batch.maps).square().mean((1, 2, 3))
         if batch.relighting is not None:
-            lamps, eyes, _ = batch.relighting
-            ours, theirs = (relit(maps, lamps, eyes) for maps in (fake, batch.maps))
+            lamps, eyes, corners = batch.relighting
+            ours, theirs = (
+                relit(shared_square_of(maps, corners, self.strip), lamps, eyes) for maps in (fake, batch.maps)
+            )
             total = total + self.case.w_render * (ours - theirs).square().mean((1, 2, 3, 4))
+        total = total if self.strip is None else total / self.strip.count
         return self.case.w_maps * (total * batch.weight).sum(), {}
 
 
-def objective(case: Case) -> Objective:
-    return SmoothObjective(case) if case.smooth else WeighedObjective(case)
+def objective(case: Case, strip: Strip | None = None) -> Objective:
+    return SmoothObjective(case, strip) if case.smooth else WeighedObjective(case, strip)
 
 
 @cache
@@ -240,14 +261,14 @@ def rendered_source(case: Case) -> RenderedSource:
     return RenderedSource(NoiseMaterials(case.steps * case.batch // 2, case.side), 2, 0, seed=case.seed)
 
 
-def rendered_batch(case: Case, slots: Sequence[Slot], device: str) -> DeviceBatch:
+def rendered_batch(case: Case, slots: Sequence[Slot], device: str, strip: Strip | None = None) -> DeviceBatch:
     """Samples as a run loads and renders them."""
     source = rendered_source(case)
     augmentation = Augmentation(3, True, True, crop=0.3, tint=0.2, roughness_shift=0.1, mixtures=0.4)
     alignment = Alignment(min_confidence=0.5, seed=3, ignore_wrap=0.5, drop_views=0.3, jitter=0.008)
     relight = 3 if case.w_render else None
     host = load_batch(source, source.entries, slots, augmentation, alignment, relight)
-    return to_device(host, case.batch, TransformConfig(), torch.device(device))
+    return to_device(host, case.batch, TransformConfig(), torch.device(device), strip=strip)
 
 
 def sample_order(case: Case) -> SampleOrder:
@@ -260,11 +281,13 @@ def global_batch(case: Case, step: int, device: str) -> DeviceBatch:
     return device_batch(case, [Slot(*place, 1.0) for place in places], device)
 
 
-def device_batch(case: Case, slots: Sequence[Slot], device: str) -> DeviceBatch:
-    """Some of the run's samples, each with its weight in a mean over the global batch."""
+def device_batch(case: Case, slots: Sequence[Slot], device: str, strip: Strip | None = None) -> DeviceBatch:
+    """Some of the run's samples, each with its weight in a mean over the global batch; with `strip` its rows."""
     if case.rendered:
-        return rendered_batch(case, slots, device)
+        return rendered_batch(case, slots, device, strip)
     views, maps = (x[[slot.index for slot in slots]].to(device) for x in samples(case))
+    if strip is not None:
+        views, maps = (x[..., slice(*strip.rows(case.side)), :] for x in (views, maps))
     weight = torch.tensor([slot.weight for slot in slots], dtype=views.dtype, device=device) / case.batch
     lamps = None
     if case.w_render:
@@ -278,15 +301,15 @@ def device_batch(case: Case, slots: Sequence[Slot], device: str) -> DeviceBatch:
 
 def largest_micro_batch(case: Case, row: Row) -> int:
     """`training.batch_size` that makes the row's accumulation."""
-    return -(-case.batch // row.world) // row.accumulation
+    return -(-case.batch // (row.world // row.sample_ranks)) // row.accumulation
 
 
 def rank_batch(case: Case, row: Row, step: int) -> list[DeviceBatch]:
     """This rank's micro-batches of a step."""
     rank = dist.get_rank() if row.world > 1 else 0
-    limit = largest_micro_batch(case, row)
-    cut = plan_step(sample_order(case), step * case.batch, row.world, rank, limit)
-    micros = [device_batch(case, slots, row.device) for slots in cut]
+    groups, group = row.world // row.sample_ranks, rank // row.sample_ranks
+    cut = plan_step(sample_order(case), step * case.batch, groups, group, largest_micro_batch(case, row))
+    micros = [device_batch(case, slots, row.device, row.strip) for slots in cut]
     assert len(micros) == row.accumulation
     return micros
 
@@ -298,7 +321,7 @@ def ds_config(case: Case, row: Row) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu"}
         if row.stage == 3:
             zero["offload_param"] = {"device": "cpu"}
-    micro = micro_batches(case.batch, row.world, largest_micro_batch(case, row))
+    micro = micro_batches(case.batch, row.world // row.sample_ranks, largest_micro_batch(case, row))
     return {
         "train_batch_size": micro.size * micro.per_step * row.world,
         "train_micro_batch_size_per_gpu": micro.size,
@@ -335,7 +358,7 @@ def engines_of(row: Row) -> tuple[str, str]:
 
 def networks(case: Case, row: Row) -> tuple[Network, Network]:
     g, d = (
-        build_network(net, torch.device(row.device), setup_of(case, row, engine))
+        build_network(net, torch.device(row.device), setup_of(case, row, engine), row.strip)
         for net, engine in zip(models(case), engines_of(row), strict=True)
     )
     return g, d
@@ -351,10 +374,10 @@ def train_stages(stages: Sequence[tuple[Case, Row]]) -> dict[str, Any]:
     nets, records, before = networks(*stages[0]), [], stages[0]
     for case, row in stages:
         for net, engine in zip(nets, engines_of(row), strict=True) if before != (case, row) else ():
-            change_network(net, setup_of(*before, engine), setup_of(case, row, engine))
-        before = (case, row)
+            change_network(net, setup_of(*before, engine), setup_of(case, row, engine), row.strip)
+        before, goal = (case, row), objective(case, row.strip)
         for step in range(case.steps):
-            report = gan_step(*nets, rank_batch(case, row, step), objective(case), d_steps=case.d_steps)
+            report = gan_step(*nets, rank_batch(case, row, step), goal, d_steps=case.d_steps)
             assert report.discriminator is not None
             records.append(
                 {

@@ -1,0 +1,148 @@
+"""Ranks that share their samples by rows train the GAN to what the plain loop trains it to, on every engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.code_generation import no_code_generation
+from tests.support.distributed import run
+from tests.support.parity import ENGINES, Case, Row, differences, train_row
+from tests.support.parity_rows import check, label, reference
+from tests.support.plain_loop import train_plain_stages
+
+# Large enough for three rows of a strip where the discriminator ends.
+BASIC = Case(side=32)
+PLANE = Case(side=32, plane=True, seed=5)
+RENDERED = Case(side=32, plane=True, rendered=True, seed=5, steps=3, w_render=0.3)
+RELIT = Case(side=32, w_render=1.0)
+FOUR_HEADS = Case(side=48, heads=4)
+THREE_HEADS = Case(side=36, heads=3, width=24)
+# In float32 any two ways of summing its statistics are 3e-5 apart here, with and without sharing.
+BATCH_NORM = Case(side=32, norm="sync_batch", double=True)
+TINY = Case(side=32, depth=1, d_layers=1)
+REAL = Case(side=32, smooth=False, double=True)
+
+
+def sharing(names: str, case: Case = BASIC, **changes: Any) -> list[tuple[Case, Row]]:
+    """Rows whose pairs of ranks, unless it is said otherwise, share samples."""
+    return [(case, replace(ENGINES[name], **({"sample_ranks": 2} | changes))) for name in names.split()]
+
+
+def rows() -> list[tuple[Case, Row]]:
+    return sharing("fsdp", PLANE, recompute="full") + sharing("zero2", PLANE)
+
+
+def long_rows() -> list[tuple[Case, Row]]:
+    found = sharing("ddp fsdp zero0 zero1 zero2", accumulation=2, recompute="selective")
+    found += sharing("ddp zero3", PLANE, recompute="full") + sharing("zero3", PLANE, recompute="selective")
+    found += sharing("zero3", PLANE, persist=10_000) + sharing("fsdp", PLANE, engine_d="ddp")
+    found += sharing("fsdp zero3", offload=True) + sharing("fsdp", recompute="split")
+    found += sharing("ddp fsdp zero2 zero3", RENDERED, recompute="full") + sharing("fsdp", RELIT)
+    found += sharing("fsdp zero3", Case(side=32, d_steps=2))
+    found += sharing("fsdp zero3", THREE_HEADS, world=3, sample_ranks=3)
+    found += sharing("ddp fsdp zero2 zero3", PLANE, world=4, recompute="full")
+    found += sharing("fsdp", PLANE, world=4, shard="node") + sharing("fsdp", RENDERED, world=4)
+    found += sharing("ddp fsdp zero3", FOUR_HEADS, world=4, sample_ranks=4, recompute="selective")
+    return found
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("pair", rows(), ids=label)
+def test_matches_the_plain_loop(pair, summary):
+    check(summary, pair, 1e-5)
+
+
+@pytest.mark.drill
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("pair", long_rows(), ids=label)
+def test_matches_the_plain_loop_in_long_rows(pair, summary):
+    check(summary, pair, 1e-5)
+
+
+@pytest.mark.drill
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    "pair",
+    sharing("ddp fsdp", REAL) + sharing("fsdp", REAL, world=4)
+    + sharing("ddp", replace(BATCH_NORM, norm="batch")) + sharing("fsdp", BATCH_NORM, world=4),
+    ids=label,
+)  # fmt: skip
+def test_real_losses_and_batch_norm_in_float64(pair, summary):
+    check(summary, pair, 1e-12)
+
+
+def train_captured(case: Case, row: Row) -> dict[str, Any]:
+    """As far as an engine or an exchange can interfere with the compiler: without code generation."""
+    with no_code_generation():
+        return train_row(case, row)
+
+
+@pytest.mark.drill
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero3"])
+def test_captured_graphs_match_the_plain_loop(name, summary):
+    (case, row), *_ = sharing(name, TINY, compile=True)
+    check(summary, (case, row), 1e-5, f"{__name__}:train_captured")
+
+
+STAGES = (Case(steps=2, side=32), Case(steps=2, side=48, batch=8), Case(steps=2, side=32))
+"""Each rank on its own samples, then sharing them, then on its own again."""
+
+
+@pytest.mark.drill
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero2", "zero3"])
+def test_ranks_begin_and_end_to_share_from_stage_to_stage(name):
+    alone = ENGINES[name]
+    stages = list(zip(STAGES, (alone, replace(alone, sample_ranks=2), alone), strict=True))
+    found = run(2, "tests.support.parity:train_stages", stages=stages)[0]
+    assert max(differences(found, train_plain_stages(STAGES)).values()) <= 1e-5
+
+
+# -- the check bites -----------------------------------------------------------------------
+
+
+def patches_not_weighed(case: Case, row: Row) -> dict[str, Any]:
+    """Wrong on purpose: every strip's patches count alike, though the last strip has fewer."""
+    strip = row.strip
+    assert strip is not None
+    kind = type(strip)
+    original = kind.share
+    kind.share = lambda self, x: x.new_full((), 1 / self.count)  # type: ignore[method-assign]
+    try:
+        return train_row(case, row)
+    finally:
+        kind.share = original  # type: ignore[method-assign]
+
+
+def no_halo_gradient(case: Case, row: Row) -> dict[str, Any]:
+    """Wrong on purpose: what a neighbour has of this strip's rows never comes back."""
+    strip = row.strip
+    assert strip is not None
+    kind = type(strip)
+    original = kind.with_halo
+
+    def with_halo(self: Any, x: Any, above: int, below: int, edge: Any = "zeros") -> Any:
+        wide = original(self, x, above, below, edge)
+        end = wide.shape[2] - below
+        parts = wide[:, :, :above].detach(), wide[:, :, above:end], wide[:, :, end:].detach()
+        return torch.cat(parts, 2)
+
+    kind.with_halo = with_halo  # type: ignore[method-assign]
+    try:
+        return train_row(case, row)
+    finally:
+        kind.with_halo = original  # type: ignore[method-assign]
+
+
+@pytest.mark.drill
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("wrong", ["patches_not_weighed", "no_halo_gradient"])
+def test_notices(wrong):
+    (case, row), *_ = sharing("ddp")
+    found = run(2, f"{__name__}:{wrong}", case=case, row=row)[0]
+    assert max(differences(found, reference(case)).values()) > 1e-2
