@@ -64,10 +64,10 @@ def gallery(model: InferenceGenerator, subjects: Sequence[Subject]) -> Image.Ima
             for column, cell in enumerate(cells, len(COLUMNS) - len(cells)):
                 image = Image.fromarray(cell).convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
                 picture.paste(image, (MARGIN + column * step, top + row * step))
-        for row, text in enumerate(("predicted", "true")):
-            x, y = MARGIN + 3 * step - 2 * GAP, top + step + (step // 2 + row * LINE) - LINE // 2
-            draw.text((x, y), f"{'above' if row == 0 else 'below'}: {text}", fill=_PALE_INK, font=font, anchor="rm")
-        draw.text((MARGIN, top + step + step // 2), subject.name, fill=_INK, font=font, anchor="lm")
+        middle = top + step + CELL // 2
+        draw.text((MARGIN, middle), subject.name.split("#")[0], fill=_INK, font=font, anchor="lm")
+        right = MARGIN + 3 * step - 3 * GAP
+        draw.text((right, middle), "predicted above, true below", fill=_PALE_INK, font=font, anchor="rm")
     return picture
 
 
