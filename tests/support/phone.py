@@ -22,7 +22,12 @@ FOCAL_35MM = 26
 """Of the phone, for a diagonal of 43.27 mm."""
 _DIAGONAL_35MM = float(np.hypot(36, 24))
 _ORIENTATION, _EXIF_IFD, _FOCAL_35MM_TAG = 0x0112, 0x8769, 0xA405
-_TURNED_BACK = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+_TURNED_BACK = {
+    1: None,
+    3: Image.Transpose.ROTATE_180,
+    6: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 @dataclass(frozen=True)

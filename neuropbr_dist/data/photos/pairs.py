@@ -20,7 +20,7 @@ from neuropbr_dist.data.photos.frame import Square, around, largest_square
 from neuropbr_dist.data.photos.read import Photo
 from neuropbr_dist.data.register.consensus import Bounds, groups_of
 from neuropbr_dist.data.register.features import detect, match
-from neuropbr_dist.data.register.fit import refined
+from neuropbr_dist.data.register.fit import PIXELS_A_DATUM, Window, information, refined
 from neuropbr_dist.data.register.motion import Plane
 from neuropbr_dist.data.register.pyramid import Array, ViewPyramid, normalised, reduced
 from neuropbr_dist.materials.plane import Matrix
@@ -40,6 +40,15 @@ UPRIGHT = np.array([[1, 0, 0.5], [0, -1, 0.5], [0, 0, 1.0]])
 """(3, 3) from map coordinates to those of a picture of just the tile."""
 
 
+def ray_to_picture(photo: Photo, focal: float) -> Matrix:
+    """Return the (3, 3) matrix from ray coordinates (see `tilt`) to picture coordinates in [0, 1]^2.
+
+    Args:
+        focal: length in pixels.
+    """
+    return np.array([[focal / photo.width, 0, 0.5], [0, focal / photo.height, 0.5], [0, 0, 1.0]])
+
+
 class Shown:
     """A photo made ready to be compared with others."""
 
@@ -51,11 +60,8 @@ class Shown:
 
     @property
     def to_picture(self) -> Matrix:
-        """(3, 3) from ray coordinates (see `tilt`) to picture coordinates in [0, 1]^2."""
-        photo = self.photo
-        return np.array(
-            [[photo.focal / photo.width, 0, 0.5], [0, photo.focal / photo.height, 0.5], [0, 0, 1.0]]
-        )
+        """See `ray_to_picture`."""
+        return ray_to_picture(self.photo, self.photo.focal)
 
     def mirrored(self) -> Shown:
         """Return the same of the photo mirrored left to right."""
@@ -89,6 +95,10 @@ class Overlay:
     """Correlation of the two in the square that both show, 1 at best, about 0 by chance."""
     square: Square
     """In ray coordinates of the first."""
+    window: Matrix
+    """(3, 3) from map coordinates to ray coordinates of the first: where they were compared."""
+    precision: Matrix
+    """(8, 8) inverse covariance of what the homography may be off by in the window, see `tilt.Link`."""
 
     @property
     def evidence(self) -> float:
@@ -170,8 +180,12 @@ def _homography(a: Matrix, b: Matrix, method: int) -> tuple[Matrix | None, npt.N
     return np.linalg.inv(pixels) @ found @ pixels, agree[:, 0] > 0
 
 
-def matched(first: Shown, second: Shown) -> tuple[Matrix, Matrix]:
-    """Return ray coordinates (N, 2) of features that are each other's nearest, and clearly so; best first."""
+def matched(first: Shown, second: Shown, most_ratio: float = _RATIO) -> tuple[Matrix, Matrix]:
+    """Return ray coordinates (N, 2) of features that are each other's nearest, and clearly so; best first.
+
+    Args:
+        most_ratio: of the distances to the nearest and to the next (Lowe 2004).
+    """
     ours, theirs = first.features, second.features
     if len(ours.points) < 2 or len(theirs.points) < 2:
         return np.zeros((0, 2)), np.zeros((0, 2))
@@ -180,7 +194,7 @@ def matched(first: Shown, second: Shown) -> tuple[Matrix, Matrix]:
     mutual, nearest = likeness.argmax(0)[best] == rows, likeness[rows, best]
     likeness[rows, best] = -1
     ratio = np.sqrt(np.maximum(1 - nearest, 1e-6) / np.maximum(1 - likeness.max(1), 1e-6))
-    kept = np.flatnonzero(mutual & (ratio < _RATIO))
+    kept = np.flatnonzero(mutual & (ratio < most_ratio))
     kept = kept[np.argsort(ratio[kept])]
     return first.rays(ours.points[kept]), second.rays(theirs.points[best[kept]])
 
@@ -203,13 +217,27 @@ def fitted(first: Shown, second: Shown, homography: Matrix, sides: Sequence[int]
     # The window's point p is found in the view where the start has q: the homography followed by q <- p.
     better = homography @ to_rays @ np.linalg.inv(UPRIGHT) @ motion.matrix @ np.linalg.inv(to_rays)
     square = shared_square(first, second, better)
-    return None if square is None else Overlay(better / better[2, 2], likeness, square)
+    if square is None:
+        return None
+    return Overlay(
+        better / better[2, 2], likeness, square, to_rays, precision(pyramid, view, motion, sides[-1])
+    )
+
+
+def precision(pyramid: PhotoPyramid, view: ViewPyramid, motion: Plane, side: int) -> Matrix:
+    """Return the inverse covariance (8, 8) of a refined motion."""
+    window = Window(pyramid, side, np.zeros(2))  # type: ignore[arg-type]
+    noise = window.explain(window.bring(view, motion.map_to_view())).spread
+    return information(pyramid, view, motion, side) / (noise**2 * PIXELS_A_DATUM)  # type: ignore[arg-type]
 
 
 def shared_square(first: Shown, second: Shown, homography: Matrix) -> Square | None:
     """Return the largest square in the first's rays that both photos show; None where a camera can't see it so."""
     square = largest_square([first.to_picture, second.to_picture @ homography])
-    if square is None or square.side < _LEAST_SIDE * min(first.photo.width, first.photo.height) / first.photo.focal:
+    if (
+        square is None
+        or square.side < _LEAST_SIDE * min(first.photo.width, first.photo.height) / first.photo.focal
+    ):
         return None
     depth = homography[2] @ np.column_stack([square.corners(), np.ones(4)]).T
     determinant = np.linalg.det(homography)

@@ -72,7 +72,9 @@ def read_photo(path: Path) -> Photo:
         image = image.resize(smaller, Image.Resampling.BOX, reducing_gap=2.0)
         log.info(f"{path.name}: reduced to {image.width} x {image.height} px")
     if min(image.size) < SMALLEST_SIDE:
-        raise UserError(f"{path}: {image.width} x {image.height} px; a photo has {SMALLEST_SIDE} px or more a side")
+        raise UserError(
+            f"{path}: {image.width} x {image.height} px; a photo has {SMALLEST_SIDE} px or more a side"
+        )
     image = _in_srgb(image, profile, path)
     in_diagonals = _focal_in_diagonals(exif, size)
     focal = (in_diagonals or USUAL_FOCAL_35MM / _DIAGONAL_35MM) * float(np.hypot(*image.size))
@@ -88,8 +90,12 @@ def _opened(path: Path) -> tuple[Image.Image, Mapping[int, Any]]:
     data = read_bytes(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # from 90 million pixels on: phones have 108
-            image = Image.open(io.BytesIO(data), formats=["PNG", "JPEG", *(["HEIF"] if suffix in HEIC else [])])
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # from 90 million pixels on: phones have 108
+            image = Image.open(
+                io.BytesIO(data), formats=["PNG", "JPEG", *(["HEIF"] if suffix in HEIC else [])]
+            )
             header = image.getexif()
             exif = dict(header) | dict(header.get_ifd(ExifTags.IFD.Exif))
             if image.format == "PNG":
@@ -131,7 +137,9 @@ def _in_srgb(image: Image.Image, profile: bytes | None, path: Path) -> Image.Ima
         try:
             own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             if "srgb" not in ImageCms.getProfileDescription(own).lower():
-                converted = ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                converted = ImageCms.profileToProfile(
+                    image, own, ImageCms.createProfile("sRGB"), outputMode="RGB"
+                )
                 assert converted is not None
                 return converted
         except (ImageCms.PyCMSError, OSError) as error:

@@ -4,9 +4,12 @@ Everything is in ray coordinates: a picture's point is (x, y), to the right and 
 A plane n . X = 1 of the first camera's space takes its rays to those of a camera at c, turned by R, as
 H = R (I - c n^T) (Hartley and Zisserman, "Multiple View Geometry", 13.1). One such H has two explanations (Malis and
 Vargas 2007, "Deeper understanding of the homography decomposition"), which OpenCV lists; all links between three
-photos together have one. So each listed explanation starts a least-squares fit of one plane, all stations and the
-focal length to all links (the bundle adjustment of a plane), and the best fit is kept. The normal of a single
-decomposition was no good start for more: noise of a pixel turns it by several degrees, the common fit averages it out.
+photos together have one. So each listed explanation starts a least-squares fit of one plane, all stations and the focal
+length to all links (a bundle adjustment, with a plane for its points), and the best is kept.
+
+Why not the normal that two decompositions have in common: it takes each homography as exact, and brushed metal, say,
+tells nothing along its streaks. The fit weighs each of a link's eight numbers by what the pictures say of it, and lets
+the focal length, which three photos of a tilted plane tell by themselves, move as far as EXIF may be wrong.
 """
 
 from __future__ import annotations
@@ -19,10 +22,16 @@ import numpy as np
 
 from neuropbr_dist.materials.plane import Matrix
 
-_LINK_NOISE = 1e-3  # focal lengths: what a link's points may be off by
+_LENS = (
+    1e-3  # share of a window's side: what a lens that isn't a pinhole, or a plane that isn't flat, may shift
+)
 _LIKELY_TILT = np.radians(35)  # of a person's view: a weak belief that decides where pictures can't
 _STEPS, _STILL, _DIFFERENCE = 60, 1e-9, 1e-6
 _NUMBERS = 6  # of a station
+_CENTRED = np.array(
+    [[1.0, 0, 0], [0, -1.0, 0], [0, 0, 1.0]]
+)  # map coordinates to a picture's, about its middle
+_AS_GOOD = 6.0  # squared standard deviations
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +42,40 @@ class Link:
     second: int
     homography: Matrix
     """(3, 3) from ray coordinates of the first to those of the second."""
-    points: Matrix
-    """(N, 2) ray coordinates of the first where it holds."""
+    window: Matrix
+    """(3, 3) from map coordinates to ray coordinates of the first: the square in which it was measured."""
+    precision: Matrix
+    """(8, 8) inverse covariance of what it may be off by in that square, as steps of `register.motion.Plane`."""
+
+    def apart(self, across: Matrix) -> Matrix:
+        """Return the step (8,) from what was measured to another homography."""
+        back = np.linalg.inv(self.homography @ self.window)
+        change = _CENTRED @ back @ across @ self.window @ np.linalg.inv(_CENTRED)
+        return np.asarray((change / change[2, 2] - np.eye(3)).ravel()[:8])
+
+    def moved(self, step: Matrix) -> Matrix:
+        """Return the homography that is a step (8,) away from what was measured."""
+        change = np.eye(3)
+        change.flat[:8] += step
+        return (
+            self.homography
+            @ self.window
+            @ np.linalg.inv(_CENTRED)
+            @ change
+            @ _CENTRED
+            @ np.linalg.inv(self.window)
+        )
+
+    def weights(self) -> Matrix:
+        """Return the (8, 8) matrix that makes steps standard deviations, a lens that isn't perfect included."""
+        values, vectors = np.linalg.eigh(self.precision)
+        return np.asarray((vectors / np.sqrt(1 / np.maximum(values, 1e-9) + _LENS**2)).T)
+
+    def between(self, across: Matrix) -> Matrix:
+        """Return the homography that is likeliest if the layout says `across`: as measured where that is precise."""
+        step = self.apart(across)
+        share = np.linalg.solve(self.precision + np.eye(8) / _LENS**2, self.precision)
+        return self.moved(step - share @ step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +103,9 @@ class Layout:
     zoom: float
     """True focal length over the assumed one."""
     error: float
-    """Root mean square of what the links' points are off by, in focal lengths."""
+    """Root mean square of what the links are off by, in standard deviations."""
     uncertainty: float
-    """Standard deviation of the normal's direction, radians."""
+    """Standard deviation of the normal's direction, radians; more where another plane explains the links as well."""
 
     def homography(self, photo: int) -> Matrix:
         """Return the homography from the hub's rays to a photo's, of true focal lengths."""
@@ -89,7 +130,9 @@ def lay_out(links: Sequence[Link], hub: int, zoom_spread: float) -> Layout:
     normals = [normal for options in explained.values() for _, _, normal in options]
     fit = _Fit(links, hub, others, zoom_spread)
     found = [fit.run(fit.start(normal, explained)) for normal in [np.array([0, 0, 1.0]), *normals]]
-    return fit.layout(min(found, key=fit.cost))
+    costs = np.array([fit.cost(numbers) for numbers in found])
+    best = found[int(costs.argmin())]
+    return fit.layout(best, [found[k] for k in np.flatnonzero(costs < costs.min() + _AS_GOOD)])
 
 
 def _from_hub(links: Sequence[Link], hub: int, photo: int) -> Matrix:
@@ -118,7 +161,7 @@ class _Fit:
 
     def __init__(self, links: Sequence[Link], hub: int, others: list[int], zoom_spread: float) -> None:
         self.links, self.hub, self.others, self.zoom_spread = links, hub, others, zoom_spread
-        self.targets = [_moved(link.homography, link.points) for link in links]
+        self.weights = [link.weights() for link in links]
 
     def start(self, normal: Matrix, explained: dict[int, list[tuple[Matrix, Matrix, Matrix]]]) -> Matrix:
         """Return the numbers of a normal with, for each photo, the explanation whose normal is nearest."""
@@ -137,24 +180,21 @@ class _Fit:
         return normal / np.linalg.norm(normal), stations
 
     def misses(self, numbers: Matrix) -> Matrix:
-        """What the links' points are off by, in focal lengths, (2 N,)."""
+        """What the links are off by, in standard deviations, (8 L,)."""
         normal, stations = self.stations(numbers)
         zoom = np.diag([np.exp(numbers[-1])] * 2 + [1.0])
         from_hub = {photo: station.from_hub(normal) for photo, station in stations.items()}
         found = []
-        for link, target in zip(self.links, self.targets, strict=True):
+        for link, weights in zip(self.links, self.weights, strict=True):
             across = from_hub[link.second] @ np.linalg.inv(from_hub[link.first])
-            there = _moved(zoom @ across @ np.linalg.inv(zoom), link.points)
-            found.append((there - target).ravel() / np.sqrt(len(target)))
+            found.append(weights @ link.apart(zoom @ across @ np.linalg.inv(zoom)))
         return np.concatenate(found)
 
     def residuals(self, numbers: Matrix) -> Matrix:
-        """The same in standard deviations, with what is believed beforehand."""
+        """The same, with what is believed beforehand."""
         normal, stations = self.stations(numbers)
         tilts = [(station.turn @ normal)[:2] / _LIKELY_TILT for station in stations.values()]
-        return np.concatenate(
-            [self.misses(numbers) / _LINK_NOISE, *tilts, numbers[-1:] / max(self.zoom_spread, 1e-6)]
-        )
+        return np.concatenate([self.misses(numbers), *tilts, numbers[-1:] / self.zoom_spread])
 
     def cost(self, numbers: Matrix) -> float:
         return float((self.residuals(numbers) ** 2).sum())
@@ -183,8 +223,9 @@ class _Fit:
                     break
         return numbers
 
-    def layout(self, numbers: Matrix) -> Layout:
+    def layout(self, numbers: Matrix, as_good: Sequence[Matrix]) -> Layout:
         normal, stations = self.stations(numbers)
+        others = [np.arccos(np.clip(normal @ self.stations(other)[0], -1, 1)) for other in as_good]
         slopes = self.slopes(numbers)
         spread = np.linalg.pinv(slopes.T @ slopes)[:2, :2]
         misses = self.misses(numbers)
@@ -192,12 +233,6 @@ class _Fit:
             normal,
             stations,
             float(np.exp(numbers[-1])),
-            error=float(np.sqrt((misses**2).sum() / len(self.links))),
-            uncertainty=float(np.sqrt(max(np.linalg.eigvalsh(spread)[-1], 0))),
+            error=float(np.sqrt((misses**2).mean())),
+            uncertainty=float(max(np.sqrt(max(np.linalg.eigvalsh(spread)[-1], 0)), *others)),
         )
-
-
-def _moved(homography: Matrix, points: Matrix) -> Matrix:
-    there = points @ homography[:, :2].T + homography[:, 2]
-    depth = there[:, 2:]
-    return np.asarray(there[:, :2] / np.where(np.abs(depth) > 1e-3, depth, 1e-3))

@@ -1,0 +1,81 @@
+"""How well photos lie on each other in the frame, and whether it is a plane that they show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from neuropbr_dist.data.photos.pairs import Shown
+from neuropbr_dist.data.register.pyramid import Array, ViewPyramid
+from neuropbr_dist.materials.plane import Matrix
+
+SIDE = 512
+"""Of the frame, in pixels, that distances are told for."""
+_BLOCK, _REACH = 48, 24  # pixels: of a block, and how far away it is looked for
+_CLEAR, _OFF = (
+    0.6,
+    4.0,
+)  # correlation of a block that is found, and pixels from which on it isn't in its place
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two photos beside each other in the frame, by blocks of 48 of 512 pixels."""
+
+    found: float
+    """Share of the blocks of one that are found in the other, at their place or up to 24 pixels away."""
+    apart: float
+    """How far from their place these are, in pixels of 512: the median."""
+    flat: float
+    """Share of these that are in their place, within 4 pixels; 1 if none is found."""
+
+
+def compare(first: Shown, second: Shown, map_to_first: Matrix, map_to_second: Matrix) -> Comparison:
+    """Look for each block of the first photo in the second.
+
+    Highlights move and aren't found; what stands out of the plane is found elsewhere.
+
+    Args:
+        map_to_first, map_to_second: (3, 3) from map coordinates to ray coordinates.
+    """
+    ours, theirs = (
+        np.asarray(ViewPyramid(photo.seen_in(matrix, SIDE)).at(SIDE)[0], np.float32)
+        for photo, matrix in ((first, map_to_first), (second, map_to_second))
+    )
+    starts = range(_REACH, SIDE - _BLOCK - _REACH + 1, _BLOCK)
+    peaks = [_peak(ours, theirs, row, column) for row in starts for column in starts]
+    away = np.array([distance for distance, likeness in peaks if likeness > _CLEAR])
+    if not len(away):
+        return Comparison(0.0, np.inf, 1.0)
+    return Comparison(len(away) / len(peaks), float(np.median(away)), float((away < _OFF).mean()))
+
+
+def _peak(ours: Array, theirs: Array, row: int, column: int) -> tuple[float, float]:
+    """How far from its place a block is most like the other picture, in pixels, and how alike it is there."""
+    block = ours[row : row + _BLOCK, column : column + _BLOCK]
+    around = theirs[row - _REACH : row + _BLOCK + _REACH, column - _REACH : column + _BLOCK + _REACH]
+    likeness = cv2.matchTemplate(around, block, cv2.TM_CCOEFF_NORMED)
+    at = np.unravel_index(int(likeness.argmax()), likeness.shape)
+    shift = [
+        place - _REACH + _between(np.take(likeness, at[1 - k], 1 - k), place) for k, place in enumerate(at)
+    ]
+    return float(np.hypot(*shift)), float(likeness[at])
+
+
+def _between(line: Array, at: int) -> float:
+    """Where between the pixels a peak is: the vertex of a parabola."""
+    if not 0 < at < len(line) - 1:
+        return 0.0
+    before, here, after = (float(value) for value in line[at - 1 : at + 2])
+    return 0.5 * (before - after) / min(before - 2 * here + after, -1e-6)
+
+
+def sentence(compared: Sequence[Comparison]) -> str:
+    """Return how well photos lie on the hub's, in words."""
+    found = min(one.found for one in compared)
+    if found == 0:
+        return "registered, but hardly anything in them looks alike"
+    return f"{max(one.apart for one in compared):.1f} px of {SIDE} apart in the {found:.0%} of the frame that look alike"
