@@ -6,16 +6,16 @@ The frame is the largest square, straight on, that all photos show; up is where 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from neuropbr_dist.data.photos.aligned import Aligned, as_they_are
 from neuropbr_dist.data.photos.frame import Square, area, largest_square
 from neuropbr_dist.data.photos.links import Links, find_links
 from neuropbr_dist.data.photos.pairs import Shown, ray_to_picture
 from neuropbr_dist.data.photos.quality import compare, sentence
 from neuropbr_dist.data.photos.read import USUAL_FOCAL_35MM, Photo
-from neuropbr_dist.data.photos.tilt import Layout, lay_out
+from neuropbr_dist.data.photos.tilt import Layout, inverse, lay_out
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.plane import Matrix, PlaneCamera, project, scaled
 
@@ -23,43 +23,6 @@ _TOLD_SPREAD, _GUESSED_SPREAD = 0.03, 0.1  # of focal lengths: EXIF rounds them;
 _INCONSISTENT = 5.0  # standard deviations
 _MOST_TILT, _UNSURE_TILT = 65, 4  # degrees
 _LEAST_FLAT, _LEAST_SHARED = 0.8, 0.05
-
-
-@dataclass(frozen=True, eq=False)
-class Aligned:
-    """How photos see the frame."""
-
-    photos: Sequence[Photo]
-    cameras: Sequence[PlaneCamera | None]
-    """One a photo; None for one that is left out."""
-    remarks: list[str] = field(default_factory=list)
-    """Sentences: what is left out and why, and how well the others lie on each other."""
-
-    @property
-    def resolution(self) -> int:
-        """Side of the frame, in pixels, at which the best view loses nothing."""
-        pairs = zip(self.photos, self.cameras, strict=True)
-        return int(max(_pixels(photo, camera) for photo, camera in pairs if camera is not None))
-
-
-def _pixels(photo: Photo, camera: PlaneCamera) -> float:
-    """How many pixels of a photo a side of the frame takes, in the photo's middle."""
-    return float(np.sqrt(abs(np.linalg.det(scaled(camera).map_to_view)) * photo.width * photo.height))
-
-
-def as_they_are(photos: Sequence[Photo], remarks: Sequence[str] = (), only: int | None = None) -> Aligned:
-    """Return photos each of which is the frame itself: its middle square, seen straight on.
-
-    Args:
-        only: the one that is used; None: all are.
-    """
-    cameras: list[PlaneCamera | None] = []
-    for number, photo in enumerate(photos):
-        side = min(photo.width, photo.height)
-        fits = np.array([[side / photo.width, 0, 0.5], [0, -side / photo.height, 0.5], [0, 0, 1.0]])
-        camera = PlaneCamera(fits, np.array([0, 0, photo.focal / side]))
-        cameras.append(camera if only in (None, number) else None)
-    return Aligned(photos, cameras, list(remarks))
 
 
 def align(photos: Sequence[Photo], reference: int | None = None) -> Aligned:
@@ -135,11 +98,9 @@ class _Plane:
             return np.eye(3)
         zoom = np.diag([layout.zoom, layout.zoom, 1.0])
         link = self.links.links[min(hub, number), max(hub, number)]
-        across = zoom @ layout.homography(number) @ np.linalg.inv(zoom)
-        found = (
-            link.between(across) if link.first == hub else np.linalg.inv(link.between(np.linalg.inv(across)))
-        )
-        return np.asarray(np.linalg.inv(zoom) @ found @ zoom)
+        across = zoom @ layout.homography(number) @ inverse(zoom)
+        found = link.between(across) if link.first == hub else inverse(link.between(inverse(across)))
+        return inverse(zoom) @ found @ zoom
 
     def map_to_rays(self, number: int) -> Matrix:
         """From map coordinates to a photo's true rays."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ from neuropbr_dist.data.register.consensus import Bounds, groups_of
 from neuropbr_dist.data.register.features import detect, match
 from neuropbr_dist.data.register.fit import PIXELS_A_DATUM, Window, information, refined
 from neuropbr_dist.data.register.motion import Plane
-from neuropbr_dist.data.register.pyramid import Array, ViewPyramid, normalised, reduced
+from neuropbr_dist.data.register.pyramid import Array, Bytes, ViewPyramid, normalised, reduced
 from neuropbr_dist.materials.plane import Matrix
 
 MATCHED_SIDE, FITTED_SIDE = 640, 1024
@@ -72,7 +73,7 @@ class Shown:
         middle = np.array([self.photo.width / self.photo.height / 2, 0.5])
         return (points.astype(np.float64) - middle) * (self.photo.height / self.photo.focal)
 
-    def seen_in(self, square_to_rays: Matrix, side: int) -> Array:
+    def seen_in(self, square_to_rays: Matrix, side: int) -> Bytes:
         """Return the photo, uint8 (3, side, side), as seen in a square of map coordinates; black outside."""
         height, width = self.small.shape[:2]
         pixels = np.diag([width, height, 1.0]) @ self.to_picture @ square_to_rays
@@ -82,7 +83,7 @@ class Shown:
         with np.errstate(divide="ignore", invalid="ignore"):
             u, v = np.where(there[2] > 0, there[:2] / there[2], -10).astype(np.float32) - np.float32(0.5)
         picture = cv2.remap(self.small, u.reshape(side, side), v.reshape(side, side), cv2.INTER_LINEAR)
-        return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+        return np.ascontiguousarray(np.asarray(picture, np.uint8).transpose(2, 0, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,7 @@ class PhotoPyramid:
 
     wrap = False
 
-    def __init__(self, picture: Array) -> None:
+    def __init__(self, picture: Bytes) -> None:
         red, green, blue = picture.astype(np.float32)
         self._planes = [(red + green + blue) / 3, red - blue, green - (red + blue) / 2]
         self._sides: dict[int, Array] = {}
@@ -247,7 +248,7 @@ def shared_square(first: Shown, second: Shown, homography: Matrix) -> Square | N
     return square if scale.max() < _MOST_STRETCH * scale.min() else None
 
 
-def _reduced(picture: Array, side: int) -> Array:
+def _reduced(picture: npt.NDArray[Any], side: int) -> npt.NDArray[Any]:
     share = side / max(picture.shape[:2])
     if share >= 1:
         return picture

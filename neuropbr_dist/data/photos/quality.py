@@ -53,16 +53,15 @@ def compare(first: Shown, second: Shown, map_to_first: Matrix, map_to_second: Ma
     return Comparison(len(away) / len(peaks), float(np.median(away)), float((away < _OFF).mean()))
 
 
-def _peak(ours: Array, theirs: Array, row: int, column: int) -> tuple[float, float]:
+def _peak(ours: Array, theirs: Array, top: int, left: int) -> tuple[float, float]:
     """How far from its place a block is most like the other picture, in pixels, and how alike it is there."""
-    block = ours[row : row + _BLOCK, column : column + _BLOCK]
-    around = theirs[row - _REACH : row + _BLOCK + _REACH, column - _REACH : column + _BLOCK + _REACH]
-    likeness = cv2.matchTemplate(around, block, cv2.TM_CCOEFF_NORMED)
-    at = np.unravel_index(int(likeness.argmax()), likeness.shape)
-    shift = [
-        place - _REACH + _between(np.take(likeness, at[1 - k], 1 - k), place) for k, place in enumerate(at)
-    ]
-    return float(np.hypot(*shift)), float(likeness[at])
+    block = ours[top : top + _BLOCK, left : left + _BLOCK]
+    around = theirs[top - _REACH : top + _BLOCK + _REACH, left - _REACH : left + _BLOCK + _REACH]
+    likeness = np.asarray(cv2.matchTemplate(around, block, cv2.TM_CCOEFF_NORMED), np.float32)
+    row, column = divmod(int(likeness.argmax()), likeness.shape[1])
+    down = row - _REACH + _between(likeness[:, column], row)
+    across = column - _REACH + _between(likeness[row], column)
+    return float(np.hypot(down, across)), float(likeness[row, column])
 
 
 def _between(line: Array, at: int) -> float:

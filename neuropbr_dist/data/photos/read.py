@@ -93,9 +93,8 @@ def _opened(path: Path) -> tuple[Image.Image, Mapping[int, Any]]:
             warnings.simplefilter(
                 "ignore", Image.DecompressionBombWarning
             )  # from 90 million pixels on: phones have 108
-            image = Image.open(
-                io.BytesIO(data), formats=["PNG", "JPEG", *(["HEIF"] if suffix in HEIC else [])]
-            )
+            formats = ["PNG", "JPEG", *(["HEIF"] if suffix in HEIC else [])]
+            image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
             header = image.getexif()
             exif = dict(header) | dict(header.get_ifd(ExifTags.IFD.Exif))
             if image.format == "PNG":

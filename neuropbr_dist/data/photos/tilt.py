@@ -135,12 +135,17 @@ def lay_out(links: Sequence[Link], hub: int, zoom_spread: float) -> Layout:
     return fit.layout(best, [found[k] for k in np.flatnonzero(costs < costs.min() + _AS_GOOD)])
 
 
+def inverse(matrix: Matrix) -> Matrix:
+    """Return the inverse of a homography."""
+    return np.asarray(np.linalg.inv(matrix), np.float64)
+
+
 def _from_hub(links: Sequence[Link], hub: int, photo: int) -> Matrix:
     for link in links:
         if (link.first, link.second) == (hub, photo):
             return link.homography
         if (link.second, link.first) == (hub, photo):
-            return np.asarray(np.linalg.inv(link.homography))
+            return inverse(link.homography)
     raise ValueError(f"no link between {hub} and {photo}")
 
 
@@ -149,8 +154,8 @@ def _explanations(homography: Matrix) -> list[tuple[Matrix, Matrix, Matrix]]:
     _, turns, shifts, normals = cv2.decomposeHomographyMat(homography, np.eye(3))
     found = []
     for turn, shift, normal in zip(turns, shifts, normals, strict=True):
-        normal = normal[:, 0]
-        place = -turn.T @ shift[:, 0]
+        turn, shift, normal = (np.asarray(part, np.float64) for part in (turn, shift[:, 0], normal[:, 0]))
+        place = -turn.T @ shift
         if normal[2] > 0 and (turn @ normal)[2] > 0 and normal @ place < 1:
             found.append((turn, place, normal))
     return found or [(np.eye(3), np.zeros(3), np.array([0, 0, 1.0]))]
@@ -176,7 +181,7 @@ class _Fit:
         stations = {self.hub: Station(np.eye(3), np.zeros(3))}
         for k, photo in enumerate(self.others):
             own = numbers[2 + _NUMBERS * k :][:_NUMBERS]
-            stations[photo] = Station(cv2.Rodrigues(own[:3])[0], own[3:])
+            stations[photo] = Station(np.asarray(cv2.Rodrigues(own[:3])[0], np.float64), own[3:])
         return normal / np.linalg.norm(normal), stations
 
     def misses(self, numbers: Matrix) -> Matrix:
