@@ -25,7 +25,8 @@ from neuropbr_dist.materials.plane import Matrix
 _LENS = (
     1e-3  # share of a window's side: what a lens that isn't a pinhole, or a plane that isn't flat, may shift
 )
-_LIKELY_TILT = np.radians(35)  # of a person's view: a weak belief that decides where pictures can't
+_LIKELY_TILT = np.tan(np.radians(30))  # of a person's view: a weak belief that decides where pictures can't
+_GRAZING = 0.05  # cosine of a tilt that is as unlikely as any beyond
 _STEPS, _STILL, _DIFFERENCE = 60, 1e-9, 1e-6
 _NUMBERS = 6  # of a station
 _CENTRED = np.array(
@@ -198,7 +199,8 @@ class _Fit:
     def residuals(self, numbers: Matrix) -> Matrix:
         """The same, with what is believed beforehand."""
         normal, stations = self.stations(numbers)
-        tilts = [(station.turn @ normal)[:2] / _LIKELY_TILT for station in stations.values()]
+        seen = [station.turn @ normal for station in stations.values()]
+        tilts = [axis[:2] / max(axis[2], _GRAZING) / _LIKELY_TILT for axis in seen]
         return np.concatenate([self.misses(numbers), *tilts, numbers[-1:] / self.zoom_spread])
 
     def cost(self, numbers: Matrix) -> float:
