@@ -98,9 +98,97 @@ def save_photo(
     image.save(path, exif=exif, **({"quality": 85} if path.suffix != ".png" else {}) | options)  # type: ignore[arg-type]
 
 
+def ball(cameras: Sequence[Camera], height: int, seed: int = 0) -> list[Array]:
+    """Photograph a spotted ball before a plain wall, 3:4: what is no plane, as a face isn't."""
+    focal, width = focal_in_heights() * height, height * 3 // 4
+    x, y = np.meshgrid(np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2)
+    spots = np.random.default_rng(seed).random((64, 64, 3))
+    found = []
+    for camera in cameras:
+        right, up, forward = camera.axes()
+        rays = forward + (x[..., None] * right - y[..., None] * up) / focal
+        rays /= np.linalg.norm(rays, axis=2, keepdims=True)
+        start = camera.position + np.array([0, 0, 0.3])  # the ball's middle is 0.3 below the plane, its radius 0.5
+        along = rays @ start
+        under = along**2 - start @ start + 0.25
+        hit = start + rays * (-along - np.sqrt(np.maximum(under, 0)))[..., None]
+        at = ((hit[..., :2] + 1) * 32 % 64).astype(int)
+        picture = np.where((under > 0)[..., None], spots[at[..., 0], at[..., 1]], 0.5)
+        found.append((picture * 255).astype(np.uint8))
+    return found
+
+
 def photograph(folder: Path, seed: int, index: int, height: int, **options: object) -> list[Shot]:
     """Write `IMG_0.jpg`, `IMG_1.jpg` and `IMG_2.jpg` of a built-in material; each turned otherwise. Return the shots."""
     found = shots(seed, index, height)
     for number, (shot, orientation) in enumerate(zip(found, (6, 8, 1), strict=True)):
         save_photo(folder / f"IMG_{number}.jpg", shot.pixels, orientation, **options)  # type: ignore[arg-type]
     return found
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Found cameras beside the true ones."""
+
+    pixels: float
+    """How far the photos are off each other in the frame, in pixels of 512: mean over the frame, of the worst photo."""
+    degrees: float
+    """Angle between the found and the true direction to the eye, of the worst photo."""
+
+
+def judge(found: Sequence[PlaneCamera | None], shot: Sequence[Shot]) -> Judged:
+    """Compare cameras in whatever frame they have with the true ones, modulo whole tiles."""
+    to_plane, places = true_frame(found, shot), {}
+    for number, camera in enumerate(found):
+        if camera is not None:
+            places[number] = _plane_points(camera, shot[number].camera)
+    first = next(iter(places.values()))
+    side, apart, angles = float(np.linalg.norm(to_plane[:2, 0])), [0.0], []
+    for number, points in places.items():
+        away = points - first
+        away -= np.round(np.median(away, axis=0))
+        apart.append(float(np.linalg.norm(away, axis=1).mean()) / side * 512)
+        true = true_camera(shot[number].camera, to_plane)
+        toward, expected = (_toward_eye(camera) for camera in (found[number], true))
+        angles.append(float(np.degrees(np.arccos(np.clip(toward @ expected, -1, 1)))))
+    return Judged(max(apart), max(angles))
+
+
+def _toward_eye(camera: PlaneCamera | None) -> Array:
+    assert camera is not None and camera.eye is not None
+    return np.asarray(camera.eye / np.linalg.norm(camera.eye))
+
+
+def true_frame(found: Sequence[PlaneCamera | None], shot: Sequence[Shot]) -> Array:
+    """Return the (3, 3) similarity from the found frame's map coordinates to the true plane, as the first photo has it."""
+    number = next(number for number, camera in enumerate(found) if camera is not None)
+    camera = found[number]
+    assert camera is not None
+    points, grid = _plane_points(camera, shot[number].camera), _grid()
+    middle, moved = points.mean(0), points - points.mean(0)
+    # The turn and scale that fit best (Umeyama 1991), in complex numbers.
+    a, b = grid @ [1, 1j], moved @ [1, 1j]
+    turn = (a.conj() @ b) / (a.conj() @ a)
+    return np.array([[turn.real, -turn.imag, middle[0]], [turn.imag, turn.real, middle[1]], [0, 0, 1.0]])
+
+
+def true_camera(camera: PlaneCamera, to_plane: Array) -> PlaneCamera:
+    """Return a true camera in a frame that `to_plane` takes to the plane it was made for."""
+    assert camera.eye is not None
+    place, side = np.linalg.solve(to_plane, [*camera.eye[:2], 1.0])[:2], np.linalg.norm(to_plane[:2, 0])
+    return PlaneCamera(
+        camera.map_to_view @ to_plane, np.array([*place, camera.eye[2] / side]), camera.confidence
+    )
+
+
+def _grid(count: int = 17) -> Array:
+    """Map coordinates (N, 2) all over the frame, about its middle."""
+    place = np.linspace(-0.5, 0.5, count)
+    return np.stack(np.meshgrid(place, -place), -1).reshape(-1, 2)
+
+
+def _plane_points(found: PlaneCamera, true: PlaneCamera) -> Array:
+    """Where on the true plane a photo shows what the found camera has at the frame's grid."""
+    grid = np.column_stack([_grid(), np.ones(len(_grid()))])
+    there = np.linalg.solve(true.map_to_view, found.map_to_view @ grid.T)
+    return (there[:2] / there[2]).T
