@@ -15,7 +15,7 @@ from neuropbr_dist.data.builtin import BuiltinCache, generate
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.cameras import FIELD_OF_VIEW, Camera
 from neuropbr_dist.materials.families import FAMILIES, family_name, material_maps
-from neuropbr_dist.materials.lights import Lamp, Lighting, Sky, Window
+from neuropbr_dist.materials.lights import Lamp, Lighting, Sky, Window, random_sky
 from neuropbr_dist.materials.surroundings import irradiance_at, sky_radiance
 from neuropbr_dist.materials.views import linear_view, render_views
 
@@ -215,6 +215,15 @@ def test_sky_irradiance_against_sampling():
         exact = (light * np.maximum(normal @ towards, 0)).mean(1) * 2 * np.pi
         found = irradiance_at(torch.from_numpy(sky.irradiance), torch.from_numpy(normal)[:, None, None])
         np.testing.assert_allclose(found[:, 0, 0], exact, rtol=0.06)
+
+
+def test_irradiance_from_above_is_that_of_the_normal_up():
+    """To the bit: exposures are made of it, and pictures of built-in materials with them."""
+    up = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)[:, None, None]
+    for seed in range(20):
+        sky = random_sky(np.random.default_rng(seed))
+        expected = irradiance_at(torch.from_numpy(sky.irradiance), up)[:, 0, 0].numpy()
+        assert np.array_equal(sky.irradiance_from_above(), expected)
 
 
 def test_cache_makes_once_and_agrees(tmp_path):

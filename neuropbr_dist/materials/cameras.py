@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,13 @@ FIELD_OF_VIEW = np.radians(55)
 
 def unit(vector: Array) -> Array:
     """Return a vector (3,) of length 1."""
-    return vector / np.linalg.norm(vector, axis=0)
+    return vector / math.sqrt(vector @ vector)
+
+
+def cross(a: Array, b: Array) -> Array:
+    """Return the cross product of two vectors (3,). `np.cross`, made for arrays of them, takes twenty times as long."""
+    (ax, ay, az), (bx, by, bz) = a.tolist(), b.tolist()
+    return np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
 
 
 def direction(tilt: float, azimuth: float) -> Array:
@@ -37,8 +44,8 @@ class Camera:
     def axes(self) -> Array:
         """Return unit vectors to the picture's right, to its top and into it: (3, 3), one a row."""
         forward = unit(self.target - self.position)
-        right = unit(np.cross(forward, [0.0, 1.0, 0.0]))
-        up = np.cross(right, forward)
+        right = unit(cross(forward, np.array([0.0, 1.0, 0.0])))
+        up = cross(right, forward)
         c, s = np.cos(self.roll), np.sin(self.roll)
         return np.stack([c * right + s * up, c * up - s * right, forward])
 

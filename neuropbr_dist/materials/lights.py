@@ -8,9 +8,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from neuropbr_dist.materials.cameras import direction, unit
+from neuropbr_dist.materials.cameras import cross, direction, unit
 from neuropbr_dist.materials.noise import Array
-from neuropbr_dist.materials.surroundings import WINDOW, irradiance_at, sky_irradiance
+from neuropbr_dist.materials.surroundings import WINDOW, irradiance_from_above, sky_irradiance
 
 LAMPS, WINDOWS = 3, 7
 """As many of each as a scene has at most."""
@@ -92,8 +92,7 @@ class Sky:
 
     def irradiance_from_above(self) -> Array:
         """Return the irradiance (3,) of a plane that faces +Z."""
-        up = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)[:, None, None]
-        return irradiance_at(torch.from_numpy(self.irradiance), up)[:, 0, 0].numpy()
+        return irradiance_from_above(self.irradiance)
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def tint(rng: np.random.Generator, strength: float) -> Array:
 
 def _random_window(rng: np.random.Generator) -> Window:
     centre = direction(np.arccos(rng.uniform(0.25, 1.0)), rng.uniform(0, 2 * np.pi))
-    across = unit(np.cross(centre, unit(rng.standard_normal(3))))
+    across = unit(cross(centre, unit(rng.standard_normal(3))))
     size = rng.uniform(0.06, 0.4, 2)
     radiance = rng.uniform(0.5, 3.0) * tint(rng, 0.12) / np.sqrt(size.prod() * 8)
     return Window(centre, across, float(size[0]), float(size[1]), radiance)

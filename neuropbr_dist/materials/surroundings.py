@@ -97,6 +97,12 @@ def irradiance_at(harmonics: Tensor, normal: Tensor) -> Tensor:
     return (received + z * (cz + 3 * czz * z)).clamp_min(0)
 
 
+def irradiance_from_above(harmonics: np.ndarray) -> np.ndarray:
+    """Return `irradiance_at` the normal (0, 0, 1): (3, 9) -> (3,)."""
+    c0, cz, czz = harmonics[:, 0], harmonics[:, 3], harmonics[:, 8]
+    return np.maximum((c0 - czz) + (cz + 3 * czz), 0)
+
+
 class Surroundings:
     """Pictures of real surroundings, turned and dimmed as scenes ask.
 
