@@ -23,6 +23,8 @@ from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.inference.subject import Subject, owned
 
 VIEWS = 3
+SMALLEST_SIDE = 64
+"""Of a photo, in pixels."""
 WANTS_ALIGNMENT = (
     "the model was trained on views as they are; these photos want one trained with model.align = plane"
 )
@@ -190,7 +192,13 @@ def open_photos(folder: Path, own: Own, wanted: Wanted) -> Subject:
     paths = pictures(folder)
     if own.reference is not None and not 0 <= own.reference < len(paths):
         raise UserError(f"--reference {own.reference}; allowed: 0 to {len(paths) - 1} ({folder})")
-    aligned = aligned_photos([read_photo(path) for path in paths], own, folder)
+    photos = [read_photo(path) for path in paths]
+    for photo in photos:
+        if min(photo.width, photo.height) < SMALLEST_SIDE:
+            raise UserError(
+                f"{photo.path}: {photo.width} x {photo.height} px; a photo has {SMALLEST_SIDE} px or more a side"
+            )
+    aligned = aligned_photos(photos, own, folder)
     views, cameras = rectified(aligned, wanted.side(aligned.resolution))
     remarks = list(aligned.remarks)
     if not wanted.on_plane:

@@ -30,46 +30,41 @@ _TURNED_BACK = {
 }
 
 
-@dataclass(frozen=True)
-class Shot:
-    """A picture and how it was taken."""
-
-    pixels: Array
-    """uint8 (height, width, 3), upright."""
-    camera: PlaneCamera
-    """The true one, of the upright picture."""
-
-
 def focal_in_heights(focal_35mm: float = FOCAL_35MM) -> float:
     """Return the focal length of a 3:4 picture in parts of its longer side."""
     return focal_35mm / _DIAGONAL_35MM * 5 / 4
 
 
-def shots(
+def true_cameras(seed: int, index: int) -> list[PlaneCamera]:
+    """Return how the photos of a built-in material see its plane: from its own places, upright, 3:4."""
+    return [cropped(_square_camera(place)) for place in builtin_scene(seed, index, dirty=False).cameras]
+
+
+def pictures(
     seed: int, index: int, height: int, cameras: Sequence[Camera] | None = None, texels: int | None = None
-) -> list[Shot]:
-    """Photograph a built-in material, upright, 3:4, under its own light, from its own places.
+) -> list[Array]:
+    """Photograph a built-in material under its own light: uint8 (height, width, 3) each, upright, 3:4.
 
     Args:
-        height: in pixels, a multiple of 4.
-        cameras: other places.
+        height: in pixels, a multiple of 8.
+        cameras: other places than its own.
         texels: a side of the maps; None: two thirds of the height.
     """
     scene = builtin_scene(seed, index, dirty=False)
-    field = 2 * np.arctan(0.5 / focal_in_heights())
-    seen = [pinhole(c.position, c.axes(), field) for c in cameras or scene.cameras]
     maps = decode_maps(torch.from_numpy(material_maps(seed, index, texels or height * 2 // 3).copy())[None])
-    numbers = torch.from_numpy(np.stack([encode(camera, True) for camera in seen]))[None]
-    lit = torch.from_numpy(encode_scene(scene))[None][:, : len(seen)]
-    margin, found = height // 8, []
+    lit = torch.from_numpy(encode_scene(scene))[None]
+    margin, keys, found = height // 8, torch.zeros(1, 1, dtype=torch.int64), []
     with torch.no_grad():
-        for k, camera in enumerate(seen):  # one at a time: a picture of 3,000 px takes a gigabyte
-            keys = torch.zeros(1, 1, dtype=torch.int64)
-            picture = render(maps, lit[:, k : k + 1], numbers[:, k : k + 1], keys, height, dirt=False)[0, 0]
+        for k, place in enumerate(cameras or scene.cameras):  # one at a time: 3,000 px take a gigabyte
+            numbers = torch.from_numpy(encode(_square_camera(place), True))[None, None]
+            picture = render(maps, lit[:, k : k + 1], numbers, keys, height, dirt=False)[0, 0]
             upright = picture[:, :, margin : height - margin]
-            pixels = (upright * 255).round().byte().permute(1, 2, 0).numpy()
-            found.append(Shot(pixels, cropped(camera)))
+            found.append((upright * 255).round().byte().permute(1, 2, 0).numpy())
     return found
+
+
+def _square_camera(place: Camera) -> PlaneCamera:
+    return pinhole(place.position, place.axes(), 2 * float(np.arctan(0.5 / focal_in_heights())))
 
 
 def cropped(camera: PlaneCamera) -> PlaneCamera:
@@ -108,7 +103,9 @@ def ball(cameras: Sequence[Camera], height: int, seed: int = 0) -> list[Array]:
         right, up, forward = camera.axes()
         rays = forward + (x[..., None] * right - y[..., None] * up) / focal
         rays /= np.linalg.norm(rays, axis=2, keepdims=True)
-        start = camera.position + np.array([0, 0, 0.3])  # the ball's middle is 0.3 below the plane, its radius 0.5
+        start = camera.position + np.array(
+            [0, 0, 0.3]
+        )  # the ball's middle is 0.3 below the plane, its radius 0.5
         along = rays @ start
         under = along**2 - start @ start + 0.25
         hit = start + rays * (-along - np.sqrt(np.maximum(under, 0)))[..., None]
@@ -118,12 +115,12 @@ def ball(cameras: Sequence[Camera], height: int, seed: int = 0) -> list[Array]:
     return found
 
 
-def photograph(folder: Path, seed: int, index: int, height: int, **options: object) -> list[Shot]:
-    """Write `IMG_0.jpg`, `IMG_1.jpg` and `IMG_2.jpg` of a built-in material; each turned otherwise. Return the shots."""
-    found = shots(seed, index, height)
-    for number, (shot, orientation) in enumerate(zip(found, (6, 8, 1), strict=True)):
-        save_photo(folder / f"IMG_{number}.jpg", shot.pixels, orientation, **options)  # type: ignore[arg-type]
-    return found
+def photograph(folder: Path, seed: int, index: int, height: int, **options: object) -> list[PlaneCamera]:
+    """Write `IMG_0.jpg`, `IMG_1.jpg`, `IMG_2.jpg` of a built-in material, each turned otherwise; return `true_cameras`."""
+    turned = zip(pictures(seed, index, height), (6, 8, 1), strict=True)
+    for number, (picture, orientation) in enumerate(turned):
+        save_photo(folder / f"IMG_{number}.jpg", picture, orientation, **options)  # type: ignore[arg-type]
+    return true_cameras(seed, index)
 
 
 @dataclass(frozen=True)
@@ -136,20 +133,20 @@ class Judged:
     """Angle between the found and the true direction to the eye, of the worst photo."""
 
 
-def judge(found: Sequence[PlaneCamera | None], shot: Sequence[Shot]) -> Judged:
+def judge(found: Sequence[PlaneCamera | None], true: Sequence[PlaneCamera]) -> Judged:
     """Compare cameras in whatever frame they have with the true ones, modulo whole tiles."""
-    to_plane, places = true_frame(found, shot), {}
+    to_plane, places = true_frame(found, true), {}
     for number, camera in enumerate(found):
         if camera is not None:
-            places[number] = _plane_points(camera, shot[number].camera)
+            places[number] = _plane_points(camera, true[number])
     first = next(iter(places.values()))
     side, apart, angles = float(np.linalg.norm(to_plane[:2, 0])), [0.0], []
     for number, points in places.items():
         away = points - first
         away -= np.round(np.median(away, axis=0))
         apart.append(float(np.linalg.norm(away, axis=1).mean()) / side * 512)
-        true = true_camera(shot[number].camera, to_plane)
-        toward, expected = (_toward_eye(camera) for camera in (found[number], true))
+        inside = true_camera(true[number], to_plane)
+        toward, expected = (_toward_eye(camera) for camera in (found[number], inside))
         angles.append(float(np.degrees(np.arccos(np.clip(toward @ expected, -1, 1)))))
     return Judged(max(apart), max(angles))
 
@@ -159,12 +156,12 @@ def _toward_eye(camera: PlaneCamera | None) -> Array:
     return np.asarray(camera.eye / np.linalg.norm(camera.eye))
 
 
-def true_frame(found: Sequence[PlaneCamera | None], shot: Sequence[Shot]) -> Array:
+def true_frame(found: Sequence[PlaneCamera | None], true: Sequence[PlaneCamera]) -> Array:
     """Return the (3, 3) similarity from the found frame's map coordinates to the true plane, as the first photo has it."""
     number = next(number for number, camera in enumerate(found) if camera is not None)
     camera = found[number]
     assert camera is not None
-    points, grid = _plane_points(camera, shot[number].camera), _grid()
+    points, grid = _plane_points(camera, true[number]), _grid()
     middle, moved = points.mean(0), points - points.mean(0)
     # The turn and scale that fit best (Umeyama 1991), in complex numbers.
     a, b = grid @ [1, 1j], moved @ [1, 1j]

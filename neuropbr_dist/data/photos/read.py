@@ -25,7 +25,6 @@ HEIC = (".heic", ".heif")
 SUFFIXES = (".png", ".jpg", ".jpeg", *HEIC)
 LARGEST_SIDE = 4096
 """Pixels; larger photos are reduced to it."""
-SMALLEST_SIDE = 64
 USUAL_FOCAL_35MM = 26.0
 """Millimetres, of a phone's main camera, for photos that don't tell theirs."""
 _DIAGONAL_35MM = float(np.hypot(36, 24))  # CIPA DCG-001: equivalent lengths go by the diagonal
@@ -60,7 +59,7 @@ def read_photo(path: Path) -> Photo:
     """Read a PNG, JPEG or HEIC file: turned upright by EXIF, converted to sRGB by its ICC profile, at most 4,096 px.
 
     Raises:
-        UserError: it can't be read, is of another kind, or is narrower than 64 px; names the file and the reason.
+        UserError: it can't be read, or is of another kind; names the file and the reason.
     """
     image, exif = _opened(path)
     profile, size = image.info.get("icc_profile"), image.size
@@ -71,10 +70,6 @@ def read_photo(path: Path) -> Photo:
         smaller = round(image.width * share), round(image.height * share)
         image = image.resize(smaller, Image.Resampling.BOX, reducing_gap=2.0)
         log.info(f"{path.name}: reduced to {image.width} x {image.height} px")
-    if min(image.size) < SMALLEST_SIDE:
-        raise UserError(
-            f"{path}: {image.width} x {image.height} px; a photo has {SMALLEST_SIDE} px or more a side"
-        )
     image = _in_srgb(image, profile, path)
     in_diagonals = _focal_in_diagonals(exif, size)
     focal = (in_diagonals or USUAL_FOCAL_35MM / _DIAGONAL_35MM) * float(np.hypot(*image.size))
@@ -90,9 +85,8 @@ def _opened(path: Path) -> tuple[Image.Image, Mapping[int, Any]]:
     data = read_bytes(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # from 90 million pixels on: phones have 108
+            # Pillow warns from 90 million pixels on; phones have 108.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             formats = ["PNG", "JPEG", *(["HEIF"] if suffix in HEIC else [])]
             image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
             header = image.getexif()
