@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,8 +40,9 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import InferenceGenerator, load_generator, predict
 from neuropbr_dist.inference.own import pictures
 from neuropbr_dist.materials.families import FAMILIES, family_name, material_maps
+from neuropbr_dist.materials.plane import PlaneCamera
 from neuropbr_dist.table import aligned as table_of
-from tests.support.phone import Shot, judge, photograph, true_camera, true_frame
+from tests.support.phone import judge, photograph, true_camera, true_cameras, true_frame
 
 MOST_PIXELS, MOST_DEGREES = 2.0, 2.0
 
@@ -119,23 +119,23 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
 
 def of_builtin(args: argparse.Namespace, model: InferenceGenerator | None) -> Iterator[Row]:
-    """Photograph and register built-in materials."""
+    """Photograph built-in materials, unless an earlier call did, and register them."""
     for index in range(args.count):
-        with TemporaryDirectory() as folder:
-            shot = photograph(Path(folder), args.seed, index, args.height)
-            found, seconds, why = registered(Path(folder))
-            if found is None:
-                yield Row(family_name(args.seed, index), 0, None, None, seconds, remarks=why)
-                continue
-            judged = judge(found.cameras, shot)
-            errors: tuple[float | None, float | None] = (None, None)
-            used = sum(camera is not None for camera in found.cameras)
-            if model is not None:
-                errors = albedo_errors(model, found, shot, material_maps(args.seed, index, 512), args.size)
-        yield Row(
-            family_name(args.seed, index), used, judged.pixels if used > 1 else None,
-            judged.degrees, seconds, *errors, remarks=" ".join(found.remarks),
-        )  # fmt: skip
+        name, true = family_name(args.seed, index), true_cameras(args.seed, index)
+        folder = args.to / "photos" / f"{args.seed}_{index}_{args.height}"
+        if not folder.exists():
+            photograph(folder, args.seed, index, args.height)
+        found, seconds, why = registered(folder)
+        if found is None:
+            yield Row(name, 0, None, None, seconds, remarks=why)
+            continue
+        used = sum(camera is not None for camera in found.cameras)
+        judged = judge(found.cameras, true)
+        errors: tuple[float | None, float | None] = (None, None)
+        if model is not None:
+            errors = albedo_errors(model, found, true, material_maps(args.seed, index, 512), args.size)
+        pixels = judged.pixels if used > 1 else None
+        yield Row(name, used, pixels, judged.degrees, seconds, *errors, remarks=" ".join(found.remarks))
 
 
 def registered(folder: Path) -> tuple[Aligned | None, float, str]:
@@ -149,18 +149,18 @@ def registered(folder: Path) -> tuple[Aligned | None, float, str]:
 
 
 def albedo_errors(
-    model: InferenceGenerator, found: Aligned, shot: Sequence[Shot], maps: np.ndarray, side: int
+    model: InferenceGenerator, found: Aligned, true: Sequence[PlaneCamera], maps: np.ndarray, side: int
 ) -> tuple[float, float]:
     """Return the albedo's mean absolute error from found cameras and from true ones, in the same frame."""
-    to_plane = true_frame(found.cameras, shot)
+    to_plane = true_frame(found.cameras, true)
     place = (np.arange(side) + 0.5) / side - 0.5
     x, y = np.meshgrid(place, -place)
     points = to_plane @ np.stack([x.ravel(), y.ravel(), np.ones(side * side)])
     target = repeated(torch.from_numpy(maps[:3].copy()).float() / 255, points[:2].T.reshape(side, side, 2),
                       float(np.linalg.norm(to_plane[:2, 0])))  # fmt: skip
-    true = Aligned(found.photos, [true_camera(one.camera, to_plane) for one in shot])
+    known = Aligned(found.photos, [true_camera(camera, to_plane) for camera in true])
     errors = [
-        float((predict(model, *rectified(each, side))[:3] - target).abs().mean()) for each in (found, true)
+        float((predict(model, *rectified(each, side))[:3] - target).abs().mean()) for each in (found, known)
     ]
     return errors[0], errors[1]
 
@@ -195,8 +195,7 @@ def of_real(folder: Path) -> Iterator[Row]:
         used = sum(camera is not None for camera in found.cameras)
         pixels = degrees = None
         if sum(camera is not None for camera in both) > 1:
-            shot = [Shot(photo.pixels, theirs) for photo, theirs in zip(found.photos, true, strict=True)]  # type: ignore[arg-type]
-            judged = judge(both, shot)
+            judged = judge(both, true)
             pixels, degrees = judged.pixels, judged.degrees
         yield Row(sample.name, used, pixels, degrees, seconds, remarks=" ".join(found.remarks))
 
