@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,26 +93,41 @@ def save_photo(
     image.save(path, exif=exif, **({"quality": 85} if path.suffix != ".png" else {}) | options)  # type: ignore[arg-type]
 
 
-def ball(cameras: Sequence[Camera], height: int, seed: int = 0) -> list[Array]:
-    """Photograph a spotted ball before a plain wall, 3:4: what is no plane, as a face isn't."""
+def pictures_of_relief(
+    relief: Callable[[Array, Array], Array], cameras: Sequence[Camera], height: int, seed: int = 0
+) -> list[Array]:
+    """Photograph a spotted surface that isn't flat, 3:4, by marching along each pixel's ray.
+
+    Args:
+        relief: height over the plane, 0 to 0.5 tiles, at x and y.
+    """
     focal, width = focal_in_heights() * height, height * 3 // 4
     x, y = np.meshgrid(np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2)
-    spots = np.random.default_rng(seed).random((64, 64, 3))
+    spots = np.random.default_rng(seed).random((256, 256, 3))
     found = []
     for camera in cameras:
         right, up, forward = camera.axes()
         rays = forward + (x[..., None] * right - y[..., None] * up) / focal
-        rays /= np.linalg.norm(rays, axis=2, keepdims=True)
-        start = camera.position + np.array(
-            [0, 0, 0.3]
-        )  # the ball's middle is 0.3 below the plane, its radius 0.5
-        along = rays @ start
-        under = along**2 - start @ start + 0.25
-        hit = start + rays * (-along - np.sqrt(np.maximum(under, 0)))[..., None]
-        at = ((hit[..., :2] + 1) * 32 % 64).astype(int)
-        picture = np.where((under > 0)[..., None], spots[at[..., 0], at[..., 1]], 0.5)
-        found.append((picture * 255).astype(np.uint8))
+        hit = np.full((height, width, 2), np.nan)
+        for level in np.linspace(0.5, 0, 101):
+            there = (camera.position + rays * ((level - camera.position[2]) / rays[..., 2])[..., None])[
+                ..., :2
+            ]
+            first = np.isnan(hit[..., 0]) & (relief(there[..., 0], there[..., 1]) >= level)
+            hit[first] = there[first]
+        at = (hit * 48 % 256).astype(int)
+        found.append((spots[at[..., 0], at[..., 1]] * 255).astype(np.uint8))
     return found
+
+
+def ball(x: Array, y: Array) -> Array:
+    """Return the height of a ball before a wall: no plane, as a face isn't."""
+    return np.sqrt(np.maximum(0.16 - x**2 - y**2, 0))
+
+
+def boxes(x: Array, y: Array) -> Array:
+    """Return the height of a table with boxes on it."""
+    return np.where((x % 0.4 < 0.2) & (y % 0.5 < 0.25), 0.2, 0.0)
 
 
 def photograph(folder: Path, seed: int, index: int, height: int, **options: object) -> list[PlaneCamera]:

@@ -13,7 +13,7 @@ from neuropbr_dist.data.photos.aligned import Aligned, as_they_are
 from neuropbr_dist.data.photos.frame import Square, area, largest_square
 from neuropbr_dist.data.photos.links import Links, find_links
 from neuropbr_dist.data.photos.pairs import Shown, ray_to_picture
-from neuropbr_dist.data.photos.quality import compare, sentence
+from neuropbr_dist.data.photos.quality import compare, depth, sentence
 from neuropbr_dist.data.photos.read import USUAL_FOCAL_35MM, Photo
 from neuropbr_dist.data.photos.tilt import Layout, inverse, lay_out
 from neuropbr_dist.errors import UserError
@@ -22,7 +22,7 @@ from neuropbr_dist.materials.plane import Matrix, PlaneCamera, project, scaled
 _TOLD_SPREAD, _GUESSED_SPREAD = 0.03, 0.1  # of focal lengths: EXIF rounds them; phones have 23 to 28 mm
 _INCONSISTENT = 5.0  # standard deviations
 _MOST_TILT, _UNSURE_TILT = 65, 4  # degrees
-_LEAST_FLAT, _LEAST_SHARED = 0.8, 0.05
+_LEAST_FLAT, _LEAST_SHARED, _MOST_DEPTH = 0.8, 0.05, 0.1
 
 
 def align(photos: Sequence[Photo], reference: int | None = None) -> Aligned:
@@ -142,9 +142,21 @@ class _Plane:
             found.append("The photos share little: take them closer to each other.")
         if (flat := min(one.flat for one in compared)) < _LEAST_FLAT:
             found.append(
-                f"Only {flat:.0%} of what they share lies on one plane: of a scene with depth the maps are wrong."
+                f"Only {flat:.0%} of what looks alike is in its place: the maps may be blurred, or wrong."
+            )
+        if (deep := max(self._depth(number) for number in used if number != hub)) > _MOST_DEPTH:
+            found.append(
+                f"{deep:.0%} of the details that they share lie off the plane: this is no flat surface, and its maps are wrong."
             )
         return found
+
+    def _depth(self, number: int) -> float:
+        """The share of details off the plane, of the hub and another photo."""
+        hub, station = self.links.hub, self.layout.stations[number]
+        zoom = np.diag([self.layout.zoom, self.layout.zoom, 1.0])
+        across = zoom @ self._from_hub(number) @ inverse(zoom)
+        essential = station.turn @ np.cross(np.eye(3), station.place)
+        return depth(self.shown[hub], self.shown[number], across, inverse(zoom) @ essential @ inverse(zoom))
 
     def _shared(self, number: int) -> float:
         """The frame's share of a photo's area."""

@@ -10,12 +10,13 @@ import numpy as np
 
 from neuropbr_dist.data.photos.pairs import Overlay, Shown, overlaid
 from neuropbr_dist.data.photos.tilt import Link
+from neuropbr_dist.materials.plane import project
 
 LEAST_LIKENESS = 0.45
 """Correlation of two photos from which on they count as registered; of other materials' it is below."""
 _CLEAR = 0.8  # what repeats is, mirrored, like itself up to here
 _LEAST_FEATURES = 30
-_SAME = 1.0  # of 255: mean difference of the same picture, saved twice
+_UNMOVED = 0.01  # share of what two photos show
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,26 @@ class Links:
 
 def find_links(shown: Sequence[Shown]) -> Links:
     """Lay every photo on every other one."""
-    reasons = _at_first_sight(shown)
-    there = [number for number in range(len(shown)) if number not in reasons]
+    reasons = {
+        number: "it has too little texture to be registered by"
+        for number, one in enumerate(shown)
+        if len(one.features.points) < _LEAST_FEATURES
+    }
     overlays = {}
-    for first, second in combinations(there, 2):
+    for first, second in combinations(range(len(shown)), 2):
+        if first in reasons or second in reasons:
+            continue
         overlay = overlaid(shown[first], shown[second])
         if overlay is None or overlay.likeness < LEAST_LIKENESS:
             continue
-        if overlay.likeness < _CLEAR and _mirrored(shown[first], shown[second], overlay.likeness):
-            continue
-        overlays[first, second] = overlay
+        if _from_one_place(overlay):
+            reasons[second] = (
+                f"it was taken from the same place as {shown[first].photo.path.name}, or is the same picture"
+            )
+        elif overlay.likeness > _CLEAR or not _mirrored(shown[first], shown[second], overlay.likeness):
+            overlays[first, second] = overlay
+    overlays = {pair: overlay for pair, overlay in overlays.items() if not reasons.keys() & set(pair)}
+    there = [number for number in range(len(shown)) if number not in reasons]
     hub = _hub(there or [0], overlays)
     linked = {hub} | {number for pair in overlays if hub in pair for number in pair}
     for number in there:
@@ -57,27 +68,16 @@ def find_links(shown: Sequence[Shown]) -> Links:
         for pair, overlay in overlays.items()
         if linked.issuperset(pair)
     }
-    remarks = [f"{shown[number].photo.path.name} is left out: {why}." for number, why in sorted(reasons.items())
-               if number != hub]  # fmt: skip
+    left_out = [number for number in sorted(reasons) if number != hub]
+    remarks = [f"{shown[number].photo.path.name} is left out: {reasons[number]}." for number in left_out]
     return Links(hub, kept, remarks)
 
 
-def _at_first_sight(shown: Sequence[Shown]) -> dict[int, str]:
-    """Photos that can't be used, and why."""
-    reasons = {}
-    for number, one in enumerate(shown):
-        if len(one.features.points) < _LEAST_FEATURES:
-            reasons[number] = "it has too little texture to be registered by"
-        for other in range(number):
-            if other not in reasons and _same(one, shown[other]):
-                reasons[number] = f"it is the same picture as {shown[other].photo.path.name}"
-    return reasons
-
-
-def _same(one: Shown, other: Shown) -> bool:
-    if one.small.shape != other.small.shape:
-        return False
-    return float(np.abs(one.small.astype(np.int16) - other.small).mean()) < _SAME
+def _from_one_place(overlay: Overlay) -> bool:
+    """Whether two photos lie on each other without being moved."""
+    corners = overlay.square.corners()
+    away = np.linalg.norm(project(overlay.homography, corners) - corners, axis=1)
+    return bool(away.max() < _UNMOVED * overlay.square.side)
 
 
 def _hub(there: Sequence[int], overlays: dict[tuple[int, int], Overlay]) -> int:
@@ -100,4 +100,4 @@ def _why_not(shown: Sequence[Shown], hub: int, number: int) -> str:
     name = shown[hub].photo.path.name
     if _mirrored(shown[hub], shown[number], LEAST_LIKENESS):
         return f"it shows what {name} shows, but mirrored"
-    return f"nothing in it lies on {name} (another material, a scene with depth, or a view too different)"
+    return f"nothing in it lies on {name} (another material, too little texture, a scene with depth, or a view too different)"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from neuropbr_dist.data.photos.pairs import Shown
+from neuropbr_dist.data.photos.pairs import Shown, matched
 from neuropbr_dist.data.register.pyramid import Array, ViewPyramid
-from neuropbr_dist.materials.plane import Matrix
+from neuropbr_dist.materials.plane import Matrix, project
 
 SIDE = 512
 """Of the frame, in pixels, that distances are told for."""
@@ -19,6 +19,8 @@ _CLEAR, _OFF = (
     0.6,
     4.0,
 )  # correlation of a block that is found, and pixels from which on it isn't in its place
+_RATIO, _NEAR = 0.8, 1 / 200  # of clear matches; and of the longer side, that matched features may be off
+_LEAST_MATCHES = 30
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Comparison:
 def compare(first: Shown, second: Shown, map_to_first: Matrix, map_to_second: Matrix) -> Comparison:
     """Look for each block of the first photo in the second.
 
-    Highlights move and aren't found; what stands out of the plane is found elsewhere.
+    Highlights move and aren't found.
 
     Args:
         map_to_first, map_to_second: (3, 3) from map coordinates to ray coordinates.
@@ -70,6 +72,28 @@ def _between(line: Array, at: int) -> float:
         return 0.0
     before, here, after = (float(value) for value in line[at - 1 : at + 2])
     return 0.5 * (before - after) / min(before - 2 * here + after, -1e-6)
+
+
+def depth(first: Shown, second: Shown, across: Matrix, epipolar: Matrix) -> float:
+    """Return the share of clearly matched features that lie off the plane, just as depth moves them; 0 if there are few.
+
+    Depth moves a point along its epipolar line (Hartley and Zisserman, "Multiple View Geometry", 13.3); a wrong match,
+    as highlights and what repeats make many, lies anywhere.
+
+    Args:
+        across, epipolar: (3, 3) homography and essential matrix between ray coordinates.
+    """
+    ours, theirs = matched(first, second, _RATIO)
+    if len(ours) < _LEAST_MATCHES:
+        return 0.0
+    near = _NEAR * max(first.photo.width, first.photo.height) / first.photo.focal
+    off = np.linalg.norm(project(across, ours) - theirs, axis=1)
+    lines = np.column_stack([ours, np.ones(len(ours))]) @ epipolar.T
+    away = np.abs((lines * np.column_stack([theirs, np.ones(len(theirs))])).sum(1)) / np.linalg.norm(
+        lines[:, :2], axis=1
+    )
+    flat, deep = off < near, (off > 2 * near) & (away < near / 2)
+    return float(deep.sum() / max((flat | deep).sum(), 1))
 
 
 def sentence(compared: Sequence[Comparison]) -> str:
