@@ -90,7 +90,7 @@ def save_photo(
     if focal_35mm is not None:
         exif.get_ifd(_EXIF_IFD)[_FOCAL_35MM_TAG] = int(focal_35mm)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, exif=exif, **({"quality": 85} if path.suffix != ".png" else {}) | options)  # type: ignore[arg-type]
+    image.save(path, exif=exif.tobytes(), **({"quality": 85} if path.suffix != ".png" else {}) | options)  # type: ignore[arg-type]
 
 
 def pictures_of_relief(

@@ -35,7 +35,8 @@ _PROPOSALS, _LEAST_MATCHES, _GROUPS, _LEAST_GROUP = 4, 10, 12, 6
 _LEAST_SIDE = 0.25  # of the square that both show, as a share of the first's shorter side
 _MOST_STRETCH = 6.0  # between the largest and the smallest scale in a square
 _COARSE, _FINE = (64, 128), (128, 256, WINDOW)
-_FINELY_FITTED, _ALIKE = 3, 0.8
+_FINELY_FITTED, _ALIKE = 2, 0.8
+_PROMISING = 0.3  # correlation after the coarse fit, below which fine ones never came to what counts
 _CHANNEL_NOISE = 1.5  # of 255
 UPRIGHT = np.array([[1, 0, 0.5], [0, -1, 0.5], [0, 0, 1.0]])
 """(3, 3) from map coordinates to those of a picture of just the tile."""
@@ -127,11 +128,12 @@ class PhotoPyramid:
 
 
 def overlaid(first: Shown, second: Shown) -> Overlay | None:
-    """Return how two photos lie on each other, the best there is; None where not even a poor one is found."""
+    """Return how two photos lie on each other, the best there is; None where none is promising."""
     best: Overlay | None = None
     for propose in (agreed, grouped):
         found = [fitted(first, second, proposal, _COARSE) for proposal in propose(first, second)]
-        likely = sorted((each for each in found if each is not None), key=lambda each: -each.evidence)
+        promising = [each for each in found if each is not None and each.likeness > _PROMISING]
+        likely = sorted(promising, key=lambda each: -each.evidence)
         for overlay in likely[:_FINELY_FITTED]:
             finer = fitted(first, second, overlay.homography, _FINE)
             if finer is not None and (best is None or finer.evidence > best.evidence):
