@@ -322,7 +322,7 @@ def test_up_is_where_the_reference_has_it(flat):
         assert downward == [reference == 0, reference == 1]
 
 
-@pytest.mark.parametrize("relief", [ball, boxes])
+@pytest.mark.parametrize("relief", [pytest.param(ball, marks=pytest.mark.drill), boxes])
 def test_what_is_no_plane_is_told(relief):
     said = " ".join(align(relief_photos(relief)[:2]).remarks)
     assert "this is no flat surface, and its maps are wrong" in said or "1.jpg is left out" in said
