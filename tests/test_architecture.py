@@ -7,6 +7,7 @@ import graphlib
 import io
 import re
 import tokenize
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,17 @@ MAY_IMPORT = {
 ENGINES = ("deepspeed", "torch.distributed.fsdp", "torch.nn.parallel")
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All of a file's syntax tree. Parsed once: the tests ask eight times."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """Modules that a file imports anywhere in it, inside functions as well."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -57,7 +65,7 @@ def calls(*names: str) -> set[str]:
     """Files of the package that call a function or class of one of these names, as `name(…)` or `dist.name(…)`."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in names:
                 found.add(path.relative_to(PACKAGE).as_posix())
     return found
@@ -130,7 +138,7 @@ def test_only_files_py_puts_a_file_in_anothers_place():
     moves = {"os.replace", "os.rename", "os.renames", "os.link", "shutil.move"}
     found = calls(*moves)
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             # A path's `replace` takes one argument, a text's two.
@@ -153,7 +161,7 @@ def test_a_byte_becomes_a_number_in_one_place():
     """
     users = set()
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)):
                 continue
             by = isinstance(node.right, ast.Constant) and node.right.value in (255, 127.5, 65535)
@@ -175,6 +183,17 @@ def test_an_argparse_namespace_does_not_leave_commands():
 def test_nothing_that_measures_is_imported_by_the_package():
     users = [path for path in PACKAGE.rglob("*.py") for m in imports(path) if m.split(".")[0] == "benchmarks"]
     assert users == []
+
+
+def test_a_test_imports_no_other():
+    """What several need is in `tests/support/`."""
+    users = {
+        path.name: module
+        for path in (ROOT / "tests").rglob("*.py")
+        for module in imports(path)
+        if module.startswith("tests.test_")
+    }
+    assert users == {}
 
 
 def test_the_gan_step_names_no_engine():

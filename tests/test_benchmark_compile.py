@@ -14,7 +14,7 @@ from benchmarks.setting import setting
 from neuropbr_dist.commands.train import config_of
 from neuropbr_dist.errors import UserError
 from tests.support.code_generation import no_code_generation
-from tests.test_benchmark_step import TINY
+from tests.support.train_runs import TINY
 
 PHASES = ["GAN off", "GAN on", "validation", "training again"]
 

@@ -16,7 +16,7 @@ from neuropbr_dist.commands.train import config_of
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.estimate import available_bytes
 from neuropbr_dist.training.memory import PLANS
-from tests.test_benchmark_step import TINY
+from tests.support.train_runs import TINY
 
 GIB = 2**30
 WANTED = {"fast": 50 * GIB, "balanced": 30 * GIB, "low": 14 * GIB}

@@ -18,8 +18,7 @@ from benchmarks.options import fields_of
 from benchmarks.ranks import Launch, error_in, run_all
 from neuropbr_dist.data.packed.pack import pack
 from tests.support.material_files import write_set
-from tests.support.train_runs import SIZE
-from tests.test_benchmark_step import TINY
+from tests.support.train_runs import SIZE, TINY
 
 CUDA = torch.autograd.DeviceType.CUDA
 

@@ -21,13 +21,7 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.memory import PLANS
 from tests.support.distributed import ROOT
 from tests.support.material_files import write_set
-from tests.support.train_runs import SETTINGS, SIZE
-
-PER_STEP = {name: value for name, value in SETTINGS.items() if name != "training.global_batch_size"}
-TINY = [
-    "--config", "demo", "--device", "cpu", "--set", f"data.image_size={SIZE}",
-    *(word for name, value in PER_STEP.items() for word in ("--set", f"{name}={value}")),
-]  # fmt: skip
+from tests.support.train_runs import SIZE, TINY
 
 
 def test_without_a_gpu_it_says_so_in_one_line():

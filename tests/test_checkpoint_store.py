@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,8 +29,8 @@ from neuropbr_dist.checkpoint import (
     write,
 )
 from neuropbr_dist.checkpoint import clear as clear_run
-from neuropbr_dist.checkpoint.manifest import FileRecord, read_manifest, write_manifest
 from neuropbr_dist.errors import UserError
+from tests.support.damage import Payload, rewrite_manifest
 from tests.support.disks import remount, small_disk
 from tests.support.said import said
 
@@ -136,30 +135,10 @@ def test_an_extra_file_is_a_fault(tmp_path):
     assert verify(path) == ["notes.txt: extra, not in manifest.json"]
 
 
-def rewrite_manifest(folder: Path, **changes) -> None:
-    """What an attacker can do: sizes and checksums that fit whatever lies in the folder."""
-    records = {
-        path.name: FileRecord(path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in folder.iterdir()
-        if path.name != "manifest.json"
-    }
-    write_manifest(folder, replace(read_manifest(folder), files=records, **changes))
-
-
-class Touch:
-    """A pickle that creates a file when it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self):
-        return open, (self.path, "w")
-
-
 @pytest.mark.parametrize("file", [".metadata", "tensors.json", "state.json", "shard_00000_000.bin"])
 def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path, file):
     mark = tmp_path / "mark"
-    payload = pickle.dumps(Touch(mark))
+    payload = pickle.dumps(Payload(mark))
     pickle.loads(payload)
     assert mark.exists()
     mark.unlink()

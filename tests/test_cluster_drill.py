@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.distributed import ENVIRONMENT, ROOT, free_port
 from tests.support.material_files import write_set
+from tests.support.tiny import FIELDS, set_words
 
 WITHIN_S = 90
 
@@ -38,12 +39,10 @@ FAULTS = {
     "bug": 'raise ValueError("no more light in this room")',
     "killed": "os.kill(os.getpid(), signal.SIGKILL)",
 }
-SETTINGS = [
-    "data.image_size=16", "model.encoder_channels=[8, 16]", "model.transformer_dim=16",
-    "model.transformer_num_heads=2", "model.transformer_depth=1", "model.discriminator_n_layers=2",
-    "model.discriminator_ndf=8", "training.batch_size=1", "training.global_batch_size=2",
-    "training.gan_start_epoch=0", "training.use_tensorboard=false", "loss.custom={drill: 1.0}",
-]  # fmt: skip
+SETTINGS = FIELDS | {
+    "data.image_size": 16, "training.batch_size": 1, "training.global_batch_size": 2, "training.gan_start_epoch": 0,
+    "training.use_tensorboard": False, "loss.custom": {"drill": 1.0},
+}  # fmt: skip
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
     "deepspeed": ["deepspeed.launcher.runner", "--num_accelerators=2"],
@@ -63,7 +62,7 @@ def launch(folder: Path, launcher: str, fault: str) -> subprocess.CompletedProce
         "--set", f"loss.custom_module={folder / 'drill.py'}",
         *(["--ds", "ds_configs/zero2.json"] if launcher == "deepspeed" else []),
     ]  # fmt: skip
-    command += [word for setting in SETTINGS for word in ("--set", setting)]
+    command += set_words(SETTINGS)
     return subprocess.run(
         command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=WITHIN_S,
         cwd=ROOT, env={**os.environ, **ENVIRONMENT},

@@ -7,7 +7,7 @@ import pytest
 from neuropbr_dist.commands.train import parser as train_parser
 from neuropbr_dist.config import TrainConfig, check_size, resolve, set_text
 from neuropbr_dist.errors import UserError
-from tests.test_config_presets import assert_names
+from tests.support.said import assert_names
 
 IMPOSSIBLE = [
     ("data.input_dir=x", "data.output_dir = None", "both or neither"),

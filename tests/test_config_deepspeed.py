@@ -8,7 +8,7 @@ import pytest
 
 from neuropbr_dist.config.deepspeed import anywhere, file_of, read, resolve
 from neuropbr_dist.errors import UserError
-from tests.test_config_presets import assert_names
+from tests.support.said import assert_names
 
 SHIPPED = sorted((Path(__file__).resolve().parents[1] / "ds_configs").glob("*.json"))
 RUN = {

@@ -9,6 +9,8 @@ import yaml
 
 from neuropbr_dist.config import PRESETS, TrainConfig, differences, from_yaml, load, resolve, schema, to_yaml
 from neuropbr_dist.errors import UserError
+from tests.support.said import assert_names
+from tests.support.tiny import field
 
 HIGHLIGHTS = {
     "default": {
@@ -55,11 +57,6 @@ def get_config():
     return cfg
 """
 """The guide's custom config."""
-
-
-def field(cfg, name):
-    part, _, key = name.partition(".")
-    return getattr(getattr(cfg, part), key)
 
 
 def written(folder, name, text):
@@ -240,10 +237,3 @@ def test_every_field_has_a_docstring():
                 if not (isinstance(text, str) and text.endswith(".")):
                     undocumented.append(f"{part.name}.{statement.target.id}")
     assert not undocumented
-
-
-def assert_names(error, parts):
-    text = str(error)
-    assert "\n" not in text
-    missing = [part for part in parts if part not in text]
-    assert not missing, text

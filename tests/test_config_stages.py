@@ -8,7 +8,7 @@ from neuropbr_dist.commands.train import config_of
 from neuropbr_dist.config import Stage, as_one_stage, from_yaml, load, resolve, stages_of, to_yaml
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.stages import check_stages
-from tests.test_config_presets import assert_names
+from tests.support.said import assert_names
 
 TWO = "[{until_epoch: 2, image_size: 32, global_batch_size: 8, batch_size: 4}, {until_epoch: 8, image_size: 64, lr_scale: 5e-1}]"
 SET = ["--set", f"training.stages={TWO}"]

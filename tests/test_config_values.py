@@ -5,7 +5,8 @@ import pytest
 from neuropbr_dist.commands.train import config_of
 from neuropbr_dist.config import TrainConfig, differences, from_yaml, set_text
 from neuropbr_dist.errors import UserError
-from tests.test_config_presets import assert_names, field
+from tests.support.said import assert_names
+from tests.support.tiny import field
 
 
 def configured(*words):

@@ -34,6 +34,7 @@ from neuropbr_dist.files import JsonLines
 from neuropbr_dist.materials.plane import MATRIX, turn_of_picture
 from tests.support.forked import Launch
 from tests.support.material_files import save
+from tests.support.tiny import FIELDS, set_words
 from tests.support.train_runs import SINGLE_PROCESS_SAVES, command
 from tests.support.upstream_renders import write_upstream_set
 
@@ -324,14 +325,11 @@ def test_pack_and_training_take_the_found_cameras(builtin, samples, tmp_path):
     packed = PackedSet(tmp_path / "packed").column("cameras")
     np.testing.assert_array_equal(packed, [sample.cameras for sample in samples])
     sets = {
-        "data.image_size": 32, "data.num_workers": 0, "data.val_ratio": 0.5, "model.encoder_type": "unet",
-        "model.encoder_channels": "[8, 16]", "model.transformer_dim": 16, "model.transformer_num_heads": 2,
-        "model.transformer_depth": 1, "model.use_gan": "false", "loss.w_gan": 0, "training.batch_size": 1,
-        "training.global_batch_size": 1, "training.use_tensorboard": "false",
+        **FIELDS, "data.image_size": 32, "data.num_workers": 0, "data.val_ratio": 0.5, "model.use_gan": False,
+        "loss.w_gan": 0, "training.batch_size": 1, "training.global_batch_size": 1, "training.use_tensorboard": False,
     }  # fmt: skip
-    words = [word for name, value in sets.items() for word in ("--set", f"{name}={value}")]
     folders = ["--data", str(tmp_path / "packed"), "--checkpoint-dir", str(tmp_path / "run")]
-    ended = command(*folders, "--device", "cpu", "--stop-after-steps", "1", *words)
+    ended = command(*folders, "--device", "cpu", "--stop-after-steps", "1", *set_words(sets))
     assert ended.code == 0, ended.err
     assert "plane" in ended.out
 

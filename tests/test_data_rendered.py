@@ -35,8 +35,8 @@ from neuropbr_dist.data.sources import BuiltinSource
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.plane import WRAP
 from neuropbr_dist.materials.scene import builtin_scene, decode_scene, encode_scene
+from tests.support.environments import room, write_hdr
 from tests.support.material_files import random_normals, save, write_material
-from tests.test_materials_environment import room, write_hdr
 
 CPU = torch.device("cpu")
 SIDE = 16

@@ -15,10 +15,10 @@ from neuropbr_dist.config import from_yaml
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import check, consolidate, export_inference, load_generator, read_tensor_file
 from neuropbr_dist.models import Generator
+from tests.support.damage import flip_a_byte
 from tests.support.distributed import run as run_ranks
 from tests.support.said import said
-from tests.support.trained_run import trained_run
-from tests.test_inference_generator import flip_a_byte, some_views
+from tests.support.trained_run import some_views, trained_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process saves and loads
 
@@ -47,7 +47,7 @@ def test_inference_file_is_an_ordinary_safetensors_file(run, tmp_path):
     with safe_open(path, framework="pt") as file:
         config_yaml = file.metadata()["config"]
     assert (tmp_path / "exported" / "config.yaml").read_text() == config_yaml
-    assert yaml.safe_load(config_yaml)["model"]["transformer_dim"] == 32
+    assert yaml.safe_load(config_yaml)["model"]["transformer_dim"] == 16
     generator = Generator(from_yaml(config_yaml, "").model)
     generator.load_state_dict(load_file(path))  # strict: every weight and buffer, nothing else
 

@@ -10,8 +10,9 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
 from neuropbr_dist.inference.generator import build
 from neuropbr_dist.inference.samples import _as_counted, _place
+from tests.support.damage import Payload, flip_a_byte
 from tests.support.said import said
-from tests.support.trained_run import SIZE, normalised, reference, trained_run
+from tests.support.trained_run import normalised, reference, some_views, trained_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process saves and loads
 
@@ -19,11 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled") 
 @pytest.fixture(scope="module")
 def run():
     return trained_run()[0]
-
-
-def some_views(size=SIZE):
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
 @pytest.mark.parametrize("name", [".", "latest", "best_model"])
@@ -63,27 +59,11 @@ def test_a_damaged_newest_checkpoint_falls_back_loudly_and_none_is_an_error(run,
         load_generator(copy)
 
 
-def flip_a_byte(path, at=1000):
-    content = bytearray(path.read_bytes())
-    content[at] ^= 1
-    path.write_bytes(content)
-
-
 def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(UserError, match="none: no such checkpoint or folder"):
         load_generator(tmp_path / "none")
     with pytest.raises(UserError, match="no checkpoint in this folder"):
         load_generator(tmp_path)
-
-
-class Payload:
-    """What a hostile pickle holds: code that runs when it is loaded."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 def test_pickles_are_refused_and_never_run(tmp_path):

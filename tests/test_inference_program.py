@@ -15,8 +15,7 @@ from neuropbr_dist.inference.program import export_program
 from neuropbr_dist.inference.upstream import from_upstream
 from tests.support import upstream_stand_in as upstream
 from tests.support.train_runs import SINGLE_PROCESS_SAVES
-from tests.support.trained_run import SIZE, trained_run
-from tests.test_inference_generator import some_views
+from tests.support.trained_run import SIZE, some_views, trained_run
 
 pytestmark = SINGLE_PROCESS_SAVES
 BOUND = 1e-3

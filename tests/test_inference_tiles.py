@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
 from neuropbr_dist.inference.tiles import MIN_OVERLAP, predict_tiles, refuse_tiling, starts, window
-from tests.support.trained_run import trained_run
-from tests.test_inference_generator import some_views
+from tests.support.trained_run import some_views, trained_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process saves and loads
 

@@ -13,8 +13,8 @@ from neuropbr_dist.inference import load_generator
 from neuropbr_dist.inference.upstream import from_upstream, to_upstream
 from neuropbr_dist.models import Discriminator
 from tests.support import upstream_stand_in as upstream
+from tests.support.damage import Payload
 from tests.support.train_runs import SINGLE_PROCESS_SAVES, command, half_run, tensors, tiny_set
-from tests.test_inference_generator import Payload
 
 pytestmark = SINGLE_PROCESS_SAVES
 VIEWS = torch.randn(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(1))

@@ -9,38 +9,18 @@ from torch import Tensor, nn
 from neuropbr_dist.config import ModelConfig
 from neuropbr_dist.models import Generator, size_multiple
 from neuropbr_dist.models.norm import BatchNorm2d, commit_statistics
+from tests.support.tiny import assert_maps, tiny_model
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
-def tiny(**changes) -> ModelConfig:
-    settings = {
-        "encoder_type": "unet",
-        "encoder_channels": [8, 16, 24],
-        "encoder_pretrained": False,
-        "transformer_dim": 16,
-        "transformer_num_heads": 2,
-        "transformer_depth": 1,
-    }
-    return ModelConfig(**{**settings, **changes})
-
-
 def generator(**changes) -> Generator:
     torch.manual_seed(0)
-    return Generator(tiny(**changes))
+    return Generator(tiny_model(**changes))
 
 
 def views(batch: int, height: int, width: int) -> Tensor:
     return torch.randn(batch, 3, 3, height, width, generator=torch.Generator().manual_seed(1))
-
-
-def assert_maps(maps: Tensor, batch: int, height: int, width: int) -> None:
-    """Shape, dtype and ranges of the tensor contract."""
-    assert maps.shape == (batch, 8, height, width)
-    assert maps.dtype == torch.float32
-    assert maps[:, :5].min() >= 0 and maps[:, :5].max() <= 1
-    length = maps[:, 5:].norm(dim=1)
-    torch.testing.assert_close(length, torch.ones_like(length))
 
 
 def test_default_has_upstreams_size():
@@ -55,7 +35,7 @@ def test_default_has_upstreams_size():
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_gives_maps_of_the_views_size(backbone, stride):
-    config = tiny(encoder_type="resnet", encoder_backbone=backbone, encoder_stride=stride)
+    config = tiny_model(encoder_type="resnet", encoder_backbone=backbone, encoder_stride=stride)
     assert size_multiple(config) == 16 * stride
     with torch.device("meta"):
         maps = Generator(config)(torch.empty(2, 3, 3, 64, 96))
@@ -76,7 +56,7 @@ def test_every_backbone_gives_maps_of_the_views_size(backbone, stride):
     ids=str,
 )
 def test_any_multiple_of_the_stride_gives_maps_in_range(changes, height, width):
-    config = tiny(**changes)
+    config = tiny_model(**changes)
     assert height % size_multiple(config) == width % size_multiple(config) == 0
     with torch.no_grad():
         assert_maps(generator(**changes)(100 * views(2, height, width)), 2, height, width)

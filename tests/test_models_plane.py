@@ -12,14 +12,14 @@ from neuropbr_dist.config import ModelConfig, TrainConfig, refuse_other_networks
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import Generator, load_backbone, view_channels
 from neuropbr_dist.models.encoder import ResNetEncoder
-from tests.test_models_generator import assert_maps, tiny
+from tests.support.tiny import assert_maps, tiny_model
 
 MERGES = ("mean", "max_mean", "max_mean_var")
 
 
 def generator(**changes) -> Generator:
     torch.manual_seed(0)
-    return Generator(tiny(align="plane", **changes))
+    return Generator(tiny_model(align="plane", **changes))
 
 
 def rectified(batch: int, side: int, missing: tuple[int, ...] = ()) -> Tensor:
@@ -51,7 +51,7 @@ def test_every_variant_gives_maps(encoder, skip_merge, embedding, normals):
 
 
 def test_normals_by_slopes_point_out_of_the_surface():
-    net = generator(normals="slopes")
+    net = generator(normals="slopes", encoder_channels=[8, 16, 24])
     with torch.no_grad():
         net.decoder.heads.weight *= 1000
         steep = net(rectified(1, 16))[:, 5:]
@@ -71,9 +71,9 @@ def test_what_the_plane_adds_starts_without_effect(encoder):
         "normals": "free",
     }
     torch.manual_seed(0)
-    plain = Generator(tiny(**changes)).double()
+    plain = Generator(tiny_model(**changes)).double()
     torch.manual_seed(0)
-    net = Generator(tiny(align="plane", token_embedding="none", **changes)).double()
+    net = Generator(tiny_model(align="plane", token_embedding="none", **changes)).double()
     x = torch.randn(2, 3, 7, 16, 16, dtype=torch.float64)
     x[:, :, 3] = 1
     torch.testing.assert_close(net(x), plain(x[:, :, :3]))

@@ -13,7 +13,7 @@ from torch import Tensor
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.training.step import StepReport, gan_step
 from tests.support.distributed import run
-from tests.support.parity import Case, Row, SmoothObjective, differences, networks, rank_batch, whole_state
+from tests.support.parity import Case, Poisoned, Row, differences, networks, rank_batch, whole_state
 from tests.support.plain_loop import train_plain
 
 CASE = Case(steps=2)
@@ -28,22 +28,6 @@ ROWS = [
     Row(engine="deepspeed", stage=3, accumulation=2, persist=10_000),
     Row(engine="fsdp", world=4, shard="node"),
 ]
-
-
-class Poisoned(SmoothObjective):
-    """NaN in one network's loss, on this rank."""
-
-    def __init__(self, case: Case, part: str) -> None:
-        super().__init__(case)
-        self.part = part
-
-    def reconstruction(self, fake: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, terms = super().reconstruction(fake, batch)
-        return loss * (math.nan if self.part == "generator" else 1.0), terms
-
-    def discriminator(self, real_logits: Tensor, fake_logits: Tensor, weight: Tensor) -> Tensor:
-        loss = super().discriminator(real_logits, fake_logits, weight)
-        return loss * (math.nan if self.part == "discriminator" else 1.0)
 
 
 def bad_views(batch: list[DeviceBatch]) -> list[DeviceBatch]:

@@ -14,8 +14,8 @@ from neuropbr_dist.training.networks import build_networks
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.setup import SampleFacts, Setup, set_up
 from neuropbr_dist.training.step import gan_step
+from tests.support.staged_runs import staged
 from tests.support.train_runs import metrics, run, tensors
-from tests.test_training_stages import staged
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 ON_A_GPU = {"CUDA_VISIBLE_DEVICES": "0", "DS_ACCELERATOR": "cuda"}

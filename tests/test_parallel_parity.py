@@ -14,7 +14,7 @@ from neuropbr_dist.parallel import Network
 from tests.support import parity
 from tests.support.code_generation import no_code_generation
 from tests.support.distributed import run
-from tests.support.parity import Case, Row, differences, train_row, update_error
+from tests.support.parity import ENGINES, Case, Row, differences, train_row, update_error
 from tests.support.plain_loop import train_plain
 
 TITLE = "engines against the plain loop: largest relative difference"
@@ -32,12 +32,6 @@ RENDERED = Case(plane=True, rendered=True, seed=9, steps=3, w_render=0.3)
 TINY = Case(depth=1, d_layers=1)  # for the compiler: 0.2 s a graph, with Inductor 3 s
 REAL = Case(steps=30, smooth=False, double=True)
 
-ENGINES = {
-    "single": Row(engine="single", world=1),
-    "ddp": Row(engine="ddp"),
-    "fsdp": Row(engine="fsdp"),
-    **{f"zero{stage}": Row(engine="deepspeed", stage=stage) for stage in range(4)},
-}
 CUTS = [
     {"accumulation": accumulation, "recompute": recompute}
     for accumulation, recompute in product((1, 2), ("none", "full"))

@@ -12,9 +12,8 @@ import torch
 from neuropbr_dist.parallel import build_network, change_network
 from tests.support.code_generation import no_code_generation
 from tests.support.distributed import run
-from tests.support.parity import Case, Row, differences, models, setup_of, train_stages
+from tests.support.parity import ENGINES, Case, Row, differences, models, setup_of, train_stages
 from tests.support.plain_loop import train_plain_stages
-from tests.test_parallel_parity import ENGINES
 
 SMALL, LARGE, LAST = Case(steps=2), Case(steps=2, batch=8, side=32), Case(steps=2, batch=4, side=16)
 CASES = (SMALL, LARGE, LAST)

@@ -16,9 +16,8 @@ from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.step import gan_step
 from tests.support.checkpoint_matrix import Case, forward, networks
 from tests.support.distributed import run as run_ranks
-from tests.support.parity import Row, put_together, rank_batch, whole_state
+from tests.support.parity import Poisoned, Row, put_together, rank_batch, whole_state
 from tests.support.train_runs import SINGLE_PROCESS_SAVES, assert_same_run, half_run, resume, run, tensors
-from tests.test_parallel_faults import Poisoned
 
 pytestmark = SINGLE_PROCESS_SAVES
 DECAY = 0.7

@@ -11,6 +11,7 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import consolidate, export_inference, load_generator
 from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.training.first_weights import FirstWeights
+from tests.support.tiny import MODEL
 from tests.support.train_runs import (
     SINGLE_PROCESS_SAVES,
     command,
@@ -27,15 +28,7 @@ pytestmark = SINGLE_PROCESS_SAVES
 
 def config(first: FirstWeights, **model: object) -> TrainConfig:
     """A fresh run's configuration that leaves open what it can, settled with the weights."""
-    saved = first.saved.model
-    fresh = with_fields(
-        TrainConfig(),
-        model={
-            "encoder_type": "unet", "encoder_channels": saved.encoder_channels, "transformer_dim": 16,
-            "transformer_num_heads": 2, "transformer_depth": 1, "discriminator_n_layers": 2, "discriminator_ndf": 4,
-            "align": "plane", **model,
-        },
-    )  # fmt: skip
+    fresh = with_fields(TrainConfig(), model={**MODEL, "align": "plane", **model})
     return first.followed(fresh)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.support.damage import rewrite_manifest
 from tests.support.train_runs import (
     SINGLE_PROCESS_SAVES,
     assert_same_run,
@@ -11,7 +12,6 @@ from tests.support.train_runs import (
     state,
     tensors,
 )
-from tests.test_checkpoint_store import rewrite_manifest
 
 pytestmark = SINGLE_PROCESS_SAVES
 

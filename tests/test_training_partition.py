@@ -2,7 +2,15 @@
 
 import pytest
 
-from tests.support.train_runs import SINGLE_PROCESS_SAVES, command, metrics, run, state, tensors
+from tests.support.train_runs import (
+    SINGLE_PROCESS_SAVES,
+    assert_same_metrics,
+    command,
+    metrics,
+    run,
+    state,
+    tensors,
+)
 
 pytestmark = SINGLE_PROCESS_SAVES
 
@@ -16,30 +24,6 @@ def whole_batch(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert run(folder, training__batch_size=4, **FOUR).code == 0
     return folder
-
-
-def differences(one, other):
-    """Name -> largest difference over the lines, relative above 1."""
-    a, b = metrics(one), metrics(other)
-    assert [line.keys() for line in a] == [line.keys() for line in b]
-    found = {}
-    for x, y in zip(a, b, strict=True):
-        for name in x:
-            off = abs(x[name] - y[name]) / max(1, abs(x[name]))
-            found[name] = max(off, found.get(name, 0))
-    return found
-
-
-def assert_same_metrics(one, other):
-    found = differences(one, other)
-    # Counts over thresholds and histogram bins may move by a pixel of 1024.
-    counted = ("normal_angle_median", "normal_angle_p95", "normal_angle_under")
-    off = {
-        name: value
-        for name, value in found.items()
-        if value > TOLERANCE and not name.startswith(tuple(f"val/{count}" for count in counted))
-    }
-    assert not off and len(found) > 30
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3])

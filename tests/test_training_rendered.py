@@ -14,6 +14,7 @@ from neuropbr_dist.errors import UserError
 from tests.support.train_runs import (
     SETTINGS,
     SINGLE_PROCESS_SAVES,
+    assert_same_metrics,
     assert_same_run,
     command,
     logged_samples,
@@ -21,7 +22,6 @@ from tests.support.train_runs import (
     times_seen,
     tiny_set,
 )
-from tests.test_training_partition import assert_same_metrics
 
 pytestmark = SINGLE_PROCESS_SAVES
 

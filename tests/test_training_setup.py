@@ -16,8 +16,8 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.memory import GENERATOR_PLANS
 from neuropbr_dist.training.setup import SampleFacts, set_up
 from tests.support.distributed import ENVIRONMENT, ROOT
+from tests.support.said import assert_names
 from tests.support.train_runs import metrics, run, tiny_words
-from tests.test_config_presets import assert_names
 
 CPU, GIB = torch.device("cpu"), 2**30
 PARTS = ("generator", "discriminator")

@@ -6,6 +6,7 @@ every rank of its world.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -103,6 +104,14 @@ class Row:
         notes += [f"D on {self.engine_d}"] * bool(self.engine_d)
         notes += ["small parameters kept"] * bool(self.persist) + ["bf16"] * self.bf16
         return ", ".join(notes)
+
+
+ENGINES = {
+    "single": Row(engine="single", world=1),
+    "ddp": Row(engine="ddp"),
+    "fsdp": Row(engine="fsdp"),
+    **{f"zero{stage}": Row(engine="deepspeed", stage=stage) for stage in range(4)},
+}
 
 
 # -- what is trained -----------------------------------------------------------------------
@@ -438,3 +447,19 @@ def update_error(found: dict[str, Tensor], reference: dict[str, Tensor], case: C
             off += float((ours - theirs).square().sum())
             moved += float((theirs - start.detach().double()).square().sum())
     return (off / moved) ** 0.5
+
+
+class Poisoned(SmoothObjective):
+    """NaN in one network's loss, on this rank."""
+
+    def __init__(self, case: Case, part: str) -> None:
+        super().__init__(case)
+        self.part = part
+
+    def reconstruction(self, fake: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, terms = super().reconstruction(fake, batch)
+        return loss * (math.nan if self.part == "generator" else 1.0), terms
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor, weight: Tensor) -> Tensor:
+        loss = super().discriminator(real_logits, fake_logits, weight)
+        return loss * (math.nan if self.part == "discriminator" else 1.0)

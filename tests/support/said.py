@@ -1,9 +1,9 @@
-"""What the package's loggers say."""
+"""What the package's loggers and errors say."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -30,3 +30,11 @@ def said() -> Iterator[list[str]]:
     finally:
         package.setLevel(level)
         package.removeHandler(kept)
+
+
+def assert_names(error: object, parts: Iterable[str]) -> None:
+    """An error of one line that holds each of `parts`."""
+    text = str(error)
+    assert "\n" not in text
+    missing = [part for part in parts if part not in text]
+    assert not missing, text

@@ -17,6 +17,7 @@ import torch
 from neuropbr_dist.checkpoint import open_newest
 from tests.support.forked import Ended, Launch
 from tests.support.material_files import write_cameras_of, write_set
+from tests.support.tiny import FIELDS, set_words
 
 SINGLE_PROCESS_SAVES = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 SIZE = 32
@@ -24,13 +25,7 @@ SETTINGS = {
     "data.num_workers": 0,
     "data.drop_views": 0.5,
     "data.camera_jitter": 0.008,
-    "model.encoder_type": "unet",
-    "model.encoder_channels": [8, 16],
-    "model.transformer_dim": 16,
-    "model.transformer_num_heads": 2,
-    "model.transformer_depth": 1,
-    "model.discriminator_n_layers": 2,
-    "model.discriminator_ndf": 4,
+    **FIELDS,
     "optimizer.g_lr": 1e-3,
     "optimizer.scheduler_warmup_epochs": 1,
     "training.batch_size": 2,
@@ -41,6 +36,11 @@ SETTINGS = {
     "training.use_tensorboard": False,
 }
 """Five training samples in batches of two: epochs end inside batches."""
+PER_STEP = {name: value for name, value in SETTINGS.items() if name != "training.global_batch_size"}
+TINY = [
+    "--config", "demo", "--device", "cpu", *set_words({"data.image_size": SIZE} | PER_STEP),
+]  # fmt: skip
+"""Words of a benchmark: the same on the built-in set, a step as large as its micro-batch."""
 
 
 def start(
@@ -69,8 +69,7 @@ def resume(folder: Path, *words: str, world: int = 1) -> Ended:
 def tiny_words(**settings: Any) -> list[str]:
     renders, maps = tiny_set()
     chosen = SETTINGS | {name.replace("__", "."): value for name, value in settings.items()}
-    sets = [word for name, value in chosen.items() for word in ("--set", f"{name}={json.dumps(value)}")]
-    return ["--input-dir", str(renders), "--output-dir", str(maps), "--device", "cpu", *sets]
+    return ["--input-dir", str(renders), "--output-dir", str(maps), "--device", "cpu", *set_words(chosen)]
 
 
 @cache
@@ -165,3 +164,28 @@ def assert_same_run(one: Path, other: Path) -> None:
     x.pop("lives"), y.pop("lives")
     assert x == y
     assert metrics(one) == metrics(other)
+
+
+def differing(one: Path, other: Path) -> dict[str, float]:
+    """Name -> largest difference over the lines, relative above 1."""
+    a, b = metrics(one), metrics(other)
+    assert [line.keys() for line in a] == [line.keys() for line in b]
+    found: dict[str, float] = {}
+    for x, y in zip(a, b, strict=True):
+        for name in x:
+            off = abs(x[name] - y[name]) / max(1, abs(x[name]))
+            found[name] = max(off, found.get(name, 0))
+    return found
+
+
+def assert_same_metrics(one: Path, other: Path) -> None:
+    """To float32's noise, where `optimizer.eps` isn't tiny."""
+    found = differing(one, other)
+    # Counts over thresholds and histogram bins may move by a pixel of 1024.
+    counted = ("normal_angle_median", "normal_angle_p95", "normal_angle_under")
+    off = {
+        name: value
+        for name, value in found.items()
+        if value > 1e-5 and not name.startswith(tuple(f"val/{count}" for count in counted))
+    }
+    assert not off and len(found) > 30

@@ -17,6 +17,7 @@ from neuropbr_dist.commands.train import run as train
 from neuropbr_dist.config import TrainConfig, from_yaml
 from neuropbr_dist.models import Generator
 from tests.support.material_files import write_set
+from tests.support.tiny import FIELDS, set_words
 
 SIZE = 32
 METADATA = {f"sample_{i:04d}": f"material_{i}" for i in range(6)}
@@ -25,14 +26,10 @@ SETTINGS = {
     "data.num_workers": 0,
     "transform.mean": [0.4, 0.5, 0.6],
     "transform.std": [0.2, 0.25, 0.3],
+    **FIELDS,
     "model.encoder_channels": [8, 16, 32],
     "model.encoder_norm": "batch",
     "model.norm": "batch",
-    "model.transformer_dim": 32,
-    "model.transformer_num_heads": 2,
-    "model.transformer_depth": 1,
-    "model.discriminator_n_layers": 2,
-    "model.discriminator_ndf": 4,
     "training.batch_size": 5,
     "training.global_batch_size": 5,  # of six samples one is held out: a step an epoch
     "training.gan_start_epoch": 0,
@@ -48,10 +45,22 @@ def trained_run() -> tuple[Path, Path, Path]:
     root = Path(mkdtemp(prefix="neuropbr-test-"))
     atexit.register(shutil.rmtree, root)
     renders, maps = write_set(root, METADATA, size=SIZE)
-    settings = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
     folders = ["--input-dir", str(renders), "--output-dir", str(maps), "--checkpoint-dir", str(root / "run")]
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    train(["--config", "demo", "--device", "cpu", "--engine", "single", "--epochs", "2", *folders, *settings])
+    train(
+        [
+            "--config",
+            "demo",
+            "--device",
+            "cpu",
+            "--engine",
+            "single",
+            "--epochs",
+            "2",
+            *folders,
+            *set_words(SETTINGS),
+        ]
+    )
     for number, handler in handlers.items():  # Ctrl-C belongs to pytest again
         signal.signal(number, handler)
     return root / "run", renders, maps
@@ -77,3 +86,9 @@ def normalised(views: torch.Tensor, config: TrainConfig) -> torch.Tensor:
     """uint8 (..., 3, H, W) -> what the generator is trained on."""
     mean, std = torch.tensor(config.transform.mean), torch.tensor(config.transform.std)
     return (views / 255 - mean[:, None, None]) / std[:, None, None]
+
+
+def some_views(size: int = SIZE) -> torch.Tensor:
+    """(3, 3, size, size) uint8, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
