@@ -57,7 +57,7 @@ def test_as_they_are_photos_do_not_lie_on_each_other(phone, tmp_path, capsys):
     first, second, _ = views(tmp_path)
     assert alike(first, second) < 0.5
     middle = Image.open(phone / "IMG_0.jpg").transpose(Image.Transpose.ROTATE_270).crop((0, 60, 360, 420))
-    assert alike(first, np.asarray(middle.resize((32, 32), Image.Resampling.BOX), float)) > 0.98
+    assert alike(first, np.asarray(middle.resize((32, 32), Image.Resampling.BOX), float)) > 0.9
 
 
 def test_one_photo_is_enough(phone, tmp_path, capsys):
