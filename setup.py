@@ -45,6 +45,8 @@ setup(
         "import": ["OpenEXR>=3.3", "tifffile>=2024.1", "imagecodecs>=2024.1"],
         # MatSynth: local parquet files, or its stream from the hub.
         "matsynth": ["pyarrow>=16", "datasets>=3"],
+        # Features and resampling for `infer --input-dir PHOTOS`; HEIC, as iPhones write it.
+        "photos": ["opencv-python-headless>=4.10", "pillow-heif>=0.18"],
         # Features and resampling for `data register`, and for `data verify` of sets with cameras.
         "register": ["opencv-python-headless>=4.10"],
         # LPIPS in validation and of `infer --split`; it also needs AlexNet's ImageNet weights, which torchvision fetches.
@@ -56,6 +58,7 @@ setup(
             "mypy>=1.13",
             "opencv-python-headless>=4.10",
             "OpenEXR>=3.3",
+            "pillow-heif>=0.18",
             "pyarrow>=16",
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -28,6 +28,7 @@ COMMANDS = Table(
         "gallery": ("benchmarks.gallery", "the README's picture of held-out materials"),
         "plane": ("benchmarks.plane", "views as they are beside views rectified by their cameras"),
         "register": ("benchmarks.register", "cameras that data register finds, beside the true ones"),
+        "photos": ("benchmarks.photos", "photos of built-in materials beside their true cameras"),
         "upstream": ("benchmarks.upstream", "converted checkpoints against upstream's own classes"),
         "plan": ("benchmarks.plan", "hours and memory of a run, stage by stage, before it is started"),
         "cost-model": ("benchmarks.cost_model", "the tables of docs/scaling.md, by formula"),

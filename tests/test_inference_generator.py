@@ -9,7 +9,7 @@ from neuropbr_dist.checkpoint.weights import read_weights
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
 from neuropbr_dist.inference.generator import build
-from neuropbr_dist.inference.inputs import _as_counted, _place
+from neuropbr_dist.inference.samples import _as_counted, _place
 from tests.support.damage import Payload, flip_a_byte
 from tests.support.said import said
 from tests.support.trained_run import normalised, reference, some_views, trained_run

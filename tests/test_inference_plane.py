@@ -103,7 +103,9 @@ def test_own_renders_with_their_cameras(tmp_path, capsys):
     renders = tmp_path / "mine"
     for i in range(2):
         shutil.copytree(tiny_set()[0] / "clean" / f"sample_000{i}", renders / f"sample_000{i}")
-    with pytest.raises(UserError, match=r"mine/cameras\.json: missing; the model rectifies views"):
+    with pytest.raises(
+        UserError, match=r"0\.png: 32 x 32 px; a photo has 64 px or more"
+    ):  # no cameras: photos
         infer_to(tmp_path / "out", "--checkpoint", whole_run(), "--input-dir", renders)
     content = json.loads((tiny_set()[0] / "cameras.json").read_text())
     named = content["samples"]

@@ -24,7 +24,8 @@ from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
 from neuropbr_dist.inference.pictures import maps_to_16_bit
-from neuropbr_dist.inference.run import Request, SetSamples, subjects
+from neuropbr_dist.inference.run import Request, open_inputs
+from neuropbr_dist.inference.samples import OpenedSet, SetPlace, SetSamples
 from neuropbr_dist.monitor import maps_to_images
 from tests.support.forked import call
 from tests.support.material_files import save, write_set, write_views
@@ -199,7 +200,7 @@ def test_folder_of_folders_skips_its_own_results(run, tmp_path):
 def test_results_among_renders_are_refused(run, tmp_path):
     for name in ("brass", "oak"):
         write_views(tmp_path / name, SIZE, np.random.default_rng(len(name)))
-    with pytest.raises(UserError, match=r"--out-dir .*oak: holds three PNG renders itself"):
+    with pytest.raises(UserError, match=r"--out-dir .*oak: holds pictures of a material itself"):
         infer_to(tmp_path / "oak", "--checkpoint", run, "--input-dir", tmp_path)
 
 
@@ -323,17 +324,15 @@ def test_demo_takes_no_words(monkeypatch, words, code):
 
 
 def test_run_on_built_in_materials(run, tmp_path, monkeypatch, capsys):
-    from neuropbr_dist.inference.inputs import open_subjects
-
     config = load_generator(run).config
     config.data.input_dir = config.data.output_dir = None
     config.data.builtin_count, config.data.builtin_cache = 2, str(tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
-    (subject,) = open_subjects(config, 1, "all", 32)
+    (subject,) = OpenedSet(config, SetSamples(index=1)).subjects()
     assert subject.views.shape == (3, 3, 32, 32) and subject.maps.shape == (8, 32, 32)
     assert "built-in materials: clean/sample_0001" in subject.label
     with pytest.raises(UserError, match="name both"):
-        list(open_subjects(config, 1, "all", 32, input_dir="renders"))
+        OpenedSet(config, SetSamples(place=SetPlace(input_dir="renders")))
 
 
 def test_a_saved_cache_is_made_where_the_command_says(run, tmp_path):
@@ -344,10 +343,10 @@ def test_a_saved_cache_is_made_where_the_command_says(run, tmp_path):
     with pytest.raises(
         UserError, match=r"--checkpoint run: the saved run keeps .*--set data\.builtin_cache="
     ):
-        next(subjects(request, model))
+        open_inputs(request, model)
     assert not (tmp_path / "cache").exists()
     said = Overrides().with_field("data.builtin_cache", str(tmp_path / "cache"))
-    assert next(subjects(replace(request, overrides=said), model))[0].title
+    assert next(open_inputs(replace(request, overrides=said), model).subjects()).title
 
 
 def test_data_generate_and_verify(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""`neuropbr infer`: maps from renders."""
+"""`neuropbr infer`: maps from renders and photos."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neuropbr_dist.errors import UserError
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of `neuropbr infer`."""
-    p = new_parser("Three rendered views of a material in, its four PBR maps out.", prog)
+    p = new_parser("Pictures of a material in, its four PBR maps out.", prog)
     p.add_argument(
         "--checkpoint", type=named, required=True, metavar="PATH",
         help="a run's folder (newest good checkpoint), a checkpoint, or a file of launch/export.py",
@@ -31,7 +31,15 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--input-dir", metavar="DIR",
-        help="exactly three PNG renders, sorted alphabetically; or a folder of such folders",
+        help="one to three photos (PNG, JPEG, HEIC), or three PNG renders, sorted alphabetically; or a folder of such folders",
+    )  # fmt: skip
+    p.add_argument(
+        "--cameras", metavar="auto|none|FILE",
+        help="of --input-dir: auto registers photos to each other and finds the plane that they show, none takes each as "
+        "it is, FILE holds them (default: DIR/cameras.json, else auto)",
+    )  # fmt: skip
+    p.add_argument(
+        "--reference", type=int, metavar="N", help="photo of --input-dir that says where up is, from 0 (default: the first)"
     )  # fmt: skip
     p.add_argument(
         "--out-dir", default="inference_outputs", metavar="DIR",
@@ -51,7 +59,8 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     p.add_argument("--data-output-dir", metavar="DIR", help="where their true maps lie now")
     p.add_argument(
         "--size", type=native_or_side, metavar="native|N",
-        help="side in pixels that views are resized to (default: the run's); short for --set data.image_size=N",
+        help="side in pixels that views are resized to (default: the run's; for photos no more than they show); short for "
+        "--set data.image_size=N",
     )  # fmt: skip
     add_set(p, "data.FIELD=VALUE", "a field of the run's data; repeatable")
     p.add_argument("--device", default="auto", help="auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps, cpu")
@@ -109,6 +118,11 @@ def check_idle_flags(args: argparse.Namespace) -> None:
             raise UserError(
                 f"--{name.replace('_', '-')} is about --sample-idx; leave it out with --input-dir"
             )
+    for name in ("cameras", "reference"):
+        if args.input_dir is None and getattr(args, name) is not None:
+            raise UserError(f"--{name} is about --input-dir; leave it out, or name photos")
+    if args.reference is not None and args.cameras not in (None, "auto"):
+        raise UserError(f"--reference is about --cameras auto; leave it out with --cameras {args.cameras}")
     if args.data is not None and (args.data_input_dir or args.data_output_dir):
         raise UserError("--data names a packed set, --data-input-dir PNG files; name one or the other")
     if args.materials is not None and (args.data or args.data_input_dir or args.data_output_dir):
@@ -134,22 +148,25 @@ def chosen(args: argparse.Namespace) -> int | str:
 
 @entry
 def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Predict a sample, or one or more triples of renders, and write what comes out."""
+    """Predict a sample, or pictures of one's own, and write what comes out."""
     args = parser(prog).parse_args(argv)
     check_idle_flags(args)
     overrides = assigned(args.set, "data.")
     if args.size is not None:
         overrides = overrides.with_size(None if args.size == "native" else args.size)
-    from neuropbr_dist.inference.run import Renders, Request, SetSamples, infer
+    from neuropbr_dist.inference.own import Own
+    from neuropbr_dist.inference.run import Request, infer
+    from neuropbr_dist.inference.samples import SetPlace, SetSamples
 
-    source: Renders | SetSamples
+    source: Own | SetSamples
     if args.input_dir is not None:
-        source = Renders(Path(args.input_dir))
+        source = Own(Path(args.input_dir), args.cameras, args.reference)
     else:
-        source = SetSamples(
-            index=chosen(args), part=args.split or "all", packed_dir=args.data,
-            materials_dir=args.materials, input_dir=args.data_input_dir, output_dir=args.data_output_dir,
+        place = SetPlace(
+            packed_dir=args.data, materials_dir=args.materials,
+            input_dir=args.data_input_dir, output_dir=args.data_output_dir,
         )  # fmt: skip
+        source = SetSamples(index=chosen(args), part=args.split or "all", place=place)
     infer(
         Request(
             checkpoint=args.checkpoint, source=source, out_dir=Path(args.out_dir), overrides=overrides,

@@ -138,5 +138,14 @@ def demo() -> TrainConfig:
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     preset.__name__: preset
-    for preset in (default, quick_test, lightweight, high_quality, fast_iteration, normal_focused, recipe, demo)
+    for preset in (
+        default,
+        quick_test,
+        lightweight,
+        high_quality,
+        fast_iteration,
+        normal_focused,
+        recipe,
+        demo,
+    )
 }

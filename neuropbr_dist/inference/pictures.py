@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neuropbr_dist.data.files.png import encoded
 from neuropbr_dist.files import write_bytes, writing
-from neuropbr_dist.inference.inputs import Subject
+from neuropbr_dist.inference.subject import Subject
 from neuropbr_dist.materials.channels import MAP_SLICES, as_stored
 from neuropbr_dist.materials.decoding import decode_maps
 from neuropbr_dist.monitor import comparison, maps_to_images, save_png, take_look

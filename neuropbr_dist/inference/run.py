@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,21 +19,16 @@ from neuropbr_dist.data.builtin.cache import refuse_unasked_cache
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.figures import Figures, measured, table
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
-from neuropbr_dist.inference.inputs import (
-    Part,
-    Subject,
-    cameras_of_triples,
-    find_triples,
-    mean_of_training,
-    open_subjects,
-    open_triple,
-)
+from neuropbr_dist.inference.own import Own, Wanted, open_own
 from neuropbr_dist.inference.pictures import write_pictures
 from neuropbr_dist.inference.predict import predict, resolve_precision
 from neuropbr_dist.inference.relight import NAME as ANIMATION
 from neuropbr_dist.inference.relight import write_animation
+from neuropbr_dist.inference.samples import OpenedSet, SetSamples
+from neuropbr_dist.inference.subject import Subject
 from neuropbr_dist.logs import to_console
 from neuropbr_dist.materials.decoding import decode_maps
+from neuropbr_dist.models import size_multiple
 from neuropbr_dist.objectives import MetricSums
 from neuropbr_dist.objectives.perceptual import load_perceptual
 from neuropbr_dist.parallel.strips import share_rows, strip_of
@@ -41,32 +36,8 @@ from neuropbr_dist.strip import Strip
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class SetSamples:
-    """Samples of a data set with their true maps: of the run's own set, or of one that is named.
-
-    Args:
-        index: a sample's place, its name, or `all`.
-        part: what `index` counts in: all samples by name, or one side of the run's split.
-        packed_dir: a packed set.
-        materials_dir: materials alone, whose views are rendered.
-        input_dir, output_dir: where the run's renders and maps lie now, or another set's.
-    """
-
-    index: int | str = 0
-    part: Part = "all"
-    packed_dir: str | None = None
-    materials_dir: str | None = None
-    input_dir: str | None = None
-    output_dir: str | None = None
-
-
-@dataclass(frozen=True)
-class Renders:
-    """A folder with three PNG renders, or with such folders."""
-
-    folder: Path
+GATHER_MINUTES = 30.0
+"""Limit on a wait for another rank: the first writes files and compares meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +59,7 @@ class Request:
     """
 
     checkpoint: str
-    source: SetSamples | Renders
+    source: SetSamples | Own
     out_dir: Path
     overrides: Overrides = field(default_factory=Overrides)
     device: str = "auto"
@@ -100,9 +71,10 @@ class Request:
     relight: bool = False
     sample_ranks: int = 1
 
-
-GATHER_MINUTES = 30.0
-"""Limit on a wait for another rank: the first writes files and compares meanwhile."""
+    @property
+    def wants_all(self) -> bool:
+        """Whether a whole set, or a side of it, is wanted."""
+        return isinstance(self.source, SetSamples) and self.source.index == "all"
 
 
 def infer(request: Request) -> None:
@@ -151,8 +123,9 @@ def predict_all(request: Request, device: torch.device, strip: Strip | None) -> 
         f"Generator of {model.origin} (step {model.step}{kind}): {parameters / 1e6:.1f} M, {where}, {precision}"
     )
     perceptual = load_perceptual(device)
-    figures = Figures(*compared_with(r, model))
-    for group in batched(subjects(r, model), r.batch_size):
+    opened = open_inputs(r, model)
+    figures = Figures(*opened.mean()) if isinstance(opened, OpenedSet) and r.wants_all else Figures()
+    for group in batched(subjects(r, opened), r.batch_size):
         views = torch.stack([subject.views for subject, _ in group])
         known = [subject.cameras for subject, _ in group if subject.cameras is not None]
         cameras = torch.stack(known) if known else None
@@ -174,14 +147,17 @@ def predict_all(request: Request, device: torch.device, strip: Strip | None) -> 
         log.info(f"Wrote {', '.join(figures.write(r.out_dir, title))} to {r.out_dir}")
 
 
-def compared_with(request: Request, model: InferenceGenerator) -> tuple[Tensor | None, str]:
-    """Return mean maps to compare a whole set's predictions with, and whose; None for anything else."""
-    source = request.source
-    if not isinstance(source, SetSamples) or source.index != "all":
-        return None, ""
+def open_inputs(request: Request, model: InferenceGenerator) -> OpenedSet | Wanted:
+    """Return the opened set; for pictures of one's own what the model takes.
+
+    Raises:
+        UserError: there is no such set.
+    """
     cfg = configured(request, model)
-    folders = source.input_dir, source.output_dir, source.packed_dir, source.materials_dir
-    return mean_of_training(cfg, cfg.data.image_size, *folders)
+    if isinstance(request.source, SetSamples):
+        return OpenedSet(cfg, request.source)
+    said = "data.image_size" in request.overrides.named()
+    return Wanted(model.on_plane, cfg.data, size_multiple(cfg.model), said)
 
 
 def configured(request: Request, model: InferenceGenerator) -> TrainConfig:
@@ -228,6 +204,8 @@ def show(
         step: of the checkpoint.
     """
     log.info(f"{subject.label}, {subject.views.shape[-1]} px")
+    for remark in subject.remarks:
+        log.info(remark)
     if good is not None:
         log.info(table(good.result()))
     files = write_pictures(folder, subject, seen, pred, bits=bits, title=f"{subject.title}, step {step}")
@@ -258,22 +236,11 @@ def placed(out: Path, name: str) -> Path:
     return Path(str(out).replace("{name}", name))
 
 
-def subjects(request: Request, model: InferenceGenerator) -> Iterator[Placed]:
+def subjects(request: Request, opened: OpenedSet | Wanted) -> Iterator[Placed]:
     """Yield what to predict, one at a time, and the folder for each."""
     source, out = request.source, request.out_dir
-    cfg = configured(request, model)
-    size = cfg.data.image_size
-    if isinstance(source, SetSamples):
-        folders = source.input_dir, source.output_dir, source.packed_dir, source.materials_dir
-        for subject in open_subjects(cfg, source.index, source.part, size, *folders):
-            yield subject, out / subject.name if source.index == "all" else placed(out, subject.name)
-        return
-    renders = source.folder
-    if renders.resolve() == out.resolve():
-        raise UserError(f"--out-dir {out}: the same as --input-dir; name another folder")
-    triples = find_triples(renders, skip=out)
-    cameras: Sequence[Tensor | None] = [None] * len(triples)
-    if model.on_plane:
-        cameras = cameras_of_triples(renders, triples, cfg.data)
-    for triple, known in zip(triples, cameras, strict=True):
-        yield open_triple(triple, size, known), out if triples == [renders] else out / triple.name
+    if isinstance(opened, OpenedSet):
+        for subject in opened.subjects():
+            yield subject, out / subject.name if request.wants_all else placed(out, subject.name)
+    elif isinstance(source, Own):
+        yield from open_own(source, opened, out)

@@ -70,7 +70,9 @@ def _examples(page: Path) -> Iterator[Example]:
             continue
         for code in re.findall(r"`([^`]+)`", line):
             if code.split()[0] in PROGRAMS and len(code.split()) > 1:
-                yield Example(place, code, next((m for start, m in INLINE.items() if code.startswith(start)), None))
+                yield Example(
+                    place, code, next((m for start, m in INLINE.items() if code.startswith(start)), None)
+                )
 
 
 def _block(lines: Iterator[tuple[int, str]]) -> list[str]:

@@ -50,7 +50,7 @@ def poses(
     if len(matches.view) < 4:
         return
     known: list[Array] = []
-    for group in _groups(matches, wrap, bounds, focal):
+    for group in groups_of(matches, wrap, bounds, focal):
         pose = _best_of_group(matches, group, focal, bounds, rng)
         if pose is None or any(_same(_corners(pose), other, wrap) for other in known):
             continue
@@ -59,7 +59,7 @@ def poses(
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """A match, and those that go with it."""
 
     seed: int
@@ -70,8 +70,8 @@ class _Group:
     """(N, 2) their points on the plane, in the repeat that goes with the seed's."""
 
 
-def _groups(matches: Matches, wrap: bool, bounds: Bounds, focal: float) -> Iterator[_Group]:
-    """Groups of matches that go together, those of most quality first."""
+def groups_of(matches: Matches, wrap: bool, bounds: Bounds, focal: float) -> Iterator[Group]:
+    """Yield groups of matches that go together, those of most quality first."""
     closest, farthest = focal / bounds.distance[1], focal / bounds.distance[0]
     possible = (matches.scale > closest / 1.8) & (matches.scale < farthest * 1.8)
     order = np.argsort(-np.where(possible, matches.quality, -1), kind="stable")[:_SEEDS]
@@ -82,7 +82,7 @@ def _groups(matches: Matches, wrap: bool, bounds: Bounds, focal: float) -> Itera
             yield group
 
 
-def _group(matches: Matches, i: int, wrap: bool) -> _Group:
+def _group(matches: Matches, i: int, wrap: bool) -> Group:
     """Which matches go with match i, and where their points are if i's point is where the map has it."""
     turned = np.abs((matches.turn - matches.turn[i] + np.pi) % (2 * np.pi) - np.pi)
     grown = np.abs(np.log(matches.scale / matches.scale[i]))
@@ -96,11 +96,11 @@ def _group(matches: Matches, i: int, wrap: bool) -> _Group:
     near = np.linalg.norm(apart, axis=1) < slack
     followers = alike[near]
     places = matches.plane[i] + away[near] + apart[near]
-    return _Group(int(np.flatnonzero(followers == i)[0]), followers, places)
+    return Group(int(np.flatnonzero(followers == i)[0]), followers, places)
 
 
 def _best_of_group(
-    matches: Matches, group: _Group, focal: float, bounds: Bounds, rng: np.random.Generator
+    matches: Matches, group: Group, focal: float, bounds: Bounds, rng: np.random.Generator
 ) -> Pose | None:
     """The pose that most of a group agree on; draws end when a better one is unlikely."""
     quality = matches.quality[group.followers].astype(np.float64).clip(1e-3)

@@ -76,10 +76,16 @@ def view_features(view: ViewPyramid) -> Features:
     return detect(reduced(view.gray, SIDE))
 
 
-def detect(plane: Array) -> Features:
-    """Return the SIFT features of a plane with values up to 255, made independent of local brightness and contrast."""
+def detect(plane: Array, most: int = _MOST) -> Features:
+    """Return the SIFT features of a plane with values up to 255, made independent of local brightness and contrast.
+
+    Of a plane that isn't square, points and scales are in parts of its height.
+
+    Args:
+        most: the strongest so many are kept.
+    """
     side = plane.shape[0]
-    sift = cv2.SIFT.create(nfeatures=_MOST, contrastThreshold=_CONTRAST, edgeThreshold=_EDGE)
+    sift = cv2.SIFT.create(nfeatures=most, contrastThreshold=_CONTRAST, edgeThreshold=_EDGE)
     points, descriptors = sift.detectAndCompute(_equalised(plane), None)
     if descriptors is None:
         return Features(*(np.zeros(shape, np.float32) for shape in ((0, 2), 0, 0, (0, 128))))

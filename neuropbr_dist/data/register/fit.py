@@ -21,8 +21,9 @@ BLOCKS = {64: 4, 128: 4, 256: 8}
 """Blocks along each side of a window, by its side: enough of them for light that changes over the picture, and for
 metals, whose look is no weighted sum of anything for long; not so many that they explain noise."""
 _MOST_BLOCKS = 16
-_PIXELS_A_DATUM = 12.0  # normalised pictures are smooth: so many neighbouring pixels count as one observation
-_RIDGE = 2 * _PIXELS_A_DATUM
+PIXELS_A_DATUM = 12.0
+"""Normalised pictures are smooth: so many neighbouring pixels count as one observation."""
+_RIDGE = 2 * PIXELS_A_DATUM
 _NEAREST = 1e-3  # points closer to the camera's plane than this, in tiles, count as behind it
 _LEAST_SEEN = 0.1  # share of the window
 _LONGEST_STEP = 0.1
@@ -45,7 +46,7 @@ class Explained:
     @property
     def correlation(self) -> float:
         """Multiple correlation, adjusted for the number of weights: 1 at best, about 0 or less by chance."""
-        data, parameters = self.seen / _PIXELS_A_DATUM, 0.5 * self.weights.size
+        data, parameters = self.seen / PIXELS_A_DATUM, 0.5 * self.weights.size
         if self.total <= 0 or data <= parameters + 1:
             return 0.0
         share = 1 - self.left / self.total * data / (data - parameters)
