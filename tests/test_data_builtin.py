@@ -284,6 +284,9 @@ def test_cache_filled_by_two_processes_at_once(tmp_path):
 def test_default_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert tmp_path / "neuropbr_dist" in BuiltinCache(None, 0, 16).folder.parents
+    for ignored in ("", "not/absolute"):  # by the XDG base directory specification
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert Path.home() / ".cache" / "neuropbr_dist" in BuiltinCache(None, 0, 16).folder.parents
 
 
 @pytest.mark.multiprocess
