@@ -59,14 +59,14 @@ class ReplicatedNetwork(ClippedNetwork):
         self.replay, self.recorded = None, ()  # gives the memory of earlier graphs back
         if shape is None:
             return
+        # Gradients are added up on the stream of the recording; autograd orders the two, and would warn of it once.
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         x = torch.zeros(shape, device=self.device)
         # A weight that is cast once for several passes would be cast outside of the graphs.
         with torch.autocast(
             self.device.type, self.dtype, enabled=self.dtype is not None, cache_enabled=False
         ):
             torch.cuda.make_graphed_callables(self.module, (x,))
-        # Gradients are added up on the stream of the recording; autograd orders the two, and would warn of it once.
-        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         self.replay, self.recorded = self.module.forward, shape
         del (
             self.module.forward

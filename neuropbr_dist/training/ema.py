@@ -6,6 +6,7 @@ Kept over the float32 masters where they lie: a rank averages the pieces it hold
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,15 +41,22 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, result: StepResult) -> None:
-        """Follow one optimizer step; one that was skipped doesn't count. No host sync on masters that lie on the device."""
+        """Follow one optimizer step; one that was skipped doesn't count. No host sync on masters that lie on the device.
+
+        Three launches for all tensors of a device: one each would keep the host busy for as long as a small step's
+        kernels run.
+        """
         weight = torch.isfinite(result.grad_norm) * (1.0 - self.decay)
-        on_device: dict[torch.device, Tensor] = {}
+        by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for average, master in self._pairs():
-            if average.device not in on_device:
-                # A copy to the host that isn't waited for would be read too early (offloaded masters).
-                ahead = average.device.type != "cpu"
-                on_device[average.device] = weight.to(average.device, average.dtype, non_blocking=ahead)
-            average.lerp_(master, on_device[average.device])
+            by_device[average.device].append((average, master))
+        for device, pairs in by_device.items():
+            averages, masters = [average for average, _ in pairs], [master for _, master in pairs]
+            # A copy to the host that isn't waited for would be read too early (offloaded masters).
+            on_device = weight.to(device, averages[0].dtype, non_blocking=device.type != "cpu")
+            steps = torch._foreach_sub(masters, averages)
+            torch._foreach_mul_(steps, on_device)
+            torch._foreach_add_(averages, steps)
 
     @torch.no_grad()
     def restart(self) -> None:

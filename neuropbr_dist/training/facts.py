@@ -143,12 +143,19 @@ def describe(run: StagedRun, stage: RunStage, whole: bool = True) -> None:
     log.info(
         f"Engine: {setup.engine} on {env.world_size} x {setup.device.type} ({env.launcher} launcher), "
         f"{setup.precision}, {setup.recompute}, torch.compile {setup.compile}"
-        f"{', CUDA graphs' if setup.replays else ''}{attention_name(setup)}"
+        f"{graphs(setup)}{attention_name(setup)}"
     )
     log.info(
         f"Batch: {t.global_batch_size} = up to {setup.micro.per_step} x {setup.micro.size} on "
         f"{env.world_size} rank(s); run folder {t.checkpoint_dir}"
     )
+
+
+def graphs(setup: Setup) -> str:
+    """Return `CUDA graphs`, or why there are none on a GPU; for the line of the engine."""
+    if setup.replays:
+        return ", CUDA graphs"
+    return "" if setup.device.type != "cuda" else f", no CUDA graphs ({setup.graphs_why_not})"
 
 
 def attention_name(setup: Setup) -> str:

@@ -30,8 +30,8 @@ from neuropbr_dist.parallel import Adam, NetworkSetup
 from neuropbr_dist.training.estimate import Need, choose_plan, count_parameters
 from neuropbr_dist.training.memory import recompute_patterns
 
-MOST_PIXELS_REPLAYED = 2**20
-"""In a micro-batch: with more, kernels take longer than it takes to launch them."""
+MOST_PIXELS_REPLAYED = 2**21
+"""In a micro-batch: with more, kernels take far longer than it takes to launch them, and a recording's memory is kept."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
 
@@ -82,6 +82,8 @@ class Setup:
     """The memory plan: fast, balanced or low."""
     memory_why: str
     """Why this one, where `training.memory` leaves it open; else empty."""
+    graphs_why_not: str | None
+    """Why the generator's passes are not CUDA graphs; None where they are."""
 
     @property
     def engine(self) -> str:
@@ -151,12 +153,13 @@ def set_up(
         part: replace(net, recompute=recompute_patterns(memory, t.activation_checkpointing, part))
         for part, net in spread.items()
     }
-    if replayable(cfg, networks["generator"], micro, samples.side, device):
+    graphs_why_not = why_not_replayed(cfg, networks["generator"], micro, samples.side, device)
+    if graphs_why_not is None:
         shape = (micro.size, VIEWS, view_channels(cfg.model), samples.side, samples.side)
         networks["generator"] = replace(networks["generator"], replayed=shape)
     return Setup(
         cfg=cfg, env=env, device=device, samples=samples, precision=precision, micro=micro,
-        networks=MappingProxyType(networks), need=need, memory=memory, memory_why=why,
+        networks=MappingProxyType(networks), need=need, memory=memory, memory_why=why, graphs_why_not=graphs_why_not,
     )  # fmt: skip
 
 
@@ -238,20 +241,27 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def replayable(
+def why_not_replayed(
     cfg: TrainConfig, net: NetworkSetup, micro: MicroBatchPlan, side: int, device: torch.device
-) -> bool:
-    """Whether the generator's passes are recorded as CUDA graphs: where they can be, and where the host is slower.
+) -> str | None:
+    """Return why the generator's passes are not recorded as CUDA graphs; None where they are.
 
     A second micro-batch's gradients would overwrite the first's, random numbers and batch statistics would be those
     of the recording, and recomputation asks for the generator's state on the host.
     """
     batch_norm = {"batch", "sync_batch"} & {cfg.model.norm, cfg.model.encoder_norm}
-    can_be = net.engine == "single" and not (
-        net.recompute or micro.per_step > 1 or has_dropout(cfg.model) or batch_norm
-    )
-    wanted = cfg.training.cuda_graphs == "auto" and micro.size * side**2 <= MOST_PIXELS_REPLAYED
-    return can_be and wanted and device.type == "cuda"
+    obstacles = {
+        f"the device is {device.type}": device.type != "cuda",
+        "training.cuda_graphs = off": cfg.training.cuda_graphs == "off",
+        f"the engine is {net.engine}": net.engine != "single",
+        "activations are recomputed": bool(net.recompute),
+        "gradients are accumulated": micro.per_step > 1,
+        "the network has dropout": has_dropout(cfg.model),
+        "the network has batch norm": bool(batch_norm),
+        f"a micro-batch has more than {MOST_PIXELS_REPLAYED:,} pixels": micro.size * side**2
+        > MOST_PIXELS_REPLAYED,
+    }
+    return next((why for why, there in obstacles.items() if there), None)
 
 
 def has_dropout(model: ModelConfig) -> bool:
