@@ -252,12 +252,12 @@ def verification(input_dir: str, output_dir: str) -> dict[str, float]:
 # -- a large set ---------------------------------------------------------------------------
 
 
-def large_set(folder: Path) -> dict[str, float]:
-    """Opening, splitting and fingerprinting `LARGE_SET` samples, in a fresh process."""
+def large_set(folder: Path, samples: int = LARGE_SET) -> dict[str, float]:
+    """Opening, splitting and fingerprinting a set of so many `samples`, in a fresh process."""
     (folder / SHARDS).mkdir(parents=True)
     size, per_shard = 2048, 20
     entries = [
-        (f"sample_{i:07d}", "clean", f"material_{i // SAMPLES_PER_MATERIAL:06d}") for i in range(LARGE_SET)
+        (f"sample_{i:07d}", "clean", f"material_{i // SAMPLES_PER_MATERIAL:06d}") for i in range(samples)
     ]
 
     pixels = sum(side**2 for side in level_sides(size))
@@ -266,10 +266,10 @@ def large_set(folder: Path) -> dict[str, float]:
         nbytes = channels * pixels
         return Place(f"{kind:04d}-{i // per_shard:05d}.bin", i % per_shard * nbytes, nbytes, 4000, i)
 
-    views = [place(0, 9, i) for i in range(LARGE_SET)]
+    views = [place(0, 9, i) for i in range(samples)]
     names = sorted({material for _, _, material in entries})
     maps = {name: place(1, 8, i) for i, name in enumerate(names)}
-    columns = {"cameras": np.zeros((LARGE_SET, *NOT_KNOWN.shape), NOT_KNOWN.dtype)}
+    columns = {"cameras": np.zeros((samples, *NOT_KNOWN.shape), NOT_KNOWN.dtype)}
     write_index(folder, entries, views, maps, columns, sides=[size], origin="synthetic")
     for shard, nbytes in used_bytes([*views, *maps.values()]).items():  # as long as real ones, and empty
         with open(folder / SHARDS / shard, "wb") as file:

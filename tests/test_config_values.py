@@ -172,6 +172,14 @@ def test_yaml_that_is_no_configuration_is_one_short_line(name):
     assert len(str(caught.value)) < 2000
 
 
+@pytest.mark.parametrize(
+    "text", ["{a}: {{epochs: 2}}\n{a}: {{epochs: 3}}\n", "{a}: {{epochs: 2, epochs: 3}}\n"]
+)
+def test_a_key_that_stands_twice_is_named(text):
+    with pytest.raises(UserError, match=r"^here: .*'(training|epochs)' appears more than once \(line \d\)"):
+        from_yaml(text.format(a="training"), "here")
+
+
 def test_an_alias_is_allowed():
     cfg = from_yaml("optimizer:\n  g_betas: &b [0.5, 0.9]\n  d_betas: *b\n", "here")
     assert cfg.optimizer.g_betas == cfg.optimizer.d_betas == [0.5, 0.9]

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -284,6 +285,9 @@ def test_cache_filled_by_two_processes_at_once(tmp_path):
 def test_default_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert tmp_path / "neuropbr_dist" in BuiltinCache(None, 0, 16).folder.parents
+    for ignored in ("", "not/absolute"):  # by the XDG base directory specification
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert Path.home() / ".cache" / "neuropbr_dist" in BuiltinCache(None, 0, 16).folder.parents
 
 
 @pytest.mark.multiprocess

@@ -144,6 +144,7 @@ def test_gpu_outputs_are_those_of_the_cpu():
     assert (on_gpu - on_cpu).abs().max() < 1e-3  # TF32 convolutions
 
 
+@pytest.mark.drill
 def test_a_program_takes_the_cameras_numbers(tmp_path):
     program = torch.export.load(export_program(whole_run(), tmp_path / "model.pt2", SIZE)).module()
     found = read_cameras(tiny_set()[0] / "cameras.json")

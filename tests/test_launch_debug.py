@@ -92,7 +92,7 @@ def test_pictures_are_made_small_enough_for_a_cpu(tmp_path):
         "--debug", "--config", "demo", "--device", "cpu", "--checkpoint-dir", tmp_path,
         "--input-dir", renders, "--output-dir", maps, "--set", "data.image_size=null",
         "--set", "model.encoder_channels=[8, 16, 16]", "--set", "model.transformer_dim=16",
-        "--set", "model.discriminator_ndf=4",
+        "--set", "model.discriminator_ndf=4", "--set", "model.transformer_depth=1",
         "--stop-after-steps", "2",
     )  # fmt: skip
     assert ended.code == 0, ended.err

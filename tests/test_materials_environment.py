@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +52,8 @@ def test_hdr_and_exr_hold_the_same(tmp_path):
         ("a.hdr", b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 64 +X 128\n" + bytes([2, 2, 0, 128, 200]), "damaged or cut"),
         ("a.hdr", b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 64 +X 64\n" + bytes(64 * 64 * 4), "twice as wide"),
         ("a.hdr", b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 64 +X 128\n" + bytes(64 * 128 * 4), "dark above"),
+        ("a.hdr", b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 100000000 +X 200000000\n" + bytes([2, 2]), "to 16384 x 8192"),
+        ("a.hdr", b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y " + b"9" * 5000 + b" +X 8\n", "top to bottom"),
         ("a.exr", b"not at all", "can't be read"),
         ("a.png", b"", "no .hdr or .exr"),
     ],
@@ -58,6 +63,28 @@ def test_odd_files_are_named(tmp_path, name, content, words):
     with pytest.raises(UserError, match=words) as error:
         read_environments(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+def test_a_huge_exr_is_refused_by_its_header(tmp_path):
+    write_exr(tmp_path / "a.exr", room())
+    content = (tmp_path / "a.exr").read_bytes()
+    window, huge = struct.pack("<4i", 0, 0, 127, 63), struct.pack("<4i", 0, 0, 59_999, 29_999)
+    assert window in content
+    (tmp_path / "a.exr").write_bytes(content.replace(window, huge))
+    with pytest.raises(UserError, match=r"a\.exr: (60000 x 30000 px|can't be read)"):
+        read_environments(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.hdr", "a.exr"])
+@pytest.mark.parametrize(
+    "put",
+    [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")],
+    ids=["pipe", "folder", "device"],
+)
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, put, name):
+    put(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: (not a file|can't be read)"):
+        read_environments(tmp_path)
 
 
 def test_infinity_is_named(tmp_path):

@@ -57,7 +57,9 @@ def assert_settled(found: list[tuple[int, int, int]]) -> None:
     assert (ok, breaks) == (total, 0)
 
 
-@pytest.mark.parametrize(("norm", "recompute"), [("group", "selective"), ("batch", "full")])
+@pytest.mark.parametrize(
+    ("norm", "recompute"), [("group", "selective"), pytest.param("batch", "full", marks=pytest.mark.drill)]
+)
 def test_nothing_is_compiled_after_a_phases_first_step(norm, recompute):
     found = alone(replace(TINY, norm=norm), recompute)
     assert_settled(found)

@@ -20,7 +20,7 @@ from tests.support.distributed import run
 from tests.support.parity import Case, Row, differences, networks, objective, rank_batch, relative, train_row
 from tests.support.plain_loop import train_plain
 
-STEPS = 3
+STEPS = 2
 SYNC = Case(norm="sync_batch", steps=STEPS)
 
 

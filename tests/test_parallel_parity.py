@@ -35,6 +35,11 @@ CUTS = [
 ]
 
 
+CORNERS = [CUTS[0], CUTS[-1]]
+HOOKED = ("fsdp", "zero2", "zero3")
+"""Engines that act while gradients are made: what recomputation does to one micro-batch needn't be what it does to two."""
+
+
 def on(names: str, case: Case = BASIC, **changes: Any) -> list[tuple[Case, Row]]:
     return [(case, replace(ENGINES[name], **changes)) for name in names.split()]
 
@@ -50,7 +55,9 @@ def on_four(cuts: list[dict[str, Any]]) -> list[tuple[Case, Row]]:
 
 def rows() -> list[tuple[Case, Row]]:
     """By world size, so that each pool of processes is used up before the next."""
-    found = [pair for name in ENGINES for cut in CUTS for pair in on(name, **cut)]
+    found = [
+        pair for name in ENGINES for cut in (CUTS if name in HOOKED else CORNERS) for pair in on(name, **cut)
+    ]
     found += on("single fsdp zero3", recompute="selective")
     found += on("fsdp zero2 zero3", offload=True)
     found += on("zero3", persist=10_000)
@@ -62,16 +69,19 @@ def rows() -> list[tuple[Case, Row]]:
     found += on("fsdp zero2", RELIT, world=3)
     found += on("single ddp fsdp zero0 zero2 zero3", TWO_D_STEPS)
     found += on("ddp fsdp zero0 zero2 zero3", world=3)
-    found += on_four([CUTS[0], CUTS[-1]])
+    found += on_four(CORNERS)
     return sorted(found, key=lambda pair: pair[1].world)
 
 
 def long_rows() -> list[tuple[Case, Row]]:
-    """Rows of many seconds: code generation, a real ResNet, the cuts of four ranks that two ranks show as well."""
+    """Rows of many seconds: code generation, a real ResNet, the cuts that fewer ranks or other engines show as well."""
     # Accumulation makes one rank's micro-batches those of two ranks: Inductor's cache serves the others.
     found = on("single", TINY, compile=True, accumulation=2)
     found += on("ddp fsdp zero2 zero3", TINY, compile=True)
     found += on("fsdp zero2", FROZEN_RESNET) + on("zero3", FROZEN_RESNET, persist=10_000)
+    found += [
+        pair for name in ENGINES if name not in HOOKED for cut in CUTS[1:-1] for pair in on(name, **cut)
+    ]
     return found + on_four(CUTS[1:-1])
 
 

@@ -33,7 +33,7 @@ def parse_yaml(text: str, where: str) -> Any:
     """Return the value that a YAML text holds; no code runs and no alias makes it larger than it looks.
 
     Raises:
-        UserError: not YAML, or of more than `MOST_VALUES` values.
+        UserError: not YAML, of more than `MOST_VALUES` values, or a key stands twice in a mapping.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -49,15 +49,28 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return how many values a node stands for. Raises a ValueError for one that is inside itself."""
+    """Return how many values a node stands for. Raises a ValueError for one that is inside itself, or a key twice."""
     if id(node) not in known:
         known[id(node)] = 0
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
         inside = [] if isinstance(node, yaml.ScalarNode) else node.value
         parts = [part for one in inside for part in (one if isinstance(one, tuple) else (one,))]
         known[id(node)] = 1 + sum(_size(part, known) for part in parts)
     if not known[id(node)]:
         raise ValueError("a value is inside itself")
     return known[id(node)]
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Refuse a key that stands twice: PyYAML takes the last one and drops what stands under the first."""
+    seen: set[tuple[str, str]] = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        if (key.tag, key.value) in seen:
+            raise ValueError(f"{key.value!r} appears more than once (line {key.start_mark.line + 1})")
+        seen.add((key.tag, key.value))
 
 
 def shown(value: Any) -> str:

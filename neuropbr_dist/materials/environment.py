@@ -7,6 +7,7 @@ the split-sum approximation, Karis 2013), and for the irradiance at a normal. Bo
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import read_bytes, require_file
 
 ROUGHNESS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Of the stack's blurred levels; irradiance is one more."""
@@ -26,6 +28,8 @@ HEIGHT = 128
 SUFFIXES = (".hdr", ".exr")
 _BLURRED = 64  # rows of the levels that are blurred, before they are enlarged
 _SMALLEST = 32
+_LARGEST = 8192
+_SIZE = re.compile(rb"-Y (\d{1,9}) \+X (\d{1,9})")
 
 
 def read_environments(folder: str | Path) -> Tensor:
@@ -35,13 +39,16 @@ def read_environments(folder: str | Path) -> Tensor:
     What is below the horizon isn't used: the plane hides it, and its light is the plane's own.
 
     Raises:
-        UserError: the folder holds no such picture; or one that can't be read, isn't twice as wide as high, is smaller
-            than 64 x 32, holds NaN or infinity, or is dark.
+        UserError: the folder can't be read or holds no such picture; or one that can't be read, isn't twice as wide as
+            high, is smaller than 64 x 32 or larger than 16384 x 8192, holds NaN or infinity, or is dark.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of environments")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise UserError(f"{folder}: can't be read: {error.strerror}") from error
     if not paths:
         raise UserError(f"{folder}: no {' or '.join(SUFFIXES)} in it")
     return torch.stack([prefiltered(torch.from_numpy(read_panorama(path)), path) for path in paths])
@@ -54,11 +61,6 @@ def read_panorama(path: Path) -> np.ndarray:
         UserError: see `read_environments`.
     """
     pixels = read_hdr(path) if path.suffix.lower() == ".hdr" else _read_exr(path)
-    height, width = pixels.shape[:2]
-    if width != 2 * height or height < _SMALLEST:
-        raise UserError(
-            f"{path}: {width} x {height} px; latitude-longitude pictures are twice as wide as high, from 64 x 32 on"
-        )
     if not np.isfinite(pixels).all():
         raise UserError(f"{path}: holds NaN or infinity")
     return np.ascontiguousarray(np.maximum(pixels, 0).transpose(2, 0, 1), np.float32)
@@ -68,17 +70,18 @@ def read_hdr(path: Path) -> np.ndarray:
     """Return the linear RGB, float32 (H, W, 3), of a Radiance picture (Ward 1991, "Real Pixels", run-length encoded or not).
 
     Raises:
-        UserError: it is no such picture, is cut off, holds XYZ, or has other than the usual order of rows.
+        UserError: it is no such picture, is cut off, holds XYZ, or has another size or order of rows than
+            `read_environments` takes.
     """
-    content = path.read_bytes()
-    header, _, rest = content.partition(b"\n\n")
-    size, _, data = rest.partition(b"\n")
-    words = size.split()
+    header, _, rest = read_bytes(path).partition(b"\n\n")
+    line, _, data = rest.partition(b"\n")
+    size = _SIZE.fullmatch(b" ".join(line[:40].split()))
     if not header.startswith((b"#?RADIANCE", b"#?RGBE")) or b"FORMAT=32-bit_rle_rgbe" not in header:
         raise UserError(f"{path}: no Radiance picture of 32-bit_rle_rgbe")
-    if len(words) != 4 or words[0] != b"-Y" or words[2] != b"+X" or not (words[1] + words[3]).isdigit():
-        raise UserError(f"{path}: size {size[:40]!r}; rows from top to bottom (-Y H +X W) are read")
-    height, width = int(words[1]), int(words[3])
+    if not size:
+        raise UserError(f"{path}: size {line[:40]!r}; rows from top to bottom (-Y H +X W) are read")
+    height, width = int(size[1]), int(size[2])
+    _check_size(path, height, width)
     try:
         rgbe = _scanlines(memoryview(data), height, width)
     except (IndexError, ValueError) as error:
@@ -114,7 +117,17 @@ def _scanlines(data: memoryview, height: int, width: int) -> np.ndarray:
     return rows.transpose(0, 2, 1)
 
 
+def _check_size(path: Path, height: int, width: int) -> None:
+    """Refuse what is no panorama, and what a header alone makes too large for any memory."""
+    if width != 2 * height or not _SMALLEST <= height <= _LARGEST:
+        raise UserError(
+            f"{path}: {width} x {height} px; latitude-longitude pictures are twice as wide as high,"
+            f" from {2 * _SMALLEST} x {_SMALLEST} to {2 * _LARGEST} x {_LARGEST}"
+        )
+
+
 def _read_exr(path: Path) -> np.ndarray:
+    require_file(path)
     try:
         openexr = import_module("OpenEXR")
     except ImportError as error:
@@ -122,9 +135,12 @@ def _read_exr(path: Path) -> np.ndarray:
             f"{path} needs OpenEXR, which isn't installed: pip install 'neuropbr_dist[import]'"
         ) from error
     try:
+        with openexr.File(str(path), header_only=True) as file:
+            low, high = (corner.tolist() for corner in file.header()["dataWindow"])
+        _check_size(path, high[1] - low[1] + 1, high[0] - low[0] + 1)
         with openexr.File(str(path), separate_channels=True) as file:
             channels = {name.lower(): channel.pixels for name, channel in file.channels().items()}
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: can't be read: {error}") from error
     if not {"r", "g", "b"} <= channels.keys():
         raise UserError(f"{path}: channels {', '.join(channels)}; R, G, B are read")

@@ -71,7 +71,8 @@ class BuiltinCache:
 
     def __init__(self, root: str | Path | None, seed: int, size: int) -> None:
         if root is None:
-            root = Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "neuropbr_dist"
+            named = Path(os.environ.get("XDG_CACHE_HOME", ""))  # one that isn't absolute is to be ignored
+            root = (named if named.is_absolute() else home() / ".cache") / "neuropbr_dist"
         self.root, self.seed, self.size = root, seed, size
         self.folder = Path(root) / f"builtin_v{VERSION}" / f"seed_{seed}_size_{size}"
 
