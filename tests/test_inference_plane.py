@@ -14,7 +14,7 @@ from PIL import Image
 from neuropbr_dist.checkpoint import open_newest
 from neuropbr_dist.commands.export import run as export
 from neuropbr_dist.commands.infer import run as infer
-from neuropbr_dist.config import as_saved, from_yaml
+from neuropbr_dist.config import DataConfig, as_saved, from_yaml
 from neuropbr_dist.data.builtin.cache import sample_cameras
 from neuropbr_dist.data.cameras import read_cameras
 from neuropbr_dist.data.files.decode import read_views
@@ -22,9 +22,11 @@ from neuropbr_dist.data.files.layout import scan
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
 from neuropbr_dist.inference.program import export_program
+from neuropbr_dist.inference.samples import SetPlace
 from neuropbr_dist.inference.upstream import to_upstream
 from neuropbr_dist.materials.rectify import rectify
 from neuropbr_dist.models import Generator
+from tests.support.material_files import write_set
 from tests.support.train_runs import SINGLE_PROCESS_SAVES, SIZE, tiny_set, whole_run
 
 pytestmark = [SINGLE_PROCESS_SAVES, pytest.mark.multiprocess]
@@ -133,6 +135,18 @@ def test_tiles_see_what_the_whole_sees():
     whole, tiled = predict(model, views, cameras), predict(model, views, cameras, tile=48, overlap=40)
     assert whole.shape == tiled.shape == (8, 96, 96) and (whole - tiled).abs().mean() < 0.1
     torch.testing.assert_close(tiled[5:].norm(dim=0), torch.ones(96, 96))
+
+
+def test_stored_views_after_a_training_on_rendered_ones(tmp_path):
+    """What changes and lights rendered samples is training's; a set with its own views takes them as they are."""
+    renders, maps = write_set(tmp_path, {"sample_0000": "wood"}, size=16)
+    trained = DataConfig(
+        builtin=True, render="online", renders_per_epoch=3, environments_dir=str(tmp_path),
+        crop=0.3, tint=0.2, roughness_shift=0.1, mixtures=0.3,
+    )  # fmt: skip
+    found = SetPlace(input_dir=str(renders), output_dir=str(maps)).of(trained)
+    assert found.render == "stored" and found.renders_per_epoch is None and found.environments_dir is None
+    assert {found.crop, found.tint, found.roughness_shift, found.mixtures} == {0.0}
 
 
 @pytest.mark.gpu

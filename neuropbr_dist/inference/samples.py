@@ -43,7 +43,8 @@ class SetPlace:
         return self != SetPlace()
 
     def of(self, data: DataConfig) -> DataConfig:
-        """Return `data`, resolved, with the set where it lies now; each material is rendered once."""
+        """Return `data`, resolved, with the set where it lies now; each material is rendered once, and not augmented."""
+        data = replace(data, crop=0.0, tint=0.0, roughness_shift=0.0, mixtures=0.0)
         set_dirs = {
             "packed_dir": self.packed_dir, "input_dir": self.input_dir, "materials_dir": self.materials_dir
         }  # fmt: skip
@@ -51,6 +52,8 @@ class SetPlace:
             data = replace(data, **set_dirs, metadata_path=None, render="auto")  # type: ignore[arg-type]
             if self.input_dir is None:
                 data.output_dir = None
+            else:  # its views are there
+                data.environments_dir = None
         data = replace(data, output_dir=self.output_dir or data.output_dir)
         if data.render == "auto":
             data = replace(data, renders_per_epoch=None)
