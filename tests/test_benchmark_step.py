@@ -61,6 +61,8 @@ OWN = {
     "quality": ["--to", "results"],
     "plane": ["--to", "results"],
     "register": ["--builtin", "1", "--to", "results"],
+    "photos": ["--to", "results"],
+    "gallery": ["run", "maps.webp", "--samples", "a"],
     "containers": ["folder"],
     "shading": ["speed"],
     "upstream": ["clone"],

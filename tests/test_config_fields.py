@@ -20,7 +20,7 @@ POSITIVE_COUNTS = (
     "model.discriminator_ndf", "training.epochs", "training.batch_size", "training.d_steps_per_g_step",
     "training.max_skipped_steps", "training.val_every_n_epochs", "training.save_every_n_epochs",
     "training.save_latest_every_n_epochs", "training.keep_latest", "training.log_every_n_steps",
-    "training.log_images_every_n_epochs",
+    "training.log_images_every_n_epochs", "training.sample_ranks",
 )  # fmt: skip
 COUNTS = ("data.cache_mib", "optimizer.patience", "training.gan_start_epoch")
 POSITIVES = (

@@ -22,7 +22,7 @@ def infer(out: Path, *words: str | Path, world: int = 1) -> Ended:
     return Launch(given, world, program=INFER).wait()
 
 
-@pytest.mark.parametrize("model", ["batch norm", "on the plane"])
+@pytest.mark.parametrize("model", [pytest.param("batch norm", marks=pytest.mark.drill), "on the plane"])
 def test_two_ranks_share_every_picture(tmp_path, model):
     """Files, tables and what is printed; bytes of pictures may be rounded otherwise."""
     checkpoint = trained_run()[0] if model == "batch norm" else whole_run()

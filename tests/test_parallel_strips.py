@@ -180,7 +180,7 @@ def flat(found: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.drill)])
 def test_encoders(count):
     on_strips(count, encode, kind="unet", stride=1, merge="mean", masked=False)
     on_strips(count, encode, kind="unet", stride=1, merge="max_mean", masked=True)
