@@ -26,7 +26,7 @@ def some(names: Iterable[str], limit: int = 3) -> str:
 
 @contextmanager
 def running(file: Path) -> Iterator[None]:
-    """Around the execution of a user's Python file: whatever it raises, `sys.exit` included, is theirs to mend.
+    """Guard the execution of a user's Python file: whatever it raises, `sys.exit` included, is theirs to mend.
 
     Raises:
         UserError: the exception and the file's line that raised it; a `UserError` of the file's own is left as it is.

@@ -22,13 +22,14 @@ from neuropbr_dist.errors import UserError
 log = logging.getLogger(__name__)
 
 NOT_AN_ARRAY = (EOFError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)
-"""What numpy raises on a `.npy` file that is empty, cut, forged or something else: its header is a Python literal."""
+"""Errors that numpy raises on a `.npy` file that is empty, cut, forged or something else: its header is a
+Python literal."""
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp(\..*)?")
 
 
 @contextmanager
 def writing(path: Path, remedy: str = "") -> Iterator[None]:
-    """Around whatever writes `path`, or into it: what the system refuses becomes a person's to mend.
+    """Guard whatever writes `path`, or into it: what the system refuses becomes a person's to mend.
 
     Args:
         remedy: what the message ends with.
@@ -311,7 +312,7 @@ def read_json(path: str | os.PathLike, limit: int = 1 << 30) -> Any:
 
 
 def require_file(path: Path) -> None:
-    """For what a library opens itself: raise a UserError unless `path` is a regular file."""
+    """Raise a UserError unless `path` is a regular file, for what a library opens itself."""
     try:
         kind = path.stat().st_mode
     except FileNotFoundError:
@@ -323,7 +324,7 @@ def require_file(path: Path) -> None:
 
 
 def _no_link(path: str, flags: int) -> int:
-    """What lies elsewhere isn't ours to write."""
+    """Open `path` unless it is a link: what lies elsewhere isn't ours to write."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
@@ -342,12 +343,12 @@ def _name(path: Path, temporary: Path, error: OSError) -> None:
 
 
 def _value(line: bytes) -> Any:
-    """What a line of JSON says; None if it isn't JSON."""
+    """Return what a line of JSON says; None if it isn't JSON."""
     with suppress(ValueError, RecursionError):
         return json.loads(line.decode())
     return None
 
 
 def _from_a_crash(line: bytes) -> bool:
-    """Whether a bad line can be ours: begun and not ended, or with a hole that the disk never got."""
+    """Return whether a bad line can be ours: begun and not ended, or with a hole that the disk never got."""
     return line.startswith((b"{", b"[")) or b"\0" in line

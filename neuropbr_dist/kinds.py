@@ -1,4 +1,4 @@
-"""Whether values that come out of a JSON file are of the kinds that they have to be."""
+"""Checks that values that come out of a JSON file are of the kinds that they have to be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the package says something: by `logging`, whose lines stand on rank 0's stdout."""
+"""Set-up of `logging`, by which the package says something; its lines stand on rank 0's stdout."""
 
 from __future__ import annotations
 

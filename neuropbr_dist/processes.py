@@ -18,19 +18,20 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""What a closed terminal, a person, a launcher or a batch system sends to end a run."""
+"""Signals that a closed terminal, a person, a launcher or a batch system sends to end a run."""
 
 CHUNK = 4
 """Items handed to a process at a time, unless told; as many are redone a process after an interruption."""
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on: a batch system often gives fewer than the machine has."""
+    """Return the number of cores that this process may run on: a batch system often gives fewer than the
+    machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ignore_stop_signals() -> None:
-    """For processes that read ahead of training: it decides when they end."""
+    """Ignore stop signals, in processes that read ahead of training: it decides when they end."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -43,7 +44,7 @@ def in_parallel(
     arguments: tuple = (),
     chunk: int = CHUNK,
 ) -> Iterator[tuple[T, R]]:
-    """Each item with its result, as they are done; up to one worker stays in this process.
+    """Yield each item with its result, as they are done; up to one worker stays in this process.
 
     Items are asked for as they are needed, twice as many chunks ahead as there are workers. After a `UserError` nothing new is begun, but all that was done is handed out before it is raised.
 
@@ -96,7 +97,7 @@ def _chunk_by_chunk(
 
 
 def _do(function: Callable[[T], R], chunk: list[T]) -> tuple[list[R], UserError | None]:
-    """In a working process: the results up to the first `UserError`, and that."""
+    """Return the results up to the first `UserError`, and that, in a working process."""
     results: list[R] = []
     for item in chunk:
         try:

@@ -1,4 +1,4 @@
-"""What ranks tell each other on the host: objects, and errors. Between our own processes: objects are pickled."""
+"""Exchanges between ranks on the host: objects, and errors. Between our own processes: objects are pickled."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Edge = Literal["zeros", "lowest", "repeat"]
-"""What lies beyond the picture's first and last row: zeros; the smallest number there is; that row again."""
+"""Values beyond the picture's first and last row: zeros; the smallest number there is; that row again."""
 
 
 class Strip(ABC):
@@ -29,12 +29,12 @@ class Strip(ABC):
 
     @property
     def first(self) -> bool:
-        """Whether it begins at the picture's upper edge."""
+        """Whether the strip begins at the picture's upper edge."""
         return self.index == 0
 
     @property
     def last(self) -> bool:
-        """Whether it ends at the picture's lower edge."""
+        """Whether the strip ends at the picture's lower edge."""
         return self.index == self.count - 1
 
     def rows(self, height: int) -> tuple[int, int]:

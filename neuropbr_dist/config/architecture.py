@@ -1,4 +1,4 @@
-"""What `auto` means where a run's network, and what it is fed, is settled at its first start."""
+"""Meaning of `auto` where a run's network, and what it is fed, is settled at its first start."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def resolve(cfg: TrainConfig) -> TrainConfig:
 
 
 def fold_legacy(cfg: TrainConfig) -> None:
-    """`use_dirty_renders` into `render_curriculum`; it is off afterwards, so that a later value wins."""
+    """Fold `use_dirty_renders` into `render_curriculum`; it is off afterwards, so that a later value wins."""
     data = cfg.data
     if not data.use_dirty_renders:
         return
@@ -71,7 +71,8 @@ def check(cfg: TrainConfig) -> None:
 
 
 def check_data(data: DataConfig) -> None:
-    """One place where samples come from, and nothing asked of rendered views where they are stored."""
+    """Raise a UserError unless samples come from one place, and nothing is asked of rendered views where
+    they are stored."""
     refuse_unless(
         (data.input_dir is None) == (data.output_dir is None),
         f"data.input_dir = {data.input_dir}, data.output_dir = {data.output_dir}; name both or neither",
@@ -118,7 +119,7 @@ def check_rendering(data: DataConfig) -> None:
 
 
 def check_networks(cfg: TrainConfig) -> None:
-    """Networks that can be made, and a loss that fits what the discriminator ends in."""
+    """Raise a UserError unless the networks can be made, and the loss fits what the discriminator ends in."""
     m, loss = cfg.model, cfg.loss
     refuse_unless(
         m.transformer_dim % m.transformer_num_heads == 0,
@@ -141,7 +142,7 @@ def check_networks(cfg: TrainConfig) -> None:
 
 
 def check_engines(t: TrainingConfig) -> None:
-    """Engines against the files and switches given for them."""
+    """Raise a UserError unless the engines fit the files and switches given for them."""
     refuse_unless(
         t.ds_config is None or t.engine in ("auto", "deepspeed"),
         f"--ds {t.ds_config} needs training.engine = deepspeed, but it is {t.engine}",
@@ -166,17 +167,17 @@ def check_engines(t: TrainingConfig) -> None:
 
 
 def engine_name(engine: str, ds_config: str | None) -> str:
-    """`auto` as far as the configuration alone tells."""
+    """Return the engine, with `auto` resolved as far as the configuration alone tells."""
     return "deepspeed" if engine == "auto" and ds_config is not None else engine
 
 
 def fsdp_possible(engine: str, ds_config: str | None) -> bool:
-    """Whether the run can be FSDP's: `auto` depends on the number of ranks."""
+    """Return whether the run can be FSDP's: `auto` depends on the number of ranks."""
     return engine_name(engine, ds_config) in ("auto", "fsdp")
 
 
 def refuse_other_networks(saved: TrainConfig, now: TrainConfig, where: str) -> None:
-    """A checkpoint is of the networks that its `model` fields make.
+    """Raise a UserError where `model` fields differ: a checkpoint is of the networks that its own make.
 
     Shapes alone don't tell: another number of heads, say, fits into the same tensors.
 
@@ -193,7 +194,7 @@ def refuse_other_networks(saved: TrainConfig, now: TrainConfig, where: str) -> N
 
 
 def check_size(size: int, multiple: int) -> None:
-    """The pictures' side against the model's total stride."""
+    """Raise a UserError unless the pictures' side fits the model's total stride."""
     refuse_unless(
         size % multiple == 0,
         f"data.image_size: pictures of {size} px, but the encoder needs a multiple of {multiple} px "

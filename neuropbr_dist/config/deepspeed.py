@@ -12,7 +12,7 @@ from neuropbr_dist.files import read_json
 
 PACKAGE = Path(neuropbr_dist.__file__).parent
 FOLDERS = PACKAGE / "ds_configs", PACKAGE.parent / "ds_configs"
-"""Of the files that come with the package: installed, and in a clone."""
+"""Folders of the files that come with the package: installed, and in a clone."""
 
 
 def shipped() -> dict[str, Path]:
@@ -22,7 +22,7 @@ def shipped() -> dict[str, Path]:
 
 
 def is_name(given: str) -> bool:
-    """Whether `--ds` names a file that comes with the package: a bare word, no path and no suffix."""
+    """Return whether `--ds` names a file that comes with the package: a bare word, no path and no suffix."""
     return given == Path(given).stem
 
 
@@ -143,7 +143,7 @@ def fill(tree: dict[str, Any], path: str, key: str, value: Any, field: str, pref
 
 
 def refuse_foreign_sections(tree: dict[str, Any], path: str) -> None:
-    """Sections that would set what the run's own configuration sets."""
+    """Raise a UserError for sections that would set what the run's own configuration sets."""
     for section, instead in (
         ("optimizer", "optimizer.g_lr and the like"),
         ("scheduler", "optimizer.scheduler"),
@@ -156,7 +156,7 @@ def refuse_foreign_sections(tree: dict[str, Any], path: str) -> None:
 
 
 def refuse_leftover_auto(tree: Any, path: str, name: str = "") -> None:
-    """An `"auto"` that nothing has filled; `name` is where `tree` stands in the file."""
+    """Raise a UserError for an `"auto"` that nothing has filled; `name` is where `tree` stands in the file."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             refuse_leftover_auto(value, path, f"{name}.{key}" if name else key)

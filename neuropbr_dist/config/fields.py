@@ -84,7 +84,7 @@ def phrase(limit: Interval | Len) -> str:
 
 
 def allows(limit: Interval | Len, value: Any) -> bool:
-    """Whether a value of the right type keeps to the limit."""
+    """Return whether a value of the right type keeps to the limit."""
     if isinstance(limit, Len):
         return limit.min_length <= len(value) <= (limit.max_length or math.inf)
     return (
@@ -139,7 +139,7 @@ def _fit_type(value: Any, kind: Any) -> Any:
 
 
 def _can_be_kept(value: Any) -> bool:
-    """Whether a whole number is one that others count with too, and a text one that a file can be named by."""
+    """Return whether a whole number is one that others count with too, and a text one that a file can be named by."""
     if isinstance(value, str):
         return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
     return not isinstance(value, int) or abs(value) < 2**63

@@ -16,7 +16,7 @@ from neuropbr_dist.errors import UserError, running
 
 
 def load(source: str) -> TrainConfig:
-    """`source` is a preset's name, a `.yaml` file or a `.py` file with `get_config()`.
+    """Return the configuration of a preset, a `.yaml` file or a `.py` file with `get_config()`.
 
     Raises:
         UserError: none of these, or the file holds what a configuration may not.
@@ -35,7 +35,7 @@ def load(source: str) -> TrainConfig:
 
 
 def from_yaml(text: str, where: str) -> TrainConfig:
-    """Fields that the text doesn't name keep their defaults."""
+    """Return the configuration of a YAML text; fields that it doesn't name keep their defaults."""
     tree = parse_yaml(text, where)
     cfg = TrainConfig()
     update(cfg, {} if tree is None else tree, where)
@@ -61,6 +61,6 @@ def from_python(path: Path) -> TrainConfig:
 
 
 def to_yaml(cfg: TrainConfig) -> str:
-    """Every field, in the order of the dataclasses."""
+    """Return every field as YAML, in the order of the dataclasses."""
     tree: dict[str, Any] = to_dict(cfg)
     return yaml.safe_dump(tree, sort_keys=False)

@@ -1,4 +1,4 @@
-"""What a command line says of a run's fields: the same words mean the same at a fresh start and at a resume."""
+"""Fields of a run that a command line sets: the same words mean the same at a fresh start and at a resume."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Overrides:
             cfg.training.stages = scaled(cfg.training.stages, cfg.training.epochs)
 
     def _forget_other_data(self, cfg: TrainConfig) -> None:
-        """Data named here take the place of what a file, or a saved run, names in the other way."""
+        """Let data named here take the place of what a file, or a saved run, names in the other way."""
         data = cfg.data
         named = self.flags.keys() & {"--data", "--input-dir", "--materials"}
         if named and "--input-dir" not in named:

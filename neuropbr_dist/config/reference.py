@@ -32,7 +32,7 @@ refused at start, with the field's name, what was given and what is allowed.
 
 
 def reference() -> str:
-    """The whole page, as Markdown."""
+    """Return the whole page, as Markdown."""
     parts = [(part.name, type(getattr(TrainConfig(), part.name))) for part in dataclasses.fields(TrainConfig)]
     return "\n".join(
         [HEAD, presets(), *(section(*part) for part in parts), section("A stage of training.stages", Stage)]
@@ -40,7 +40,7 @@ def reference() -> str:
 
 
 def presets() -> str:
-    """What each preset is for, and what it changes."""
+    """Return, as Markdown, what each preset is for, and what it changes."""
     lines = [
         "## Presets",
         "",
@@ -55,7 +55,7 @@ def presets() -> str:
 
 
 def section(name: str, part: Any) -> str:
-    """One dataclass as a table.
+    """Return one dataclass as a Markdown table.
 
     Args:
         name: of the part in a configuration, or the section's title.
@@ -83,7 +83,7 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 
 def docstrings(name: str) -> dict[str, str]:
-    """Field -> the docstring under it; Python keeps those in the source only."""
+    """Return field -> the docstring under it; Python keeps those in the source only."""
     tree = ast.parse(inspect.getsource(schema))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     found = {}
@@ -97,14 +97,14 @@ def docstrings(name: str) -> dict[str, str]:
 
 
 def text(value: Any) -> str:
-    """As one writes it after `--set part.field=`."""
+    """Return a value as one writes it after `--set part.field=`."""
     if isinstance(value, str):
         return value
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
 def cell(content: str) -> str:
-    """On one line, with no bar that would end the cell."""
+    """Return `content` on one line, with no bar that would end the cell."""
     return " ".join(content.split()).replace("|", "\\|")
 
 

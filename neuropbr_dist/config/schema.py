@@ -1,4 +1,4 @@
-"""What a run is: plain dataclasses, a range in the type and a docstring under each field.
+"""Configuration of a run: plain dataclasses, a range in the type and a docstring under each field.
 
 The field names are those of the NeuroPBR training guide. Types and docstrings feed
 docs/configuration.md, and a value outside of its type is refused wherever it comes from.
@@ -27,7 +27,7 @@ Side = Annotated[int, Interval(ge=16)]
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig(Freezable):
-    """Where samples come from and how they are cut into train and validation."""
+    """Source of the samples, and their split into train and validation."""
 
     input_dir: Text | None = None
     """Folder of renders (`clean/`, `dirty/`, `render_metadata.json`). None: `./data/input` if it exists, else built-in materials."""
@@ -40,17 +40,17 @@ class DataConfig(Freezable):
     materials_dir: Text | None = None
     """Materials alone (`--materials`): a folder of maps a material, as `launch/data.py import` writes, or a packed set. Their views are rendered."""
     render: Literal["auto", "stored", "online"] = "auto"
-    """Where views come from: `stored` with the set, or rendered anew for each sample on the device (`online`), for which a set's maps are enough. `auto`: `stored` where views are named, `online` where only materials are, `stored` for built-in ones; settled at the first start."""
+    """Source of the views: `stored` with the set, or rendered anew for each sample on the device (`online`), for which a set's maps are enough. `auto`: `stored` where views are named, `online` where only materials are, `stored` for built-in ones; settled at the first start."""
     renders_per_epoch: PositiveInt | None = None
-    """How often an epoch shows each material (`render = online`). None: so often that an epoch has at least 4,000 samples; settled at the first start."""
+    """Number of times that an epoch shows each material (`render = online`). None: so many that an epoch has at least 4,000 samples; settled at the first start."""
     environments_dir: Text | None = None
     """Folder of panoramas (.hdr, .exr) that light rendered views, turned at random (`render = online`). None: procedural skies alone."""
     crop: Share = 0.0
     """Share of the training samples that show a part of the material, enlarged up to twice (`render = online`)."""
     tint: Share = 0.0
-    """How far a training sample's albedo is tinted at most: each channel's light by a factor of exp(-tint) to exp(tint) (`render = online`)."""
+    """Largest tint of a training sample's albedo: each channel's light is changed by a factor of exp(-tint) to exp(tint) (`render = online`)."""
     roughness_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.0
-    """How far a training sample's roughness is moved at most, up or down (`render = online`)."""
+    """Largest shift of a training sample's roughness, up or down (`render = online`)."""
     mixtures: Share = 0.0
     """Share of the training samples that are mixtures of two training materials by a smooth mask (`render = online`)."""
     image_size: Side | None = None
@@ -80,7 +80,7 @@ class DataConfig(Freezable):
     drop_views: Share = 0.0
     """Share of training samples that lose a view, so that the network knows missing ones (`model.align = plane`)."""
     camera_jitter: Annotated[float, Interval(ge=0, le=0.008)] = 0.0
-    """How far a training sample's views are shifted against each other at most, as a share of their side, so that the network bears with cameras that are a little off (`model.align = plane`)."""
+    """Largest shift of a training sample's views against each other, as a share of their side, so that the network bears with cameras that are a little off (`model.align = plane`)."""
     builtin: bool = False
     """Train on built-in materials where no data are named, even if there is a `./data`. A run that found none sets it, so that a resume doesn't take a `./data` that came later."""
     builtin_count: Annotated[int, Interval(ge=2)] = 64
@@ -108,9 +108,9 @@ class ModelConfig(Freezable):
     align: Literal["auto", "plane", "none"] = "auto"
     """`plane`: views are rectified to the material's plane by their cameras, so that the network sees in every view the point that the map's pixel asks for, with a mask and the direction to the eye. `none`: views as they are. `auto`: `plane` if at least nine samples of ten keep a view; settled at the first start."""
     skip_merge: Literal["auto", "mean", "max_mean", "max_mean_var"] = "auto"
-    """What the decoder's skips take of the three views' features: their mean, with their maximum, with their variance. Views count where they show the place (`align = plane`). `auto`: `mean`, or what `align = plane` measured best with."""
+    """Features that the decoder's skips take of the three views': their mean, with their maximum, with their variance. Views count where they show the place (`align = plane`). `auto`: `mean`, or what `align = plane` measured best with."""
     token_embedding: Literal["auto", "none", "position", "view"] = "auto"
-    """What the transformer's tokens are told: nothing, their place (sines, Vaswani et al. 2017), or their view (learned). `auto`: `none`, or what `align = plane` measured best with."""
+    """Embedding added to the transformer's tokens: none, one of their place (sines, Vaswani et al. 2017), or one of their view (learned). `auto`: `none`, or what `align = plane` measured best with."""
     normals: Literal["auto", "free", "slopes"] = "auto"
     """Form of the normals: `free`, three numbers made unit; `slopes`, unit(3 tanh x, 3 tanh y, 1), always out of the surface. `auto`: `free`, or what `align = plane` measured best with."""
     encoder_type: Literal["resnet", "unet"] = "resnet"
@@ -268,9 +268,9 @@ class TrainingConfig(Freezable):
     device: Text = "auto"
     """`auto` (CUDA, then MPS, then CPU), `cuda`, `cuda:N`, `mps` or `cpu`."""
     engine: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"
-    """How the generator is spread. `auto`: `deepspeed` with `--ds`, `fsdp` on several ranks, else `single`."""
+    """Engine that spreads the generator over the ranks. `auto`: `deepspeed` with `--ds`, `fsdp` on several ranks, else `single`."""
     engine_discriminator: Literal["same", "single", "ddp", "fsdp", "deepspeed"] = "same"
-    """How the discriminator is spread."""
+    """Engine that spreads the discriminator over the ranks. `same`: the generator's."""
     ds_config: Text | None = None
     """DeepSpeed JSON of the generator (`--ds`): the name of one that comes with the package (`zero2`), or a path."""
     ds_config_discriminator: Text | None = None

@@ -12,9 +12,9 @@ from neuropbr_dist import files
 from neuropbr_dist.errors import UserError
 
 MOST_VALUES = 10_000
-"""In a YAML text, each alias counted as often as it is used: a few hundred bytes can stand for billions."""
+"""Most values in a YAML text, each alias counted as often as it is used: a few hundred bytes can stand for billions."""
 WRONG_VALUE = (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
-"""What PyYAML raises on a text that isn't YAML, on a value that isn't what its tag says, and on a deep one."""
+"""Errors that PyYAML raises on a text that isn't YAML, on a value that isn't what its tag says, and on a deep one."""
 
 
 def read_text(path: str | Path, flag: str) -> str:

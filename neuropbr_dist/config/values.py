@@ -31,7 +31,7 @@ def set_field(cfg: TrainConfig, name: str, value: Any, where: str) -> None:
 
 
 def fit_fields(cfg: TrainConfig, where: str) -> TrainConfig:
-    """Values that were set in Python meet the same types and ranges as those from text. In place.
+    """Check values that were set in Python against the same types and ranges as those from text. In place.
 
     Raises:
         UserError: names the first field whose value doesn't fit.
@@ -107,12 +107,12 @@ def update(cfg: TrainConfig, tree: Any, where: str) -> None:
 
 
 def to_dict(cfg: TrainConfig) -> dict[str, dict[str, Any]]:
-    """Part -> field -> value, of plain types only."""
+    """Return part -> field -> value, of plain types only."""
     return dataclasses.asdict(cfg)
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted name -> (old, new) of every field that differs."""
+    """Return dotted name -> (old, new) of every field that differs."""
     a, b = to_dict(old), to_dict(new)
     return {
         f"{part}.{field}": (a[part][field], b[part][field])

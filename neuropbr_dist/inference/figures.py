@@ -1,4 +1,4 @@
-"""How good predictions are, for a person: a table on the terminal, and of several materials files with one row each."""
+"""Metrics of predictions, for a person: a table on the terminal, and of several materials files with one row each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = {
     "albedo": "albedo_mae", "roughness": "roughness_mae", "metallic": "metallic_mae", "normals, °": "normal_angle_mean",
     "albedo SSIM": "albedo_ssim", "re-rendered RMSE": "relit_rmse", "re-rendered SSIM": "relit_ssim",
 }  # fmt: skip
-"""Of the file's table: mean absolute errors, mean angle, similarity, and how it looks under sixteen lamps."""
+"""Columns of the file's table: mean absolute errors, mean angle, similarity, and how it looks under sixteen lamps."""
 Metrics = Mapping[str, float]
 
 

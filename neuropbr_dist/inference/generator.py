@@ -33,7 +33,7 @@ class InferenceGenerator(Generator):
 
     @property
     def on_plane(self) -> bool:
-        """Whether it takes rectified views (`model.align = plane`)."""
+        """Whether the generator takes rectified views (`model.align = plane`)."""
         return self.config.model.align == "plane"
 
     def forward(self, views: Tensor, cameras: Tensor | None = None) -> Tensor:
@@ -86,7 +86,7 @@ class InferenceGenerator(Generator):
 
 
 def load_generator(path: str | os.PathLike) -> InferenceGenerator:
-    """The trained generator, on the CPU in float32, in eval mode, its parameters without gradients.
+    """Return the trained generator, on the CPU in float32, in eval mode, its parameters without gradients.
 
     The weights are the run's moving average where it keeps one (`training.ema_decay`).
 
@@ -101,7 +101,7 @@ def load_generator(path: str | os.PathLike) -> InferenceGenerator:
 
 
 def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
-    """The generator around its weights.
+    """Return the generator around its weights.
 
     Raises:
         UserError: the configuration can't be read, or is of another architecture than the weights; or these hold a

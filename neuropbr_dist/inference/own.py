@@ -1,4 +1,4 @@
-"""What to predict of one's own: renders as they are or with known cameras, or photos, which find their cameras."""
+"""Materials of one's own to predict: renders as they are or with known cameras, or photos, which find their cameras."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from neuropbr_dist.inference.subject import Subject, owned
 
 VIEWS = 3
 SMALLEST_SIDE = 64
-"""Of a photo, in pixels."""
+"""Smallest side of a photo in pixels."""
 WANTS_ALIGNMENT = (
     "the model was trained on views as they are; these photos want one trained with model.align = plane"
 )
@@ -49,7 +49,7 @@ class Own:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the model takes.
+    """Input that the model takes.
 
     Args:
         on_plane: it rectifies views by their cameras.

@@ -48,7 +48,7 @@ def write_pictures(
 
 
 def maps_to_16_bit(maps: Tensor) -> dict[str, np.ndarray]:
-    """As `monitor.maps_to_images`, with values 0..65535 in uint16."""
+    """Return what `monitor.maps_to_images` does, with values 0..65535 in uint16."""
     stored = as_stored(maps.detach().float().cpu()).clamp(0, 1)
     levels = np.rint(stored.double().numpy() * 65535).astype(np.uint16)
     return {

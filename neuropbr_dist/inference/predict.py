@@ -19,7 +19,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf16", "fp32"]:
-    """`auto`: bf16 on GPUs that have it, else fp32."""
+    """Return the precision that is meant; `auto` is bf16 on GPUs that have it, else fp32."""
     if precision != "auto":
         return precision
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -27,7 +27,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf
 
 
 def refuse_size(side: int, multiple: int, where: str) -> None:
-    """Raises UserError, naming the nearest sizes, unless `side` is a multiple of the encoder's stride."""
+    """Raise a UserError, naming the nearest sizes, unless `side` is a multiple of the encoder's stride."""
     below, above = side // multiple * multiple, -(-side // multiple) * multiple
     if below != above:
         nearest = f"{below} or {above}" if below else f"{above}"
@@ -48,7 +48,7 @@ def predict(
     overlap: int | None = None,
     strip: Strip | None = None,
 ) -> Tensor:
-    """Maps of one material, or of several in one forward pass, on the model's device.
+    """Return maps of one material, or of several in one forward pass, on the model's device.
 
     Args:
         views: (3, 3, S, S) or (B, 3, 3, S, S) uint8 RGB, on any device.

@@ -59,7 +59,7 @@ def export_program(checkpoint: Path | str, out: Path | str, size: int | None = N
 
 @torch.no_grad()
 def trace(model: InferenceGenerator, size: int) -> torch.export.ExportedProgram:
-    """The generator's graph at one side, with the batch left open."""
+    """Return the generator's graph at one side, with the batch left open."""
     batch = torch.export.Dim("batch")
     module: nn.Module = Rectifying(model) if model.on_plane else model
     inputs = some_inputs(model, 2, size)
@@ -105,7 +105,8 @@ class Rectifying(nn.Module):
 
 
 def some_inputs(model: InferenceGenerator, batch: int, size: int) -> tuple[Tensor, ...]:
-    """What `trace` and its check feed: noise, and cameras that stand a little apart, the last of them missing."""
+    """Return what `trace` and its check feed: noise, and cameras that stand a little apart, the last of
+    them missing."""
     noise = torch.Generator().manual_seed(0)
     views = torch.randint(0, 256, (batch, 3, 3, size, size), dtype=torch.uint8, generator=noise)
     if not model.on_plane:

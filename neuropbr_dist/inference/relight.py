@@ -38,12 +38,12 @@ def write_animation(path: Path, pred: Tensor, target: Tensor | None) -> None:
 
 
 def to_bytes(maps: Tensor) -> np.ndarray:
-    """Maps (8, S, S) float -> uint8 (8, s, s) as files hold them, no larger than a look."""
+    """Convert maps (8, S, S) float -> uint8 (8, s, s) as files hold them, no larger than a look."""
     return maps_to_bytes(shrink_maps(maps.detach().float())).numpy()
 
 
 def frame(materials: dict[str, np.ndarray], turn: float) -> Image.Image:
-    """The materials side by side with their names below, the lamp after `turn` turns."""
+    """Return the materials side by side with their names below, the lamp after `turn` turns."""
     size = next(iter(materials.values())).shape[1]
     times = max(1, SMALLEST_SIDE // size)
     side = times * size

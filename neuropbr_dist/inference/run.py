@@ -42,7 +42,7 @@ GATHER_MINUTES = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to predict, by which weights, and what to write.
+    """Request for predictions: what to predict, by which weights, and what to write.
 
     Args:
         checkpoint: whatever `load_generator` takes.
@@ -220,7 +220,7 @@ Placed = tuple[Subject, Path]
 
 
 def batched(found: Iterable[Placed], count: int) -> Iterator[list[Placed]]:
-    """Up to `count` materials of one size at a time, in order."""
+    """Yield up to `count` materials of one size at a time, in order."""
     group: list[Placed] = []
     for placed in found:
         if group and (len(group) == count or placed[0].views.shape != group[0][0].views.shape):

@@ -1,4 +1,4 @@
-"""What to predict of a data set: samples with their true maps."""
+"""Samples of a data set to predict, with their true maps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Part = Literal["val", "train", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class SetPlace:
-    """Where a data set lies now, or another one; nothing named: where the run's configuration says.
+    """Place of a data set now, or of another one; nothing named: where the run's configuration says.
 
     Args:
         packed_dir: a packed set.
@@ -39,7 +39,7 @@ class SetPlace:
 
     @property
     def named(self) -> bool:
-        """Whether any is: perhaps another set, with another split."""
+        """Whether any place is named: perhaps another set, with another split."""
         return self != SetPlace()
 
     def of(self, data: DataConfig) -> DataConfig:
@@ -134,13 +134,13 @@ class OpenedSet:
         return mean_maps(self.source, self._side("train")), "the training side"
 
     def _side(self, part: Part) -> Sequence[Any]:
-        """The entries on one side of the run's split."""
+        """Return the entries on one side of the run's split."""
         cfg = self.config
         train, val = split_entries(self.source, cfg.data, cfg.model.align, cfg.training.seed)
         return val if part == "val" else train
 
     def _known_as(self, key: str, held_out: set[str]) -> str:
-        """What a sample was to the run."""
+        """Return what a sample was to the run."""
         if self.wanted.part != "all":
             return f"{self.wanted.part} side"
         if self.wanted.place.named:
@@ -148,7 +148,7 @@ class OpenedSet:
         return "val side" if key in held_out else "train side"
 
     def _cameras(self, entry: Any) -> Tensor | None:
-        """An entry's cameras (3, 14); None for a model that takes views as they are."""
+        """Return an entry's cameras (3, 14); None for a model that takes views as they are."""
         alignment = Alignment.of_run(self.config, training=False)
         if alignment is None:
             return None
@@ -163,7 +163,7 @@ class OpenedSet:
 
 
 def _as_counted(entry: Any) -> tuple[Any, ...]:
-    """A key that sorts entries by name, numbers in it as numbers; clean before dirty."""
+    """Return a key that sorts entries by name, numbers in it as numbers; clean before dirty."""
     parts = re.split(r"(\d+)", entry.name)
     counted = [(part.isdecimal(), int(part)) if part.isdecimal() else (False, part) for part in parts]
     return counted, entry.name, entry.source

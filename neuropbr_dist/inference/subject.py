@@ -14,17 +14,17 @@ class Subject:
     """One material to predict, and what is known of it."""
 
     name: str
-    """Of the folder that its maps go to, where `--out-dir` asks for one."""
+    """Name of the folder that the material's maps go to, where `--out-dir` asks for one."""
     title: str
-    """What it is, in a few words."""
+    """Description of the material in a few words."""
     label: str
-    """What it is and where it is from, on one line."""
+    """Description of the material and of where it is from, on one line."""
     views: Tensor
-    """uint8 (3, 3, S, S)."""
+    """Three RGB views, uint8 (3, 3, S, S)."""
     maps: Tensor | None = None
     """The true maps, uint8 (8, S, S), where they are known."""
     cameras: Tensor | None = None
-    """(3, 14), see `materials.plane.encode`; None for a model that takes views as they are."""
+    """The views' cameras (3, 14), see `materials.plane.encode`; None for a model that takes views as they are."""
     remarks: tuple[str, ...] = ()
     """Sentences that a person should read before trusting its maps."""
 

@@ -25,7 +25,7 @@ d (pi / m)^2 / 2 a pixel; for maps in [0, 1] that is below 1/255 from m = 36 on:
 
 
 def refuse_tiling(tile: int, overlap: int, multiple: int) -> None:
-    """Raises UserError unless tiles of these sizes can be predicted and blended without a seam."""
+    """Raise a UserError unless tiles of these sizes can be predicted and blended without a seam."""
     smallest = -(-(MIN_OVERLAP + multiple) // multiple) * multiple
     if tile % multiple or tile < smallest:
         raise UserError(f"--tile {tile}; allowed: multiples of {multiple} px from {smallest} on")
@@ -36,7 +36,7 @@ def refuse_tiling(tile: int, overlap: int, multiple: int) -> None:
 
 
 def starts(size: int, tile: int, overlap: int, multiple: int) -> list[int]:
-    """First pixels of the tiles along one side, evenly spread, at multiples of the encoder's stride.
+    """Return the first pixels of the tiles along one side, evenly spread, at multiples of the encoder's stride.
 
     Args:
         size, tile: multiples of `multiple`, `tile <= size`.
@@ -48,7 +48,7 @@ def starts(size: int, tile: int, overlap: int, multiple: int) -> list[int]:
 
 
 def window(tile: int, overlap: int) -> Tensor:
-    """Weights (tile,) of a tile along one side: sin^2 ramps over `overlap` pixels, above 0, at most 1.
+    """Return weights (tile,) of a tile along one side: sin^2 ramps over `overlap` pixels, above 0, at most 1.
 
     Two neighbours that share exactly `overlap` pixels add up to 1 where the ramps don't meet.
     """
@@ -59,7 +59,7 @@ def window(tile: int, overlap: int) -> Tensor:
 def predict_tiles(
     forward: Callable[[Tensor], Tensor], views: Tensor, tile: int, overlap: int, multiple: int
 ) -> Tensor:
-    """Maps (..., 8, H, W) float32 on the CPU, blended from tiles; blended normals are made unit length again.
+    """Return maps (..., 8, H, W) float32 on the CPU, blended from tiles; blended normals are made unit length again.
 
     Args:
         forward: views (..., 3, C, tile, tile) -> maps (..., 8, tile, tile).

@@ -81,7 +81,7 @@ def from_upstream(
 def converted(
     cfg: TrainConfig, file: UpstreamFile, origin: str
 ) -> tuple[dict[str, nn.Module], dict[str, State]]:
-    """The networks (without memory) and their `state_dict()`s."""
+    """Return the networks (without memory) and their `state_dict()`s."""
     with torch.device("meta"):
         modules: dict[str, nn.Module] = {"generator": Generator(cfg.model)}
         if cfg.model.use_gan and file.discriminator is not None:
@@ -101,7 +101,7 @@ def converted(
 
 
 def refuse_mismatch(wanted: Mapping[str, Tensor], found: State, given: int, origin: str) -> None:
-    """Every tensor has its place on both sides, with the same shape."""
+    """Raise a UserError unless every tensor has its place on both sides, with the same shape."""
     faults = mismatches(wanted, found)
     taken = sum(4 if name in names.SPLIT else 1 for name in found)
     if given != taken:
@@ -115,7 +115,7 @@ def refuse_mismatch(wanted: Mapping[str, Tensor], found: State, given: int, orig
 def write_run(
     folder: Path, cfg: TrainConfig, modules: Mapping[str, nn.Module], states: Mapping[str, State]
 ) -> Path:
-    """A run's folder with one checkpoint at step 0."""
+    """Write a run's folder with one checkpoint at step 0."""
     if find(folder) or (folder / METRICS).exists():
         raise UserError(f"{folder} holds a run; name another folder")
     cfg.training.checkpoint_dir = str(folder)
@@ -184,7 +184,7 @@ def refuse_foreign(cfg: TrainConfig, origin: Path) -> None:
 
 
 def write_whole(path: Path, content: Mapping[str, object]) -> None:
-    """By one rename."""
+    """Write a `.pth` file by one rename."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(content, buffer := io.BytesIO())

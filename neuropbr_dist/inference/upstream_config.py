@@ -26,7 +26,7 @@ KEPT_PARTS = ("model", "transform", "loss", "optimizer")
 
 
 def config_of(file: UpstreamFile, origin: str, assignments: Sequence[str] = ()) -> TrainConfig:
-    """Our configuration of upstream's networks.
+    """Return our configuration of upstream's networks.
 
     Args:
         file: with upstream's settings, or our own configuration if we wrote it.
@@ -51,7 +51,7 @@ def config_of(file: UpstreamFile, origin: str, assignments: Sequence[str] = ()) 
 
 
 def take_settings(cfg: TrainConfig, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Fields of the same name and type; paths and the loop's own settings are another machine's."""
+    """Take fields of the same name and type; paths and the loop's own settings are another machine's."""
     for part in KEPT_PARTS:
         ours, theirs = getattr(cfg, part), part_of(settings, part)
         for name, kind in field_types(ours).items():
@@ -72,7 +72,7 @@ def part_of(settings: Mapping[str, Any], part: str) -> Mapping[str, Any]:
 
 
 def take_generator(cfg: TrainConfig, theirs: Mapping[str, Tensor], origin: str) -> None:
-    """Everything that names and shapes tell; the number of heads they don't."""
+    """Take everything of the generator that names and shapes tell; the number of heads they don't."""
     m = cfg.model
     if "encoder.encoder_stack.0.weight" not in theirs:
         raise UserError(
@@ -102,7 +102,7 @@ def take_discriminator(
     settings: Mapping[str, Mapping[str, Any]],
     origin: str,
 ) -> None:
-    """None: no GAN."""
+    """Take what tensors and settings tell of the discriminator; None: no GAN."""
     m = cfg.model
     m.use_gan = theirs is not None
     if theirs is None:
@@ -125,5 +125,5 @@ def rows(theirs: Mapping[str, Tensor], name: str, origin: str) -> int:
 
 
 def count(names: Mapping[str, Tensor], pattern: str) -> int:
-    """Different numbers that the pattern finds at the start of names."""
+    """Return how many different numbers the pattern finds at the start of names."""
     return len({match[1] for name in names if (match := re.match(pattern, name))})

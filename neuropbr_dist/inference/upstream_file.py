@@ -27,7 +27,7 @@ class Settings:
     """Stands in for upstream's configuration classes: takes their fields, runs none of their code."""
 
     def tree(self) -> dict[str, Any]:
-        """Fields, with nested configurations as dictionaries."""
+        """Return fields, with nested configurations as dictionaries."""
         return {k: v.tree() if isinstance(v, Settings) else v for k, v in vars(self).items()}
 
 
@@ -35,7 +35,7 @@ NOT_A_CHECKPOINT = (
     pickle.UnpicklingError, EOFError, RuntimeError, OSError, ImportError, AttributeError, ValueError, TypeError,
     LookupError, AssertionError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
-"""What torch and pickle raise on a file that is cut, altered or something else."""
+"""Errors that torch and pickle raise on a file that is cut, altered or something else."""
 STAND_INS = {
     f"{module}.{part}Config": Settings
     for module in ("train_config", "training.train_config")
@@ -45,7 +45,7 @@ STAND_INS = {
 
 @dataclass(frozen=True)
 class UpstreamFile:
-    """What of a file is used."""
+    """Parts of a file that are used."""
 
     generator: dict[str, Tensor]
     discriminator: dict[str, Tensor] | None
@@ -107,7 +107,7 @@ def refuse_code(path: Path) -> None:
 
 
 def load(path: Path, trust_pickle: bool) -> Any:
-    """The file's content; upstream's configuration classes become `Settings`."""
+    """Return the file's content; upstream's configuration classes become `Settings`."""
     with reading(path):
         if trust_pickle:
             return torch.load(
@@ -129,7 +129,7 @@ TrustingPickle = SimpleNamespace(**vars(pickle) | {"Unpickler": _Unpickler})
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """A file that can't be read is the user's to know."""
+    """Raise a UserError that names `path` for whatever shows inside that the file can't be read."""
     try:
         yield
     except NOT_A_CHECKPOINT as error:
@@ -137,7 +137,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def tensors_of(state: Any, where: str) -> dict[str, Tensor]:
-    """A `state_dict()`, without the prefixes that torch.compile and DataParallel leave.
+    """Return a `state_dict()`, without the prefixes that torch.compile and DataParallel leave.
 
     Raises:
         UserError: it is something else.

@@ -32,7 +32,7 @@ SPLIT = {f"{_HEAD}{kind}" for kind in ("weight", "bias")}
 
 
 def generator_name(name: str, blocks: int) -> str:
-    """Upstream's name of a tensor of the generator's `state_dict()` that isn't in `SPLIT`.
+    """Return upstream's name of a tensor of the generator's `state_dict()` that isn't in `SPLIT`.
 
     Args:
         blocks: of the decoder.
@@ -56,7 +56,7 @@ def generator_name(name: str, blocks: int) -> str:
 
 
 def discriminator_name(name: str, layers: int) -> str:
-    """Upstream's name of a tensor of the discriminator's `state_dict()`: its layers stand in one sequence."""
+    """Return upstream's name of a tensor of the discriminator's `state_dict()`: its layers stand in one sequence."""
     part, *places, kind = name.split(".")
     if part == "output":
         return f"model.{3 * layers + 2}.{kind}"
@@ -65,7 +65,7 @@ def discriminator_name(name: str, layers: int) -> str:
 
 
 def generator_from(theirs: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Upstream's generator under our `names`; absent tensors, and heads that don't go together, are left out."""
+    """Return upstream's generator under our `names`; absent tensors, and heads that don't go together, are left out."""
     blocks = decoder_blocks(theirs)
     found = {}
     for name in names:
@@ -82,7 +82,7 @@ def generator_from(theirs: Mapping[str, Tensor], names: Iterable[str]) -> dict[s
 
 
 def generator_to(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our generator under upstream's names."""
+    """Return our generator under upstream's names."""
     blocks = len({name.split(".")[2] for name in ours if name.startswith("decoder.blocks.")})
     found = {}
     for name, value in ours.items():
@@ -96,6 +96,6 @@ def generator_to(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def decoder_blocks(theirs: Mapping[str, Tensor]) -> int:
-    """Number of upsampling blocks of upstream's decoder."""
+    """Return the number of upsampling blocks of upstream's decoder."""
     pattern = re.compile(r"decoder\.decoders\.(\d+)\.upsample\.")
     return len({match[1] for name in theirs if (match := pattern.match(name))})

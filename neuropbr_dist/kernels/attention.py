@@ -23,13 +23,13 @@ from neuropbr_dist.kernels.dispatch import enabled
 
 PACKAGE = "flash_attn.cute"
 CAPABILITIES = ((9, 0),)
-"""Of the cards on which it was measured to be the faster one."""
+"""Compute capabilities of the cards on which FlashAttention-4 was measured to be the faster one."""
 MOST_WIDTH = 128  # of a head
 FEWEST_TOKENS = 8192  # 1,024 px have 12,288; at 3,072 cuDNN took 0.8 ms both ways and this 1.0
 
 
 def attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
-    """`softmax(q k^T / sqrt(D)) v` a head.
+    """Return `softmax(q k^T / sqrt(D)) v` a head.
 
     Args:
         qkv: (B, N, 3, H, D): queries, keys and values of N tokens, H heads of width D.
@@ -44,13 +44,13 @@ def attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
 
 
 def plain_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
-    """`attention` by whichever backend PyTorch chooses."""
+    """Return `attention` by whichever backend PyTorch chooses."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2)
 
 
 def runs_flash(qkv: Tensor, dropout: float = 0.0) -> bool:
-    """Whether `attention` takes FlashAttention-4: installed, bf16, a card it was measured on, no dropout."""
+    """Return whether `attention` takes FlashAttention-4: installed, bf16, a card it was measured on, no dropout."""
     if not qkv.is_cuda or qkv.dtype != torch.bfloat16 or dropout:
         return False
     fits = qkv.shape[1] >= FEWEST_TOKENS and qkv.shape[-1] <= MOST_WIDTH and qkv.shape[-1] % 8 == 0
@@ -59,7 +59,7 @@ def runs_flash(qkv: Tensor, dropout: float = 0.0) -> bool:
 
 @torch.compiler.assume_constant_result
 def flash_pays() -> bool:
-    """Whether the package is there, this rank's card among `CAPABILITIES`, and no `training.deterministic`.
+    """Return whether the package is there, this rank's card among `CAPABILITIES`, and no `training.deterministic`.
 
     Its backward adds in no fixed order. Compiled code asks once.
     """
@@ -67,19 +67,19 @@ def flash_pays() -> bool:
 
 
 def flash_gains() -> bool:
-    """Whether it was measured to be the faster one on a card like this rank's."""
+    """Return whether FlashAttention-4 was measured to be the faster one on a card like this rank's."""
     return torch.cuda.get_device_capability() in CAPABILITIES
 
 
 @cache
 def flash_installed() -> bool:
-    """Whether the package `flash-attn-4` is there."""
+    """Return whether the package `flash-attn-4` is there."""
     return find_spec("flash_attn") is not None and find_spec(PACKAGE) is not None
 
 
 @cache
 def interface() -> ModuleType:
-    """The package's functions. Kernels that it compiles are kept beside torch.compile's, for the next start."""
+    """Return the package's functions. Kernels that it compiles are kept beside torch.compile's, for the next start."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
@@ -93,14 +93,15 @@ def interface() -> ModuleType:
 
 @torch.library.custom_op("neuropbr_dist::flash_attention", mutates_args=(), device_types="cuda")
 def flash_attention(qkv: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, N, 3, H, D) contiguous -> (B, N, H, D), and each query's log of its sum of exponentials (B, H, N)."""
+    """Run FlashAttention-4: (B, N, 3, H, D) contiguous -> (B, N, H, D), and each query's log of its sum of
+    exponentials (B, H, N)."""
     out, lse, *_ = interface()._flash_attn_fwd(*qkv.unbind(2), return_lse=True)
     return out, lse
 
 
 @torch.library.custom_op("neuropbr_dist::flash_attention_backward", mutates_args=(), device_types="cuda")
 def flash_attention_backward(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
-    """Gradient of `qkv`, packed like it."""
+    """Return the gradient of `qkv`, packed like it."""
     dqkv = torch.empty_like(qkv)
     dq, dk, dv = dqkv.unbind(2)
     interface()._flash_attn_bwd(*qkv.unbind(2), out, dout.contiguous(), lse, dq=dq, dk=dk, dv=dv)

@@ -22,16 +22,16 @@ Pair = tuple[int, int]
 
 
 class Folding(NamedTuple):
-    """How a convolution of few channels is folded: pixels that become one, of the output and of the input."""
+    """Folding of a convolution of few channels: pixels that become one, of the output and of the input."""
 
     out: int
     into: int
     channels: int
-    """The input's after padding: `into * channels` is a multiple of 8, which the kernels ask for."""
+    """Channels of the input after padding: `into * channels` is a multiple of 8, which the kernels ask for."""
 
 
 def folding(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Folding | None:
-    """None where the convolution has channels enough, or its shape doesn't fold."""
+    """Return how a convolution is folded; None where it has channels enough, or its shape doesn't fold."""
     channels, taps, length, into = weight.shape[1], weight.shape[3], x.shape[3], 4
     step, pad = stride[1], padding[1]
     if channels > FEW or step not in (1, 2) or length % into:
@@ -44,19 +44,19 @@ def folding(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Folding |
 
 
 def fold_width(x: Tensor, pixels: int) -> Tensor:
-    """(N, C, H, W) -> (N, pixels * C, H, W / pixels), the same memory."""
+    """Fold (N, C, H, W) -> (N, pixels * C, H, W / pixels), the same memory."""
     n, c, h, w = x.shape
     return x.permute(0, 2, 3, 1).reshape(n, h, w // pixels, pixels * c).permute(0, 3, 1, 2)
 
 
 def unfold_width(x: Tensor, pixels: int) -> Tensor:
-    """The inverse of `fold_width`."""
+    """Return the inverse of `fold_width`."""
     n, c, h, w = x.shape
     return x.permute(0, 2, 3, 1).reshape(n, h, w * pixels, c // pixels).permute(0, 3, 1, 2)
 
 
 def fold_weight(weight: Tensor, fold: Folding, stride: int, padding: int) -> Tensor:
-    """(O, C, kh, kw) -> (out * O, into * channels, kh, 3): the same taps between folded pixels."""
+    """Fold (O, C, kh, kw) -> (out * O, into * channels, kh, 3): the same taps between folded pixels."""
     width = weight.shape[3]
     # one_hot[k, f, u, b]: tap k lies between pixel f of an output block and pixel u of input block b - 1.
     taps = torch.arange(width, device=weight.device).view(-1, 1, 1, 1)
@@ -79,7 +79,7 @@ def conv(
     padding: Pair = (0, 0),
     slope: float | None = None,
 ) -> Tensor:
-    """`activation(conv(x) + bias + residual)`, folded and fused where that pays; CUDA, half precision.
+    """Return `activation(conv(x) + bias + residual)`, folded and fused where that pays; CUDA, half precision.
 
     Args:
         x: (N, C, H, W).
@@ -145,7 +145,7 @@ class ConvBiasAct(torch.autograd.Function):
 
 
 def fits_cudnn(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> bool:
-    """Whether cuDNN's fused pass can count the elements: three 4096 px views are too many.
+    """Return whether cuDNN's fused pass can count the elements: three 4096 px views are too many.
 
     PyTorch cuts a plain convolution's batch where it is too large; the fused one it hands on whole.
     """
@@ -157,7 +157,7 @@ def fits_cudnn(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> bool:
 
 
 def bias_act(y: Tensor, bias: Tensor, slope: float) -> Tensor:
-    """`activation(y + bias)`, written over `y` (N, C, H, W) on CUDA."""
+    """Return `activation(y + bias)`, written over `y` (N, C, H, W) on CUDA."""
     if not y.is_cuda:
         return F.leaky_relu(y + bias.to(y.dtype)[:, None, None], slope)
     from neuropbr_dist.kernels.conv_triton import add_bias_act_
@@ -166,7 +166,7 @@ def bias_act(y: Tensor, bias: Tensor, slope: float) -> Tensor:
 
 
 def act_gradient(dy: Tensor, y: Tensor, slope: float) -> tuple[Tensor, Tensor]:
-    """Gradient before a (leaky) ReLU whose output was `y`, and its sum a channel."""
+    """Return the gradient before a (leaky) ReLU whose output was `y`, and its sum a channel."""
     if not y.is_cuda:
         dz = torch.where(y > 0, dy, dy * slope)
         return dz, dz.sum((0, 2, 3))

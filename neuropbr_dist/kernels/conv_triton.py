@@ -12,7 +12,7 @@ from neuropbr_dist.kernels.norm_act_triton import apply_kernel, tiles
 
 @triton.jit
 def act_gradient_kernel(dy, y, dz, s1, P, C, CHUNK, slope, BP: tl.constexpr, BC: tl.constexpr):
-    """dz = dy where y > 0, else slope * dy; sums of dz over a chunk of rows, a channel each."""
+    """Compute dz = dy where y > 0, else slope * dy; sums of dz over a chunk of rows, a channel each."""
     chunk, block = tl.program_id(0), tl.program_id(1)
     c = block * BC + tl.arange(0, BC)
     in_c = c < C
@@ -29,7 +29,7 @@ def act_gradient_kernel(dy, y, dz, s1, P, C, CHUNK, slope, BP: tl.constexpr, BC:
 
 
 def act_gradient(dy: Tensor, y: Tensor, slope: float) -> tuple[Tensor, Tensor]:
-    """Gradient before a (leaky) ReLU whose output was `y`, and its sum a channel in float32."""
+    """Return the gradient before a (leaky) ReLU whose output was `y`, and its sum a channel in float32."""
     n, c, h, w = y.shape
     t = tiles(1, n * h * w, c)
     dz = torch.empty_like(y)
@@ -39,7 +39,7 @@ def act_gradient(dy: Tensor, y: Tensor, slope: float) -> tuple[Tensor, Tensor]:
 
 
 def add_bias_act_(y: Tensor, bias: Tensor, slope: float) -> Tensor:
-    """`activation(y + bias)` in place; y (N, C, H, W) channels-last, bias (C,) float32."""
+    """Return `activation(y + bias)`, computed in place; y (N, C, H, W) channels-last, bias (C,) float32."""
     n, c, h, w = y.shape
     t = tiles(1, n * h * w, c)
     apply_kernel[(triton.cdiv(t.p, t.block_p), t.blocks, 1)](

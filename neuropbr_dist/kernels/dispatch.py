@@ -1,4 +1,4 @@
-"""Where the kernels run: half precision on CUDA, outside of a compiled or exported region."""
+"""Conditions under which the kernels run: half precision on CUDA, outside of a compiled or exported region."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def enable(on: bool) -> None:
 
 
 def enabled() -> bool:
-    """Whether `training.kernels` lets them run."""
+    """Return whether `training.kernels` lets them run."""
     return _enabled
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What an operation on `x` computes in: autocast's dtype where that is on, else its own."""
+    """Return the dtype that an operation on `x` computes in: autocast's dtype where that is on, else its own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
@@ -33,21 +33,21 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the kernels take over for an operation on `x`."""
+    """Return whether the kernels take over for an operation on `x`."""
     if not _enabled or not x.is_cuda or torch.compiler.is_compiling():
         return False
     return compute_dtype(x) in (torch.bfloat16, torch.float16)
 
 
 def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Uninitialised, channels-last, on `like`'s device and of its dtype where none is given."""
+    """Return an uninitialised channels-last tensor on `like`'s device and of its dtype where none is given."""
     return torch.empty(
         shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last
     )
 
 
 def beside(x: Tensor, numbers: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
-    """`numbers` (N,) on `x`'s device, and of its dtype where none is given.
+    """Return `numbers` (N,) on `x`'s device, and of its dtype where none is given.
 
     Through pinned memory: a plain copy to a GPU waits until it has done all that it was given.
     """
@@ -56,7 +56,7 @@ def beside(x: Tensor, numbers: Sequence[float], dtype: torch.dtype | None = None
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """`x` (N, C, H, W) with its channels together in memory; itself where they are.
+    """Return `x` (N, C, H, W) with its channels together in memory; itself where they are.
 
     Also in its strides: FSDP2 hands on inputs through `view_as`, which gives a batch of one another
     batch stride. The memory is the same, but torch then takes it for channels-first, and each

@@ -17,7 +17,7 @@ STEEPEST = 3.0  # slope of a normal given by slopes: 72 degrees from straight up
 
 
 def plain_activate_maps(raw: Tensor) -> Tensor:
-    """The twin of `activate_maps`."""
+    """Return what `activate_maps` does, without a kernel."""
     raw = full_precision(raw)
     normal = raw[:, 5:]
     if normal.shape[1] == 2:
@@ -27,7 +27,7 @@ def plain_activate_maps(raw: Tensor) -> Tensor:
 
 
 def activate_maps(raw: Tensor) -> Tensor:
-    """Raw heads -> albedo, roughness, metallic in [0, 1] and unit normals (B, 8, H, W), float32 at least.
+    """Turn raw heads into albedo, roughness, metallic in [0, 1] and unit normals (B, 8, H, W), float32 at least.
 
     Args:
         raw: (B, 8, H, W), the normal of any length, or (B, 7, H, W) with (a, b) for the normal that is

@@ -14,7 +14,7 @@ BLOCK = 512  # pixels
 
 @triton.jit
 def activate_kernel(raw, maps, P, smallest, BLOCK: tl.constexpr):
-    """Sigmoid of channels 0 to 4, unit length of 5 to 7."""
+    """Compute the sigmoid of channels 0 to 4, unit length of 5 to 7."""
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     n = tl.program_id(1).to(tl.int64)
     inside = p < P
@@ -34,7 +34,8 @@ def activate_kernel(raw, maps, P, smallest, BLOCK: tl.constexpr):
 
 @triton.jit
 def activate_gradient_kernel(dmaps, raw, draw, P, smallest, BLOCK: tl.constexpr):
-    """Of a normal v of length l: (d - u (u . d)) / l, with u = v / l; d / smallest where l is below it."""
+    """Compute the gradient; of a normal v of length l: (d - u (u . d)) / l, with u = v / l; d / smallest
+    where l is below it."""
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     n = tl.program_id(1).to(tl.int64)
     inside = p < P
@@ -59,7 +60,7 @@ def activate_gradient_kernel(dmaps, raw, draw, P, smallest, BLOCK: tl.constexpr)
 
 
 def activate(raw: Tensor) -> Tensor:
-    """raw (N, 8, H, W) channels-last -> maps (N, 8, H, W) float32, contiguous."""
+    """Turn raw (N, 8, H, W) channels-last -> maps (N, 8, H, W) float32, contiguous."""
     n, c, h, w = raw.shape
     maps = torch.empty((n, c, h, w), dtype=torch.float32, device=raw.device)
     activate_kernel[(triton.cdiv(h * w, BLOCK), n)](raw, maps, h * w, SMALLEST_LENGTH, BLOCK)
@@ -67,7 +68,7 @@ def activate(raw: Tensor) -> Tensor:
 
 
 def activate_gradient(dmaps: Tensor, raw: Tensor) -> Tensor:
-    """dmaps float32 contiguous; the result is like `raw`."""
+    """Return the gradient of `raw`, laid out like it; dmaps float32 contiguous."""
     n, _, h, w = raw.shape
     draw = torch.empty_like(raw)
     activate_gradient_kernel[(triton.cdiv(h * w, BLOCK), n)](dmaps, raw, draw, h * w, SMALLEST_LENGTH, BLOCK)

@@ -1,4 +1,4 @@
-"""What the decoder takes of the encoder's features where views don't count alike: mean, maximum and variance.
+"""Features that the decoder takes of the encoder's where views don't count alike: mean, maximum and variance.
 
 Ye et al. 2021 ("Deep SVBRDF from video") hand on the maximum, the mean and the variance over the views of a
 pixel, with a mask of those that show it.
@@ -47,7 +47,7 @@ def pass_and_merge(x: Tensor, weight: Tensor | None, kind: Kind) -> tuple[Tensor
 
 
 def merged(x: Tensor, weight: Tensor, kind: Kind) -> list[Tensor]:
-    """The parts that `kind` names, each (B, C, H, W)."""
+    """Return the parts that `kind` names, each (B, C, H, W)."""
     views, shares = over_views(x), view_shares(weight, x.dtype)
     mean = weighted(views, shares)
     parts = [mean]
@@ -60,19 +60,20 @@ def merged(x: Tensor, weight: Tensor, kind: Kind) -> list[Tensor]:
 
 
 def over_views(x: Tensor) -> list[Tensor]:
-    """(B * 3, …) -> three of (B, …)"""
+    """Split (B * 3, …) -> three of (B, …)"""
     return list(x.unflatten(0, (-1, VIEWS)).unbind(1))
 
 
 def view_shares(weight: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Weights over their sum over the views; all 0 where none counts."""
+    """Return weights over their sum over the views; all 0 where none counts."""
     weights = over_views(full_precision(weight))
     total = (weights[0] + weights[1] + weights[2]).clamp(min=_LEAST_WEIGHT)
     return [(each / total).to(dtype) for each in weights]
 
 
 def weighted(values: list[Tensor], shares: list[Tensor]) -> Tensor:
-    """Their sum; by slices, since a reduction over a short outer dimension is slow (see `views`)."""
+    """Return the values' sum weighted by `shares`; by slices, since a reduction over a short outer
+    dimension is slow (see `views`)."""
     out = values[0] * shares[0]
     for value, share in zip(values[1:], shares[1:], strict=True):
         out = torch.addcmul(out, value, share)
@@ -80,7 +81,7 @@ def weighted(values: list[Tensor], shares: list[Tensor]) -> Tensor:
 
 
 def maximum(views: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The largest of the views that count, and for each view whether it is that (of equal ones the first)."""
+    """Return the largest of the views that count, and for each view whether it is that (of equal ones the first)."""
     seen = [weight > 0 for weight in weights]
     lowest = torch.finfo(views[0].dtype).min
     first, second, third = (torch.where(there, view, lowest) for there, view in zip(seen, views, strict=True))

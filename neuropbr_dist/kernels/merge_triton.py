@@ -14,7 +14,7 @@ BLOCK = 1024
 
 @triton.jit
 def view_weights(w, n, pixel, P, inside, least):
-    """The three views' weights at a pixel, and what they are divided by."""
+    """Load the three views' weights at a pixel, and what they are divided by."""
     base = w + 3 * n * P + pixel
     w0 = tl.load(base, inside, 0.0).to(tl.float32)
     w1 = tl.load(base + P, inside, 0.0).to(tl.float32)
@@ -24,7 +24,7 @@ def view_weights(w, n, pixel, P, inside, least):
 
 @triton.jit
 def merge_kernel(x, w, y, SIZE, P, C, least, PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """y = mean, maximum and variance (the first PARTS of them) of three stretches of SIZE = P * C elements."""
+    """Compute y = mean, maximum and variance (the first PARTS of them) of three stretches of SIZE = P * C elements."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     n = tl.program_id(1).to(tl.int64)
     inside = at < SIZE
@@ -51,7 +51,7 @@ def merge_kernel(x, w, y, SIZE, P, C, least, PARTS: tl.constexpr, BLOCK: tl.cons
 
 @triton.jit
 def merge_gradient_kernel(dx, dy, x, w, out, SIZE, P, C, least, PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """out = dx + what of dy goes to each view; of equal views the first has the maximum."""
+    """Compute out = dx + what of dy goes to each view; of equal views the first has the maximum."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     n = tl.program_id(1).to(tl.int64)
     inside = at < SIZE
@@ -93,7 +93,7 @@ def merge_gradient_kernel(dx, dy, x, w, out, SIZE, P, C, least, PARTS: tl.conste
 
 
 def merge(x: Tensor, weight: Tensor, parts: int, least: float) -> Tensor:
-    """x (B * 3, C, H, W) channels-last, weight (B * 3, 1, H, W) contiguous -> (B, parts * C, H, W)"""
+    """Merge x (B * 3, C, H, W) channels-last, weight (B * 3, 1, H, W) contiguous -> (B, parts * C, H, W)"""
     n, c, h, w = x.shape
     y = empty((n // 3, parts * c, h, w), x)
     size = c * h * w
@@ -102,7 +102,7 @@ def merge(x: Tensor, weight: Tensor, parts: int, least: float) -> Tensor:
 
 
 def merge_gradient(dx: Tensor, dy: Tensor, x: Tensor, weight: Tensor, parts: int, least: float) -> Tensor:
-    """Gradient of `merge`'s x, that of `x` as it is handed on in it; all channels-last."""
+    """Return the gradient of `merge`'s x, that of `x` as it is handed on in it; all channels-last."""
     n, c, h, w = x.shape
     out = torch.empty_like(x)
     size = c * h * w

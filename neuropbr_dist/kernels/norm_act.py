@@ -17,7 +17,7 @@ from neuropbr_dist.strip import Strip
 
 
 def activate(x: Tensor, slope: float | None, residual: Tensor | None = None) -> Tensor:
-    """(Leaky) ReLU of `x + residual` with `slope` below zero; None: nothing but the sum."""
+    """Return the (leaky) ReLU of `x + residual` with `slope` below zero; None: nothing but the sum."""
     if residual is not None:
         x = x + residual
     if slope is None:
@@ -34,7 +34,7 @@ def plain_group_norm_act(
     slope: float | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """The twin of `group_norm_act`, in the dtype of `x` (autocast would hand back float32)."""
+    """Return what `group_norm_act` does, without a kernel, in the dtype of `x` (autocast would hand back float32)."""
     out = F.group_norm(x, groups, weight, bias, eps).to(x.dtype)
     return activate(out, slope, residual)
 
@@ -49,7 +49,7 @@ def group_norm_act(
     residual: Tensor | None = None,
     strip: Strip | None = None,
 ) -> Tensor:
-    """`activation(group_norm(x) + residual)`, (N, C, H, W) -> (N, C, H, W).
+    """Return `activation(group_norm(x) + residual)`, (N, C, H, W) -> (N, C, H, W).
 
     Args:
         weight, bias: (C,), any float dtype.

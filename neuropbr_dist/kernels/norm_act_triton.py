@@ -20,7 +20,8 @@ TILE = 8192  # elements a program holds at once
 
 
 class Statistics(NamedTuple):
-    """Of every sample: `scale` and `shift` (N, C), so that the norm is `x * scale + shift`; mean, 1/std (N, G)."""
+    """Statistics of every sample: `scale` and `shift` (N, C), so that the norm is `x * scale + shift`;
+    mean, 1/std (N, G)."""
 
     scale: Tensor
     shift: Tensor
@@ -29,7 +30,7 @@ class Statistics(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """How (N, P, C) is cut: `chunks` programs along P, `blocks` along C."""
+    """Cut of (N, P, C): `chunks` programs along P, `blocks` along C."""
 
     n: int
     p: int
@@ -42,7 +43,7 @@ class Tiles(NamedTuple):
 
 
 def tiles(n: int, p: int, c: int) -> Tiles:
-    """A cut of (n, p, c) that keeps a large GPU busy."""
+    """Return a cut of (n, p, c) that keeps a large GPU busy."""
     block_c = min(triton.next_power_of_2(c), 128)
     block_p = TILE // block_c
     blocks = triton.cdiv(c, block_c)
@@ -52,14 +53,14 @@ def tiles(n: int, p: int, c: int) -> Tiles:
 
 
 def tiles_of(x: Tensor) -> Tiles:
-    """Of `x` (N, C, H, W)."""
+    """Return the cut of `x` (N, C, H, W)."""
     n, c, h, w = x.shape
     return tiles(n, h * w, c)
 
 
 @triton.jit
 def sums_kernel(x, s1, s2, P, C, CHUNK, chunks, BP: tl.constexpr, BC: tl.constexpr):
-    """Sums of x and x * x over a chunk of pixels, a channel each."""
+    """Sum x and x * x over a chunk of pixels, a channel each."""
     chunk, block, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     c = block * BC + tl.arange(0, BC)
     in_c = c < C
@@ -79,7 +80,7 @@ def sums_kernel(x, s1, s2, P, C, CHUNK, chunks, BP: tl.constexpr, BC: tl.constex
 
 @triton.jit
 def merged_sums(s1, s2, n, c, in_g, C, chunks, BG: tl.constexpr, BK: tl.constexpr):
-    """Chunk sums of a group's channels, added up. In float64: a variance is the small difference of large sums."""
+    """Add up chunk sums of a group's channels. In float64: a variance is the small difference of large sums."""
     a1 = tl.zeros((BG,), tl.float64)
     a2 = tl.zeros((BG,), tl.float64)
     for start in range(0, chunks, BK):
@@ -96,7 +97,7 @@ def statistics_kernel(
     s1, s2, weight, bias, scale, shift, mean, rstd, C, G, chunks, count, eps, GS,
     BG: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Chunk sums of one group of one sample -> its mean and 1/std, scale and shift of its channels."""
+    """Turn chunk sums of one group of one sample into its mean and 1/std, scale and shift of its channels."""
     g, n = tl.program_id(0), tl.program_id(1)
     lane = tl.arange(0, BG)
     c = g * GS + lane
@@ -119,7 +120,7 @@ def apply_kernel(
     x, residual, y, scale, shift, P, C, slope,
     RESIDUAL: tl.constexpr, ACT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """y = activation(x * scale + shift + residual)"""
+    """Compute y = activation(x * scale + shift + residual)."""
     tile, block, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     c = block * BC + tl.arange(0, BC)
     p = tile * BP + tl.arange(0, BP)
@@ -141,7 +142,7 @@ def gradient_sums_kernel(
     dy, x, mask, dz, scale, shift, mean, rstd, s1, s2, P, C, G, GS, CHUNK, chunks, slope,
     MASK: tl.constexpr, ACT: tl.constexpr, KEEP: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Sums of dz and dz * (x - mean) / std over a chunk; dz, the gradient before the activation, where wanted."""
+    """Sum dz and dz * (x - mean) / std over a chunk; store dz, the gradient before the activation, where wanted."""
     chunk, block, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     c = block * BC + tl.arange(0, BC)
     in_c = c < C
@@ -178,7 +179,7 @@ def gradient_sums_kernel(
 def gradient_means_kernel(
     s1, s2, weight, sum1, sum2, mean1, mean2, C, G, chunks, count, GS, BG: tl.constexpr, BK: tl.constexpr
 ):
-    """Chunk sums of one group of one sample -> sums a channel, and their weighted means over the group."""
+    """Turn chunk sums of one group of one sample into sums a channel, and their weighted means over the group."""
     g, n = tl.program_id(0), tl.program_id(1)
     lane = tl.arange(0, BG)
     c = g * GS + lane
@@ -196,7 +197,7 @@ def gradient_kernel(
     dy, x, dx, scale, shift, mean, rstd, mean1, mean2, P, C, G, GS, slope,
     ACT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """dx = scale * dz - (mean1 + (x - mean) / std * mean2) / std"""
+    """Compute dx = scale * dz - (mean1 + (x - mean) / std * mean2) / std."""
     tile, block, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     c = block * BC + tl.arange(0, BC)
     p = tile * BP + tl.arange(0, BP)
@@ -222,7 +223,7 @@ def gradient_kernel(
 def statistics(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, strip: Strip | None = None
 ) -> Statistics:
-    """x (N, C, H, W) channels-last; of the whole picture where it is a strip of one."""
+    """Return the statistics of x (N, C, H, W) channels-last; of the whole picture where it is a strip of one."""
     t = tiles_of(x)
     size = t.c // groups
     s1, s2 = x.new_empty((2, t.n, t.chunks, t.c), dtype=torch.float32)
@@ -252,12 +253,12 @@ def of_all_strips(strip: Strip, s1: Tensor, s2: Tensor, pixels: int) -> tuple[Te
 
 
 def rows(lanes: int) -> int:
-    """Chunks that a merging program reads at once."""
+    """Return how many chunks a merging program reads at once."""
     return max(1, 1024 // lanes)
 
 
 def apply(x: Tensor, stats: Statistics, slope: float | None, residual: Tensor | None) -> Tensor:
-    """activation(norm(x) + residual)"""
+    """Return `activation(norm(x) + residual)`, like x (N, C, H, W) channels-last."""
     t = tiles_of(x)
     y = torch.empty_like(x)
     apply_kernel[(triton.cdiv(t.p, t.block_p), t.blocks, t.n)](
@@ -277,7 +278,7 @@ def backward(
     has_residual: bool,
     strip: Strip | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of x, weight, bias and residual: of a strip's own rows.
+    """Return gradients of x, weight, bias and residual: of a strip's own rows.
 
     Args:
         mask: the output, where the activation's sign can't be worked out from `x`.

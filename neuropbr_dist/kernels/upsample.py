@@ -11,7 +11,7 @@ from neuropbr_dist.kernels.dispatch import channels_last, compute_dtype, usable
 
 
 def plain_upsample_2x(x: Tensor) -> Tensor:
-    """The twin of `upsample_2x`, as its fixed stencil: 3/4 of a pixel and 1/4 of its neighbour.
+    """Return what `upsample_2x` does, without a kernel, as its fixed stencil: 3/4 of a pixel and 1/4 of its neighbour.
 
     The compiled backward of `F.interpolate` scatters with atomics (measured: 70 ms of a step).
     """
@@ -24,7 +24,7 @@ def plain_upsample_2x(x: Tensor) -> Tensor:
 
 
 def upsample_2x(x: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, C, 2h, 2w)"""
+    """Upsample bilinearly, (B, C, h, w) -> (B, C, 2h, 2w)."""
     if not usable(x):
         return plain_upsample_2x(x)
     return Upsample2x.apply(x.to(compute_dtype(x)))

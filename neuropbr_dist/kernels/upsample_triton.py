@@ -13,7 +13,7 @@ BLOCK = 2048
 
 @triton.jit
 def upsample_kernel(x, y, H, W, C, BLOCK: tl.constexpr):
-    """A piece of one row of y: each pixel from its four neighbours in x."""
+    """Compute a piece of one row of y: each pixel from its four neighbours in x."""
     row, piece = tl.program_id(0), tl.program_id(1)  # row: sample * 2H + y
     at = piece * BLOCK + tl.arange(0, BLOCK)
     inside = at < 2 * W * C
@@ -35,7 +35,7 @@ def upsample_kernel(x, y, H, W, C, BLOCK: tl.constexpr):
 
 @triton.jit
 def upsample_gradient_kernel(dy, dx, H, W, C, BLOCK: tl.constexpr):
-    """A piece of one row of dx: each pixel from the 4 x 4 pixels of dy that saw it."""
+    """Compute a piece of one row of dx: each pixel from the 4 x 4 pixels of dy that saw it."""
     row, piece = tl.program_id(0), tl.program_id(1)  # row: sample * H + y
     at = piece * BLOCK + tl.arange(0, BLOCK)
     inside = at < W * C
@@ -59,7 +59,7 @@ def upsample_gradient_kernel(dy, dx, H, W, C, BLOCK: tl.constexpr):
 
 
 def upsample(x: Tensor) -> Tensor:
-    """(N, C, H, W) channels-last -> (N, C, 2H, 2W) channels-last."""
+    """Upsample (N, C, H, W) channels-last -> (N, C, 2H, 2W) channels-last."""
     n, c, h, w = x.shape
     y = empty((n, c, 2 * h, 2 * w), x)
     upsample_kernel[(n * 2 * h, triton.cdiv(2 * w * c, BLOCK))](x, y, h, w, c, BLOCK)
@@ -67,7 +67,7 @@ def upsample(x: Tensor) -> Tensor:
 
 
 def upsample_gradient(dy: Tensor) -> Tensor:
-    """(N, C, 2H, 2W) -> (N, C, H, W), the transpose of `upsample`."""
+    """Return the transpose of `upsample`, (N, C, 2H, 2W) -> (N, C, H, W)."""
     n, c, h, w = dy.shape
     dx = empty((n, c, h // 2, w // 2), dy)
     upsample_gradient_kernel[(n * (h // 2), triton.cdiv(w // 2 * c, BLOCK))](dy, dx, h // 2, w // 2, c, BLOCK)

@@ -1,4 +1,4 @@
-"""What the decoder takes of the encoder's features: their mean over a sample's views.
+"""Features that the decoder takes of the encoder's: their mean over a sample's views.
 
 Each operation here hands on the features and gives the mean beside them, so that one pass of
 backward joins the two gradients.
@@ -18,7 +18,7 @@ VIEWS = 3
 
 
 def mean_over_views(x: Tensor) -> Tensor:
-    """(B * 3, C, H, W), views of a sample adjacent -> (B, C, H, W).
+    """Return the mean over views, (B * 3, C, H, W), views of a sample adjacent -> (B, C, H, W).
 
     As a sum of slices: `mean` over a short outer dimension is a slow reduction in bf16
     (measured: 59 ms of a step).
@@ -28,12 +28,12 @@ def mean_over_views(x: Tensor) -> Tensor:
 
 
 def pass_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` (B * 3, C, H, W) itself, and its mean over the views (B, C, H, W)."""
+    """Return `x` (B * 3, C, H, W) itself, and its mean over the views (B, C, H, W)."""
     return PassAndMean.apply(x) if usable(x) else (x, mean_over_views(x))
 
 
 def max_pool_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
-    """ResNet's 3x3 max pooling of stride 2, and the mean over the views of what goes in.
+    """Return ResNet's 3x3 max pooling of stride 2, and the mean over the views of what goes in.
 
     (B * 3, C, H, W) -> (B * 3, C, H / 2, W / 2), (B, C, H, W). Of equal pixels in a window the
     first gets the gradient, as in torch.
@@ -44,7 +44,7 @@ def max_pool_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """ResNet's 3x3 max pooling of stride 2 alone."""
+    """Return ResNet's 3x3 max pooling of stride 2 alone."""
     return MaxPool.apply(x, False) if usable(x) else F.max_pool2d(x, 3, 2, 1)
 
 

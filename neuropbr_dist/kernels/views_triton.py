@@ -14,7 +14,7 @@ BLOCK = 2048
 
 @triton.jit
 def mean_kernel(x, y, SIZE, BLOCK: tl.constexpr):
-    """y = mean of three stretches of SIZE elements, a sample a grid column."""
+    """Compute y = mean of three stretches of SIZE elements, a sample a grid column."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     n = tl.program_id(1).to(tl.int64)
     inside = at < SIZE
@@ -27,7 +27,7 @@ def mean_kernel(x, y, SIZE, BLOCK: tl.constexpr):
 
 @triton.jit
 def add_mean_gradient_kernel(dx, dmean, out, SIZE, BLOCK: tl.constexpr):
-    """out = dx + dmean / 3; dmean is read once for the three views."""
+    """Compute out = dx + dmean / 3; dmean is read once for the three views."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     n = tl.program_id(1).to(tl.int64)
     inside = at < SIZE
@@ -40,7 +40,7 @@ def add_mean_gradient_kernel(dx, dmean, out, SIZE, BLOCK: tl.constexpr):
 
 @triton.jit
 def max_pool_kernel(x, y, place, H, W, OH, OW, C, BLOCK: tl.constexpr):
-    """A piece of one row of y: 3x3 windows of stride 2, padding 1, and which of the nine it was."""
+    """Compute a piece of one row of y: 3x3 windows of stride 2, padding 1, and which of the nine it was."""
     row, piece = tl.program_id(0), tl.program_id(1)  # row: picture * OH + y
     at = piece * BLOCK + tl.arange(0, BLOCK)
     inside = at < OW * C
@@ -68,7 +68,8 @@ def max_pool_kernel(x, y, place, H, W, OH, OW, C, BLOCK: tl.constexpr):
 def max_pool_gradient_kernel(
     dy, place, dmean, dx, H, W, OH, OW, C, WITH_MEAN: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """A piece of one row of dx: from the windows whose maximum the pixel was, and from the mean where there is one."""
+    """Compute a piece of one row of dx: from the windows whose maximum the pixel was, and from the mean
+    where there is one."""
     row, piece = tl.program_id(0), tl.program_id(1)  # row: picture * H + y
     at = piece * BLOCK + tl.arange(0, BLOCK)
     inside = at < W * C
@@ -92,7 +93,7 @@ def max_pool_gradient_kernel(
 
 
 def mean(x: Tensor) -> Tensor:
-    """(B * 3, C, H, W) -> (B, C, H, W)"""
+    """Return the mean over views, (B * 3, C, H, W) -> (B, C, H, W)."""
     n, c, h, w = x.shape
     y = empty((n // 3, c, h, w), x)
     size = c * h * w
@@ -101,7 +102,7 @@ def mean(x: Tensor) -> Tensor:
 
 
 def add_mean_gradient(dx: Tensor, dmean: Tensor) -> Tensor:
-    """dx (B * 3, C, H, W) + dmean (B, C, H, W) / 3"""
+    """Return dx (B * 3, C, H, W) + dmean (B, C, H, W) / 3."""
     n, c, h, w = dx.shape
     out = torch.empty_like(dx)
     size = c * h * w
@@ -110,7 +111,7 @@ def add_mean_gradient(dx: Tensor, dmean: Tensor) -> Tensor:
 
 
 def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, C, H, W) -> pooled (N, C, ceil(H / 2), ceil(W / 2)), and each maximum's place in its window."""
+    """Pool (N, C, H, W) -> pooled (N, C, ceil(H / 2), ceil(W / 2)), and each maximum's place in its window."""
     n, c, h, w = x.shape
     oh, ow = (h + 1) // 2, (w + 1) // 2
     y = empty((n, c, oh, ow), x)
@@ -120,7 +121,7 @@ def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def max_pool_gradient(dy: Tensor, place: Tensor, dmean: Tensor | None, shape: torch.Size) -> Tensor:
-    """Gradient of `max_pool`'s input of `shape`, the mean's over the views in it where there is one."""
+    """Return the gradient of `max_pool`'s input of `shape`, the mean's over the views in it where there is one."""
     n, c, h, w = shape
     oh, ow = dy.shape[2:]
     dx = empty((n, c, h, w), dy)

@@ -1,4 +1,4 @@
-"""What a material is and how it looks; knows no data set. Plain numpy and torch.
+"""Materials and their looks; knows no data set. Plain numpy and torch.
 
 channels      the eight channels of maps, and how bytes hold them; `decoding` in torch
 plane         its plane, and the cameras that see it

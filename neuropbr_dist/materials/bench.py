@@ -30,13 +30,13 @@ INTENSITY = float(np.pi * (ORBIT**2 + LAMP_HEIGHT**2) ** 1.5 / LAMP_HEIGHT)
 
 
 def orbit(turn: float) -> Array:
-    """Position (3,) of the lamp after `turn` turns, from the picture's right side over its top."""
+    """Return the position (3,) of the lamp after `turn` turns, from the picture's right side over its top."""
     angle = 2 * np.pi * turn
     return np.array([ORBIT * np.cos(angle), ORBIT * np.sin(angle), LAMP_HEIGHT])
 
 
 def relit(maps: Array, lamp: Array) -> Array:
-    """The material as it looks under a lamp, one pixel a texel.
+    """Return the material as it looks under a lamp, one pixel a texel.
 
     Args:
         maps: uint8 (8, S, S), albedo in sRGB, normals as (n + 1) / 2.
@@ -59,7 +59,7 @@ def irradiance_matrix() -> Array:
 
 
 def bench() -> dict[str, Any]:
-    """The scene in plain numbers, for a shader elsewhere; all light is grey."""
+    """Return the scene in plain numbers, for a shader elsewhere; all light is grey."""
     return {
         "cameraHeight": CAMERA_HEIGHT,
         "lampHeight": LAMP_HEIGHT,

@@ -26,7 +26,7 @@ def cross(a: Array, b: Array) -> Array:
 
 
 def direction(tilt: float, azimuth: float) -> Array:
-    """Unit vector `tilt` radians from the surface's normal (+Z), at `azimuth` from +X: (3,)."""
+    """Return the unit vector `tilt` radians from the surface's normal (+Z), at `azimuth` from +X: (3,)."""
     return np.array([np.sin(tilt) * np.cos(azimuth), np.sin(tilt) * np.sin(azimuth), np.cos(tilt)])
 
 
@@ -42,7 +42,7 @@ class Camera:
     """Turn about the viewing direction, radians."""
 
     def axes(self) -> Array:
-        """Return unit vectors to the picture's right, to its top and into it: (3, 3), one a row."""
+        """Return the unit vectors to the picture's right, to its top and into it: (3, 3), one a row."""
         forward = unit(self.target - self.position)
         right = unit(cross(forward, np.array([0.0, 1.0, 0.0])))
         up = cross(right, forward)

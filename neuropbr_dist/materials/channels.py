@@ -30,37 +30,37 @@ MAP_SLICES = {"albedo": ALBEDO, "roughness": ROUGHNESS, "metallic": METALLIC, "n
 
 
 def decode(levels: Floats) -> Floats:
-    """Bytes' levels, floats of 0 to 255 -> [0, 1]."""
+    """Decode bytes' levels, floats of 0 to 255 -> [0, 1]."""
     return levels / 255
 
 
 def decode_normals(stored: Floats) -> Floats:
-    """Normals as files hold them, [0, 1] -> [-1, 1], not of unit length."""
+    """Decode normals as files hold them, [0, 1] -> [-1, 1], not of unit length."""
     return stored * 2 - 1
 
 
 def encode_normals(normals: Floats) -> Floats:
-    """Normals, [-1, 1] -> [0, 1], as files hold them."""
+    """Encode normals, [-1, 1] -> [0, 1], as files hold them."""
     return (normals + 1) / 2
 
 
 def as_stored(maps: Tensor) -> Tensor:
-    """Maps (..., 8, H, W), floats -> a copy with the values that files hold; not clipped to [0, 1]."""
+    """Return a copy of maps (..., 8, H, W), floats, with the values that files hold; not clipped to [0, 1]."""
     stored = maps.clone()
     stored[..., NORMAL, :, :] = encode_normals(maps[..., NORMAL, :, :])
     return stored
 
 
 def quantise(values: np.ndarray) -> np.ndarray:
-    """Values, clipped to [0, 1] -> uint8, rounded."""
+    """Quantise values, clipped to [0, 1] -> uint8, rounded."""
     return (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def srgb_to_linear(value: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1 decoding of values in [0, 1]."""
+    """Decode sRGB values in [0, 1] to linear light (IEC 61966-2-1)."""
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
 def linear_to_srgb(value: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1 encoding of values in [0, 1]."""
+    """Encode linear light in [0, 1] as sRGB (IEC 61966-2-1)."""
     return np.where(value <= 0.0031308, value * 12.92, 1.055 * np.maximum(value, 1e-8) ** (1 / 2.4) - 0.055)

@@ -16,7 +16,7 @@ from neuropbr_dist.materials.channels import linear_to_srgb
 
 @dataclass(frozen=True)
 class Conventions:
-    """What of a set is not by this package's conventions."""
+    """Departures of a set from this package's conventions."""
 
     flip_green: bool = False
     """Pictures are lit as if normals' green pointed down."""

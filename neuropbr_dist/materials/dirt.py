@@ -1,4 +1,4 @@
-"""What spoils a picture: a shadow on the surface, a smudged and scratched lens, noise, wrong exposure. On the host.
+"""Dirt of a picture: a shadow on the surface, a smudged and scratched lens, noise, wrong exposure. On the host.
 
 `lens` puts it on pictures.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from neuropbr_dist.materials.noise import Array
 
 STROKES, SMUDGES, SCRATCHES = 7, 3, 6
-"""As many of each as there are at most."""
+"""Most strokes, smudges and scratches of a sample."""
 
 
 @dataclass(frozen=True)
@@ -20,24 +20,24 @@ class Dirt:
     """One sample's dirt: the same shadow and lens for its three views."""
 
     strokes: Array
-    """(K, 5): a caster between key lamp and plane, out of sight, as a union of thick strokes: start x, y, end x, y,
-    half thickness, in plane units, where the shadow falls."""
+    """Strokes (K, 5): a caster between key lamp and plane, out of sight, as a union of thick strokes: start x, y,
+    end x, y, half thickness, in plane units, where the shadow falls."""
     height: float
-    """Of the caster above the plane, as a share of the lamp's, below 1."""
+    """Height of the caster above the plane, as a share of the lamp's, below 1."""
     smudges: Array
-    """(K, 5): centre x, y, radius (shares of the picture), blur strength, veil (linear light)."""
+    """Smudges (K, 5): centre x, y, radius (shares of the picture), blur strength, veil (linear light)."""
     scratches: Array
-    """(K, 6): centre x, y, angle, half length, bend, brightness."""
+    """Scratches (K, 6): centre x, y, angle, half length, bend, brightness."""
     shift: Array
-    """(3, 2): how far each view's lens marks are moved, in shares of the picture."""
+    """Shifts (3, 2) of each view's lens marks, in shares of the picture."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """How the sensor answers to light."""
+    """Answer of the sensor to light."""
 
     gain: Array
-    """(3, 3): factor of each view and channel: exposure times white balance."""
+    """Factors (3, 3) of each view and channel: exposure times white balance."""
     shot: float = 0.0
     """Variance of the noise per linear value."""
     read: float = 0.0

@@ -21,10 +21,10 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import read_bytes, require_file
 
 ROUGHNESS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""Of the stack's blurred levels; irradiance is one more."""
+"""Roughness of each of the stack's blurred levels; irradiance is one level more."""
 LEVELS = len(ROUGHNESS) + 1
 HEIGHT = 128
-"""Rows of each; twice as many columns, and one more to each side."""
+"""Rows of each level; twice as many columns, and one more to each side."""
 SUFFIXES = (".hdr", ".exr")
 _BLURRED = 64  # rows of the levels that are blurred, before they are enlarged
 _SMALLEST = 32

@@ -13,7 +13,7 @@ from neuropbr_dist.materials.noise import Array
 from neuropbr_dist.materials.surroundings import WINDOW, irradiance_from_above, sky_irradiance
 
 LAMPS, WINDOWS = 3, 7
-"""As many of each as a scene has at most."""
+"""Most lamps and windows of a scene."""
 LAMP = 7
 """Numbers of a lamp."""
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 Role = Literal["albedo", "normal", "roughness", "gloss", "metallic", "specular", "packed", "other", "unclear"]
 """`packed` holds several maps in its channels, `other` none that is needed, `unclear` one of several things."""
 Convention = Literal["opengl", "directx"]
-"""Where a normal map's green points: to the top of the picture, or to its bottom."""
+"""Direction of a normal map's green: to the top of the picture, or to its bottom."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -65,7 +65,8 @@ LAYOUTS: dict[str, str] = {
     "mxr": "mer",  # Minecraft: metalness, emissive, roughness
     "xxxr": "nrmrgh normalroughness",  # Godot's terrains: roughness in the normal map's alpha
 }
-"""What lies in red, green, blue and alpha: r roughness, m metallic, s smoothness, o and x nothing that is needed."""
+"""Layouts of packed pictures, what lies in red, green, blue and alpha: r roughness, m metallic, s
+smoothness, o and x nothing that is needed."""
 NORMAL_TOO = frozenset({"xxxr"})
 """Layouts whose red, green and blue are the normals."""
 STRONG = _words(
@@ -106,13 +107,13 @@ class Reading:
 
     role: Role
     name: str
-    """What is left of the name, its parts joined by `_`."""
+    """Rest of the name that stands for the material, its parts joined by `_`."""
     word: str
-    """What stands for the map in the name, likewise."""
+    """Part of the name that stands for the map, likewise."""
     layout: str = ""
-    """What the channels of a packed picture hold, see `LAYOUTS`."""
+    """Contents of a packed picture's channels, see `LAYOUTS`."""
     convention: Convention | None = None
-    """Where green points, if the name says so."""
+    """Direction of green, if the name says so."""
     number: int | None = None
     """The number behind the word: a variation, or one of several materials."""
     resolution: int = 0
@@ -128,7 +129,7 @@ class Reading:
 
 class _Token(NamedTuple):
     text: str
-    """In lower case."""
+    """The text in lower case."""
     original: str
     separated: bool
     """Whether a separator or nothing stands before it: `Rock_N`, not `RockN`."""
@@ -150,7 +151,7 @@ def read_name(stem: str) -> list[Reading]:
 
 
 def _from_the_end(tokens: Sequence[_Token]) -> Iterator[Reading]:
-    """Readings whose word ends the name, but for decorations behind it."""
+    """Yield readings whose word ends the name, but for decorations behind it."""
     marks = Reading("other", "", "")
     while tokens:
         found = list(_endings(tokens, marks))
@@ -164,7 +165,7 @@ def _from_the_end(tokens: Sequence[_Token]) -> Iterator[Reading]:
 
 
 def _endings(tokens: Sequence[_Token], marks: Reading) -> Iterator[Reading]:
-    """Readings whose word is the very end, the longest word first; before them that of a packing not known."""
+    """Yield readings whose word is the very end, the longest word first; before them that of a packing not known."""
     longest = True
     for count in range(min(_LONGEST, len(tokens)), 0, -1):
         word, rest = _joined(tokens[-count:]), tokens[:-count]
@@ -186,7 +187,7 @@ def _endings(tokens: Sequence[_Token], marks: Reading) -> Iterator[Reading]:
 
 
 def _from_the_front(tokens: Sequence[_Token]) -> Iterator[Reading]:
-    """The reading of Quixel's `Albedo_2K_LOD4_welhfhldw`: the word first, the asset's name last."""
+    """Yield the reading of Quixel's `Albedo_2K_LOD4_welhfhldw`: the word first, the asset's name last."""
     for count in range(min(_LONGEST, len(tokens)), 0, -1):
         word = _joined(tokens[:count])
         if word in STRONG:
@@ -200,7 +201,7 @@ def _from_the_front(tokens: Sequence[_Token]) -> Iterator[Reading]:
 
 
 def _without_workflow(tokens: Sequence[_Token]) -> Sequence[_Token]:
-    """The name less the workflow that Poliigon puts behind the resolution; nothing for other names."""
+    """Return the name less the workflow that Poliigon puts behind the resolution; nothing for other names."""
     if len(tokens) > 3 and tokens[-1].text in WORKFLOWS and _RESOLUTION.fullmatch(_joined(tokens[-3:-1])):
         return tokens[:-1]
     return []
@@ -218,7 +219,7 @@ def _meaning(word: str, letters: bool) -> tuple[Role, str, Convention | None] | 
 
 
 def _decoration(tokens: Sequence[_Token], marks: Reading) -> tuple[int, Reading]:
-    """How many tokens at the end are a decoration, 0 for none, and what they tell."""
+    """Return how many tokens at the end are a decoration, 0 for none, and what they tell."""
     for count in (3, 2, 1):
         text = _joined(tokens[-count:])
         if count > len(tokens):
@@ -236,7 +237,7 @@ def _decoration(tokens: Sequence[_Token], marks: Reading) -> tuple[int, Reading]
 
 
 def _known_decoration(text: str) -> int | None:
-    """The resolution that a decoration gives, 0 for one that gives none, None for anything else."""
+    """Return the resolution that a decoration gives, 0 for one that gives none, None for anything else."""
     found = _RESOLUTION.fullmatch(text)
     if found and found[1]:
         return 1024 * int(found[1])
@@ -246,7 +247,7 @@ def _known_decoration(text: str) -> int | None:
 
 
 def _name(tokens: Sequence[_Token]) -> tuple[str, int]:
-    """What names the material, without the resolution and the format behind it, and that resolution."""
+    """Return what names the material, without the resolution and the format behind it, and that resolution."""
     resolution = 0
     while tokens:
         for count in (3, 2, 1):

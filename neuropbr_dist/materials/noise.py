@@ -22,18 +22,18 @@ _ROWS_AT_ONCE = 64  # a band of this many rows keeps the temporaries in the proc
 
 
 def smoothstep(low: Value, high: Value, value: Value) -> Array:
-    """0 below `low`, 1 above `high`, a cubic without kinks between."""
+    """Return 0 below `low`, 1 above `high`, a cubic without kinks between."""
     t = np.clip((value - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def mix(a: Value, b: Value, amount: Value) -> Array:
-    """`a` where amount is 0, `b` where it is 1."""
+    """Return `a` where amount is 0, `b` where it is 1."""
     return a + (b - a) * amount
 
 
 def _spline_taps(cells: int, size: int) -> tuple[Array, Array]:
-    """Lattice indices and cubic B-spline weights, (4, size) each, of `size` pixel centres over `cells` cells."""
+    """Return lattice indices and cubic B-spline weights, (4, size) each, of `size` pixel centres over `cells` cells."""
     position = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(cells / size)
     start = np.floor(position).astype(np.int64)
     t = position - start
@@ -42,7 +42,7 @@ def _spline_taps(cells: int, size: int) -> tuple[Array, Array]:
 
 
 def spline_upsample(lattice: Array, size: int) -> Array:
-    """Periodic cubic B-spline through a lattice: (rows, columns) -> (size, size)."""
+    """Return a periodic cubic B-spline through a lattice: (rows, columns) -> (size, size)."""
     columns, weights = _spline_taps(lattice.shape[1], size)
     wide = sum(w * lattice[:, c] for c, w in zip(columns, weights, strict=True))
     rows, weights = _spline_taps(lattice.shape[0], size)
@@ -50,7 +50,7 @@ def spline_upsample(lattice: Array, size: int) -> Array:
 
 
 def fbm(size: int, seed: int, frequency: tuple[int, int], octaves: int, gain: float) -> Array:
-    """Fractional Brownian motion: octaves of spline noise, each twice as fine and `gain` as strong.
+    """Return fractional Brownian motion: octaves of spline noise, each twice as fine and `gain` as strong.
 
     Args:
         size: side in pixels.
@@ -79,7 +79,7 @@ def fbm(size: int, seed: int, frequency: tuple[int, int], octaves: int, gain: fl
 
 
 def displaced(field: Array, dx: Array, dy: Array) -> Array:
-    """A periodic field (S, S) looked up, bilinearly, at (x + dx, y + dy); dx, dy in tile widths."""
+    """Return a periodic field (S, S) looked up, bilinearly, at (x + dx, y + dy); dx, dy in tile widths."""
     size = field.shape[0]
     rows, columns = np.indices(field.shape, dtype=np.float32)
     column, row = columns + dx * size, rows - dy * size  # rows count downwards, y upwards
@@ -109,12 +109,12 @@ class Cells:
     """(S, S) offset above the piece's centre, in tile widths."""
 
     def inward(self) -> Array:
-        """(S, S) 0 on the border, 1 at the centre; the contours between grow rounder inwards."""
+        """Return (S, S), 0 on the border, 1 at the centre; the contours between grow rounder inwards."""
         return np.clip(self.edge / (self.edge + np.hypot(self.x, self.y) + 1e-6), 0, 1)
 
 
 def grid_cells(x: Array, y: Array, columns: int, shifts: Array, corner: float) -> Cells:
-    """Rows of rectangles, each row pushed sideways by its own share of a width (a masonry bond, planks).
+    """Return rows of rectangles, each row pushed sideways by its own share of a width (a masonry bond, planks).
 
     Args:
         x, y: tile coordinates, (S, S).
@@ -135,7 +135,7 @@ def grid_cells(x: Array, y: Array, columns: int, shifts: Array, corner: float) -
 
 
 def voronoi_cells(x: Array, y: Array, points: Array) -> Cells:
-    """Voronoi cells of one point in each square of a grid.
+    """Return Voronoi cells of one point in each square of a grid.
 
     Args:
         x, y: tile coordinates, (S, S).

@@ -20,7 +20,8 @@ Matrix = npt.NDArray[np.float64]
 ENCODED = 14
 """Numbers of an encoded camera: the nine of `map_to_view` by rows, the eye's three, confidence, wrap."""
 MATRIX, EYE, CONFIDENCE, WRAP = slice(0, 9), slice(9, 12), 12, 13
-"""Where they stand. A camera that isn't known is all zeros; an eye that isn't known is three zeros."""
+"""Places of these numbers in an encoded camera. A camera that isn't known is all zeros; an eye that isn't
+known is three zeros."""
 
 _MIDDLE = np.array([0.5, 0.5, 1.0])
 _LEAST_DETERMINANT = 1e-8  # of a camera scaled to 1 in the picture's middle: it would see 10,000 tiles across
@@ -32,7 +33,7 @@ _CENTRED = np.array([[1.0, 0.0, -0.5], [0.0, -1.0, 0.5], [0.0, 0.0, 1.0]])  # (u
 
 @dataclass(frozen=True, eq=False)
 class PlaneCamera:
-    """How one picture sees the plane."""
+    """Camera by which one picture sees the plane."""
 
     map_to_view: Matrix
     """(3, 3): takes the column (x, y, 1) of map coordinates to picture coordinates times a factor that is positive in front of the camera."""
@@ -78,7 +79,7 @@ def shifted(camera: PlaneCamera, tiles: Matrix) -> PlaneCamera:
 
 
 def canonical(camera: PlaneCamera) -> PlaneCamera:
-    """Of the cameras that are the same where the plane repeats, return the one whose `centre` is in [-0.5, 0.5)^2."""
+    """Return the one whose `centre` is in [-0.5, 0.5)^2 of the cameras that are the same where the plane repeats."""
     tiles = np.floor(centre(camera.map_to_view) + 0.5)
     return shifted(camera, -tiles) if tiles.any() else camera
 

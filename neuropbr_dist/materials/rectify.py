@@ -11,7 +11,7 @@ from neuropbr_dist.kernels import beside
 from neuropbr_dist.materials.plane import EYE, MATRIX, WRAP, turn_of_map, turn_of_picture
 
 EXTRA_CHANNELS = 4
-"""What rectification adds to a picture's channels: a mask, and the direction to the eye."""
+"""Channels that rectification adds to a picture's: a mask, and the direction to the eye."""
 
 
 def rectify(views: Tensor, cameras: Tensor, side: int, rows: tuple[int, int] | None = None) -> Tensor:
@@ -36,7 +36,7 @@ def rectify(views: Tensor, cameras: Tensor, side: int, rows: tuple[int, int] | N
 def resample(
     views: Tensor, cameras: Tensor, side: int, rows: tuple[int, int], factors: list[int] | None = None
 ) -> Tensor:
-    """`rectify` with nothing left to be decided by the cameras' numbers.
+    """Do what `rectify` does, with nothing left to be decided by the cameras' numbers.
 
     Args:
         factors: by how much each of the B * V pictures is reduced first; None: none is.
@@ -47,7 +47,7 @@ def resample(
 
 
 def locate(cameras: Tensor, side: int, rows: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of the map's pixels: where it is in the pictures, whether there, and the direction to the eye.
+    """Return for each of the map's pixels where it is in the pictures, whether there, and the direction to the eye.
 
     Args:
         cameras: (B, V, 14).
@@ -79,7 +79,7 @@ def locate(cameras: Tensor, side: int, rows: tuple[int, int]) -> tuple[Tensor, T
 
 
 def middle_of(matrix: Tensor) -> Tensor:
-    """The plane's point in the middle of the picture: (..., 3, 3) -> (..., 2). See `plane.centre`."""
+    """Return the plane's point in the middle of the picture: (..., 3, 3) -> (..., 2). See `plane.centre`."""
     a, b, c = matrix.unbind(-2)
     cross = torch.linalg.cross  # the inverse's columns, but for the determinant, which cancels
     seen = 0.5 * cross(b, c) + 0.5 * cross(c, a) + cross(a, b)
@@ -87,7 +87,8 @@ def middle_of(matrix: Tensor) -> Tensor:
 
 
 def reductions(cameras: Tensor, picture: torch.Size, side: int) -> list[int]:
-    """By how much each of the views (B, V) is finer than the map in its middle, as whole numbers of 1 or more."""
+    """Return by how much each of the views (B, V) is finer than the map in its middle, as whole numbers of
+    1 or more."""
     matrix = cameras[..., MATRIX].unflatten(-1, (3, 3))
     # The determinant of a scaled camera is the share of the picture that a unit of the map takes in its middle.
     pixels = (torch.linalg.det(matrix).abs() * picture[0] * picture[1]).sqrt()
@@ -95,7 +96,7 @@ def reductions(cameras: Tensor, picture: torch.Size, side: int) -> list[int]:
 
 
 def sample(pictures: Tensor, place: Tensor, factors: list[int] | None) -> Tensor:
-    """Bilinear samples of pictures (N, C, h, w), reduced by `factors` first, at `place` (N, R, W, 2)."""
+    """Return bilinear samples of pictures (N, C, h, w), reduced by `factors` first, at `place` (N, R, W, 2)."""
     if factors is None or max(factors) == 1:
         return F.grid_sample(pictures, place, padding_mode="border", align_corners=False)
     out = pictures.new_empty(*pictures.shape[:2], *place.shape[1:3])
@@ -108,7 +109,8 @@ def sample(pictures: Tensor, place: Tensor, factors: list[int] | None) -> Tensor
 
 
 def turn_cameras(cameras: Tensor, orientation: int) -> Tensor:
-    """Cameras (..., 14) of pictures that are turned together with their map: V . map_to_view . M^-1, and M . eye.
+    """Return cameras (..., 14) of pictures that are turned together with their map: V . map_to_view . M^-1,
+    and M . eye.
 
     Args:
         orientation: see `plane.turn_of_map`.

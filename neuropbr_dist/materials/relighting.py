@@ -1,4 +1,4 @@
-"""Where the rendering loss puts lamps and eyes: nine pairs a sample, drawn on the host.
+"""Places of the rendering loss's lamps and eyes: nine pairs a sample, drawn on the host.
 
 As in Deschaintre et al. 2018, "Single-Image SVBRDF Capture with a Rendering-Aware Deep Network": each at a finite
 distance. In three of nine pictures the two are independent; in six the eye stands where a mirror at some point of the
@@ -22,12 +22,12 @@ _NEAREST, _FARTHEST = 0.5, 6.0
 
 
 class Relighting(NamedTuple):
-    """Where lamp and eye are, and which square of the maps is looked at, of each sample of a micro-batch."""
+    """Places of lamp and eye, and the square of the maps that is looked at, of each sample of a micro-batch."""
 
     lamps: Tensor
-    """(B, 9, 3), in a frame in which the square is [-1, 1]^2, x to the right, y up, z out of the surface."""
+    """Lamps (B, 9, 3), in a frame in which the square is [-1, 1]^2, x to the right, y up, z out of the surface."""
     eyes: Tensor
-    """(B, 9, 3), the same."""
+    """Eyes (B, 9, 3), in the same frame."""
     corners: Sequence[tuple[float, float]]
     """The square's top and left, as shares in [0, 1) of where they can be. On the host: they decide what is cut."""
 

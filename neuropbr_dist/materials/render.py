@@ -44,13 +44,13 @@ class View(NamedTuple):
     """V pictures of each of B materials."""
 
     plane: Plane
-    """Of the B materials."""
+    """Planes of the B materials."""
     camera: Tensor
-    """(B, V, 14)."""
+    """Cameras (B, V, 14), see `materials.plane.encode`."""
     scene: EncodedScene
-    """With dimensions (B, V)."""
+    """Scenes with dimensions (B, V)."""
     surroundings: Tensor | None
-    """(B * V, L, 3, h, w) of the scenes' environments."""
+    """Stacks (B * V, L, 3, h, w) of the scenes' environments; None without any."""
 
 
 def render(

@@ -60,12 +60,12 @@ SCENE = sum(math.prod(shape) for shape in _LAYOUT.values())
 
 @dataclass(frozen=True)
 class Scene:
-    """What surrounds a material and looks at it."""
+    """Surroundings of a material, and the cameras that look at it."""
 
     cameras: tuple[Camera, ...]
-    """Three."""
+    """Three cameras, one a view."""
     lighting: tuple[Lighting, ...]
-    """One a view, often the same."""
+    """One lighting a view, often the same."""
     response: Response = FAITHFUL
     dirt: Dirt | None = None
 

@@ -41,7 +41,7 @@ _RESPONSE_OFFSET = (
 
 
 class Surface(NamedTuple):
-    """What shading asks of the material's points, as seen from one side; numbers are (..., C, H, W)."""
+    """Facts of the material's points that shading asks for, as seen from one side; each is (..., C, H, W)."""
 
     normal: Tensor
     """C = 3, unit."""

@@ -19,11 +19,11 @@ class Conv2d(nn.Conv2d):
     """`nn.Conv2d` that can take what follows it along: a scale, a shift, a residual, an activation."""
 
     strip: Strip | None = None
-    """Where the input is a strip of a picture's rows, the way to the others; None: it is whole."""
+    """Way to the other strips where the input is a strip of a picture's rows; None: it is whole."""
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Conv2d:
-        """The same convolution with the same parameters."""
+        """Return the same convolution with the same parameters."""
         with torch.device("meta"):
             own = cls(
                 conv.in_channels,
@@ -44,7 +44,7 @@ class Conv2d(nn.Conv2d):
         residual: Tensor | None = None,
         slope: float | None = None,
     ) -> Tensor:
-        """`activation(conv(x) * scale + shift + residual)`, (N, C, H, W) -> (N, O, H', W').
+        """Return `activation(conv(x) * scale + shift + residual)`, (N, C, H, W) -> (N, O, H', W').
 
         Args:
             scale, shift: (O,) float32; the scale goes into the weights.
@@ -67,7 +67,7 @@ class Conv2d(nn.Conv2d):
         return activate(out, slope, residual)
 
     def whole_weight(self) -> Tensor:
-        """(O, C, kh, kw), of all input channels."""
+        """Return the weight (O, C, kh, kw) of all input channels."""
         return self.weight
 
 
@@ -98,7 +98,7 @@ class WidenedConv2d(Conv2d):
 
     @classmethod
     def of(cls, conv: nn.Conv2d, extra: int = 0) -> WidenedConv2d:
-        """The same convolution with the same parameters, and `extra` channels more."""
+        """Return the same convolution with the same parameters, and `extra` channels more."""
         own = super().of(conv)
         assert isinstance(own, WidenedConv2d)
         own.extra = nn.Parameter(conv.weight.new_zeros(conv.out_channels, extra, *conv.kernel_size))
@@ -109,7 +109,7 @@ class WidenedConv2d(Conv2d):
 
 
 def input_conv(conv: nn.Conv2d, channels: int) -> Conv2d:
-    """The first convolution of a network whose input has `channels`, from one of fewer."""
+    """Return the first convolution of a network whose input has `channels`, from one of fewer."""
     extra = channels - conv.in_channels
     return WidenedConv2d.of(conv, extra) if extra else Conv2d.of(conv)
 
@@ -122,7 +122,7 @@ class JoinConv2d(nn.Conv2d):
     """
 
     strip: Strip | None = None
-    """As a `Conv2d`'s."""
+    """Way to the other strips where the inputs are strips of a picture's rows, as a `Conv2d`'s."""
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:  # type: ignore[override]
         """(N, C1, H, W), (N, C2, H, W) with C1 + C2 = `in_channels` -> (N, O, H, W)"""
@@ -136,7 +136,7 @@ class JoinConv2d(nn.Conv2d):
 
 
 def slope_of(act: nn.Module | None) -> float | None:
-    """Of a (leaky) ReLU below zero; None for what isn't one."""
+    """Return the slope of a (leaky) ReLU below zero; None for what isn't one."""
     if isinstance(act, nn.LeakyReLU):
         return act.negative_slope
     return 0.0 if isinstance(act, nn.ReLU) else None
@@ -150,7 +150,7 @@ def conv_norm_act(
     residual: Tensor | None = None,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """`act(norm(conv(x)) + residual + shift)`; a frozen batch norm goes into the convolution.
+    """Return `act(norm(conv(x)) + residual + shift)`; a frozen batch norm goes into the convolution.
 
     Args:
         shift: (O,) float32, after a frozen batch norm only: what the residual's own one left out.
@@ -165,16 +165,16 @@ def conv_norm_act(
 
 
 def conv_layers(in_channels: int, out_channels: int, norm: NormFactory) -> list[nn.Module]:
-    """3x3 convolution, norm, and ReLU, for a `ConvChain`."""
+    """Return a 3x3 convolution, a norm and a ReLU, for a `ConvChain`."""
     conv = Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
     return [conv, norm(out_channels), nn.ReLU(inplace=True)]
 
 
 class Kernels(nn.Module):
-    """Of a segment or compile unit: it has kernels of its own, where compiling it gains nothing."""
+    """Segment or compile unit that has kernels of its own, where compiling it gains nothing."""
 
     def runs_kernels(self, x: Tensor, *_more: Tensor) -> bool:
-        """Whether a forward pass of `x` does without the compiler."""
+        """Return whether a forward pass of `x` does without the compiler."""
         return kernels.usable(x) and self._has_kernels
 
     @cached_property
@@ -192,7 +192,7 @@ class ConvChain(nn.Sequential, Kernels):
 
 
 def run_layers(layers: list[nn.Module], x: Tensor) -> Tensor:
-    """One after the other, convolution, norm and activation as one."""
+    """Run layers one after the other, convolution, norm and activation as one."""
     while layers:
         if len(layers) > 2 and isinstance(layers[1], nn.GroupNorm | nn.BatchNorm2d):
             conv, norm, act, *layers = layers

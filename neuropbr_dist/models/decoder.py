@@ -20,7 +20,7 @@ class Up(ConvChain):
     """Upsample 2x, then convolution, norm, ReLU."""
 
     strip: Strip | None = None
-    """As a `Conv2d`'s."""
+    """Way to the other strips where the input is a strip of a picture's rows, as a `Conv2d`'s."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, out, 2h, 2w)"""
@@ -54,7 +54,7 @@ class DecoderBlock(nn.Module):
 
 
 def super_resolution_head(norm: NormFactory) -> ConvChain:
-    """2x pixel-shuffle head that a stride-2 encoder needs (Shi et al. 2016)."""
+    """Return the 2x pixel-shuffle head that a stride-2 encoder needs (Shi et al. 2016)."""
     return ConvChain(
         *conv_layers(WIDTH, WIDTH, norm),
         *conv_layers(WIDTH, 4 * WIDTH, norm),
@@ -65,7 +65,7 @@ def super_resolution_head(norm: NormFactory) -> ConvChain:
 
 
 def map_heads(normals: str) -> Conv2d:
-    """The four 1x1 heads as one convolution, 64 -> 8 rows in the order of `HEADS`; 7 with normals as slopes."""
+    """Return the four 1x1 heads as one convolution, 64 -> 8 rows in the order of `HEADS`; 7 with normals as slopes."""
     flat = [0.0, 0.0] if normals == "slopes" else [0.0, 0.0, 1.0]
     heads = Conv2d(WIDTH, 5 + len(flat), 1)
     # A flat surface is the neutral start: normals point out of it.

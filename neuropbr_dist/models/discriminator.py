@@ -13,7 +13,7 @@ MAP_CHANNELS = 8
 
 
 def smallest_side(n_layers: int) -> int:
-    """Side in pixels below which no logit comes out: backwards from one logit, padding counted."""
+    """Return the side in pixels below which no logit comes out: backwards from one logit, padding counted."""
     side = 1
     for stride in (1, 1, *[2] * n_layers):
         side = (side - 1) * stride + 4 - 2
@@ -39,7 +39,7 @@ class Discriminator(nn.Module):
         self.apply(init_weights)
 
     def segments(self) -> dict[str, nn.Module]:
-        """The blocks that are checkpointed, compiled and sharded one by one, in forward order."""
+        """Return the blocks that are recomputed, compiled and sharded one by one, in forward order, by name."""
         return {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -50,12 +50,12 @@ class Discriminator(nn.Module):
 
 
 def leaky() -> nn.LeakyReLU:
-    """The activation of every layer but the last."""
+    """Return the activation of every layer but the last."""
     return nn.LeakyReLU(0.2, inplace=True)
 
 
 def init_weights(module: nn.Module) -> None:
-    """Normal(0, 0.02) as pix2pix and upstream start their discriminators."""
+    """Initialise weights by Normal(0, 0.02), as pix2pix and upstream start their discriminators."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

@@ -26,12 +26,13 @@ RGB = 3  # channels of a picture; those after them are a mask, 1 where the view 
 
 
 def mask_of(x: Tensor) -> Tensor | None:
-    """(N, C, H, W) -> (N, 1, H, W), or None where pictures come alone."""
+    """Return the mask of (N, C, H, W) as (N, 1, H, W), or None where pictures come alone."""
     return x[:, RGB : RGB + 1] if x.shape[1] > RGB else None
 
 
 def merge(x: Tensor, mask: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
-    """`pass_and_merge` with the mask at the features' resolution: the share of a place that the view shows."""
+    """Do what `pass_and_merge` does with the mask at the features' resolution: the share of a place that
+    the view shows."""
     weight = None if mask is None else F.interpolate(mask, size=x.shape[2:], mode="area")
     return pass_and_merge(x, weight, kind)  # type: ignore[arg-type]
 
@@ -62,7 +63,7 @@ class ResidualBlock(Kernels):
         return getattr(self, f"conv{i}"), getattr(self, f"bn{i}"), getattr(self, f"act{i}")
 
     def shortcut(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The input or its projection, and a shift (O,) that is left for the last layer to add in its pass."""
+        """Return the input or its projection, and a shift (O,) that is left for the last layer to add in its pass."""
         if self.downsample is None:
             return x, None
         conv, norm = self.downsample
@@ -76,7 +77,7 @@ class Stage(nn.Sequential):
     """One resolution of a ResNet: residual blocks, most of them alike."""
 
     def compile_units(self) -> list[nn.Module]:
-        """The blocks: like ones share a graph, where one graph for the stage would repeat it."""
+        """Return the blocks: like ones share a graph, where one graph for the stage would repeat it."""
         return [block for block in self if not isinstance(block, nn.Identity)]
 
 
@@ -97,7 +98,7 @@ class ResNetEncoder(nn.Module):
     """
 
     strip: Strip | None = None
-    """As a `Conv2d`'s."""
+    """Way to the other strips where the input is a strip of a picture's rows, as a `Conv2d`'s."""
 
     def __init__(
         self,
@@ -142,7 +143,7 @@ class ResNetEncoder(nn.Module):
         return self.layer4(x), skips
 
     def pool(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The max pooling before layer 1, and the stem's skip."""
+        """Return the max pooling before layer 1, and the stem's skip."""
         if mask is None and self.skip_merge == "mean" and self.strip is None:
             return max_pool_and_mean(x)
         x, skip = merge(x, mask, self.skip_merge)

@@ -17,7 +17,7 @@ class Attention(nn.Module):
     """
 
     strip: Strip | None = None
-    """Where the tokens are those of a strip of a picture's rows, the way to the others; None: they are all."""
+    """Way to the other strips where the tokens are those of a strip of a picture's rows; None: they are all."""
 
     def __init__(self, dim: int, heads: int, attn_drop: float, proj_drop: float) -> None:
         super().__init__()
@@ -100,7 +100,8 @@ class ViewMerge(nn.Module):
 
 
 def place_embedding(height: int, width: int, dim: int, like: Tensor, first_row: int = 0) -> Tensor:
-    """Sines and cosines of a token's column and row (Vaswani et al. 2017, in two dimensions): (height * width, dim).
+    """Return sines and cosines of a token's column and row (Vaswani et al. 2017, in two dimensions):
+    (height * width, dim).
 
     A quarter of the channels each, zeros where four doesn't divide `dim`. Any picture size goes through.
     """
@@ -125,7 +126,7 @@ class CrossViewFusion(nn.Module):
     """
 
     strip: Strip | None = None
-    """As an `Attention`'s."""
+    """Way to the other strips where the input is a strip of a picture's rows, as an `Attention`'s."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from neuropbr_dist.models.fusion import ConcatFusion, CrossViewFusion
 
 
 def encoder_norm(config: ModelConfig) -> str:
-    """`model.encoder_norm` with `auto` and `freeze_bn` resolved."""
+    """Return `model.encoder_norm` with `auto` and `freeze_bn` resolved."""
     kind = config.encoder_norm
     if kind == "auto":
         pretrained = config.encoder_type == "resnet" and config.encoder_pretrained
@@ -26,19 +26,19 @@ def encoder_norm(config: ModelConfig) -> str:
 
 
 def view_channels(config: ModelConfig) -> int:
-    """Channels of each view that the generator takes."""
+    """Return the number of channels of each view that the generator takes."""
     return RGB + (EXTRA_CHANNELS if config.align == "plane" else 0)
 
 
 def size_multiple(config: ModelConfig) -> int:
-    """A picture's side must be a multiple of this."""
+    """Return what a picture's side must be a multiple of, in pixels."""
     if config.encoder_type == "resnet":
         return 16 * config.encoder_stride
     return 2 ** (len(config.encoder_channels) - 1)
 
 
 def build_encoder(config: ModelConfig) -> ResNetEncoder | UNetEncoder:
-    """The encoder of `model.encoder_type`, shared by the views."""
+    """Return the encoder of `model.encoder_type`, shared by the views."""
     config = settled(config)
     norm, channels, merge = encoder_norm(config), view_channels(config), config.skip_merge
     if config.encoder_type == "unet":
@@ -85,7 +85,7 @@ class Generator(nn.Module):
             freeze_norms(self.encoder)
 
     def segments(self) -> dict[str, nn.Module]:
-        """What is recomputed, compiled and sharded one by one, in forward order."""
+        """Return the modules that are recomputed, compiled and sharded one by one, in forward order, by name."""
         return {
             f"{part}.{name}": module
             for part in ("encoder", "fusion", "decoder")
@@ -109,7 +109,7 @@ class Generator(nn.Module):
 
 
 def freeze_backbone(encoder: nn.Module) -> None:
-    """No weight trains but those of the input channels that no pretrained network knows."""
+    """Freeze all weights but those of the input channels that no pretrained network knows."""
     encoder.requires_grad_(False)
     for m in encoder.modules():
         if isinstance(m, WidenedConv2d):
@@ -117,7 +117,7 @@ def freeze_backbone(encoder: nn.Module) -> None:
 
 
 def freeze_norms(module: nn.Module) -> None:
-    """No scale or shift of a norm layer trains."""
+    """Freeze the scale and shift of every norm layer."""
     for m in module.modules():
         if isinstance(m, nn.GroupNorm | nn.BatchNorm2d):
             m.requires_grad_(False)

@@ -31,7 +31,7 @@ _collecting = True
 
 @contextmanager
 def no_statistics() -> Iterator[None]:
-    """No BatchNorm notes batch statistics inside (recomputation, frozen passes)."""
+    """Keep every BatchNorm from noting batch statistics inside (recomputation, frozen passes)."""
     global _collecting
     before, _collecting = _collecting, False
     try:
@@ -53,7 +53,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
     def forward(  # type: ignore[override]
         self, x: Tensor | None, slope: float | None = None, residual: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Without `x`: the scale and shift (C,), for a convolution to take in.
+        """Normalise `x` (N, C, H, W); without `x` return the scale and shift (C,), for a convolution to take in.
 
         Through the layer's own call, since ZeRO-3 gathers parameters in its hooks.
         """
@@ -87,7 +87,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         self._noted: list[tuple[Tensor, Tensor]] = []
 
     def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the normalised output and the batch's mean and unbiased variance."""
+        """Return the normalised output and the batch's mean and unbiased variance."""
         mean = torch.zeros_like(self.running_mean)
         var = torch.zeros_like(self.running_var)
         return self.normalised_by(x, mean, var, own=True), mean, var
@@ -137,7 +137,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     strip: Strip | None = None
-    """Where the input is a strip of a picture's rows, the way to the others; None: it is whole."""
+    """Way to the other strips where the input is a strip of a picture's rows; None: it is whole."""
 
     def forward(self, x: Tensor, slope: float | None = None, residual: Tensor | None = None) -> Tensor:
         if torch.compiler.is_compiling() or (self.strip is not None and not usable(x)):
@@ -147,7 +147,7 @@ class GroupNorm(nn.GroupNorm):
         )
 
     def by_channel(self, x: Tensor) -> Tensor:
-        """The same function, (N, C, H, W) -> (N, C, H, W), in float32 inside.
+        """Return the norm alone in a form that compiles well, (N, C, H, W) -> (N, C, H, W), in float32 inside.
 
         The compiler's reductions over a group of a channels-last tensor are slow (measured:
         278 ms of a step), so statistics are taken per channel and merged (Chan et al. 1979).
@@ -174,7 +174,7 @@ def over_strips(strip: Strip, mean: Tensor, var: Tensor, rows: int) -> tuple[Ten
 
 
 def group_norm(channels: int) -> GroupNorm:
-    """GroupNorm in groups of 16 channels (Wu & He 2018, table 3).
+    """Return a group norm in groups of 16 channels (Wu & He 2018, table 3).
 
     Not 32 groups: at the 64 channels of full resolution that is near instance
     norm, which takes away how bright a picture is, and with it the albedo.
@@ -183,7 +183,7 @@ def group_norm(channels: int) -> GroupNorm:
 
 
 def norm_factory(kind: str) -> NormFactory:
-    """The layer for `model.norm` / `model.encoder_norm`.
+    """Return the layer for `model.norm` / `model.encoder_norm`.
 
     `sync_batch` builds `BatchNorm2d` here; parallel/ makes it agree over ranks.
 

@@ -18,7 +18,7 @@ class PretrainedUnavailable(Exception):
 
 
 def pretrained_backbone(backbone: str) -> dict[str, Tensor]:
-    """State of a `ResNetEncoder` with ImageNet weights (torchvision's, through timm).
+    """Return the state of a `ResNetEncoder` with ImageNet weights (torchvision's, through timm).
 
     Raises:
         PretrainedUnavailable: not in the cache and not to be downloaded.

@@ -1,4 +1,4 @@
-"""What a person sees of a run: console, log files, pictures, throughput. Called, never calls back."""
+"""Views of a run for a person: console, log files, pictures, throughput. Called, never calls back."""
 
 from neuropbr_dist.monitor.console import Console
 from neuropbr_dist.monitor.figure import comparison

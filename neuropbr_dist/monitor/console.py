@@ -1,4 +1,4 @@
-"""What a run prints: a progress bar per epoch on a terminal, plain lines into a file."""
+"""Console of a run: a progress bar per epoch on a terminal, plain lines into a file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Console:
             CONSOLE.bar = tqdm(total=steps, initial=done, desc=f"Epoch {epoch}", file=sys.stdout)
 
     def advance(self) -> None:
-        """One step is done."""
+        """Note that one step is done."""
         if CONSOLE.bar is not None:
             CONSOLE.bar.update()
 
@@ -57,11 +57,12 @@ class Console:
         )
 
     def loading_anew(self) -> None:
-        """The loader's processes start again: the next interval says nothing of waiting."""
+        """Note that the loader's processes start again: the next interval says nothing of waiting."""
         self._logged = False
 
     def _hint(self, throughput: Throughput) -> None:
-        """Once a run. The first interval doesn't count: the loader's processes were starting."""
+        """Say once a run that waiting takes long. The first interval doesn't count: the loader's processes
+        were starting."""
         if self._logged and not self._hinted and throughput.data_wait > DATA_WAIT_HINT:
             self._hinted = True
             log.info(
@@ -79,15 +80,15 @@ class Console:
             log.info(f"  Discriminator Loss: {number(discriminator_loss)}")
 
     def validation(self, epoch: int, loss: float) -> None:
-        """The validation loss of an epoch."""
+        """Print the validation loss of an epoch."""
         log.info(f"[Validation] Epoch {epoch} - Loss: {number(loss)}")
 
     def saved(self, path: Path | str) -> None:
-        """A checkpoint is on disk."""
+        """Say that a checkpoint is on disk."""
         log.info(f"Saved checkpoint: {path}")
 
     def saved_best(self, path: Path | str) -> None:
-        """A best model is on disk."""
+        """Say that a best model is on disk."""
         log.info(f"Saved best model: {path}")
 
     def close(self) -> None:
@@ -98,5 +99,6 @@ class Console:
 
 
 def number(value: float) -> str:
-    """Three decimals, or three significant digits where that would hide the value: 12.346, 0.0568, 1.2e-05."""
+    """Format a number by three decimals, or three significant digits where that would hide the value:
+    12.346, 0.0568, 1.2e-05."""
     return f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"

@@ -29,7 +29,7 @@ _PAPER, _FRAME, _INK, _PALE_INK = (24, 25, 28), (62, 64, 70), (232, 233, 236), (
 def comparison(
     look: Look, *, rows: Sequence[str] | None = None, title: str | None = None, labels: bool = True
 ) -> np.ndarray:
-    """A figure of a sample: its views, predicted maps, true maps and their errors as heat.
+    """Return a figure of a sample: its views, predicted maps, true maps and their errors as heat.
 
     Args:
         rows: those of `ROWS` to draw, in that order; None: all that the look has.
@@ -61,7 +61,7 @@ def comparison(
 
 
 class Layout:
-    """Where things stand in a figure, in pixels: four columns, the chosen rows, a bar below the errors."""
+    """Places of things in a figure, in pixels: four columns, the chosen rows, a bar below the errors."""
 
     def __init__(
         self, cell_width: int, cell_height: int, *, rows: Sequence[str] = ROWS, title: bool, labels: bool
@@ -89,16 +89,16 @@ class Layout:
         self.size = (right, self.bar_top + below + _MARGIN)
 
     def corner(self, row: str, column: int) -> tuple[int, int]:
-        """Upper left pixel (x, y) of a picture."""
+        """Return the upper left pixel (x, y) of a picture."""
         return self.columns[column], self.rows[row]
 
     def span(self, first: int, last: int) -> tuple[int, int]:
-        """First and one-past-last x of columns `first` to `last`."""
+        """Return the first and one-past-last x of columns `first` to `last`."""
         return self.columns[first], self.columns[last] + self.cell_width
 
 
 def shades(errors: dict[str, Tensor]) -> Tensor:
-    """Errors `(h, w)` a map -> `(4, h, w)` on the heat scale, where 1 is its bright end."""
+    """Stack errors `(h, w)` a map -> `(4, h, w)` on the heat scale, where 1 is its bright end."""
     limits = {name: ANGLE_LIMIT if name == "normal" else ERROR_LIMIT for name in MAP_SLICES}
     return torch.stack([errors[name] / limit for name, limit in limits.items()])
 
@@ -126,7 +126,7 @@ def _enlarge(picture: np.ndarray) -> np.ndarray:
 def _paste(
     figure: Image.Image, draw: ImageDraw.ImageDraw, layout: Layout, row: str, pictures: list[np.ndarray]
 ) -> None:
-    """Pictures of one size into their framed cells."""
+    """Paste pictures of one size into their framed cells."""
     for column, picture in enumerate(pictures):
         (x, y), (height, width) = layout.corner(row, column), picture.shape[:2]
         draw.rectangle([x - 1, y - 1, x + width, y + height], outline=_FRAME)
@@ -134,7 +134,7 @@ def _paste(
 
 
 def _draw_bars(figure: Image.Image, draw: ImageDraw.ImageDraw, layout: Layout, labels: bool) -> None:
-    """The heat scale below the errors: once in absolute error, once in degrees."""
+    """Draw the heat scale below the errors: once in absolute error, once in degrees."""
     bars = [
         (layout.span(0, 2), "absolute error", "0", f"{ERROR_LIMIT:g}+"),
         (layout.span(3, 3), "angle", "0°", f"{ANGLE_LIMIT:g}°+"),
@@ -164,7 +164,7 @@ def _draw_names(figure: Image.Image, draw: ImageDraw.ImageDraw, layout: Layout) 
 
 
 def _draw_mean_errors(draw: ImageDraw.ImageDraw, layout: Layout, means: dict[str, float]) -> None:
-    """The place beside the three views: the mean error of each map."""
+    """Draw the mean error of each map, in the place beside the three views."""
     x, y = layout.corner(VIEWS, 3)
     right = x + layout.cell_width
     draw.text((x, y - _GUTTER), "Mean error", fill=_INK, font=layout.font, anchor="ls")

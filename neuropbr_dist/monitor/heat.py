@@ -33,7 +33,7 @@ _TO_SRGB = np.array(
 
 
 def heat(values: np.ndarray) -> np.ndarray:
-    """Values `(...)`, clipped to [0, 1] -> sRGB uint8 `(..., 3)`; 0 is nearly black, 1 pale yellow."""
+    """Colour values `(...)`, clipped to [0, 1] -> sRGB uint8 `(..., 3)`; 0 is nearly black, 1 pale yellow."""
     values = np.clip(np.asarray(values, dtype=np.float64), 0, 1)
     lightness = _DARKEST + (_BRIGHTEST - _DARKEST) * values
     chroma = _GREYEST + _COLOUR * np.sin(np.pi * values)

@@ -44,19 +44,19 @@ def cut_back_looks(run: Path, step: int) -> None:
 
 
 def look_keys(run: Path) -> list[str]:
-    """Names of the samples that a run's folder holds looks of, sorted."""
+    """Return the names of the samples that a run's folder holds looks of, sorted."""
     root = run / FOLDER
     return sorted(path.parent.relative_to(root).as_posix() for path in root.rglob("view_0.png"))
 
 
 def look_steps(run: Path, key: str) -> dict[int, Path]:
-    """Step -> folder of the maps predicted then, in order."""
+    """Return step -> folder of the maps predicted then, in order."""
     steps = ((_STEP.fullmatch(path.name), path) for path in (run / FOLDER / key).iterdir())
     return dict(sorted((int(found[1]), path) for found, path in steps if found))
 
 
 def _save_maps(folder: Path, maps: Tensor) -> None:
-    """The folder appears whole; one of that name, which a run that was taken back has left, goes."""
+    """Save maps in a folder that appears whole; one of that name, which a run that was taken back has left, goes."""
     shutil.rmtree(folder, ignore_errors=True)
     with replacing_folder(folder) as part:
         for name, image in maps_to_images(maps).items():

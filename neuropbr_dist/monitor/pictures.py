@@ -20,18 +20,18 @@ LARGEST_SIDE = 384
 
 
 def maps_to_images(maps: Tensor) -> dict[str, np.ndarray]:
-    """Maps `(8, H, W)`, floats -> name to uint8: albedo and normal HWC, roughness and metallic HW."""
+    """Convert maps `(8, H, W)`, floats -> name to uint8: albedo and normal HWC, roughness and metallic HW."""
     levels = maps_to_bytes(maps)
     return {name: channels_last(levels[part]) for name, part in MAP_SLICES.items()}
 
 
 def maps_to_bytes(maps: Tensor) -> Tensor:
-    """Maps `(8, H, W)`, floats -> uint8 on the CPU as files hold them, clipped to [0, 1]."""
+    """Convert maps `(8, H, W)`, floats -> uint8 on the CPU as files hold them, clipped to [0, 1]."""
     return (as_stored(maps.detach().float().cpu()).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def channels_last(picture: Tensor) -> np.ndarray:
-    """`(3, H, W)` -> HWC, `(1, H, W)` -> HW."""
+    """Turn `(3, H, W)` -> HWC, `(1, H, W)` -> HW."""
     return np.ascontiguousarray(picture.permute(1, 2, 0).numpy() if len(picture) > 1 else picture[0].numpy())
 
 
@@ -42,7 +42,7 @@ def save_png(path: Path | str, image: np.ndarray) -> None:
 
 
 def error_maps(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Maps `(8, H, W)` -> name to error `(H, W)`: mean absolute error over channels, for normals degrees."""
+    """Compare maps `(8, H, W)` -> name to error `(H, W)`: mean absolute error over channels, for normals degrees."""
     errors = {name: (pred[part] - target[part]).abs().mean(0) for name, part in MAP_SLICES.items()}
     return errors | {"normal": normal_angle(pred[None, NORMAL], target[None, NORMAL])[0]}
 
@@ -63,7 +63,7 @@ class Look:
     """`error_maps` at full size, then made small: (h, w) a map. Empty without true maps."""
 
     def mean_errors(self) -> dict[str, float]:
-        """Mean error of each map; for normals in degrees."""
+        """Return the mean error of each map; for normals in degrees."""
         return {name: error.mean().item() for name, error in self.errors.items()}
 
 
@@ -89,7 +89,8 @@ def take_look(key: str, views: Tensor, pred: Tensor, target: Tensor | None) -> L
 
 
 def shrink(pictures: Tensor) -> Tensor:
-    """Float pictures `(..., H, W)` at most `LARGEST_SIDE` px a side: each pixel the mean of what it covers."""
+    """Shrink float pictures `(..., H, W)` to at most `LARGEST_SIDE` px a side: each pixel the mean of what
+    it covers."""
     height, width = pictures.shape[-2:]
     longest = max(height, width)
     if longest <= LARGEST_SIDE:
@@ -100,7 +101,7 @@ def shrink(pictures: Tensor) -> Tensor:
 
 
 def shrink_maps(maps: Tensor) -> Tensor:
-    """`shrink` of maps `(8, H, W)`; averaged normals are made unit length again."""
+    """Shrink maps `(8, H, W)` as `shrink` does; averaged normals are made unit length again."""
     small = shrink(maps)
     if small is maps:
         return maps

@@ -54,12 +54,12 @@ def run_log(folder: Path, name: str) -> JsonLines:
 
 
 def _holds(line: Any, fields: dict[str, type]) -> bool:
-    """Whether it is an object with these fields, each of its type."""
+    """Return whether a line is an object with these fields, each of its type."""
     return isinstance(line, dict) and all(fits(line.get(key), kind) for key, kind in fields.items())
 
 
 def _is_figure(value: Any) -> bool:
-    """Whether it is a number, or one that JSON hasn't, as text."""
+    """Return whether a value is a number, or one that JSON hasn't, as text."""
     return type(value) in (int, float) or value in ("nan", "inf", "-inf")
 
 

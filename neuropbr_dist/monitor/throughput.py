@@ -1,4 +1,4 @@
-"""How fast the run goes: samples a second, time a step, waiting for data, memory."""
+"""Throughput of a run: samples a second, time a step, waiting for data, memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Throughput:
-    """What `Meter.read` found over one interval."""
+    """Figures that `Meter.read` found over one interval."""
 
     ms_per_step: float
     """Wall time a step."""
@@ -70,19 +70,19 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time inside counts as waiting for data."""
+        """Count the time inside as waiting for data."""
         began = time.perf_counter()
         yield
         self._waited += time.perf_counter() - began
 
     def step(self, samples: int, flops: float = 0.0) -> None:
-        """One step over `samples` samples of the global batch is done; this rank's part asked for `flops`."""
+        """Note that one step over `samples` samples of the global batch is done; this rank's part asked for `flops`."""
         self._steps += 1
         self._samples += samples
         self._flops += flops
 
     def read(self) -> Throughput:
-        """The interval since the last `read` or `restart`; begins a new one. NaN a step if it held none."""
+        """Return the interval since the last `read` or `restart`; begins a new one. NaN a step if it held none."""
         seconds = time.perf_counter() - self._began
         memory, reserved = peak_memory_gib(self.device)
         throughput = Throughput(
@@ -98,7 +98,7 @@ class Meter:
 
 
 def peak_memory_gib(device: torch.device) -> tuple[float, float]:
-    """Peak memory in GiB so far: (in tensors, held by the allocator); off CUDA the process's resident peak."""
+    """Return peak memory in GiB so far: (in tensors, held by the allocator); off CUDA the process's resident peak."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30, torch.cuda.max_memory_reserved(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB on Linux

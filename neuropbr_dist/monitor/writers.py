@@ -81,12 +81,12 @@ class RunLog:
             self.writers.append(WeightsAndBiases(self.folder, wandb))
 
     def started(self, step: int, facts: dict[str, Any]) -> None:
-        """The run starts, or goes on, after `step`; `facts` say where and on what."""
+        """Note that the run starts, or goes on, after `step`; `facts` say where and on what."""
         self.line(HISTORY, {"event": "start", "step": step, "time": now()} | facts)
         self.text(step, {"start": yaml.safe_dump(facts, sort_keys=False)})
 
     def ended(self, step: int, how: str) -> None:
-        """The run ends after `step`: `finished`, or why it stopped."""
+        """Note that the run ends after `step`: `finished`, or why it stopped."""
         self.line(HISTORY, {"event": "end", "step": step, "time": now(), "how": how})
 
     def line(self, name: str, record: dict[str, Any]) -> None:
@@ -94,11 +94,11 @@ class RunLog:
         self._guarded(lambda: run_log(self.folder, name).append(record))
 
     def scalars(self, step: int, epoch: int, samples: int, values: dict[str, float]) -> None:
-        """Values such as `train/G_loss` at a step; `samples` counts those the run has consumed."""
+        """Write values such as `train/G_loss` at a step; `samples` counts those the run has consumed."""
         self._each(lambda writer: writer.scalars(step, epoch, samples, values))
 
     def looks(self, step: int, looks: Sequence[Look], *, figures: bool) -> None:
-        """Held-out samples: their maps as files; with `figures` also drawn, for TensorBoard and W&B."""
+        """Write held-out samples' maps as files; with `figures` also drawn, for TensorBoard and W&B."""
         for look in looks:
             self._guarded(partial(write_look, self.folder, step, look))
             if figures and len(self.writers) > 1:  # metrics.jsonl has no pictures
@@ -107,11 +107,11 @@ class RunLog:
                 self.images(step, {f"val/{name}/{look.key}": picture for name, picture in drawn.items()})
 
     def images(self, step: int, images: dict[str, np.ndarray]) -> None:
-        """Pictures by name, uint8 HWC or HW."""
+        """Write pictures by name, uint8 HWC or HW."""
         self._each(lambda writer: writer.images(step, images))
 
     def text(self, step: int, texts: dict[str, str]) -> None:
-        """Texts by name, such as the run's configuration."""
+        """Write texts by name, such as the run's configuration."""
         self._each(lambda writer: writer.text(step, texts))
 
     def cut_back(self, step: int) -> None:
@@ -155,7 +155,7 @@ def check_places(folder: Path) -> None:
 
 
 def now() -> str:
-    """UTC to the second, ISO 8601."""
+    """Return the time in UTC to the second, ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
@@ -218,7 +218,8 @@ class TensorBoard(Writer):
 
 
 def _said_once(error: threading.ExceptHookArgs, plain: Any = threading.excepthook) -> None:
-    """TensorBoard's thread keeps an error of the disk for the next call, which tells it: no traceback beside that."""
+    """Print no traceback of a disk's error beside the message: TensorBoard's thread keeps it for the next
+    call, which tells it."""
     if not (isinstance(error.exc_value, OSError) and type(error.thread).__name__ == "_AsyncWriterThread"):
         plain(error)
 

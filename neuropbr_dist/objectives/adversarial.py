@@ -23,7 +23,7 @@ def discriminator_loss(
     smoothing: float = 0.0,
     strip: Strip | None = None,
 ) -> Tensor:
-    """The discriminator's loss: logits `(B, ...)` of true and generated maps -> `(B,)`, mean over patches.
+    """Return the discriminator's loss: logits `(B, ...)` of true and generated maps -> `(B,)`, mean over patches.
 
     `hinge`: max(0, 1 - real) + max(0, 1 + fake). `bce`: cross-entropy with targets
     `1 - smoothing` (one-sided label smoothing, Salimans et al. 2016) and 0, summed (upstream
@@ -48,7 +48,7 @@ def discriminator_loss(
 def generator_loss(
     fake: Tensor, kind: GanKind, *, sigmoid: bool = False, strip: Strip | None = None
 ) -> Tensor:
-    """The generator's loss: logits `(B, ...)` of its maps -> `(B,)`, mean over patches.
+    """Return the generator's loss: logits `(B, ...)` of its maps -> `(B,)`, mean over patches.
 
     `hinge`: -fake. `bce`: cross-entropy with target 1 (non-saturating).
 

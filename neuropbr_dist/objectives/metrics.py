@@ -92,11 +92,11 @@ class MetricSums:
         self.sums[means_end:].index_add_(0, bins.flatten(), pixel_weight.flatten())
 
     def tensor(self) -> Tensor:
-        """The sums themselves, 1-D, not a copy: all-reduce (sum) this in place."""
+        """Return the sums themselves, 1-D, not a copy: all-reduce (sum) this in place."""
         return self.sums
 
     def result(self) -> dict[str, float]:
-        """Metric name to value; reads the device once.
+        """Return each metric's value by its name; reads the device once.
 
         `loss`; `l1` (mean over maps of the loss's L1 terms, normals in [-1, 1]); `mae`, `rmse`,
         `psnr` (dB) and `ssim`, overall and per map (`albedo_psnr`, ...); `relit_rmse` and
@@ -123,7 +123,7 @@ class MetricSums:
 
 
 def _sample_metrics(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Maps `(B, 8, H, W)` -> L1, and MAE, RMSE, PSNR and SSIM per map and overall, each `(B,)`."""
+    """Compare maps `(B, 8, H, W)` -> L1, and MAE, RMSE, PSNR and SSIM per map and overall, each `(B,)`."""
     values = {"l1": torch.stack(list(l1(pred, target).values())).mean(0)}
     pred, target = as_stored(pred), as_stored(target)
     error = pred - target
@@ -145,7 +145,7 @@ def _psnr(mean_square: Tensor) -> Tensor:
 
 
 def _percentile(histogram: Tensor, share: float) -> float:
-    """Angle in degrees below which `share` of the counts lie, linear inside its bin."""
+    """Return the angle in degrees below which `share` of the counts lie, linear inside its bin."""
     below = histogram.cumsum(0)
     wanted = share * below[-1]
     at = int(torch.searchsorted(below, wanted))

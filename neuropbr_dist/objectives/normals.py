@@ -19,7 +19,7 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def normal_loss(pred: Tensor, target: Tensor) -> Tensor:
-    """1 - cos of the angle, mean over pixels: normals `(B, 3, H, W)` -> `(B,)` in [0, 2].
+    """Return 1 - cos of the angle, mean over pixels: normals `(B, 3, H, W)` -> `(B,)` in [0, 2].
 
     The vectors need not be of unit length. Uses 1 - cos(a, b) = |a - b|^2 / 2.
     """
@@ -28,7 +28,7 @@ def normal_loss(pred: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def normal_angle(pred: Tensor, target: Tensor) -> Tensor:
-    """Angle in degrees, [0, 180], without gradient: normals `(B, 3, H, W)` -> `(B, H, W)`.
+    """Return the angle in degrees, [0, 180], without gradient: normals `(B, 3, H, W)` -> `(B, H, W)`.
 
     Kahan's 2 atan2(|a - b|, |a + b|), accurate at every angle and safe at 0 and 180.
     """
@@ -38,5 +38,5 @@ def normal_angle(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def _length(vectors: Tensor) -> Tensor:
-    """`(B, 3, H, W)` -> `(B, 1, H, W)`. On a CPU ten times as fast as `norm` over this dimension."""
+    """Return the length, `(B, 3, H, W)` -> `(B, 1, H, W)`. On a CPU ten times as fast as `norm` over this dimension."""
     return vectors.square().sum(1, keepdim=True).sqrt()

@@ -21,12 +21,12 @@ from neuropbr_dist.ranks import all_gather_object
 log = logging.getLogger(__name__)
 
 EVERY = 4
-"""Of the lamps of `shaded_metrics`, every fourth."""
+"""Step between the lamps of `shaded_metrics` that LPIPS looks at: every fourth."""
 _CONNECT_S = 3.0
 
 
 class PerceptualUnavailable(Exception):
-    """Why there is no LPIPS, for a person."""
+    """Absence of LPIPS; its text says why, for a person."""
 
 
 class Perceptual:
@@ -59,7 +59,7 @@ class Perceptual:
 
     @torch.no_grad()
     def __call__(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Return the mean over the lamps."""
+        """Return the mean LPIPS (B,) over the lamps, of maps (B, 8, H, W)."""
         found = []
         for lamp in fixed_lamps()[::EVERY].to(pred):
             place, eye = (

@@ -1,4 +1,4 @@
-"""How far predicted maps are from the true ones: the generator's loss without its adversarial term."""
+"""Distance of predicted maps from the true ones: the generator's loss without its adversarial term."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from neuropbr_dist.strip import Strip
 
 
 def mean_per_map(channels: Tensor) -> dict[str, Tensor]:
-    """`(B, 8)` values per channel -> name to `(B,)`, the mean over each map's channels."""
+    """Average `(B, 8)` values per channel -> name to `(B,)`, the mean over each map's channels."""
     return {name: channels[:, part].mean(1) for name, part in MAP_SLICES.items()}
 
 
 def l1(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Mean absolute error of each map: `(B, 8, H, W)` -> name to `(B,)`. Normals count in [-1, 1]."""
+    """Return the mean absolute error of each map: `(B, 8, H, W)` -> name to `(B,)`. Normals count in [-1, 1]."""
     return mean_per_map((pred - target).abs().mean((2, 3)))
 
 
 def pixel_terms(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """The terms that look at one pixel at a time: maps `(B, 8, H, W)` -> name to `(B,)`.
+    """Return the terms that look at one pixel at a time: maps `(B, 8, H, W)` -> name to `(B,)`.
 
     L1 of each map, `normal_loss`, and `normal_angle`, the mean angle in degrees, without gradient.
     """
@@ -83,7 +83,7 @@ class ReconstructionLoss:
         relighting: Relighting | None = None,
         strip: Strip | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Maps `(B, 8, H, W)` -> total `(B,)` and the unweighted terms, detached, name to `(B,)`.
+        """Return the weighted total `(B,)` and the unweighted terms, detached, name to `(B,)`, of maps `(B, 8, H, W)`.
 
         Computed in float32 whatever the autocast state (float64 stays float64). The
         terms also hold `normal_angle`, the mean angle in degrees, for the log; SSIM

@@ -30,7 +30,7 @@ _modules: dict[Path, ModuleType] = {}
 
 
 def register_loss(name: str) -> Callable[[CustomLoss], CustomLoss]:
-    """Decorator that registers a custom loss under a name.
+    """Return a decorator that registers a custom loss under a name.
 
     Raises:
         UserError: the name is taken.
@@ -46,12 +46,12 @@ def register_loss(name: str) -> Callable[[CustomLoss], CustomLoss]:
 
 
 def registered_losses() -> list[str]:
-    """The registered names, sorted."""
+    """Return the registered names, sorted."""
     return sorted(_losses)
 
 
 def custom_loss(name: str) -> CustomLoss:
-    """The loss registered under `name`, with its result's shape checked at each call.
+    """Return the loss registered under `name`, with its result's shape checked at each call.
 
     Raises:
         UserError: nothing is registered under the name, or (when called) the result

@@ -22,7 +22,7 @@ from neuropbr_dist.strip import Strip
 LARGEST_SQUARE = 256
 """Side, in pixels, of what is looked at of larger maps; another square at each step."""
 LAMPS, EYE_AT = 16, 2.5
-"""Of `shaded_metrics`: how many, and how far away eye and lamps are, in halves of the maps' side."""
+"""Number of lamps of `shaded_metrics`, and distance of its eye and lamps, in halves of the maps' side."""
 _OFFSET = 0.1
 
 

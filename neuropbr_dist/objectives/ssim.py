@@ -25,7 +25,7 @@ _PIXELS_AT_ONCE = 2**22  # one 2048x2048 channel: about 0.4 GiB of intermediates
 
 
 def ssim_of_planes(x: Tensor, y: Tensor) -> Tensor:
-    """Planes `(N, H, W)` -> `(N,)`.
+    """Return the mean SSIM of planes `(N, H, W)` -> `(N,)`.
 
     Blurs the moments of x + y and x - y: four pictures in place of five, and equal
     inputs give exactly 1.
@@ -42,7 +42,7 @@ def ssim_of_planes(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _blur(planes: Tensor) -> Tensor:
-    """Gaussian blur of `(N, C, H, W)` without padding, rows then columns."""
+    """Return the Gaussian blur of `(N, C, H, W)` without padding, rows then columns."""
     at = torch.arange(WINDOW, device=planes.device, dtype=planes.dtype) - WINDOW // 2
     taps = torch.exp(-0.5 * (at / SIGMA).square())
     taps = taps / taps.sum()
@@ -64,7 +64,7 @@ def ssim(
     of_planes: Callable[[Tensor, Tensor], Tensor] = ssim_of_planes,
     strip: Strip | None = None,
 ) -> Tensor:
-    """SSIM per sample and channel: `(B, C, H, W)` in [0, 1] -> `(B, C)`, 1 where equal.
+    """Return SSIM per sample and channel: `(B, C, H, W)` in [0, 1] -> `(B, C)`, 1 where equal.
 
     Differentiable. Channels are taken a few at a time and recomputed in backward, so
     that beyond the inputs nothing of picture size is kept for it.

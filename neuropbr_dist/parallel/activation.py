@@ -23,7 +23,7 @@ def _keep_attention(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> Checkpoi
 
 
 def has_batch_statistics(module: nn.Module) -> bool:
-    """Whether a training pass through it notes statistics of the batch."""
+    """Return whether a training pass through it notes statistics of the batch."""
     return any(isinstance(m, BatchNorm2d) for m in module.modules())
 
 
@@ -37,7 +37,7 @@ def _has_dropout(module: nn.Module) -> bool:
 
 
 def keeps_attention(module: nn.Module, kind: str) -> bool:
-    """Whether recomputation of this `kind` picks single operations inside `module`."""
+    """Return whether recomputation of this `kind` picks single operations inside `module`."""
     return kind == "selective" and _has_attention(module)
 
 

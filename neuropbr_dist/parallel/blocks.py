@@ -1,4 +1,4 @@
-"""What every engine does to a network's segments first: activation checkpointing, then compile."""
+"""First steps of every engine on a network's segments: activation checkpointing, then compile."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GRAPHS_A_CODE_OBJECT = 256
 
 
 def kind_of(segment: str, recompute: str | Mapping[str, str]) -> str:
-    """What is recomputed in `segment`: the last pattern that matches its name says; none without one."""
+    """Return what is recomputed in `segment`, as the last pattern that matches its name says; `none` without one."""
     if isinstance(recompute, str):
         return recompute
     return next(
@@ -28,7 +28,7 @@ def kind_of(segment: str, recompute: str | Mapping[str, str]) -> str:
 def prepare_segments(
     segments: dict[str, nn.Module], *, recompute: str | Mapping[str, str], compile_blocks: bool
 ) -> None:
-    """Activation checkpointing and compile, in place; sharding comes after.
+    """Apply activation checkpointing, then compile, in place; sharding comes after.
 
     Args:
         segments: from the model, in forward order.
@@ -63,7 +63,7 @@ def plain_segments(segments: dict[str, nn.Module]) -> None:
 
 
 def compile_forward(module: nn.Module) -> None:
-    """The forward only: `module.compile()` would take in the engine's hooks, and FSDP2's
+    """Compile the forward only: `module.compile()` would take in the engine's hooks, and FSDP2's
     hooks then leave most segments uncompiled (measured: 3 graphs of 9).
 
     A module that says `runs_kernels` for its inputs has kernels for all that a compiler would
@@ -79,7 +79,7 @@ def compile_forward(module: nn.Module) -> None:
 
 
 def compiled(function: Callable) -> Callable:
-    """`torch.compile` as everywhere here: shapes are static."""
+    """Return `function` under `torch.compile` as everywhere here: shapes are static."""
     # Without the option the compiler goes by channel counts, and turns tensors over between
     # layouts around many convolutions (measured: 36 ms of a step).
     return torch.compile(function, dynamic=False, options={"force_layout_optimization": True})

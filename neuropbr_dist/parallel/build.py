@@ -21,10 +21,10 @@ from neuropbr_dist.strip import Strip
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSetup:
-    """How one network is spread over the ranks, computed and optimised."""
+    """Choices of how one network is spread over the ranks, computed and optimised."""
 
     engine: str
-    """single, ddp, fsdp or deepspeed."""
+    """Engine of the network: single, ddp, fsdp or deepspeed."""
     adam: Adam
     clip: float | None
     dtype: torch.dtype | None
@@ -37,11 +37,11 @@ class NetworkSetup:
     """Shape of the input whose training passes are recorded as CUDA graphs and replayed; engine single only."""
     sync_batch: bool = False
     shard: str = "world"
-    """FSDP: world, or node (HSDP)."""
+    """Ranks that FSDP shards over: world, or node (HSDP)."""
     ranks_per_node: int = 1
     cpu_offload: bool = False
     ds_file: str | None = None
-    """Where `ds_config` is from, for messages."""
+    """File that `ds_config` is from, for messages."""
     ds_config: Mapping[str, Any] | None = None
     """DeepSpeed's own configuration, complete."""
 

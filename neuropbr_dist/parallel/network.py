@@ -27,7 +27,7 @@ class Adam:
 
 
 class StepResult(NamedTuple):
-    """What one optimizer step came to; both stay on the device."""
+    """Result of one optimizer step; both tensors stay on the device."""
 
     grad_norm: Tensor  # () float32, before clipping; not finite: there was no update
     finite: Tensor  # () bool; False: the update was skipped on all ranks alike
@@ -45,16 +45,21 @@ class Network(ABC):
     """The plain module, for names, `train()`/`eval()` and buffers."""
 
     replicated = False
-    """Every rank holds the whole state."""
+    """Whether every rank holds the whole state."""
 
     _frozen = False
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """Forward pass in the engine's precision."""
+        """Run the forward pass in the engine's precision, on this rank's device.
+
+        The generator takes views (B, 3, C, H, W) and gives maps (B, 8, H, W); the discriminator takes
+        maps (B, 8, H, W) and gives logits (B, 1, h, w).
+        """
 
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Forward passes of two batches; one pass over both where the norm layers don't mix samples.
+        """Return the outputs of two batches, (A, ...) and (B, ...); by one pass over both where the norm
+        layers don't mix samples.
 
         One pass gathers sharded weights once. And with two passes before one backward ZeRO-3
         failed on two GPUs, a parameter twice in its bucket; with one it trains on four.
@@ -66,7 +71,7 @@ class Network(ABC):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Gradients pass through to the input, none are kept; no batch statistics are noted.
+        """Let gradients pass through to the input inside; none are kept, and no batch statistics are noted.
 
         Backward passes through this network belong inside as well: activation
         checkpointing runs the forward again there.
@@ -93,11 +98,11 @@ class Network(ABC):
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Backward of this rank's share of the global batch's loss."""
+        """Add the gradients of this rank's share of the global batch's loss, a scalar."""
 
     @abstractmethod
     def apply(self) -> StepResult:
-        """Clip, update, zero the gradients."""
+        """Clip, update, zero the gradients; a non-finite gradient leaves the update out on all ranks alike."""
 
     def step(self) -> StepResult:
         """Clip, update, zero the gradients, move batch-norm statistics once."""
@@ -123,7 +128,7 @@ class Network(ABC):
 
     @abstractmethod
     def counters(self) -> dict[str, float]:
-        """Small host-side state: Adam's step count and, under fp16, the loss scale."""
+        """Return small host-side state: Adam's step count and, under fp16, the loss scale."""
 
     @abstractmethod
     def loaded(self, counters: dict[str, float]) -> None:

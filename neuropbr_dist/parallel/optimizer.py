@@ -55,7 +55,7 @@ class ClippedAdamW:
         self.growth = torch.zeros((), dtype=torch.int32, device=self.device)
 
     def grad_norm(self, grads: list[Tensor]) -> Tensor:
-        """L2 norm over all gradients and, if sharded, all ranks of `group`."""
+        """Return the L2 norm over all gradients and, if sharded, all ranks of `group`."""
         if grads:
             squared = torch.stack(torch._foreach_norm(grads)).square().sum()
         else:  # more ranks than rows: this rank holds nothing
@@ -99,7 +99,7 @@ class ClippedAdamW:
             torch._foreach_mul_(grads, factor)
 
     def _update_scale(self, finite: Tensor) -> Tensor:
-        """An overflow lowers the scale; it counts as a fault only at the smallest one."""
+        """Lower the scale after an overflow, which counts as a fault only at the smallest one."""
         assert self.scale is not None
         at_floor = self.scale <= SMALLEST_SCALE
         torch._amp_update_scale_(self.scale, self.growth, (~finite).float(), 2.0, 0.5, GROWTH_INTERVAL)
@@ -111,7 +111,7 @@ class ClippedAdamW:
             group["lr"] = lr
 
     def counters(self) -> dict[str, float]:
-        """Reads the device."""
+        """Return Adam's step count and, under fp16, the loss scale; reads the device."""
         steps = [state["step"] for state in self.adamw.state.values()]
         found = {"step": float(torch.stack([s.cpu() for s in steps]).max()) if steps else 0.0}
         if self.scale is not None:

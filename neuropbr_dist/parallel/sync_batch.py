@@ -18,7 +18,7 @@ class SyncBatchNorm2d(BatchNorm2d):
     """Normalises by the mean and variance over all ranks' micro-batches (two passes)."""
 
     strip: Strip | None = None
-    """Where pictures are shared by rows, of which a rank may have fewer than another; None: all have as many."""
+    """Strip of a picture whose rows ranks share, of which one may have fewer than another; None: all have as many."""
 
     @property
     def group(self) -> Any:
@@ -48,7 +48,7 @@ def synchronise_batch_norms(module: nn.Module) -> None:
 
 
 def average_running_statistics(module: nn.Module) -> None:
-    """Ranks agree on running statistics. Exact at any time: they move linearly."""
+    """Average running statistics over ranks. Exact at any time: they move linearly."""
     stats = [
         b for m in module.modules() if isinstance(m, BatchNorm2d) for b in (m.running_mean, m.running_var)
     ]

@@ -23,7 +23,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed, quiet, and without its just-in-time shared-memory op (45 s to build on CPU)."""
+    """Import DeepSpeed, quiet, and without its just-in-time shared-memory op (45 s to build on CPU)."""
     import deepspeed
     from deepspeed.utils import logger
 
@@ -34,8 +34,8 @@ def import_deepspeed() -> Any:
 
 
 def import_muon() -> None:
-    """Muon, which DeepSpeed imports to ask whether AdamW is it, without compiling it: that alone would load all of
-    torch.compile (2 s and more in each rank), for a run without it as well."""
+    """Import Muon, which DeepSpeed imports to ask whether AdamW is it, without compiling it: that alone
+    would load all of torch.compile (2 s and more in each rank), for a run without it as well."""
     before = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     try:
@@ -84,7 +84,7 @@ class ZeRONetwork(Network):
         self._restore_masters(started_from)
 
     def _reduce_one_by_one(self) -> None:
-        """Each parameter's gradient is reduced when it is there, as it is outside of DeepSpeed's leaf modules.
+        """Reduce each parameter's gradient when it is there, as it is outside of DeepSpeed's leaf modules.
 
         Its hook for a whole leaf fires in a frozen one's backward too, with zeros for every gradient;
         and before any gradient is there where the leaf's input needs none.
@@ -123,7 +123,7 @@ class ZeRONetwork(Network):
         return StepResult(torch.as_tensor(norm, dtype=torch.float32), torch.tensor(not counts))
 
     def _scale_can_fall(self) -> bool:
-        """fp16: an overflow lowers the scale; it is a fault only at the smallest one."""
+        """Return whether an overflow lowers the scale (fp16); it is a fault only at the smallest one."""
         return self.dtype == torch.float16 and self.engine.optimizer.loss_scale > 1.0
 
     def _apply_stage_0(self) -> StepResult:
@@ -137,7 +137,7 @@ class ZeRONetwork(Network):
         return StepResult(norm, finite)
 
     def take_batches(self, ds_config: Mapping[str, Any]) -> None:
-        """DeepSpeed's own counts alone: where a step ends and what a gradient is divided by, we tell it."""
+        """Set DeepSpeed's own counts alone: where a step ends and what a gradient is divided by, we tell it."""
         config: Any = self.engine._config
         for field in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
             setattr(config, field, ds_config[field])
@@ -153,11 +153,11 @@ class ZeRONetwork(Network):
     # -- state -----------------------------------------------------------------------------
 
     def _masters(self) -> list[Tensor]:
-        """The tensors that Adam's state is keyed by: flat float32 partitions, or parameters at stage 0."""
+        """Return the tensors that Adam's state is keyed by: flat float32 partitions, or parameters at stage 0."""
         return [p for group in self.adamw.param_groups for p in group["params"]]
 
     def _make_moments(self) -> None:
-        """DeepSpeed and torch make them at the first step; a save before it needs them."""
+        """Make Adam's moments now: DeepSpeed and torch make them at the first step, and a save before it needs them."""
         if self.stage == 3:
             masters = self.engine.optimizer.fp32_partitioned_groups_flat
         elif self.stage:
@@ -174,7 +174,8 @@ class ZeRONetwork(Network):
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _restore_masters(self, values: dict[str, Tensor]) -> None:
-        """DeepSpeed casts the module first and makes its masters from that: bf16's 8 bits of the weights."""
+        """Restore the float32 masters: DeepSpeed casts the module first and makes them from that, bf16's 8
+        bits of the weights."""
         for piece in self.fragments():
             kind, _, name = piece.name.partition("/")
             if kind == "param":

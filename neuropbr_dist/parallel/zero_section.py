@@ -31,7 +31,7 @@ def check_zero_section(section: dict[str, Any], path: str) -> None:
 
 
 def fault(found: Any) -> str:
-    """One of pydantic's findings with the key's full name."""
+    """Return one of pydantic's findings with the key's full name."""
     name = ".".join(["zero_optimization", *map(str, found["loc"])])
     if found["type"] == "extra_forbidden":
         return f"{name}: DeepSpeed knows no such key; remove it, or correct its name"

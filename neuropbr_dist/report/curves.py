@@ -10,9 +10,9 @@ from neuropbr_dist.materials.channels import MAP_SLICES
 from neuropbr_dist.report.folder import RunFolder
 
 MEAN_MAPS = "mean_maps/"
-"""What names begin with that say how good the training set's mean maps are: once, at the run's start."""
+"""Beginning of the names that say how good the training set's mean maps are: once, at the run's start."""
 MOST_POINTS = 400
-"""Of one line in a chart; longer ones are averaged."""
+"""Most points of one line in a chart; longer ones are averaged."""
 Points = list[tuple[float, float | None]]
 
 
@@ -27,7 +27,7 @@ class Line:
     scale: float = 1.0
 
     def points(self, run: RunFolder) -> Points:
-        """Its values; one of `MEAN_MAPS` goes all the way through."""
+        """Return the line's values; one of `MEAN_MAPS` goes all the way through."""
         found: Points = [(step, None if y is None else y * self.scale) for step, y in run.column(self.column)]
         if self.column.startswith(MEAN_MAPS) and found:
             return [(0, found[-1][1]), (run.step, found[-1][1])]
@@ -35,12 +35,12 @@ class Line:
 
 
 def validated(metric: str) -> list[Line]:
-    """A metric of validation, and what mean maps have of it."""
+    """Return the lines of a metric of validation, and of what mean maps have of it."""
     return [Line(f"val/{metric}", "validation", "val"), Line(f"{MEAN_MAPS}{metric}", "mean maps", "train-2")]
 
 
 def charts(run: RunFolder) -> list[dict[str, Any]]:
-    """Groups of charts, `{"title", "charts": [{"title", "unit", "log", "lines"}]}`, empty ones left out.
+    """Return groups of charts, `{"title", "charts": [{"title", "unit", "log", "lines"}]}`, empty ones left out.
 
     A line is `{"name", "style", "points": [[step, value or None], …]}`.
     """
@@ -79,12 +79,13 @@ def charts(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def chart(title: str, unit: str, *lines: Line, log: bool = False, row: str = "") -> dict[str, Any]:
-    """One chart: its `lines`, unit, whether its axis is logarithmic, and the row of the page that it stands in."""
+    """Return one chart: its `lines`, unit, whether its axis is logarithmic, and the row of the page that it
+    stands in."""
     return {"title": title, "unit": unit, "log": log, "row": row, "lines": lines}
 
 
 def losses() -> list[dict[str, Any]]:
-    """What is minimised, and the two that play against each other."""
+    """Return the charts of what is minimised, and of the two losses that play against each other."""
     return [
         chart("Generator's loss", "", Line("train/G_loss", "train"), Line("val/loss", "validation", "val")),
         chart("Adversarial losses", "", Line("train/D_loss", "discriminator", "val"),
@@ -93,7 +94,8 @@ def losses() -> list[dict[str, Any]]:
 
 
 def map_charts(name: str) -> list[dict[str, Any]]:
-    """Mean absolute error (training's L1 of normals counts in [-1, 1]: halved here), RMSE, PSNR and SSIM."""
+    """Return the charts of a map: mean absolute error (training's L1 of normals counts in [-1, 1]: halved
+    here), RMSE, PSNR and SSIM."""
     title, scale = name.capitalize(), 0.5 if name == "normal" else 1.0
     train_ssim = [Line("train/ssim", "train")] if name == "albedo" else []
     return [
@@ -105,7 +107,8 @@ def map_charts(name: str) -> list[dict[str, Any]]:
 
 
 def speeds(run: RunFolder) -> list[dict[str, Any]]:
-    """Throughput, waiting and memory; a figure that the page doesn't know yet gets a chart of its own."""
+    """Return the charts of throughput, waiting and memory; a figure that the page doesn't know yet gets a
+    chart of its own."""
     known = {
         "samples_per_s": ("Throughput", "samples/s", 1.0),
         "ms_per_step": ("Time a step", "ms", 1.0),
@@ -130,7 +133,7 @@ def speeds(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def draw(run: RunFolder, wanted: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The charts that have any value, their lines filled in."""
+    """Return the charts that have any value, their lines filled in."""
     found = []
     for spec in wanted:
         lines: list[dict[str, Any]] = []
@@ -152,7 +155,7 @@ def draw(run: RunFolder, wanted: Iterable[dict[str, Any]]) -> list[dict[str, Any
 
 
 def thin(points: Points) -> Points:
-    """At most `MOST_POINTS`, each the mean of the finite values it stands for, at the last one's step."""
+    """Return at most `MOST_POINTS`, each the mean of the finite values it stands for, at the last one's step."""
     size = -(-len(points) // MOST_POINTS)
     if size <= 1:
         return [(step, _rounded(y)) for step, y in points]
@@ -165,12 +168,12 @@ def thin(points: Points) -> Points:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Six significant digits: fewer bytes in the page."""
+    """Round to six significant digits: fewer bytes in the page."""
     return None if value is None else float(f"{value:.6g}")
 
 
 def marks(run: RunFolder) -> list[dict[str, Any]]:
-    """Steps at which something happened: restarts, the GAN's start, skipped updates."""
+    """Return the steps at which something happened: restarts, the GAN's start, skipped updates."""
     found = [
         {
             "step": start["step"],

@@ -1,4 +1,4 @@
-"""What a run's folder holds, read for a person; the run may still be going."""
+"""Contents of a run's folder, read for a person; the run may still be going."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, run_log
 
 CONFIG = "config.yaml"
 LARGEST = 1e300
-"""What the page draws is below it."""
+"""Limit that values drawn on the page are below."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RunFolder:
         return max((line["step"] for line in [*self.metrics, *self.history[-1:]]), default=0)
 
     def column(self, name: str) -> list[tuple[int, float | None]]:
-        """(step, value) of every line that holds `name`."""
+        """Return (step, value) of every line that holds `name`."""
         return [(line["step"], line[name]) for line in self.metrics if name in line]
 
 
@@ -60,7 +60,7 @@ def read_run(path: Path) -> RunFolder:
 
 
 def refuse_other_folder(path: Path) -> None:
-    """Raises UserError unless `path` is a run's folder; names runs that lie inside it."""
+    """Raise a UserError unless `path` is a run's folder; names runs that lie inside it."""
     if not path.is_dir():
         raise UserError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
     missing = [] if (path / CONFIG).exists() else [CONFIG]
@@ -73,5 +73,6 @@ def refuse_other_folder(path: Path) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """`metrics.jsonl` writes NaN and infinities as text; what else isn't a number there is no value either."""
+    """Return a value as a number: `metrics.jsonl` writes NaN and infinities as text; what else isn't a
+    number there is no value either."""
     return value if type(value) in (int, float) and abs(value) < LARGEST else None

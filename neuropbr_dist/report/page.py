@@ -40,7 +40,7 @@ def write_page(folder: Path) -> Path:
 
 
 def render(run: RunFolder) -> str:
-    """The page's HTML: style, scripts, numbers and pictures inside, and leave to load nothing else."""
+    """Return the page's HTML: style, scripts, numbers and pictures inside, and leave to load nothing else."""
     name = run.path.resolve().name
     kind, said = state(run)
     parts = {
@@ -62,7 +62,7 @@ def render(run: RunFolder) -> str:
 
 
 def page_data(run: RunFolder) -> dict[str, Any]:
-    """What the page's script draws."""
+    """Return what the page's script draws."""
     epochs = sorted({(line["step"], line["epoch"]) for line in run.metrics})
     return {
         "charts": charts(run),
@@ -78,10 +78,10 @@ def page_data(run: RunFolder) -> dict[str, Any]:
 
 
 def asset(name: str) -> str:
-    """A file of the page's own scripts and styles."""
+    """Return the text of a file of the page's own scripts and styles."""
     return files("neuropbr_dist.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def script_safe(data: Any) -> str:
-    """JSON that can stand inside a script element."""
+    """Return JSON that can stand inside a script element."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

@@ -21,15 +21,15 @@ from neuropbr_dist.report.folder import RunFolder
 log = logging.getLogger(__name__)
 
 MOST_STEPS = 24
-"""Of one sample on the page."""
+"""Most steps of one sample on the page."""
 QUALITY = 85
-"""WebP, lossy. Grey, so that no channel is mixed with another or halved in size."""
+"""Quality of WebP, which is lossy. Grey, so that no channel is mixed with another or halved in size."""
 TILES = 4
 """Channels a row: R, G, B of the albedo and roughness; metallic and X, Y, Z of the normal."""
 
 
 def samples(run: RunFolder) -> list[dict[str, Any]]:
-    """For each sample its name, size, pictures as data URLs and the steps it was predicted at.
+    """Return for each sample its name, size, pictures as data URLs and the steps it was predicted at.
 
     Of many steps the first, the best and the last are kept, and others evenly between them.
     """
@@ -67,7 +67,7 @@ def sample(run: Path, key: str, values: dict[int, dict[str, Any]], best: int | N
 
 
 def choose(steps: Sequence[int], best: int | None, most: int = MOST_STEPS) -> list[int]:
-    """At most `most` of the steps: first, last, `best` if it is one, and others evenly."""
+    """Return at most `most` of the steps: first, last, `best` if it is one, and others evenly."""
     if len(steps) <= most:
         return list(steps)
     even = {steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)}
@@ -78,7 +78,7 @@ def choose(steps: Sequence[int], best: int | None, most: int = MOST_STEPS) -> li
 
 
 def atlas(folder: Path) -> str:
-    """The four maps of a folder as one grey picture of 4 x 2 tiles, a channel each: a data URL."""
+    """Return the four maps of a folder as one grey picture of 4 x 2 tiles, a channel each: a data URL."""
     channels = []
     for name in MAP_SLICES:
         picture = np.asarray(
@@ -101,7 +101,7 @@ def open_picture(path: Path, mode: str) -> Image.Image:
 
 
 def webp(picture: Image.Image) -> str:
-    """A data URL."""
+    """Return the picture as a data URL of WebP."""
     buffer = io.BytesIO()
     picture.save(buffer, format="WEBP", quality=QUALITY, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

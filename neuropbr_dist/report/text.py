@@ -14,7 +14,7 @@ from neuropbr_dist.report.folder import RunFolder
 
 
 def state(run: RunFolder) -> tuple[str, str]:
-    """How the run stands: a kind (`finished`, `stopped`, `failed`, `open`) and a sentence."""
+    """Return how the run stands: a kind (`finished`, `stopped`, `failed`, `open`) and a sentence."""
     at = f"step {run.step:,}"
     if not run.history:
         return "open", f"No record of its end; last step {run.step:,}"
@@ -30,7 +30,7 @@ def state(run: RunFolder) -> tuple[str, str]:
 
 
 def summary(run: RunFolder) -> str:
-    """What runs, on one line."""
+    """Return what runs, on one line."""
     if not run.starts:
         return f"{run.config.training.epochs} epochs"
     last = run.starts[-1]
@@ -42,7 +42,7 @@ def summary(run: RunFolder) -> str:
 
 
 def hardware(start: dict[str, Any]) -> str:
-    """`8 × NVIDIA H100 80GB HBM3 on 1 node`."""
+    """Return the hardware as `8 × NVIDIA H100 80GB HBM3 on 1 node`."""
     devices = ", ".join(f"{count} × {name}" for name, count in start["devices"].items())
     return f"{devices} on {start['nodes']} node{'s' if start['nodes'] > 1 else ''}"
 
@@ -51,7 +51,8 @@ def hardware(start: dict[str, Any]) -> str:
 
 
 def tiles(run: RunFolder) -> str:
-    """The numbers to look at first; those of validation with what they were before training, and are of mean maps."""
+    """Return the numbers to look at first; those of validation with what they were before training, and are
+    of mean maps."""
     epochs = max((line["epoch"] for line in run.metrics), default=0)
     found = [tile("Progress", f"{run.step:,}", "steps", f"epoch {epochs} of {run.config.training.epochs}")]
     for metric, label, form, unit in (
@@ -76,13 +77,13 @@ def tiles(run: RunFolder) -> str:
 
 
 def tile(label: str, value: str, unit: str, note: str) -> str:
-    """One figure with its unit, what it is above it and a remark below."""
+    """Return one tile: a figure with its unit, what it is above it and a remark below."""
     said = f'{escape(value)}<span class="unit">{escape(unit)}</span>'
     return f'<div class="tile"><dt>{escape(label)}</dt><dd>{said}<small>{escape(note)}</small></dd></div>'
 
 
 def time_spent(run: RunFolder) -> str:
-    """Wall time from each start to its end; of one without an end, to the last line written."""
+    """Return wall time from each start to its end; of one without an end, to the last line written."""
     seconds = 0.0
     for start, end in lives(run):
         ended = datetime.fromisoformat(end["time"]) if end else None
@@ -94,7 +95,7 @@ def time_spent(run: RunFolder) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`3 d 4 h`, `2 h 5 min`, `4 min 10 s` or `12 s`."""
+    """Return a duration as `3 d 4 h`, `2 h 5 min`, `4 min 10 s` or `12 s`."""
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     words: list[str] = []
     left = round(seconds)
@@ -109,7 +110,7 @@ def duration(seconds: float) -> str:
 
 
 def lives(run: RunFolder) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Each start with the end that followed it, if one did."""
+    """Return each start with the end that followed it, if one did."""
     found: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
     for line in run.history:
         if line["event"] == "start":
@@ -120,7 +121,7 @@ def lives(run: RunFolder) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
 
 
 def history_table(run: RunFolder) -> str:
-    """A row a start: when, on what, from which step, and how it ended."""
+    """Return a table with a row a start: when, on what, from which step, and how it ended."""
     if not run.starts:
         return "<p class='quiet'>This run was started before starts were recorded.</p>"
     rows = []
@@ -148,22 +149,22 @@ def history_table(run: RunFolder) -> str:
 
 
 def launcher(start: dict[str, Any]) -> str:
-    """Who started the processes."""
+    """Return who started the processes."""
     return "no launcher" if start["launcher"] == "none" else f"{start['launcher']} launcher"
 
 
 def ranks(count: int) -> str:
-    """`1 rank`, `2 ranks`."""
+    """Return the number of ranks as `1 rank`, `2 ranks`."""
     return f"{count} rank{'s' if count != 1 else ''}"
 
 
 def ending(run: RunFolder, start: dict[str, Any]) -> str:
-    """What to say of a start that no end was written for."""
+    """Return what to say of a start that no end was written for."""
     return "not yet, or without a word" if start is run.starts[-1] else "without a word (killed?)"
 
 
 def moment(text: str) -> str:
-    """An ISO 8601 time as people write it, in UTC."""
+    """Return an ISO 8601 time as people write it, in UTC."""
     return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M:%S} UTC"
 
 
@@ -171,7 +172,7 @@ def moment(text: str) -> str:
 
 
 def config_tables(config: TrainConfig) -> str:
-    """Every field by part; those that aren't the default stand out."""
+    """Return every field by part; those that aren't the default stand out."""
     defaults = to_dict(TrainConfig())
     return "\n".join(
         config_table(part, fields.items(), defaults[part]) for part, fields in to_dict(config).items()
@@ -179,7 +180,7 @@ def config_tables(config: TrainConfig) -> str:
 
 
 def config_table(part: str, fields: Iterable[tuple[str, Any]], defaults: dict[str, Any]) -> str:
-    """Fields and values of one part; those that differ from the default are marked and say it."""
+    """Return the fields and values of one part; those that differ from the default are marked and say it."""
     rows = []
     for field, value in fields:
         changed = value != defaults[field]
@@ -190,7 +191,7 @@ def config_table(part: str, fields: Iterable[tuple[str, Any]], defaults: dict[st
 
 
 def shown(value: Any) -> str:
-    """As YAML would say it."""
+    """Return a value as YAML would say it."""
     if value is None:
         return "none"
     if isinstance(value, bool):

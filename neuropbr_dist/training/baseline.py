@@ -1,4 +1,5 @@
-"""What one gets without looking at the views: the training set's mean albedo, roughness and metallic, and flat normals."""
+"""Baseline of what one gets without looking at the views: the training set's mean albedo, roughness and
+metallic, and flat normals."""
 
 from __future__ import annotations
 
@@ -19,9 +20,10 @@ from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
 from neuropbr_dist.ranks import all_gather_object, on_each_rank, rank, world_size
 
 NAME = "mean_maps"
-"""What its metrics are logged under."""
+"""Name that the baseline's metrics are logged under."""
 MOST_SAMPLES, THREADS = 64, 8
-"""Of the training set, evenly chosen, that its means are taken of: the set may have a million."""
+"""Samples of the training set, evenly chosen, that the means are taken of (it may have a million), and
+threads that read them."""
 
 
 def mean_maps(source: Source, train: Sequence[Entry]) -> Tensor:

@@ -88,7 +88,7 @@ def plain_settings(cfg: TrainConfig, device: torch.device) -> TrainConfig:
 
 
 def fitting_size(cfg: TrainConfig, device: torch.device) -> int | None:
-    """The largest power of two up to 2048 px that fits the device; None: the set's own size fits."""
+    """Return the largest power of two up to 2048 px that fits the device; None: the set's own size fits."""
     room = available_bytes(device, 1) - State.of(cfg.model, "single", 0, 1, torch.float32).bytes
     smallest = smallest_side(cfg.model.discriminator_n_layers) if cfg.model.use_gan else 0
     size = 2048 if device.type == "cuda" else max(LARGEST_ON_CPU, smallest)
@@ -101,7 +101,7 @@ def fitting_size(cfg: TrainConfig, device: torch.device) -> int | None:
 
 
 def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> DeviceBatch:
-    """The first training samples on the device; of several repeats of a material, the first."""
+    """Return the first training samples on the device; of several repeats of a material, the first."""
     count, step = cfg.training.batch_size, cfg.data.renders_per_epoch or 1
     places = [(i * step) % len(samples.train) for i in range(count)]
     alignment = Alignment.of_run(cfg, training=False)
@@ -112,7 +112,7 @@ def first_batch(cfg: TrainConfig, samples: Samples, device: torch.device) -> Dev
 
 
 def module_table(network: nn.Module, x: Tensor) -> str:
-    """One row a segment or module outside of them: output shape, parameters, memory of both."""
+    """Return one row a segment or module outside of them: output shape, parameters, memory of both."""
     rows, hooks = [], []
 
     def note(name: str, module: nn.Module, out: Tensor) -> None:
@@ -138,7 +138,7 @@ def module_table(network: nn.Module, x: Tensor) -> str:
 
 
 def parts(network: nn.Module) -> dict[str, nn.Module]:
-    """The segments, and every module outside of them that holds parameters of its own: together, all of them."""
+    """Return the segments, and every module outside of them that holds parameters of its own: together, all of them."""
     segments: dict[str, nn.Module] = network.segments()  # type: ignore[operator]
     inside = {id(m) for segment in segments.values() for m in segment.modules()}
     outside = {
@@ -197,6 +197,6 @@ def overfit(
 
 
 def predict(g: Network, batch: DeviceBatch) -> list[Tensor]:
-    """The maps of each sample of a batch, without gradients."""
+    """Return the maps of each sample of a batch, without gradients."""
     with torch.no_grad():
         return list(g(batch.views))

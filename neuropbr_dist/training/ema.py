@@ -66,7 +66,7 @@ class WeightAverage:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """The network computes with the averages inside, and with its own weights, bit for bit, afterwards.
+        """Let the network compute with the averages inside, and with its own weights, bit for bit, afterwards.
 
         Collective: engines that compute in copies of the masters gather them. No optimizer step inside.
         """
@@ -85,7 +85,7 @@ class WeightAverage:
         self.network.refresh()
 
     def fragments(self) -> list[Fragment]:
-        """This rank's pieces as a checkpoint holds them: `ema/NAME` beside the masters' `param/NAME`."""
+        """Return this rank's pieces as a checkpoint holds them: `ema/NAME` beside the masters' `param/NAME`."""
         return [
             replace(master, name=PREFIX + master.name.removeprefix("param/"), data=average)
             for average, master in zip(self.average, self._masters(), strict=True)

@@ -1,4 +1,4 @@
-"""How much memory a step takes, worked out without running it.
+"""Estimate of the memory that a step takes, worked out without running it.
 
 The networks run once on the meta device, where tensors have shapes and no
 content, and what autograd would keep is added up.
@@ -54,7 +54,7 @@ class Kept:
 
 
 def trace(network: nn.Module, x: Tensor, tokens: int) -> Kept:
-    """What one forward pass of `network` (on meta) on `x` keeps without recomputation."""
+    """Return what one forward pass of `network` (on meta) on `x` keeps without recomputation."""
     place = ["outside"]
     kept: dict[str, dict[int, Tensor]] = defaultdict(dict)
 
@@ -76,7 +76,7 @@ def trace(network: nn.Module, x: Tensor, tokens: int) -> Kept:
 
 @dataclass(frozen=True)
 class Activations:
-    """What one micro-batch's step keeps, traced once; `bytes` says how much of it stays under a memory plan."""
+    """Activations that one micro-batch's step keeps, traced once; `bytes` says how much stays under a memory plan."""
 
     generator: Kept
     always: int
@@ -107,7 +107,7 @@ class Activations:
         return cls(kept, always, batch * tokens * model.transformer_dim * dtype.itemsize, 3 * batch)
 
     def bytes(self, patterns: Recompute) -> int:
-        """Peak bytes.
+        """Return peak bytes.
 
         Args:
             patterns: what the generator computes again (`memory.recompute_patterns`).
@@ -130,13 +130,13 @@ class State:
     """Bytes on one rank that don't depend on the pictures."""
 
     held: int
-    """Parameters, with a gathered block's, and Adam's state."""
+    """Bytes of parameters, with a gathered block's, and of Adam's state."""
     gradients: int
-    """They grow while activations go; 0 where the engine holds them all along."""
+    """Bytes of gradients, which grow while activations go; 0 where the engine holds them all along."""
 
     @classmethod
     def of(cls, model: ModelConfig, engine: str, stage: int, world: int, dtype: torch.dtype) -> State:
-        """Of both networks under one engine.
+        """Return the state of both networks under one engine.
 
         Args:
             stage: of ZeRO.
@@ -155,7 +155,7 @@ class State:
 
     @property
     def bytes(self) -> int:
-        """At most, when no activation is left."""
+        """Most bytes held at once when no activation is left."""
         return self.held + self.gradients
 
 
@@ -182,7 +182,7 @@ def sizes_that_exist(what: str) -> Iterator[None]:
 
 
 def available_bytes(device: torch.device, ranks_here: int) -> int:
-    """Memory that one rank may use: what is free of its GPU and allowed to it, or its part of the host's."""
+    """Return bytes that one rank may use: what is free of its GPU and allowed to it, or its part of the host's."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
@@ -192,7 +192,7 @@ def available_bytes(device: torch.device, ranks_here: int) -> int:
 
 @dataclass(frozen=True)
 class Need:
-    """What one rank of a run holds, by size and memory plan."""
+    """Memory that one rank of a run needs, by size and memory plan."""
 
     cfg: TrainConfig
     dtype: torch.dtype
@@ -203,11 +203,11 @@ class Need:
     world: int
 
     def state(self) -> State:
-        """What the rank holds whatever the pictures."""
+        """Return what the rank holds whatever the pictures."""
         return State.of(self.cfg.model, self.engine, self.stage, self.world, self.dtype)
 
     def at(self, size: int) -> dict[str, int]:
-        """Bytes of a rank by memory plan, for pictures of `size` px.
+        """Return bytes of a rank by memory plan, for pictures of `size` px.
 
         Activations are most when the backward pass begins: no gradient is there then, but an earlier
         micro-batch's.
@@ -228,18 +228,18 @@ class Need:
         }
 
     def accumulates(self) -> bool:
-        """Whether a step has several micro-batches."""
+        """Return whether a step has several micro-batches."""
         t = self.cfg.training
         return (t.global_batch_size or 0) * t.sample_ranks > t.batch_size * self.world
 
     def runs_kernels(self) -> bool:
-        """Whether the hand-written kernels take the convolutional parts over."""
+        """Return whether the hand-written kernels take the convolutional parts over."""
         norms = {self.cfg.model.norm, encoder_norm(self.cfg.model)}
         return self.cfg.training.kernels and self.dtype.itemsize == 2 and norms <= {"group", "frozen_batch"}
 
 
 def fastest_plan(wanted: Mapping[str, int], room: int) -> str:
-    """The fastest memory plan whose bytes fit into `room` with something to spare; the slowest if none does."""
+    """Return the fastest memory plan whose bytes fit into `room` with something to spare; the slowest if none does."""
     return next((plan for plan in PLANS if wanted[plan] <= FILL * room), PLANS[-1])
 
 

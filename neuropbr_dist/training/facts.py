@@ -1,4 +1,4 @@
-"""What a start of a run is: where it runs, on what, from which step. One line of `history.jsonl`."""
+"""Facts of a start of a run: where it runs, on what, from which step. One line of `history.jsonl`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def start_facts(run: StagedRun, stage: RunStage) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """As its maker calls it: `NVIDIA H100 80GB HBM3`; for a CPU its model and the cores this process may use."""
+    """Return a GPU's name as its maker calls it (`NVIDIA H100 80GB HBM3`); a CPU's model and the cores this
+    process may use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
@@ -68,7 +69,7 @@ def device_name(device: torch.device) -> str:
 
 
 def cpu_model() -> str:
-    """The processor's name, as the system tells it."""
+    """Return the processor's name, as the system tells it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -76,7 +77,7 @@ def cpu_model() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of this package, Python, CUDA, the operating system and what the results depend on."""
+    """Return the versions of this package, Python, CUDA, the operating system and what the results depend on."""
     found = {"neuropbr_dist": neuropbr_dist.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -174,7 +175,7 @@ def attention_name(setup: Setup) -> str:
 
 
 def facts(run: StagedRun) -> dict[str, str]:
-    """What must be the same on every rank."""
+    """Return what must be the same on every rank, each fact by its name."""
     return {
         "code": code_hash(),
         "torch version": torch.__version__,
@@ -184,6 +185,6 @@ def facts(run: StagedRun) -> dict[str, str]:
 
 
 def code_hash() -> str:
-    """Of the package's sources."""
+    """Return a hash of the package's sources, 16 hexadecimal digits."""
     files = sorted(Path(neuropbr_dist.__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]

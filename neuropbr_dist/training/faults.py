@@ -1,4 +1,4 @@
-"""What goes wrong while a run trains: data that can't be read, and updates that aren't finite.
+"""Faults of a run that trains: data that can't be read, and updates that aren't finite.
 
 Non-finite updates are skipped on the device, noticed at log steps, and fatal after too many in a row.
 """
@@ -23,7 +23,7 @@ MOST_NAMES = 32
 
 
 class Fault:
-    """What is wrong with this rank's data or updates. The ranks stop at their next boundary, and save."""
+    """Fault of this rank's data or updates, if there is one. The ranks stop at their next boundary, and save."""
 
     error: UserError | None = None
 

@@ -30,7 +30,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class FirstWeights:
-    """What was found in a checkpoint or an exported file; optimizer, schedule and sample order are not taken.
+    """Weights found in a checkpoint or an exported file; optimizer, schedule and sample order are not taken.
 
     Args:
         networks: `generator`, its moving average where there is one, and `discriminator`, empty where none was saved.

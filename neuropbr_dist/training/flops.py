@@ -1,4 +1,4 @@
-"""How much arithmetic a training step asks for, and how much its device could do in that time (MFU)."""
+"""Arithmetic that a training step asks for, and the share of what its device could do in that time (MFU)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.models import Discriminator, Generator, view_channels
 
 SIDE_CUDA, SIDE_CPU = 8192, 512
-"""Of the matrices that the ceiling is measured with: large enough to reach it, small enough to cost nothing."""
+"""Sides of the matrices that the ceiling is measured with: large enough to reach it, small enough to cost nothing."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class SampleFlops:
     discriminator: float
 
     def step(self, *, gan: bool, d_steps: int = 1) -> float:
-        """Of one sample's share of a step, as the mathematics asks for: recomputation doesn't count.
+        """Return the operations of one sample's share of a step, as the mathematics asks for: recomputation
+        doesn't count.
 
         Backward is two forward passes' worth. The generator: 3. The discriminator: 3 on true and 3 on
         generated maps, 2 more in the generator's pass (its own weights get no gradient there). Each
@@ -36,7 +37,7 @@ class SampleFlops:
 
 
 def sample_flops(cfg: TrainConfig, size: int) -> SampleFlops:
-    """Counted by torch on the meta device, for pictures of `size` px; nothing is computed.
+    """Return the operations counted by torch on the meta device, for pictures of `size` px; nothing is computed.
 
     `discriminator` is 0 where the configuration has none.
     """
@@ -55,7 +56,7 @@ def _counted(network: nn.Module, x: torch.Tensor) -> float:
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """This device's own ceiling in FLOP/s: the fastest of a few products of square matrices.
+    """Return this device's own ceiling in FLOP/s: the fastest of a few products of square matrices.
 
     Args:
         dtype: that the run computes in.

@@ -37,7 +37,7 @@ TRACES = "flight_recorder"  # what NCCL did last on each rank, dumped when a col
 
 
 def refuse_held(folder: Path, overwrite: bool) -> None:
-    """Never start over another run's files unasked. Collective."""
+    """Raise a UserError rather than start over another run's files unasked. Collective."""
     if not overwrite and on_rank_0(lambda: bool(find(folder)) or (folder / METRICS).exists()):
         raise UserError(
             f"{folder} holds a run; go on with it by --resume auto, delete it by --overwrite, "
@@ -103,7 +103,7 @@ def saved(
     links: Sequence[str],
     timing: SaveTiming,
 ) -> None:
-    """A save is on disk: say so in the guide's lines, and write its timing. On rank 0, in the writing thread.
+    """Note that a save is on disk: say so in the guide's lines, and write its timing. On rank 0, in the writing thread.
 
     Args:
         patience: seconds that the launcher gives a stop; None: without end.

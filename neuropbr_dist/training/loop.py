@@ -137,7 +137,7 @@ class Trainer:
 
     @property
     def over(self) -> bool:
-        """Whether the stage is."""
+        """Whether the stage has ended."""
         return self.progress.cursor >= self.stage.last
 
     @property
@@ -183,7 +183,7 @@ class Trainer:
         return reason
 
     def train_stage(self) -> StopReason | None:
-        """From the cursor to the stage's end, or to a stop, with which the run's last save comes."""
+        """Train from the cursor to the stage's end, or to a stop, with which the run's last save comes."""
         with self.batches() as batches:
             reason = self.steps(batches)
             if reason is not None or self.run.after(self.stage) is None:
@@ -207,13 +207,13 @@ class Trainer:
         self.log.line(TIMINGS, {"step": self.progress.step, "stage": stage.number, "begun_s": seconds})
 
     def begin_anew(self) -> None:
-        """Losses of another side don't compare."""
+        """Forget the best loss and what schedules know: losses of another side don't compare."""
         self.progress.best = None
         for schedule in self.schedules.values():
             schedule.restart()
 
     def steps(self, batches: Iterator[MicroBatch]) -> StopReason | None:
-        """All that is between a stage's first step and its end; returns why it stopped early, if it did."""
+        """Run all that is between a stage's first step and its end; return why it stopped early, if it did."""
         p, reason = self.progress, None
         self.start_epoch()
         self.step_log.meter.restart()
@@ -237,7 +237,7 @@ class Trainer:
         return reason
 
     def wanted_stop(self) -> StopReason | None:
-        """Why to stop at this boundary although the run isn't over; the same on every rank."""
+        """Return why to stop at this boundary although the run isn't over; the same on every rank."""
         # `finish` raises it on all ranks.
         failed = self.saver.failed or self.log.failure is not None or self.fault.error is not None
         return self.boundary.stop(
@@ -245,7 +245,7 @@ class Trainer:
         )
 
     def batches(self) -> AbstractContextManager[Iterator[MicroBatch]]:
-        """This rank's micro-batches, from the cursor to the end of the stage."""
+        """Return this rank's micro-batches, from the cursor to the end of the stage."""
         setup, order, samples = self.stage.setup, self.stage.order, self.stage.samples
         cfg = setup.cfg
         slots = training_slots(order, self.progress.cursor, *setup.data_place, cfg.training.batch_size)
@@ -310,7 +310,8 @@ class Trainer:
         self.console.start_epoch(self.epochs_done + 1, steps + done, done)
 
     def end_epoch(self, before: int) -> None:
-        """Epochs `before + 1` to `epochs_done` have ended (several, if a batch is larger than the set)."""
+        """Do what is due when epochs `before + 1` to `epochs_done` have ended (several, if a batch is
+        larger than the set)."""
         t, done, links = self.cfg.training, self.epochs_done, [LATEST]
         means = self.step_log.epoch_means()
         self.console.summary(done, means["G_loss"], means.get("D_loss"))
@@ -324,7 +325,7 @@ class Trainer:
             self.save(links)
 
     def validation(self, figures: bool) -> bool:
-        """Validate, log, tell the schedules; True if it is the best of the stage so far."""
+        """Validate, log, tell the schedules; return whether it is the best of the stage so far."""
         p = self.progress
         if self.fault.error is not None:  # of the updates, which all ranks see alike
             return False
@@ -370,7 +371,7 @@ class Trainer:
         self.step_log.meter.restart()
 
     def finish(self, reason: StopReason | None) -> None:
-        """The last save, waited for."""
+        """Make the last save and wait for it."""
         p = self.progress
         self.profiler.finish(p.step)
         if self.step_log.steps:
@@ -388,5 +389,5 @@ class Trainer:
 
 
 def crossed(before: int, after: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in (before, after]."""
+    """Return whether a multiple of `every` lies in (before, after]."""
     return after // every > before // every

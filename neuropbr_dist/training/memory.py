@@ -24,7 +24,7 @@ PLANS = tuple(GENERATOR_PLANS)  # the fastest first
 
 
 def recompute_patterns(plan: str, activation_checkpointing: str, part: str) -> Recompute:
-    """What is computed again in a network (`generator` or `discriminator`).
+    """Return what is computed again in a network (`generator` or `discriminator`).
 
     Args:
         plan: a name of `PLANS`.

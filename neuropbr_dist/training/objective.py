@@ -12,7 +12,7 @@ from neuropbr_dist.strip import Strip
 
 
 class Objective:
-    """Weights and kinds from the configuration; every loss comes back as a scalar sum over `weight`.
+    """Losses by the configuration's weights and kinds; each comes back as a scalar, the sum weighted by `weight`.
 
     Args:
         compile_blocks: compile what the reconstruction loss does to whole pictures.
@@ -29,19 +29,32 @@ class Objective:
         self.sigmoid, self.smoothing = cfg.model.discriminator_use_sigmoid, cfg.loss.gan_label_smoothing
 
     def reconstruction(self, fake: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Maps (B, 8, H, W), predicted of a batch -> weighted total, unweighted terms (detached)."""
+        """Return the weighted total of predicted maps (B, 8, H, W), and the unweighted terms, detached, by name.
+
+        All are scalars, sums weighted by `batch.weight`.
+        """
         total, terms = self.reconstruction_loss(fake, batch.maps, batch.relighting, self.strip)
         return (total * batch.weight).sum(), {
             name: (value * batch.weight).sum() for name, value in terms.items()
         }
 
     def generator(self, fake_logits: Tensor, weight: Tensor) -> Tensor:
-        """Adversarial part of the generator's loss, before `w_gan`."""
+        """Return the adversarial part of the generator's loss, before `w_gan`: a scalar.
+
+        Args:
+            fake_logits: the discriminator's of generated maps, (B, ...).
+            weight: (B,), 1 / samples in the global batch, or 0 for filler.
+        """
         loss = generator_loss(fake_logits, self.kind, sigmoid=self.sigmoid, strip=self.strip)
         return (loss * weight).sum()
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor, weight: Tensor) -> Tensor:
-        """The discriminator's whole loss."""
+        """Return the discriminator's whole loss, `w_discriminator` included: a scalar.
+
+        Args:
+            real_logits, fake_logits: of true and of generated maps, (B, ...).
+            weight: as `generator`'s.
+        """
         loss = discriminator_loss(
             real_logits, fake_logits, self.kind, sigmoid=self.sigmoid, smoothing=self.smoothing,
             strip=self.strip,

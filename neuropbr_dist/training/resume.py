@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def run_folder(cfg: TrainConfig, start: Start) -> Path:
-    """The folder that this run writes to: as configured; `--resume PATH` alone means the checkpoint's."""
+    """Return the folder that this run writes to: as configured; `--resume PATH` alone means the checkpoint's."""
     configured = Path(cfg.training.checkpoint_dir)
     if start.resume in (None, "auto"):
         return configured
@@ -44,7 +44,7 @@ def run_folder(cfg: TrainConfig, start: Start) -> Path:
 
 
 def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Checkpoint | None]:
-    """The configuration to run, and the checkpoint to go on from. Collective."""
+    """Return the configuration to run, and the checkpoint to go on from. Collective."""
     folder = run_folder(cfg, start)
     if start.init_from is not None and start.resume not in (None, "auto"):
         raise UserError(
@@ -113,7 +113,7 @@ def refuse_unasked(now: TrainConfig, asked: TrainConfig, where: str) -> None:
 
 
 def follow_engine_flags(cfg: TrainConfig, start: Start) -> None:
-    """A new engine on resume leaves the old one's settings behind."""
+    """Leave the old engine's settings behind where a resume has a new one."""
     flags = start.overrides.flags
     engine, ds = flags.get("--engine"), flags.get("--ds")
     if engine not in (None, "auto", "deepspeed"):

@@ -31,7 +31,7 @@ class Schedule:
         self.plateau = Plateau()
 
     def at(self, epochs: float) -> float:
-        """Learning rate of the step that ends at `epochs` epochs into the run."""
+        """Return the learning rate of the step that ends at `epochs` epochs into the run."""
         warmup = self.o.scheduler_warmup_epochs
         if epochs < warmup:
             return self.peak * epochs / warmup

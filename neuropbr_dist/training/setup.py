@@ -1,4 +1,4 @@
-"""What a start of a run comes to: every choice that configuration and machine leave open, made once."""
+"""Set-up of a start of a run: every choice that configuration and machine leave open, made once."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
 @dataclass(frozen=True, kw_only=True)
 class SampleFacts:
-    """What a set-up has to know of the samples."""
+    """Facts that a set-up needs of the samples."""
 
     side: int
-    """Of every picture, in pixels."""
+    """Side of every picture in pixels."""
     train: int = 0
     """Samples in the training set."""
     val: int = 0
     """Samples held out."""
     data: DataConfig | None = None
-    """The configuration's part, with what it left open filled in by what was found; None: as configured."""
+    """The configuration's `data`, with what it left open filled in by what was found; None: as configured."""
     align: Align = "none"
-    """What `model.align = auto` means with these samples."""
+    """Meaning of `model.align = auto` with these samples."""
     described: str = ""
-    """Where they come from, in full."""
+    """Place that the samples come from, in full."""
 
     @classmethod
     def of(cls, samples: Samples) -> SampleFacts:
-        """Return those of an opened set."""
+        """Return the facts of an opened set."""
         return cls(
             side=samples.source.size, train=len(samples.train), val=len(samples.val), data=samples.data,
             align=samples.align, described=samples.described,
@@ -74,19 +74,19 @@ class Setup:
     device: torch.device
     samples: SampleFacts
     precision: str
-    """bf16, fp16 or fp32."""
+    """Compute precision: bf16, fp16 or fp32."""
     micro: MicroBatchPlan
-    """How a rank cuts its share of the global batch."""
+    """A rank's cut of its share of the global batch."""
     networks: Mapping[str, NetworkSetup]
-    """`generator` and, with a GAN, `discriminator`."""
+    """Choices of each network: `generator` and, with a GAN, `discriminator`."""
     need: Need
-    """What the run asks of a rank's memory."""
+    """Memory that the run asks of a rank."""
     memory: str
     """The memory plan: fast, balanced or low."""
     memory_why: str
-    """Why this one, where `training.memory` leaves it open; else empty."""
+    """Reason for this plan, where `training.memory` leaves it open; else empty."""
     graphs_why_not: str | None
-    """Why the generator's passes are not CUDA graphs; None where they are."""
+    """Reason why the generator's passes are not CUDA graphs; None where they are."""
 
     @property
     def engine(self) -> str:
@@ -125,13 +125,13 @@ class Setup:
 
     @property
     def recompute(self) -> str:
-        """What backward computes again, for a person: `memory plan fast`, or `activation checkpointing full`."""
+        """Recomputation in backward, for a person: `memory plan fast`, or `activation checkpointing full`."""
         kind = self.cfg.training.activation_checkpointing
         return f"memory plan {self.memory}" if kind == "plan" else f"activation checkpointing {kind}"
 
     @cached_property
     def parameters(self) -> dict[str, int]:
-        """Of each network, counted whole."""
+        """Parameters of each network, counted whole."""
         return count_parameters(self.cfg.model)
 
 

@@ -33,7 +33,7 @@ OWN_NAMES = {
     "training.batch_size": "batch_size",
     "training.sample_ranks": "sample_ranks",
 }
-"""What a stage calls fields that a run of one stage has in `data` and `training`."""
+"""Names in a stage of fields that a run of one stage has in `data` and `training`."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class RunStage:
     """One stage of a run."""
 
     number: int
-    """From 1."""
+    """Number of the stage, from 1."""
     wanted: Stage
     setup: Setup
-    """Of a run whose only stage this is."""
+    """Choices of a run whose only stage this is."""
     samples: Samples
-    """At the stage's side."""
+    """The samples at the stage's side."""
     order: SampleOrder
-    """The run's, up to the stage's end; batches are the stage's, and its last one is short."""
+    """The run's order of samples up to the stage's end; batches are the stage's, and its last one is short."""
 
     @property
     def last(self) -> int:

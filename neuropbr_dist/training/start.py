@@ -1,4 +1,4 @@
-"""How a run is started, apart from what it is."""
+"""Command-line choices of one start of a run, apart from what the run is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from neuropbr_dist.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a person says of one start of a run; another start of the same run may say something else.
+    """Choices of a person for one start of a run; another start of the same run may have others.
 
     Args:
         overrides: fields named on the command line: they also win over a saved configuration.
@@ -33,7 +33,7 @@ class Start:
 
 
 def steps_of(text: str) -> tuple[int, int]:
-    """`7-9` or `7`: the first and last step to trace, counted from 1 as in the log.
+    """Return the first and last step to trace of `7-9` or `7`, counted from 1 as in the log.
 
     Raises:
         UserError: anything else.

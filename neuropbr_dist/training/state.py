@@ -1,4 +1,4 @@
-"""What a run is made of besides its tensors, and how it goes to and from a checkpoint."""
+"""State of a run besides its tensors, and its way to and from a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from neuropbr_dist.training.schedule import Plateau
 log = logging.getLogger(__name__)
 
 AVERAGE = f"generator/{PREFIX}"
-"""What the names of the averaged weights begin with in a checkpoint."""
+"""Beginning of the averaged weights' names in a checkpoint."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands; JSON in every checkpoint."""
+    """Progress of a run; JSON in every checkpoint."""
 
     step: NonNegativeInt = 0
     cursor: NonNegativeInt = 0
@@ -71,13 +71,13 @@ class Progress:
         return progress
 
     def begin(self, global_batch: int, data: str, world_size: int, engine: str) -> None:
-        """Another start begins here; `data` is the training set's fingerprint."""
+        """Note that another start begins here; `data` is the training set's fingerprint."""
         self.global_batch, self.data = global_batch, data
         self.lives.append({"step": self.step, "world_size": world_size, "engine": engine})
 
 
 def fragments(networks: dict[str, Network], ema: WeightAverage | None = None) -> list[Fragment]:
-    """This rank's pieces of all state, under canonical names: `generator/param/NAME`, `generator/ema/NAME`, …"""
+    """Return this rank's pieces of all state, under canonical names: `generator/param/NAME`, `generator/ema/NAME`, …"""
     found = [
         replace(piece, name=f"{part}/{piece.name}")
         for part, network in networks.items()
@@ -88,7 +88,8 @@ def fragments(networks: dict[str, Network], ema: WeightAverage | None = None) ->
 
 
 def saved_fragments(networks: dict[str, Network], ema: WeightAverage | None = None) -> list[Fragment]:
-    """The pieces that this rank is to save: of a replicated network, whose ranks all hold all of it, its share."""
+    """Return the pieces that this rank is to save: of a replicated network, whose ranks all hold all of it,
+    its share."""
     found = []
     for part, network in networks.items():
         pieces = fragments({part: network}, ema if part == "generator" else None)
@@ -97,7 +98,7 @@ def saved_fragments(networks: dict[str, Network], ema: WeightAverage | None = No
 
 
 def snapshot(progress: Progress, networks: dict[str, Network]) -> dict[str, Any]:
-    """`progress` as it is saved, counters included. Collective, called before `fragments`.
+    """Return `progress` as it is saved, counters included. Collective, called before `fragments`.
 
     Ranks agree here on what they may hold differently: batch norm's running
     statistics, and counters, of which a rank without any state has none.

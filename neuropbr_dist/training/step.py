@@ -21,10 +21,10 @@ from neuropbr_dist.training.objective import Objective
 
 
 class StepReport(NamedTuple):
-    """What a step came to; all on the device."""
+    """Losses and updates of one step; all tensors stay on the device."""
 
     losses: dict[str, Tensor]
-    """This rank's parts; the sum over ranks is the global batch's mean."""
+    """This rank's part of each loss, a detached scalar by name; the sum over ranks is the global batch's mean."""
     generator: StepResult
     discriminator: StepResult | None
 
@@ -32,7 +32,7 @@ class StepReport(NamedTuple):
 def gan_step(
     g: Network, d: Network | None, batch: Sequence[DeviceBatch], objective: Objective, *, d_steps: int = 1
 ) -> StepReport:
-    """Update both networks once (and the discriminator `d_steps - 1` times before).
+    """Update both networks once (and the discriminator `d_steps - 1` times before), and return losses and updates.
 
     Args:
         g, d: generator and discriminator; `d` None before the GAN starts.
@@ -42,7 +42,7 @@ def gan_step(
     losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros_like(batch[0].weight[0]))
 
     def judge(d: Network, micro: DeviceBatch, fake: Tensor) -> None:
-        """The discriminator's gradients; one backward for real and fake together."""
+        """Add the discriminator's gradients; one backward for real and fake together."""
         loss = objective.discriminator(*d.pair(micro.maps, fake), micro.weight)
         d.backward(loss)
         losses["D_loss"] += loss.detach() / d_steps
@@ -76,6 +76,6 @@ def gan_step(
 
 
 def with_last(batch: Sequence[DeviceBatch]) -> Iterator[tuple[DeviceBatch, bool]]:
-    """Each micro-batch and whether it is the step's last: the one on which gradients are reduced."""
+    """Yield each micro-batch and whether it is the step's last: the one on which gradients are reduced."""
     for i, micro in enumerate(batch):
         yield micro, i == len(batch) - 1

@@ -1,4 +1,4 @@
-"""What steps come to: summed on the device, read at log steps, shown and written."""
+"""Figures of steps: summed on the device, read at log steps, shown and written."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class StepLog:
         self.console.log(progress.step, epoch, shown, rates["lr"], speed)
 
     def _means(self) -> dict[str, float]:
-        """Over all ranks and the steps since the last log step. Waits for the device."""
+        """Return means over all ranks and the steps since the last log step. Waits for the device."""
         names = sorted(self._sums)
         sums = torch.stack([self._sums[name].float() for name in names])
         if dist.is_initialized():

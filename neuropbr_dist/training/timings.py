@@ -1,4 +1,4 @@
-"""How long a start takes, phase by phase."""
+"""Durations of a start's phases."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ class StartUp:
         self._last = time.monotonic() - process_age()
 
     def mark(self, phase: str) -> None:
-        """`phase` has just ended."""
+        """Note that `phase` has just ended."""
         if self.open:
             now = time.monotonic()
             self.phases[phase] = round(now - self._last, 3)
             self._last = now
 
     def first_step(self, device: torch.device, run_log: RunLog, step: int) -> None:
-        """A step is done, `step` of the run; where it is this start's first, say and write how long that took."""
+        """Note that step `step` of the run is done; where it is this start's first, say and write how long
+        that took."""
         if not self.open:
             return
         if device.type == "cuda":
@@ -47,7 +48,7 @@ class StartUp:
 
 
 def process_age() -> float:
-    """Seconds since this process began; 0 where the system doesn't tell (no /proc)."""
+    """Return seconds since this process began; 0 where the system doesn't tell (no /proc)."""
     if not os.path.exists("/proc/self/stat"):
         return 0.0
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # the name may hold blanks

@@ -31,12 +31,12 @@ LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's sha
 
 
 class Validation(NamedTuple):
-    """What a pass over the held-out samples comes to."""
+    """Result of a pass over the held-out samples."""
 
     sums: MetricSums
-    """Over all ranks' samples; the same on every rank."""
+    """Metrics' sums over all ranks' samples; the same on every rank."""
     baseline: MetricSums | None
-    """The same of mean maps, if they were asked for."""
+    """The same sums for mean maps, if they were asked for."""
     looks: list[Look]
     """This rank's first samples, made small for a person."""
 

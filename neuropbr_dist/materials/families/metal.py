@@ -25,7 +25,7 @@ def _bare(tile: Tile, names: list[str]) -> np.ndarray:
 
 
 def brushed_metal(tile: Tile) -> Surface:
-    """Sheets of brushed metal with seams and screws; streaks carry both the relief and the roughness."""
+    """Make sheets of brushed metal with seams and screws; streaks carry both the relief and the roughness."""
     base = _bare(tile, ["aluminium", "aluminium", "steel", "titanium", "brass", "copper"])
     streaks, hairs = tile.fbm((2, 48), 5, 0.75), tile.fbm((6, 160), 4, 0.8)
     cloud, wave = tile.fbm(4, 5, 0.55), tile.fbm(3, 2, 0.4)
@@ -42,7 +42,7 @@ def brushed_metal(tile: Tile) -> Surface:
 
 
 def hammered_metal(tile: Tile) -> Surface:
-    """Hammer blows side by side: bowls with bright rims; tarnish gathers in the hollows of some."""
+    """Make hammer blows side by side: bowls with bright rims; tarnish gathers in the hollows of some."""
     base = _bare(tile, ["gold", "copper", "silver", "brass", "bronze"])
     count = tile.integer(6, 12)
     blows = tile.voronoi(count, jitter=0.75, at=tile.bent(0.006, 8))
@@ -60,7 +60,7 @@ def hammered_metal(tile: Tile) -> Surface:
 
 
 def tread_plate(tile: Tile) -> Surface:
-    """Steel or aluminium tread plate: raised bars worn bright, dirt on the ground between them."""
+    """Make steel or aluminium tread plate: raised bars worn bright, dirt on the ground between them."""
     base = _bare(tile, ["steel", "aluminium", "steel", "titanium"])
     count = tile.pick([4, 6, 8])
     cell_x, cell_y = tile.x * count, tile.y * count
@@ -82,7 +82,7 @@ def tread_plate(tile: Tile) -> Surface:
 
 
 def rust(tile: Tile) -> Surface:
-    """Painted steel that rusts: paint, then a blistered rim, bare steel in scratches, pitted rust."""
+    """Make painted steel that rusts: paint, then a blistered rim, bare steel in scratches, pitted rust."""
     spread, rough, fine = tile.fbm(4, 8, 0.55), tile.fbm(16, 7, 0.6), tile.fbm(72, 5, 0.65)
     drips = tile.fbm((20, 2), 5, 0.55)
     loss = spread + 0.3 * drips + 0.12 * rough

@@ -14,7 +14,7 @@ _MORTAR = ["b8b0a4", "9a948a", "c9c2b4", "7f7a74"]
 
 
 def stone(tile: Tile) -> Surface:
-    """Flagstones or cobbles: leaning, domed stones; earth and sometimes moss between them."""
+    """Make flagstones or cobbles: leaning, domed stones; earth and sometimes moss between them."""
     count, gap = tile.integer(4, 8), tile.uniform(0.006, 0.014)
     stones = tile.voronoi(count, jitter=0.8, at=tile.bent(0.012, 6, 6))
     rough, fine = tile.fbm(6, 8, 0.62), tile.fbm(24, 6, 0.8)
@@ -38,7 +38,7 @@ def stone(tile: Tile) -> Surface:
 
 
 def pebbles(tile: Tile) -> Surface:
-    """A bed of round pebbles of two sizes in sand; sometimes wet: darker and smoother."""
+    """Make a bed of round pebbles of two sizes in sand; sometimes wet: darker and smoother."""
     count = tile.integer(8, 13)
     sand = 0.0015 * tile.fbm(48, 5, 0.65)
     small = tile.voronoi(2 * count, jitter=0.9, at=tile.bent(0.004, 12))
@@ -65,7 +65,7 @@ def pebbles(tile: Tile) -> Surface:
 
 
 def brick(tile: Tile) -> Surface:
-    """A brick wall: running or stack bond, chipped edges, some bricks burnt, mortar set back."""
+    """Make a brick wall: running or stack bond, chipped edges, some bricks burnt, mortar set back."""
     rows, columns = tile.pick([(6, 2), (8, 3), (8, 4), (10, 4), (12, 5)])
     shift = tile.pick([0.5, 0.5, 0.5, 0.33, 0.0])
     joint = 0.055 / rows * tile.uniform(0.8, 1.5)
@@ -95,7 +95,7 @@ def brick(tile: Tile) -> Surface:
 
 
 def ceramic_tiles(tile: Tile) -> Surface:
-    """Glazed tiles, square, honeycomb or as a chequer of two glazes, with rough grout."""
+    """Make glazed tiles, square, honeycomb or as a chequer of two glazes, with rough grout."""
     kind = tile.pick(["square", "chequer", "honeycomb", "subway"])
     if kind == "honeycomb":
         columns = tile.pick([6, 7, 9])
@@ -137,7 +137,7 @@ def ceramic_tiles(tile: Tile) -> Surface:
 
 
 def concrete(tile: Tile) -> Surface:
-    """Cast concrete: board or panel joints, air holes, stains, cracks, sometimes a damp, smoother patch."""
+    """Make cast concrete: board or panel joints, air holes, stains, cracks, sometimes a damp, smoother patch."""
     stain, rough, fine = tile.fbm(3, 6, 0.6), tile.fbm(10, 7, 0.55), tile.fbm(96, 4, 0.7)
     panel = tile.bond(tile.pick([1, 2]), [0.0] * tile.pick([2, 2, 4, 6]))
     joint = 1 - smoothstep(0.002, 0.007, panel.edge)
@@ -160,7 +160,7 @@ def concrete(tile: Tile) -> Surface:
 
 
 def marble(tile: Tile) -> Surface:
-    """Polished marble slabs: veins of folded noise, cloudy ground, thin joints."""
+    """Make polished marble slabs: veins of folded noise, cloudy ground, thin joints."""
     ground, vein, edge = tile.pick(
         [
             ("e9e6e0", "6e6a68", "b8b2aa"),
@@ -190,7 +190,7 @@ def marble(tile: Tile) -> Surface:
 
 
 def terrazzo(tile: Tile) -> Surface:
-    """Stone chips of three sizes, ground flat in a tinted binder."""
+    """Make stone chips of three sizes, ground flat in a tinted binder."""
     binder = tile.paint(["e2ddd2", "3a3a3e", "b7c4bd", "d8b8a6", "8e9aa6", "c9c1b0"])
     chips = [
         tile.pick(["f2efe8", "2b2a2c", "8a5a44", "a8a49c", "5e7a74", "c98f6a", "d9cdb8"]) for _ in range(4)

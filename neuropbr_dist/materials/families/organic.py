@@ -20,7 +20,7 @@ _WOODS = [
 
 
 def wood(tile: Tile) -> Surface:
-    """Boards of sawn wood: rings are the contour lines of stretched noise; knots are bumps in it."""
+    """Make boards of sawn wood: rings are the contour lines of stretched noise; knots are bumps in it."""
     light, dark = (colour(c) for c in tile.pick(_WOODS))
     rows = tile.pick([3, 4, 5, 6])
     boards = tile.bond(tile.pick([1, 1, 2]), tile.rng.random(rows))
@@ -51,7 +51,7 @@ def wood(tile: Tile) -> Surface:
 
 
 def _lift(on_top: Callable[[Array, Array], Array], thread: Array, along: Array) -> Array:
-    """How high a thread runs, -1 .. 1, between crossings where it is on top (1) or below (0)."""
+    """Return how high a thread runs, -1 .. 1, between crossings where it is on top (1) or below (0)."""
     start = np.floor(along - 0.5)
     t = along - 0.5 - start
     here, there = on_top(thread, start), on_top(thread, start + 1)
@@ -59,7 +59,7 @@ def _lift(on_top: Callable[[Array, Array], Array], thread: Array, along: Array) 
 
 
 def fabric(tile: Tile) -> Surface:
-    """Woven cloth: plain, twill, satin or basket weave; plain colours, stripes or checks."""
+    """Make woven cloth: plain, twill, satin or basket weave; plain colours, stripes or checks."""
     over, period, step, group = tile.pick(
         [(1, 2, 1, 1), (2, 4, 1, 1), (3, 4, 1, 1), (2, 3, 1, 1), (1, 2, 1, 2)]
     )
@@ -106,7 +106,7 @@ def fabric(tile: Tile) -> Surface:
 
 
 def leather(tile: Tile) -> Surface:
-    """Hide with grain and wrinkles, rubbed lighter and glossier where it stands out; some of it quilted."""
+    """Make hide with grain and wrinkles, rubbed lighter and glossier where it stands out; some of it quilted."""
     count = tile.integer(34, 54)
     grain = tile.voronoi(count, jitter=0.95, at=tile.bent(0.25 / count, 2 * count // 3))
     rough, fine = tile.fbm(7, 7, 0.55), tile.fbm(90, 4, 0.7)
@@ -138,7 +138,7 @@ def leather(tile: Tile) -> Surface:
 
 
 def paint(tile: Tile) -> Surface:
-    """Old gloss or matt paint, crazed and peeling off plaster or an earlier coat."""
+    """Make old gloss or matt paint, crazed and peeling off plaster or an earlier coat."""
     coats = ["4f8a8b", "d9c9a3", "a3423a", "3d5a80", "e8e4da", "6b8f5e", "c98a3d", "dcb7a8", "5b4a6b"]
     rough, fine = tile.fbm(8, 8, 0.6), tile.fbm(56, 5, 0.85)
     count = tile.integer(5, 9)

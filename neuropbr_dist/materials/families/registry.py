@@ -35,7 +35,7 @@ _FINEST_WORK = 512  # smaller tiles are drawn at least this fine and box-filtere
 
 
 def random_stream(seed: int, index: int, purpose: int) -> np.random.Generator:
-    """The random numbers of one material for one purpose (0 material, 1 scene, 2 dirt).
+    """Return the random numbers of one material for one purpose (0 material, 1 scene, 2 dirt).
 
     Raises:
         UserError: if seed or index is negative.
@@ -48,19 +48,19 @@ def random_stream(seed: int, index: int, purpose: int) -> np.random.Generator:
 
 
 def family_name(seed: int, index: int) -> str:
-    """The family of material (seed, index): the registry's order, started at a place that the seed chooses."""
+    """Return the family of material (seed, index): the registry's order, started at a place that the seed chooses."""
     names = list(FAMILIES)
     return names[(index + seed) % len(names)]
 
 
 def check_size(size: int) -> None:
-    """Raises UserError below 4 pixels."""
+    """Raise a UserError below 4 pixels."""
     if size < 4:
         raise UserError(f"built-in materials need a size of at least 4 pixels, got {size}")
 
 
 def material_maps(seed: int, index: int, size: int) -> Array:
-    """The maps of material (seed, index), the same material at any size.
+    """Return the maps of material (seed, index), the same material at any size.
 
     Args:
         seed: key of the set, 0 or more.

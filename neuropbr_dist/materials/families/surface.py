@@ -20,7 +20,7 @@ from neuropbr_dist.materials.noise import Array, Cells, displaced, fbm, grid_cel
 
 
 def colour(code: str) -> Array:
-    """`"rrggbb"` in sRGB -> linear light, (3, 1, 1) float32."""
+    """Convert `"rrggbb"` in sRGB -> linear light, (3, 1, 1) float32."""
     levels = np.frombuffer(bytes.fromhex(code), np.uint8).astype(np.float64)
     return srgb_to_linear(decode(levels)).astype(np.float32)[:, None, None]
 
@@ -41,23 +41,23 @@ class Tile:
         self.x, self.y = np.meshgrid(centres, centres[::-1])
 
     def uniform(self, low: float, high: float) -> float:
-        """One number from [low, high)."""
+        """Return one number from [low, high)."""
         return float(self.rng.uniform(low, high))
 
     def integer(self, low: int, high: int) -> int:
-        """One whole number from low .. high, both included."""
+        """Return one whole number from low .. high, both included."""
         return int(self.rng.integers(low, high + 1))
 
     def chance(self, probability: float) -> bool:
-        """True with this probability."""
+        """Return True with this probability."""
         return bool(self.rng.random() < probability)
 
     def pick(self, options: Sequence):
-        """One of the options."""
+        """Return one of the options."""
         return options[int(self.rng.integers(len(options)))]
 
     def paint(self, codes: Sequence[str], spread: float = 0.15) -> Array:
-        """One of the sRGB colours, made lighter or darker (and a little warmer or cooler): (3, 1, 1) linear."""
+        """Return one of the sRGB colours, made lighter or darker (and a little warmer or cooler): (3, 1, 1) linear."""
         light = self.uniform(1 - spread, 1 + spread)
         warmth = self.rng.uniform(-0.25, 0.25) * spread * np.array([1, 0, -1])
         return np.clip(colour(self.pick(codes)) * light * (1 + warmth[:, None, None]), 0, 1).astype(
@@ -65,19 +65,19 @@ class Tile:
         )
 
     def fbm(self, frequency: int | tuple[int, int], octaves: int = 7, gain: float = 0.5) -> Array:
-        """Noise of mean 0 and standard deviation about 1; see `noise.fbm`."""
+        """Return noise of mean 0 and standard deviation about 1; see `noise.fbm`."""
         pair = (frequency, frequency) if isinstance(frequency, int) else frequency
         return fbm(self.size, int(self.rng.integers(2**62)), pair, octaves, gain)
 
     def bent(self, amount: float, frequency: int, octaves: int = 4) -> tuple[Array, Array]:
-        """Coordinates pushed about by `amount` tile widths (standard deviation): crooked edges."""
+        """Return coordinates pushed about by `amount` tile widths (standard deviation): crooked edges."""
         return (
             self.x + amount * self.fbm(frequency, octaves),
             self.y + amount * self.fbm(frequency, octaves),
         )
 
     def swirled(self, field: Array, amount: float, frequency: int) -> Array:
-        """The field with its coordinates pushed about."""
+        """Return the field with its coordinates pushed about."""
         return displaced(field, amount * self.fbm(frequency, 4), amount * self.fbm(frequency, 4))
 
     def voronoi(
@@ -88,7 +88,7 @@ class Tile:
         at: Place = None,
         stagger: bool = False,
     ) -> Cells:
-        """Random cells (`jitter` 0: a square grid, with `stagger` a honeycomb) at coordinates `at`."""
+        """Return random cells (`jitter` 0: a square grid, with `stagger` a honeycomb) at coordinates `at`."""
         points = 0.5 + jitter * self.rng.uniform(-0.5, 0.5, (rows or columns, columns, 2))
         if stagger:
             points[1::2, :, 0] += 0.5
@@ -98,25 +98,25 @@ class Tile:
     def bond(
         self, columns: int, shifts: Sequence[float] | Array, corner: float = 0.0, at: Place = None
     ) -> Cells:
-        """Rows of rectangles; see `noise.grid_cells`."""
+        """Return rows of rectangles; see `noise.grid_cells`."""
         x, y = at or (self.x, self.y)
         return grid_cells(x, y, columns, np.asarray(shifts), corner)
 
     def each(self, cells: Cells, low: float, high: float) -> Array:
-        """One number for each cell, spread over its pixels: (S, S)."""
+        """Return one number for each cell, spread over its pixels: (S, S)."""
         return self.rng.uniform(low, high, cells.count).astype(np.float32)[cells.label]
 
     def each_colour(self, cells: Cells, codes: Sequence[str], spread: float = 0.1) -> Array:
-        """One colour for each cell: (3, S, S) linear."""
+        """Return one colour for each cell: (3, S, S) linear."""
         table = np.stack([self.paint(codes, spread)[:, 0, 0] for _ in range(cells.count)], axis=1)
         return table[:, cells.label]
 
     def tilted(self, cells: Cells, slope: float) -> Array:
-        """Height of cells that each lean their own way, by slopes up to `slope`."""
+        """Return the height of cells that each lean their own way, by slopes up to `slope`."""
         return self.each(cells, -slope, slope) * cells.x + self.each(cells, -slope, slope) * cells.y
 
     def cracks(self, columns: int, width: float) -> Array:
-        """Thin branching lines that come and go: 1 in the crack, 0 outside; `width` in tile widths."""
+        """Return thin branching lines that come and go: 1 in the crack, 0 outside; `width` in tile widths."""
         lines = self.voronoi(columns, jitter=0.95, at=self.bent(0.025, 6, 6)).edge
         fading = smoothstep(0.2, 1.0, self.fbm(3, 3))
         return fading * (1 - smoothstep(0.3 * width, width, lines))
@@ -136,7 +136,7 @@ class Surface:
     """(S, S) in [0, 1]."""
 
     def transposed(self) -> Surface:
-        """The same with x and y exchanged: grain that ran along x runs along y."""
+        """Return the same with x and y exchanged: grain that ran along x runs along y."""
         turned = (
             np.ascontiguousarray(np.swapaxes(a, -1, -2))
             for a in (self.height, self.albedo, self.roughness, self.metallic)
@@ -144,7 +144,7 @@ class Surface:
         return Surface(*turned)
 
     def channels(self) -> Array:
-        """(8, S, S) float32: linear albedo, roughness, metallic, unit normal (+X right, +Y up, +Z out)."""
+        """Return (8, S, S) float32: linear albedo, roughness, metallic, unit normal (+X right, +Y up, +Z out)."""
         shape = self.height.shape
         flat = [np.broadcast_to(a, shape)[None] for a in (self.roughness, self.metallic)]
         colours = np.clip(np.broadcast_to(self.albedo, (3, *shape)), 0, 1)
@@ -154,7 +154,7 @@ class Surface:
 
 
 def normals(height: Array) -> Array:
-    """Unit normals (3, S, S) of a periodic height (S, S) given in tile widths; +Y is up in the picture."""
+    """Return unit normals (3, S, S) of a periodic height (S, S) given in tile widths; +Y is up in the picture."""
     per_pixel = np.float32(height.shape[0] / 2)
     slope_x = (np.roll(height, -1, 1) - np.roll(height, 1, 1)) * per_pixel
     slope_y = (np.roll(height, 1, 0) - np.roll(height, -1, 0)) * per_pixel

@@ -1,4 +1,4 @@
-"""What strips exchange, as operations: one node for autograd, the compiler and selective activation checkpointing.
+"""Exchanges between strips, as operations: one node for autograd, the compiler and selective activation checkpointing.
 
 Each is one collective over the ranks that share a sample, named by their process group's name. Recomputation runs them
 again; as all strips compute the same, they meet in the same order then too.
@@ -33,7 +33,7 @@ def place(name: str) -> tuple[dist.ProcessGroup, int, int]:
 
 @torch.library.custom_op("neuropbr_dist::with_halo", mutates_args=())
 def with_halo(x: Tensor, above: int, below: int, edge: str, name: str) -> Tensor:
-    """(N, C, h, W) -> (N, C, above + h + below, W); see `Strip.with_halo`."""
+    """Exchange rows, (N, C, h, W) -> (N, C, above + h + below, W); see `Strip.with_halo`."""
     rows = x.shape[2]
     if rows < max(above, below):
         raise ValueError(f"a strip of {rows} rows, of which a neighbour needs {max(above, below)}")
@@ -53,7 +53,7 @@ def with_halo(x: Tensor, above: int, below: int, edge: str, name: str) -> Tensor
 
 @torch.library.custom_op("neuropbr_dist::halo_gradient", mutates_args=())
 def halo_gradient(dy: Tensor, above: int, below: int, edge: str, name: str) -> Tensor:
-    """Gradient of `with_halo`: what neighbours have of this strip's rows is added to them."""
+    """Return the gradient of `with_halo`: what neighbours have of this strip's rows is added to them."""
     rows = dy.shape[2] - above - below
     top, bottom = dy[:, :, :above], dy[:, :, above + rows :]
     # The strip above has the gradient of this one's first `below` rows, that below of its last `above`.
@@ -91,7 +91,7 @@ def exchanged(
 
 
 def empty_rows(x: Tensor, rows: int) -> Tensor:
-    """Uninitialised, with another number of rows, in the memory format of `x` (N, C, H, W)."""
+    """Return an uninitialised tensor with another number of rows, in the memory format of `x` (N, C, H, W)."""
     channels_last = x.stride(1) == 1
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     shape = (*x.shape[:2], rows, x.shape[3])
@@ -124,7 +124,7 @@ with_halo.register_autograd(_halo_gradient, setup_context=_keep_halo)
 
 @torch.library.custom_op("neuropbr_dist::gathered", mutates_args=())
 def gathered(x: Tensor, count: int, name: str) -> Tensor:
-    """(…) -> (count, …); see `Strip.gathered`."""
+    """Gather all strips' tensors, (…) -> (count, …); see `Strip.gathered`."""
     group, _, _ = place(name)
     out = x.new_empty(count, x.numel())
     dist.all_gather_into_tensor(out.view(-1), x.contiguous().view(-1), group)
@@ -133,7 +133,7 @@ def gathered(x: Tensor, count: int, name: str) -> Tensor:
 
 @torch.library.custom_op("neuropbr_dist::gathered_gradient", mutates_args=())
 def gathered_gradient(dy: Tensor, name: str) -> Tensor:
-    """Gradient of `gathered`: the sum of what all strips have of this one's part."""
+    """Return the gradient of `gathered`: the sum of what all strips have of this one's part."""
     group, _, _ = place(name)
     dy = dy.contiguous()
     received = torch.empty_like(dy)
@@ -167,7 +167,8 @@ gathered.register_autograd(_gathered_gradient, setup_context=_keep_name)
 
 @torch.library.custom_op("neuropbr_dist::to_heads", mutates_args=())
 def to_heads(tokens: Tensor, count: int, name: str) -> Tensor:
-    """(B, N, S, H, D) -> (B, count * N, S, H / count, D); see `Strip.to_heads` (DeepSpeed-Ulysses, Jacobs et al. 2023)."""
+    """Exchange rows for heads, (B, N, S, H, D) -> (B, count * N, S, H / count, D); see `Strip.to_heads`
+    (DeepSpeed-Ulysses, Jacobs et al. 2023)."""
     b, n, s, h, d = tokens.shape
     sent = tokens.view(b, n, s, count, h // count, d).permute(3, 0, 1, 2, 4, 5)
     return all_to_all(sent, name).transpose(0, 1).reshape(b, count * n, s, h // count, d).contiguous()
@@ -175,7 +176,7 @@ def to_heads(tokens: Tensor, count: int, name: str) -> Tensor:
 
 @torch.library.custom_op("neuropbr_dist::to_rows", mutates_args=())
 def to_rows(tokens: Tensor, count: int, name: str) -> Tensor:
-    """(B, count * N, S, h, D) -> (B, N, S, count * h, D); see `Strip.to_rows`."""
+    """Exchange heads for rows, (B, count * N, S, h, D) -> (B, N, S, count * h, D); see `Strip.to_rows`."""
     b, n, s, h, d = tokens.shape
     sent = tokens.unflatten(1, (count, n // count)).transpose(0, 1)
     return (
