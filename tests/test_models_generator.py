@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from neuropbr_dist.config import ModelConfig
 from neuropbr_dist.models import Generator, size_multiple
-from neuropbr_dist.models.norm import BatchNorm2d, commit_statistics
+from neuropbr_dist.models.norm import StepBatchNorm2d, commit_statistics
 from tests.support.tiny import assert_maps, tiny_model
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -130,7 +130,7 @@ def test_freeze_bn_keeps_running_statistics():
     commit_statistics(net)
     moved = {name for name, b in net.named_buffers() if name in before and not torch.equal(b, before[name])}
     assert moved == {name for name in before if not name.startswith("encoder.")}
-    assert not any(isinstance(m, BatchNorm2d) for m in net.encoder.modules())
+    assert not any(isinstance(m, StepBatchNorm2d) for m in net.encoder.modules())
 
 
 def test_all_parameters_get_gradients():

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from neuropbr_dist.models.norm import (
-    BatchNorm2d,
     FrozenBatchNorm2d,
+    StepBatchNorm2d,
     commit_statistics,
     no_statistics,
     norm_factory,
@@ -57,7 +57,7 @@ def test_frozen_batch_is_batch_norm_in_eval_mode():
 
 def test_batch_is_torchs_batch_norm():
     """Outputs, gradients and running statistics, one commit a forward pass."""
-    ours, theirs = BatchNorm2d(4), nn.BatchNorm2d(4)
+    ours, theirs = StepBatchNorm2d(4), nn.BatchNorm2d(4)
     for seed in range(3):
         x, y = picture(seed).requires_grad_(), picture(seed).requires_grad_()
         out, expected = ours(x), theirs(y)
@@ -71,7 +71,7 @@ def test_batch_is_torchs_batch_norm():
 
 
 def test_several_passes_move_the_statistics_once_by_their_mean():
-    norm = BatchNorm2d(4)
+    norm = StepBatchNorm2d(4)
     for seed in range(2):
         norm(picture(seed))
     assert norm.running_mean.abs().max() == 0  # not before the commit
@@ -84,7 +84,7 @@ def test_several_passes_move_the_statistics_once_by_their_mean():
 
 
 def test_nothing_is_noted_in_eval_mode_or_under_no_statistics():
-    norm = BatchNorm2d(4)
+    norm = StepBatchNorm2d(4)
     with no_statistics():
         norm(picture(0))
     norm.eval()(picture(0))

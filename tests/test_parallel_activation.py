@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neuropbr_dist.models.norm import BatchNorm2d, commit_statistics
+from neuropbr_dist.models.norm import StepBatchNorm2d, commit_statistics
 from neuropbr_dist.parallel.activation import checkpoint_segment
 from neuropbr_dist.training.step import gan_step
 from tests.support.parity import Case, Row, config, networks, objective, rank_batch
@@ -72,7 +72,7 @@ def test_parameter_names_stay():
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_pass_that_is_computed_again_is_noted_once(recompute):
-    norm = BatchNorm2d(2)
+    norm = StepBatchNorm2d(2)
     module = nn.Sequential(norm)
     if recompute:
         checkpoint_segment(module, "full")

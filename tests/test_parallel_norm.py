@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from neuropbr_dist.kernels.norm_act import activate
-from neuropbr_dist.models.norm import BatchNorm2d, commit_statistics
+from neuropbr_dist.models.norm import StepBatchNorm2d, commit_statistics
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
 from neuropbr_dist.training.step import gan_step
 from tests.support import parity
@@ -95,7 +95,7 @@ def plain_batch_norms(case: Case) -> tuple[nn.Module, nn.Module]:
     """The networks with torch's own BatchNorm."""
     built = parity.models(case)
     for module in (m for net in built for m in net.modules()):
-        if isinstance(module, BatchNorm2d):
+        if isinstance(module, StepBatchNorm2d):
             module.__class__ = TorchsBatchNorm
     return built
 
@@ -139,7 +139,7 @@ def test_sync_batch_is_batch_norm_over_the_global_batch(row):
 
 
 def statistics_before_and_after_averaging(row: Row) -> tuple[Tensor, Tensor]:
-    norm = BatchNorm2d(4)
+    norm = StepBatchNorm2d(4)
     norm(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(dist.get_rank())))
     commit_statistics(norm)
     before = torch.cat([norm.running_mean, norm.running_var])
@@ -157,7 +157,7 @@ def test_averaging_makes_ranks_agree():
 
 
 def test_a_non_finite_pass_leaves_running_statistics_alone():
-    norm = BatchNorm2d(4)
+    norm = StepBatchNorm2d(4)
     before = {name: value.clone() for name, value in norm.state_dict().items() if "running" in name}
     norm(torch.full((1, 4, 8, 8), float("nan")))
     commit_statistics(norm)

@@ -16,11 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from neuropbr_dist.config import LossConfig, ModelConfig
 from neuropbr_dist.materials.relighting import from_above
 from neuropbr_dist.models import Discriminator, Generator
-from neuropbr_dist.models.conv import Conv2d, ConvChain, JoinConv2d
+from neuropbr_dist.models.conv import ConvChain, FusedConv2d, JoinConv2d
 from neuropbr_dist.models.decoder import Up, super_resolution_head
 from neuropbr_dist.models.encoder import ResNetEncoder, UNetEncoder
 from neuropbr_dist.models.fusion import Attention, ConcatFusion, CrossViewFusion
-from neuropbr_dist.models.norm import BatchNorm2d, FrozenBatchNorm2d, GroupNorm, norm_factory
+from neuropbr_dist.models.norm import FrozenBatchNorm2d, FusedGroupNorm, StepBatchNorm2d, norm_factory
 from neuropbr_dist.objectives import ReconstructionLoss
 from neuropbr_dist.objectives.rendering import shared_square_of, square_of
 from neuropbr_dist.parallel.strips import operations, share_rows
@@ -57,7 +57,7 @@ CONVOLUTIONS = {  # taps, stride, padding, rows of a strip
 
 def convolve(taps: int, stride: int, padding: int, rows: int) -> None:
     torch.manual_seed(1)
-    compare_layer(Conv2d(3, 4, taps, stride, padding), [picture(2, 3, height(rows), 8)])
+    compare_layer(FusedConv2d(3, 4, taps, stride, padding), [picture(2, 3, height(rows), 8)])
 
 
 @pytest.mark.multiprocess
@@ -111,9 +111,9 @@ def test_norms(count):
 
 def normalise_uneven() -> None:
     """After a 4x4 convolution of stride 1 the last strip has a row less."""
-    for kind in (GroupNorm(2, 4), BatchNorm2d(4), FrozenBatchNorm2d(4)):
+    for kind in (FusedGroupNorm(2, 4), StepBatchNorm2d(4), FrozenBatchNorm2d(4)):
         torch.manual_seed(1)
-        chain = ConvChain(Conv2d(3, 4, 4, 1, 1, bias=False), kind, nn.SiLU())
+        chain = ConvChain(FusedConv2d(3, 4, 4, 1, 1, bias=False), kind, nn.SiLU())
         compare_layer(chain, [picture(2, 3, height(4), 6)])
 
 
@@ -124,14 +124,14 @@ def test_norms_where_the_last_strip_is_shorter(count):
 
 
 def note_statistics() -> None:
-    plain, shared = BatchNorm2d(3), BatchNorm2d(3)
+    plain, shared = StepBatchNorm2d(3), StepBatchNorm2d(3)
     share_rows(shared, world_strip())
     x = picture(2, 3, height(3), 4, dtype=torch.float32)
     plain(x), shared(own_rows(x, world_strip()))
     for ours, theirs in zip(shared._noted[0], plain._noted[0], strict=True):
         close(ours, theirs, 1e-6)
     share_rows(shared, None)
-    assert type(shared) is BatchNorm2d and torch.equal(shared(x), plain(x))
+    assert type(shared) is StepBatchNorm2d and torch.equal(shared(x), plain(x))
 
 
 @pytest.mark.multiprocess
@@ -144,7 +144,7 @@ def test_batch_statistics_are_noted_of_whole_pictures():
 
 def change_resolution() -> None:
     torch.manual_seed(1)
-    compare_layer(Up(Conv2d(4, 3, 3, padding=1)), [picture(2, 4, height(3), 5)])
+    compare_layer(Up(FusedConv2d(4, 3, 3, padding=1)), [picture(2, 4, height(3), 5)])
     compare_layer(Up(nn.Identity()), [picture(1, 4, height(1), 5)])
     compare_layer(super_resolution_head(norm_factory("group")), [picture(1, 64, height(3), 4)])
     compare_layer(nn.MaxPool2d(2), [picture(1, 2, height(6), 4)])
@@ -260,8 +260,8 @@ def test_generator_and_discriminator(count):
 def generate_recomputed() -> None:
     """Collectives in recomputation, from within backward."""
     torch.manual_seed(1)
-    first = Conv2d(3, 4, 3, padding=1, bias=False)
-    chain = ConvChain(first, GroupNorm(2, 4), nn.SiLU(), Conv2d(4, 4, 3, padding=1))
+    first = FusedConv2d(3, 4, 3, padding=1, bias=False)
+    chain = ConvChain(first, FusedGroupNorm(2, 4), nn.SiLU(), FusedConv2d(4, 4, 3, padding=1))
     compare_layer(
         chain,
         [picture(1, 3, height(4), 6)],
@@ -357,7 +357,7 @@ def test_rows_keep_dtype_and_layout():
 
 
 def copy_a_module() -> None:
-    net = Conv2d(1, 1, 3, padding=1)
+    net = FusedConv2d(1, 1, 3, padding=1)
     share_rows(net, world_strip())
     twin = deepcopy(net)
     assert twin.strip.name == net.strip.name

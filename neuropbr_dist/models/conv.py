@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from neuropbr_dist import kernels
 from neuropbr_dist.kernels.norm_act import activate
-from neuropbr_dist.models.norm import FrozenBatchNorm2d, GroupNorm, NormFactory
+from neuropbr_dist.models.norm import FrozenBatchNorm2d, FusedGroupNorm, NormFactory
 from neuropbr_dist.strip import Strip
 
 
-class Conv2d(nn.Conv2d):
+class FusedConv2d(nn.Conv2d):
     """`nn.Conv2d` that can take what follows it along: a scale, a shift, a residual, an activation."""
 
     strip: Strip | None = None
     """Way to the other strips where the input is a strip of a picture's rows; None: it is whole."""
 
     @classmethod
-    def of(cls, conv: nn.Conv2d) -> Conv2d:
+    def of(cls, conv: nn.Conv2d) -> FusedConv2d:
         """Return the same convolution with the same parameters."""
         with torch.device("meta"):
             own = cls(
@@ -88,7 +88,7 @@ def with_rows_in_reach(conv: nn.Conv2d, strip: Strip | None, x: Tensor) -> tuple
     return x, (0, padding[1])
 
 
-class WidenedConv2d(Conv2d):
+class WidenedConv2d(FusedConv2d):
     """A convolution that was given more input channels, after its own, which start without effect.
 
     `weight` is of its own channels and stays what it was loaded as; `extra` (O, E, kh, kw) is of those that came.
@@ -108,10 +108,10 @@ class WidenedConv2d(Conv2d):
         return torch.cat([self.weight, self.extra], dim=1)
 
 
-def input_conv(conv: nn.Conv2d, channels: int) -> Conv2d:
+def input_conv(conv: nn.Conv2d, channels: int) -> FusedConv2d:
     """Return the first convolution of a network whose input has `channels`, from one of fewer."""
     extra = channels - conv.in_channels
-    return WidenedConv2d.of(conv, extra) if extra else Conv2d.of(conv)
+    return WidenedConv2d.of(conv, extra) if extra else FusedConv2d.of(conv)
 
 
 class JoinConv2d(nn.Conv2d):
@@ -122,7 +122,7 @@ class JoinConv2d(nn.Conv2d):
     """
 
     strip: Strip | None = None
-    """Way to the other strips where the inputs are strips of a picture's rows, as a `Conv2d`'s."""
+    """Way to the other strips where the inputs are strips of a picture's rows, as a `FusedConv2d`'s."""
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:  # type: ignore[override]
         """(N, C1, H, W), (N, C2, H, W) with C1 + C2 = `in_channels` -> (N, O, H, W)"""
@@ -156,7 +156,7 @@ def conv_norm_act(
         shift: (O,) float32, after a frozen batch norm only: what the residual's own one left out.
     """
     slope = slope_of(act)
-    if isinstance(norm, FrozenBatchNorm2d) and isinstance(conv, Conv2d):
+    if isinstance(norm, FrozenBatchNorm2d) and isinstance(conv, FusedConv2d):
         scale, own = norm(None)
         out = conv(x, scale, own if shift is None else own + shift, residual, slope)
     else:
@@ -166,7 +166,7 @@ def conv_norm_act(
 
 def conv_layers(in_channels: int, out_channels: int, norm: NormFactory) -> list[nn.Module]:
     """Return a 3x3 convolution, a norm and a ReLU, for a `ConvChain`."""
-    conv = Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    conv = FusedConv2d(in_channels, out_channels, 3, padding=1, bias=False)
     return [conv, norm(out_channels), nn.ReLU(inplace=True)]
 
 
@@ -180,7 +180,7 @@ class Kernels(nn.Module):
     @cached_property
     def _has_kernels(self) -> bool:
         norms = [m for m in self.modules() if isinstance(m, nn.GroupNorm | nn.BatchNorm2d)]
-        return all(isinstance(m, GroupNorm | FrozenBatchNorm2d) for m in norms)
+        return all(isinstance(m, FusedGroupNorm | FrozenBatchNorm2d) for m in norms)
 
 
 class ConvChain(nn.Sequential, Kernels):
@@ -197,7 +197,7 @@ def run_layers(layers: list[nn.Module], x: Tensor) -> Tensor:
         if len(layers) > 2 and isinstance(layers[1], nn.GroupNorm | nn.BatchNorm2d):
             conv, norm, act, *layers = layers
             x = conv_norm_act(conv, norm, act, x)
-        elif isinstance(layers[0], Conv2d) and len(layers) > 1 and slope_of(layers[1]) is not None:
+        elif isinstance(layers[0], FusedConv2d) and len(layers) > 1 and slope_of(layers[1]) is not None:
             conv, act, *layers = layers
             x = conv(x, slope=slope_of(act))
         else:

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from neuropbr_dist.kernels import upsample_2x
-from neuropbr_dist.models.conv import Conv2d, ConvChain, JoinConv2d, conv_layers, conv_norm_act, run_layers
+from neuropbr_dist.models.conv import (
+    ConvChain,
+    FusedConv2d,
+    JoinConv2d,
+    conv_layers,
+    conv_norm_act,
+    run_layers,
+)
 from neuropbr_dist.models.norm import NormFactory, norm_factory
 from neuropbr_dist.strip import Strip
 
@@ -20,7 +27,7 @@ class Up(ConvChain):
     """Upsample 2x, then convolution, norm, ReLU."""
 
     strip: Strip | None = None
-    """Way to the other strips where the input is a strip of a picture's rows, as a `Conv2d`'s."""
+    """Way to the other strips where the input is a strip of a picture's rows, as a `FusedConv2d`'s."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, out, 2h, 2w)"""
@@ -64,10 +71,10 @@ def super_resolution_head(norm: NormFactory) -> ConvChain:
     )
 
 
-def map_heads(normals: str) -> Conv2d:
+def map_heads(normals: str) -> FusedConv2d:
     """Return the four 1x1 heads as one convolution, 64 -> 8 rows in the order of `HEADS`; 7 with normals as slopes."""
     flat = [0.0, 0.0] if normals == "slopes" else [0.0, 0.0, 1.0]
-    heads = Conv2d(WIDTH, 5 + len(flat), 1)
+    heads = FusedConv2d(WIDTH, 5 + len(flat), 1)
     # A flat surface is the neutral start: normals point out of it.
     assert heads.bias is not None
     with torch.no_grad():
@@ -104,7 +111,7 @@ class Decoder(nn.Module):
             out = width if width <= WIDTH else width // 2
             self.blocks.append(DecoderBlock(in_channels, skip, out, make))
             in_channels = out
-        self.project = Conv2d(in_channels, WIDTH, 1) if in_channels != WIDTH else nn.Identity()
+        self.project = FusedConv2d(in_channels, WIDTH, 1) if in_channels != WIDTH else nn.Identity()
         self.super_resolution = super_resolution_head(make) if super_resolution else nn.Identity()
         self.heads = map_heads(normals)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from neuropbr_dist.config import ModelConfig
-from neuropbr_dist.models.conv import Conv2d, ConvChain
+from neuropbr_dist.models.conv import ConvChain, FusedConv2d
 from neuropbr_dist.models.norm import norm_factory
 
 MAP_CHANNELS = 8
@@ -26,15 +26,15 @@ class Discriminator(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         ndf, layers, norm = config.discriminator_ndf, config.discriminator_n_layers, norm_factory(config.norm)
-        self.blocks = nn.ModuleList([ConvChain(Conv2d(MAP_CHANNELS, ndf, 4, 2, 1), leaky())])
+        self.blocks = nn.ModuleList([ConvChain(FusedConv2d(MAP_CHANNELS, ndf, 4, 2, 1), leaky())])
         width = ndf
         for i in range(1, layers + 1):
             out = ndf * min(2**i, 8)
             stride = 2 if i < layers else 1
-            conv = Conv2d(width, out, 4, stride, 1, bias=False)
+            conv = FusedConv2d(width, out, 4, stride, 1, bias=False)
             self.blocks.append(ConvChain(conv, norm(out), leaky()))
             width = out
-        last: list[nn.Module] = [Conv2d(width, 1, 4, 1, 1)]
+        last: list[nn.Module] = [FusedConv2d(width, 1, 4, 1, 1)]
         self.output = nn.Sequential(*last, *([nn.Sigmoid()] if config.discriminator_use_sigmoid else []))
         self.apply(init_weights)
 

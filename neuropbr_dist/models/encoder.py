@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuropbr_dist.kernels import COPIES, max_pool, max_pool_and_mean, pass_and_merge
-from neuropbr_dist.models.conv import Conv2d, ConvChain, Kernels, conv_layers, conv_norm_act, input_conv
+from neuropbr_dist.models.conv import ConvChain, FusedConv2d, Kernels, conv_layers, conv_norm_act, input_conv
 from neuropbr_dist.models.norm import FrozenBatchNorm2d, norm_factory
 from neuropbr_dist.strip import Strip
 
@@ -44,12 +44,12 @@ class ResidualBlock(Kernels):
         super().__init__()
         self.depth = 3 if hasattr(block, "conv3") else 2
         for i in range(1, self.depth + 1):
-            setattr(self, f"conv{i}", Conv2d.of(getattr(block, f"conv{i}")))
+            setattr(self, f"conv{i}", FusedConv2d.of(getattr(block, f"conv{i}")))
             setattr(self, f"bn{i}", getattr(block, f"bn{i}"))
             setattr(self, f"act{i}", getattr(block, f"act{i}"))
         self.downsample = block.downsample
         if self.downsample is not None:
-            self.downsample[0] = Conv2d.of(self.downsample[0])
+            self.downsample[0] = FusedConv2d.of(self.downsample[0])
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, O, H / stride, W / stride)"""
@@ -98,7 +98,7 @@ class ResNetEncoder(nn.Module):
     """
 
     strip: Strip | None = None
-    """Way to the other strips where the input is a strip of a picture's rows, as a `Conv2d`'s."""
+    """Way to the other strips where the input is a strip of a picture's rows, as a `FusedConv2d`'s."""
 
     def __init__(
         self,

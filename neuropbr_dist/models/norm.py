@@ -68,7 +68,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         return activate(out, slope, residual)
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class StepBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm whose running statistics move once per `commit_statistics`.
 
     Training forward passes normalise by the batch's own statistics and note
@@ -114,12 +114,12 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def commit_statistics(module: nn.Module) -> None:
-    """Move the running statistics of every `BatchNorm2d` in `module` by one step.
+    """Move the running statistics of every `StepBatchNorm2d` in `module` by one step.
 
     Those of a non-finite forward pass are left out.
     """
     for m in module.modules():
-        if isinstance(m, BatchNorm2d) and m._noted:
+        if isinstance(m, StepBatchNorm2d) and m._noted:
             mean = torch.stack([n[0] for n in m._noted]).mean(0)
             var = torch.stack([n[1] for n in m._noted]).mean(0)
             # One bad sample would stay in the running statistics for ever.
@@ -130,7 +130,7 @@ def commit_statistics(module: nn.Module) -> None:
             m._noted.clear()
 
 
-class GroupNorm(nn.GroupNorm):
+class FusedGroupNorm(nn.GroupNorm):
     """`nn.GroupNorm` in the dtype of its input, in forms that are fast: a kernel, or one that compiles well.
 
     Autocast would hand back float32, twice the bytes for every layer after it.
@@ -173,27 +173,27 @@ def over_strips(strip: Strip, mean: Tensor, var: Tensor, rows: int) -> tuple[Ten
     return center, (shares * (variances + (means - center).square())).sum(0)
 
 
-def group_norm(channels: int) -> GroupNorm:
+def group_norm(channels: int) -> FusedGroupNorm:
     """Return a group norm in groups of 16 channels (Wu & He 2018, table 3).
 
     Not 32 groups: at the 64 channels of full resolution that is near instance
     norm, which takes away how bright a picture is, and with it the albedo.
     """
-    return GroupNorm(channels // math.gcd(channels, 16), channels)
+    return FusedGroupNorm(channels // math.gcd(channels, 16), channels)
 
 
 def norm_factory(kind: str) -> NormFactory:
     """Return the layer for `model.norm` / `model.encoder_norm`.
 
-    `sync_batch` builds `BatchNorm2d` here; parallel/ makes it agree over ranks.
+    `sync_batch` builds `StepBatchNorm2d` here; parallel/ makes it agree over ranks.
 
     Raises:
         ValueError: `kind` is not one of group, batch, sync_batch, frozen_batch.
     """
     kinds: dict[str, NormFactory] = {
         "group": group_norm,
-        "batch": BatchNorm2d,
-        "sync_batch": BatchNorm2d,
+        "batch": StepBatchNorm2d,
+        "sync_batch": StepBatchNorm2d,
         "frozen_batch": FrozenBatchNorm2d,
     }
     if kind not in kinds:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from neuropbr_dist.kernels import ATTENTION_OPERATIONS
-from neuropbr_dist.models.norm import BatchNorm2d, no_statistics
+from neuropbr_dist.models.norm import StepBatchNorm2d, no_statistics
 
 
 def _keep_attention(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
@@ -24,7 +24,7 @@ def _keep_attention(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> Checkpoi
 
 def has_batch_statistics(module: nn.Module) -> bool:
     """Return whether a training pass through it notes statistics of the batch."""
-    return any(isinstance(m, BatchNorm2d) for m in module.modules())
+    return any(isinstance(m, StepBatchNorm2d) for m in module.modules())
 
 
 def _has_attention(module: nn.Module) -> bool:

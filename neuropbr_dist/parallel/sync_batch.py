@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 from neuropbr_dist.kernels import full_precision
-from neuropbr_dist.models.norm import BatchNorm2d
+from neuropbr_dist.models.norm import StepBatchNorm2d
 from neuropbr_dist.strip import Strip
 
 
-class SyncBatchNorm2d(BatchNorm2d):
+class SyncBatchNorm2d(StepBatchNorm2d):
     """Normalises by the mean and variance over all ranks' micro-batches (two passes)."""
 
     strip: Strip | None = None
@@ -43,14 +43,14 @@ class SyncBatchNorm2d(BatchNorm2d):
 def synchronise_batch_norms(module: nn.Module) -> None:
     """Make every BatchNorm of `module` agree over ranks, in place."""
     for m in module.modules():
-        if type(m) is BatchNorm2d:
+        if type(m) is StepBatchNorm2d:
             m.__class__ = SyncBatchNorm2d
 
 
 def average_running_statistics(module: nn.Module) -> None:
     """Average running statistics over ranks. Exact at any time: they move linearly."""
     stats = [
-        b for m in module.modules() if isinstance(m, BatchNorm2d) for b in (m.running_mean, m.running_var)
+        b for m in module.modules() if isinstance(m, StepBatchNorm2d) for b in (m.running_mean, m.running_var)
     ]
     if not stats or not dist.is_initialized() or dist.get_world_size() == 1:
         return

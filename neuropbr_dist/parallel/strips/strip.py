@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from neuropbr_dist.models.norm import BatchNorm2d
+from neuropbr_dist.models.norm import StepBatchNorm2d
 from neuropbr_dist.parallel.strips import operations
 from neuropbr_dist.parallel.sync_batch import SyncBatchNorm2d
 from neuropbr_dist.strip import Edge, Strip
@@ -73,9 +73,9 @@ def share_rows(module: nn.Module, strip: Strip | None) -> None:
     """
     for m in module.modules():
         layer: Any = m
-        if type(m) is BatchNorm2d and strip is not None:
+        if type(m) is StepBatchNorm2d and strip is not None:
             layer.__class__ = StripBatchNorm2d
         elif type(m) is StripBatchNorm2d and strip is None:
-            layer.__class__ = BatchNorm2d
+            layer.__class__ = StepBatchNorm2d
         if hasattr(type(layer), "strip"):
             layer.strip = strip
