@@ -177,7 +177,7 @@ def fsdp_possible(engine: str, ds_config: str | None) -> bool:
 
 
 def refuse_other_networks(saved: TrainConfig, now: TrainConfig, where: str) -> None:
-    """Raise a UserError where `model` fields differ: a checkpoint is of the networks that its own make.
+    """Raise a UserError unless `model` makes the networks that are in the checkpoint.
 
     Shapes alone don't tell: another number of heads, say, fits into the same tensors.
 
