@@ -36,14 +36,14 @@ Read = Callable[[int], np.ndarray]
 
 
 def memory_map(folder: Path, records: list[np.ndarray]) -> Read:
-    """One array on disk, mapped: the yardstick."""
+    """Write one array to disk and map it: the yardstick. Return a reader, place -> record (17, S, S) uint8."""
     np.stack(records).tofile(folder / "plain.bin")
     mapped = np.memmap(folder / "plain.bin", np.uint8, "r", shape=(len(records), *SHAPE))
     return lambda i: mapped[i]
 
 
 def litdata(folder: Path, records: list[np.ndarray]) -> Read:
-    """Chunks of litdata, read through its own streaming reader."""
+    """Write chunks of litdata, and return a reader by its own streaming dataset."""
     from litdata import StreamingDataset
     from litdata.streaming.writer import BinaryWriter
 
@@ -58,7 +58,7 @@ def litdata(folder: Path, records: list[np.ndarray]) -> Read:
 
 
 def zarr(folder: Path, records: list[np.ndarray], checksums: bool) -> Read:
-    """One chunk a record, uncompressed; with `checksums` a CRC-32C each."""
+    """Write one Zarr chunk a record, uncompressed, with `checksums` a CRC-32C each; return a reader."""
     import zarr as library
     from zarr.codecs import Crc32cCodec
 
@@ -73,7 +73,7 @@ def zarr(folder: Path, records: list[np.ndarray], checksums: bool) -> Read:
 
 
 def mosaicml_streaming(folder: Path, records: list[np.ndarray]) -> Read:
-    """MDS shards, read through the library's own dataset."""
+    """Write MDS shards, and return a reader by the library's own dataset."""
     from streaming import MDSWriter, StreamingDataset
 
     out = str(folder / "mds")
@@ -85,7 +85,7 @@ def mosaicml_streaming(folder: Path, records: list[np.ndarray]) -> Read:
 
 
 def webdataset(folder: Path, records: list[np.ndarray]) -> Read:
-    """A tar file, read in order: it has no other."""
+    """Write a tar file, and return a reader that goes through it in order: it has no other."""
     import webdataset as library
 
     with library.TarWriter(str(folder / "w.tar")) as writer:
@@ -97,7 +97,7 @@ def webdataset(folder: Path, records: list[np.ndarray]) -> Read:
 
 
 def shards(folder: Path, records: list[np.ndarray]) -> Callable[[int, np.ndarray], None]:
-    """This project's shard files: fills a batch with a record at its own side."""
+    """Write this project's shard files; return what reads a place's record, at its own side, into a (17, S, S) uint8 array."""
     (folder / "shards").mkdir()
     writer = ShardWriter(folder / "shards", "0", 1 << 30)
     places = [writer.append({"x": record}) for record in records]
@@ -106,7 +106,7 @@ def shards(folder: Path, records: list[np.ndarray]) -> Callable[[int, np.ndarray
 
 
 def copied(read: Read, batch: np.ndarray) -> Callable[[int], None]:
-    """What a container hands out, copied into the batch."""
+    """Return what copies the record that `read` hands out into `batch`, (17, S, S) uint8."""
     return lambda i: np.copyto(batch, read(i))
 
 
