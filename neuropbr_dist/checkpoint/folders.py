@@ -38,22 +38,25 @@ _TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{32}")
 
 
 def step_name(step: int) -> str:
-    """Folder name of the save at `step`."""
+    """Return the folder name of the save at `step`."""
     return f"step_{step:08d}"
 
 
 def epoch_name(epoch: int) -> str:
-    """Name of a periodic checkpoint, as in the training guide."""
+    """Return the name of a periodic checkpoint, as in the training guide."""
     return f"checkpoint_epoch_{epoch:04d}"
 
 
 def temporary_name(name: str) -> str:
-    """A name for what isn't there yet, or is about to go; `retain` clears away such as were left by a killed process."""
+    """Return a name for what isn't there yet, or is about to go.
+
+    `retain` clears away folders of such names that a killed process left.
+    """
     return f"{name}.tmp-{uuid.uuid4().hex}"
 
 
 def find(path: str | os.PathLike) -> list[Path]:
-    """Checkpoints that `path` may mean, newest first; damaged ones included. Empty: none there.
+    """Return the checkpoints that `path` may mean, newest first; damaged ones included. Empty: none there.
 
     A run's folder and the name `latest` in it mean all of the run's saves; a checkpoint or
     another name means that one alone.
@@ -67,7 +70,7 @@ def find(path: str | os.PathLike) -> list[Path]:
 
 
 def free_name(folder: Path, name: str) -> Path:
-    """`folder/name`, or `folder/name-2`, … if a step is saved again after a resume."""
+    """Return `folder/name`, or `folder/name-2`, … if a step is saved again after a resume."""
     path, number = folder / name, 1
     while path.exists():
         number += 1
@@ -76,7 +79,7 @@ def free_name(folder: Path, name: str) -> Path:
 
 
 def next_serial(folder: Path) -> int:
-    """One more than the highest serial number of a save in `folder`; 1 in an empty one."""
+    """Return one more than the highest serial number of a save in `folder`; 1 in an empty one."""
     serials = [_serial(path) for path in _saves(folder)]
     return min(MOST, 1 + max((int(serial) for serial in serials if serial < math.inf), default=0))
 
@@ -212,7 +215,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _serial(checkpoint: Path) -> float:
-    """The save's place in the run's order. Unreadable ones count as newest, so that a load reports them."""
+    """Return the save's place in the run's order. Unreadable ones count as newest, so that a load reports them."""
     try:
         return read_manifest(checkpoint).serial
     except (Damaged, UserError):

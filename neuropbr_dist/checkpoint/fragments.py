@@ -21,7 +21,7 @@ Layouts = dict[str, tuple[torch.dtype, torch.Size]]
 
 
 def layouts(fragments: Sequence[Fragment]) -> Layouts:
-    """The tensors that a rank's fragments are pieces of.
+    """Return the tensors that a rank's fragments are pieces of.
 
     Raises:
         ValueError: pieces disagree about their tensor, or two begin at one place (a load would fill one only).
@@ -34,7 +34,7 @@ def layouts(fragments: Sequence[Fragment]) -> Layouts:
 
 
 def merge_layouts(parts: Iterable[Layouts]) -> Layouts:
-    """One table of several. Raises ValueError if they disagree about a tensor."""
+    """Merge several tables into one. Raises ValueError if they disagree about a tensor."""
     merged: Layouts = {}
     for part in parts:
         for name, layout in part.items():
@@ -50,7 +50,7 @@ class StagedState:
     fragments: list[Fragment]
 
     def matches(self, fragments: Sequence[Fragment]) -> bool:
-        """Whether `fragments` fit into this memory piece by piece."""
+        """Return whether `fragments` fit into this memory piece by piece."""
         layout = [(f.name, f.start, f.data.shape, f.data.dtype) for f in fragments]
         return layout == [(f.name, f.start, f.data.shape, f.data.dtype) for f in self.fragments]
 
@@ -74,7 +74,10 @@ def stage(fragments: Sequence[Fragment], reuse: StagedState | None = None) -> St
 
 
 def reserve(fragments: Sequence[Fragment]) -> StagedState:
-    """Host memory for `fragments`, nothing copied. Page-locked memory takes a second for 3 GB: too long in a save."""
+    """Reserve host memory for `fragments`, nothing copied.
+
+    Page-locked memory takes a second for 3 GB: too long in a save.
+    """
     cuda_devices = {f.data.device for f in fragments if f.data.is_cuda}
     for device in cuda_devices:  # a thread begins on GPU 0, where this rank may have no business
         torch.cuda.set_device(device)
@@ -83,7 +86,7 @@ def reserve(fragments: Sequence[Fragment]) -> StagedState:
 
 
 def share(fragments: Sequence[Fragment], rank: int, world: int) -> list[Fragment]:
-    """Of a list that all ranks hold alike: the part that `rank` saves, `1 / world` of the bytes.
+    """Return the part, `1 / world` of the bytes, that `rank` saves of a list that all ranks hold alike.
 
     The shares of all ranks make up the list, without overlaps; tensors without elements are in all of them.
     """
@@ -101,7 +104,7 @@ def share(fragments: Sequence[Fragment], rank: int, world: int) -> list[Fragment
 
 
 def _allocate(fragments: Sequence[Fragment], *, pinned: bool) -> list[torch.Tensor]:
-    """One host tensor for each fragment, of its size and dtype, carved from few large slabs."""
+    """Allocate one host tensor for each fragment, of its size and dtype, carved from few large slabs."""
     sizes = [-(-f.data.nbytes // ALIGNMENT) * ALIGNMENT for f in fragments]
     remaining = sum(sizes)
     slab, used = torch.empty(0, dtype=torch.uint8), 0

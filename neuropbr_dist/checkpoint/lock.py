@@ -47,7 +47,10 @@ DEAD_AFTER_BEATS = 4
 
 
 class FileLock:
-    """An flock on a file, which an exclusive one makes if it is missing. It ends with this process: forked children don't keep it."""
+    """An flock on a file, which an exclusive one makes if it is missing.
+
+    It ends with this process: forked children don't keep it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,7 +58,10 @@ class FileLock:
         _open_locks.add(self)
 
     def acquire(self, *, shared: bool = False) -> bool | None:
-        """True: held now. False: another holder is in the way. None: this file system has no locks."""
+        """Try to lock the file, and return whether it is held now.
+
+        False: another holder is in the way. None: this file system has no locks.
+        """
         # An exclusive lock on NFS needs a file opened for writing; a reader may not be allowed to write.
         flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
         self.descriptor = os.open(self.path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
@@ -220,13 +226,13 @@ class RunLock:
 
 
 def _machine() -> str:
-    """What an flock's word is worth on: this boot of this kernel. Containers on it share it."""
+    """Return the machine within which an flock can be trusted: this boot of this kernel. Containers on it share it."""
     boot_id = Path("/proc/sys/kernel/random/boot_id")
     return boot_id.read_text().strip() if boot_id.exists() else socket.gethostname()
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """The owner's record; empty if there is none. Opened afresh: NFS shows other machines' writes on open."""
+    """Return the owner's record; empty if there is none. Opened afresh: NFS shows other machines' writes on open."""
     try:
         record = read_json(path, RECORD_BYTES)
     except UserError:  # empty after a release
@@ -235,7 +241,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a lock's file holds nothing, zeros that a crash left, or a record: it may be a link to anything."""
+    """Return whether a lock's file holds nothing, zeros that a crash left, or a record: it may be a link to anything."""
     content = read_bytes(path).strip(b"\0 ")
     return not content or (len(content) <= RECORD_BYTES and content.startswith(b'{"id": '))
 

@@ -1,4 +1,4 @@
-"""What a checkpoint folder says about itself, all of it JSON.
+"""Records of a checkpoint folder about itself: JSON, and the configuration as YAML.
 
     manifest.json        format, save id, serial, names, and each file's size and SHA-256; written last
     tensors.json         each tensor's dtype, shape and pieces: [start, elements, file, offset in bytes]
@@ -57,7 +57,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a save is: its files with their sizes and sums. Written last."""
+    """Record of a save: its files with their sizes and sums. Written last."""
 
     save_id: str
     """Random, the same in `tensors.json`: a manifest from another save is found by it."""
@@ -71,7 +71,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a part of a tensor lies."""
+    """Place of a part of a tensor."""
 
     start: int
     """Offset in the flattened tensor, in elements."""
@@ -197,18 +197,18 @@ def _stored(name: str, entry: Any) -> StoredTensor:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Raises Damaged."""
+    """Return the run's state apart from tensors. Raises Damaged."""
     return _read_json(folder / STATE)
 
 
 def read_config(folder: Path) -> str:
-    """Raises Damaged."""
+    """Return the run's configuration as YAML text. Raises Damaged."""
     with _reading(folder / CONFIG):
         return read_text(folder / CONFIG)
 
 
 def file_fault(path: Path, expected: FileRecord) -> str | None:
-    """What is wrong with one file of a checkpoint: `name: fault`, or None."""
+    """Return the fault of one file of a checkpoint as `name: fault`, or None if it is sound."""
     try:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode):
@@ -234,7 +234,7 @@ def _hash(path: Path) -> str:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What keeps a file of a checkpoint from being read is damage of the checkpoint."""
+    """Raise Damaged for whatever keeps a file of a checkpoint from being read."""
     if not os.path.lexists(path):
         raise Damaged("missing")
     if path.is_symlink():
@@ -256,14 +256,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 # -- values of a type --------------------------------------------------------------------------
 
 MOST = 2**62
-"""Of elements, bytes and saves."""
+"""Largest count of elements, bytes or saves that a file may give."""
 _NAMES = re.compile(r"[a-z_]{1,64}(_\d{4,20})?")
 _SHARD = re.compile(r"shard_\d{5,9}_\d{3,9}\.bin")
 
 
 @contextmanager
 def _schema() -> Iterator[None]:
-    """A value of another type or range than it should have is damage."""
+    """Raise Damaged for a value of another type or range than it should have."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -317,7 +317,7 @@ def _own_checksum(content: dict[str, Any]) -> str:
 
 
 def plain_name(name: str) -> str:
-    """`name` itself, if it is one entry of a folder; else ValueError."""
+    """Return `name` itself, if it is one entry of a folder; else raise ValueError."""
     if name != os.path.basename(name) or name in ("", ".", ".."):
         raise ValueError(f"file name {name!r} leaves the folder")
     return name

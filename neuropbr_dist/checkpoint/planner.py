@@ -56,7 +56,7 @@ class FlatPieces:
 
 
 def as_state_dict(fragments: Iterable[Fragment]) -> dict[str, FlatPieces]:
-    """Fragments by name. Empty ones are dropped, unless the whole tensor is empty."""
+    """Return fragments by name. Empty ones are dropped, unless the whole tensor is empty."""
     by_name: dict[str, list[Fragment]] = {}
     for fragment in fragments:
         if fragment.data.numel() or not fragment.shape.numel():

@@ -30,7 +30,7 @@ SLOW_DISK = 1e8
 
 @dataclass
 class SaveTiming:
-    """Where a save's seconds went, and its size."""
+    """Durations of a save's parts in seconds, and its size."""
 
     waited_s: float
     """Training was held: the save before (or, at the first, the host memory) wasn't ready."""

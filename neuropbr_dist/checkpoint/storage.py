@@ -43,7 +43,7 @@ Seal = Callable[[Path, dict[str, StoredTensor], dict[str, FileRecord]], Path]
 
 @dataclass(frozen=True)
 class Written:
-    """Where a piece went, with the record of its file."""
+    """Place of a piece that was written, with the record of its file."""
 
     piece: Piece
     record: FileRecord

@@ -205,7 +205,7 @@ class Checkpoint:
             raise joint_error(errors, f"checkpoint {self.path} was not loaded: ") from failure
 
     def read(self, prefix: str = "") -> dict[str, torch.Tensor]:
-        """Whole tensors on the CPU, in their shapes, of all names that begin with `prefix`. Not collective."""
+        """Return whole tensors on the CPU, in their shapes, of all names that begin with `prefix`. Not collective."""
         tensors = {
             name: torch.empty(stored.shape, dtype=stored.dtype)
             for name, stored in self.tensors.items()
@@ -282,7 +282,7 @@ def open_newest(
 def _open_if_good(
     path: Path, usable: Callable[[Checkpoint], object], process_group: dist.ProcessGroup | None
 ) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint, or its faults. Collective."""
+    """Return the checkpoint, or its faults. Collective."""
     with ExitStack() as on_failure:
         # Before it is verified: a run may be deleting old saves just now.
         hold = on_each_rank(lambda: _hold(path), process_group)
@@ -303,7 +303,7 @@ def _open_if_good(
 
 
 def _hold(checkpoint: Path) -> FileLock | None:
-    """A shared lock against deletion. None where none can be had: the manifest is gone, or is no file."""
+    """Return a shared lock against deletion. None where none can be had: the manifest is gone, or is no file."""
     lock = FileLock(checkpoint / MANIFEST)
     try:
         lock.acquire(shared=True)

@@ -28,7 +28,7 @@ from neuropbr_dist.ranks import all_gather_object, on_each_rank, rank, world_siz
 def verify(
     checkpoint: str | os.PathLike, *, process_group: dist.ProcessGroup | None = None, alone: bool = False
 ) -> list[str]:
-    """Faults of a checkpoint, each as `file: fault`; empty if it is sound. Collective unless `alone`.
+    """Return the faults of a checkpoint, each as `file: fault`; empty if it is sound. Collective unless `alone`.
 
     Every byte is read: missing, extra, truncated and altered files are found. Ranks share the files.
 

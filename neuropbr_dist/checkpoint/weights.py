@@ -57,7 +57,7 @@ def read_networks(path: Path, *parts: str) -> tuple[dict[str, TensorFile], Path]
 
 
 def _named(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """Canonical names -> names of the network's `state_dict()`; all else is left out."""
+    """Rename canonical names to those of the network's `state_dict()`; all else is left out."""
     return {
         name.removeprefix(f"{part}/{kind}"): value
         for kind in _KINDS

@@ -1,4 +1,4 @@
-"""Where this process runs, how ranks agree, and when to stop."""
+"""Environment of this process, agreement between ranks, and the time to stop."""
 
 from neuropbr_dist.cluster.deadline import Deadline, Every, allocation_end, last_resort
 from neuropbr_dist.cluster.environment import Environment, detect

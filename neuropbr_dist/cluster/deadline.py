@@ -1,4 +1,4 @@
-"""When the allocation ends, and how early a run must stop to be saved by then."""
+"""End of the allocation, and how early a run must stop to be saved by then."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ RECENT_STEPS = 20
 SAVES = 2
 """A save may be in flight that the last one waits for."""
 ENDING_S = 20.0
-"""For the ranks to leave and the batch script to requeue the job."""
+"""Seconds for the ranks to leave and the batch script to requeue the job."""
 LAST_RESORT_S = 10.0
-"""So long before the end a run that still hasn't left is ended."""
+"""Seconds before the end at which a run that still hasn't left is ended."""
 ASK_S = 10
 
 
 def allocation_end(env: Mapping[str, str] = os.environ) -> float | None:
-    """End of this job's allocation in Unix seconds. None: no Slurm, no limit, or Slurm doesn't say.
+    """Return the end of this job's allocation in Unix seconds. None: no Slurm, no limit, or Slurm doesn't say.
 
     Newer versions of Slurm tell the job (`SLURM_JOB_END_TIME`), others are asked. An end that has passed is
     another job's, whose variables a shell has kept.
@@ -36,7 +36,7 @@ def allocation_end(env: Mapping[str, str] = os.environ) -> float | None:
 
 
 def ask_slurm(env: Mapping[str, str] = os.environ) -> float | None:
-    """`allocation_end` as the controller has it now; an administrator may have moved it."""
+    """Return `allocation_end` as the controller has it now; an administrator may have moved it."""
     if not env.get("SLURM_JOB_ID"):
         return None
     command = ["squeue", "--noheader", "--jobs", env["SLURM_JOB_ID"], "--format", "%e"]
@@ -74,16 +74,16 @@ class Deadline:
 
     @property
     def longest_step(self) -> float:
-        """Seconds, of the recent ones."""
+        """Seconds of the longest recent step."""
         return max(self._steps, default=0.0)
 
     def pause(self, seconds: float) -> None:
-        """So long took a validation since the last boundary."""
+        """Don't count `seconds` of validation since the last boundary as step time."""
         self._paused += seconds
         self._longest_pause = max(self._longest_pause, seconds)
 
     def margin(self, save_seconds: float) -> float:
-        """Seconds before the end at which to stop.
+        """Return how many seconds before the end to stop.
 
         Args:
             save_seconds: a save, from the call until it is on disk.
@@ -91,7 +91,7 @@ class Deadline:
         return STEPS * self.longest_step + self._longest_pause + SAVES * save_seconds + ENDING_S
 
     def reached(self, save_seconds: float) -> bool:
-        """Called at every step boundary: whether to stop."""
+        """Return whether to stop; called at every step boundary."""
         now = self._now()
         if self._boundary is not None:
             self._steps.append(max(0.0, now - self._boundary - self._paused))
@@ -147,12 +147,12 @@ class Every:
         self.minutes, self._now, self._last = minutes, now, now()
 
     def due(self) -> bool:
-        """True once an interval."""
+        """Return whether the wish has come: true once an interval."""
         if self.minutes is None or self._now() - self._last < 60 * self.minutes:
             return False
         self.met()
         return True
 
     def met(self) -> None:
-        """It has just happened, for another reason perhaps."""
+        """Count from now: the wish has just been met, for another reason perhaps."""
         self._last = self._now()

@@ -33,23 +33,23 @@ ALIKE = ("Python", "torch", "CUDA", "NCCL", "deepspeed", "GPU", "code", "sample"
 
 @dataclass
 class Report:
-    """What one rank sees."""
+    """Report of what one rank sees."""
 
     host: str
     facts: dict[str, str]
     """Column to value, for the columns of `ALIKE`."""
     skew_s: float = 0.0
-    """This clock ahead of rank 0's."""
+    """Seconds that this clock is ahead of rank 0's."""
     free_bytes: int = 0
     all_reduce_s: float = 0.0
     faults: list[str] = field(default_factory=list)
-    """What is wrong on this rank by itself."""
+    """Faults of this rank by itself."""
 
 
 def examine(
     device: torch.device, code: str, sample: Sequence[Path], folder: Path, needed_bytes: int
 ) -> list[Report]:
-    """Every rank's report, in rank order. Collective.
+    """Return every rank's report, in rank order. Collective.
 
     Args:
         code: hash of the program.
@@ -68,7 +68,7 @@ def examine(
 
 
 def versions(device: torch.device) -> dict[str, str]:
-    """Versions of what a run stands on, here; `-` or `none` for what is not there."""
+    """Return versions of what a run stands on, here; `-` or `none` for what is not there."""
     try:
         deepspeed = version("deepspeed")
     except PackageNotFoundError:
@@ -85,7 +85,7 @@ def versions(device: torch.device) -> dict[str, str]:
 
 
 def checksum(files: Sequence[Path], faults: list[str]) -> str:
-    """Of the files' contents; a file that can't be read goes to `faults`."""
+    """Return a hash of the files' contents, 12 hex digits; a file that can't be read goes to `faults`."""
     if not files:
         return "built-in"
     digest = hashlib.sha256()
@@ -99,7 +99,7 @@ def checksum(files: Sequence[Path], faults: list[str]) -> str:
 
 
 def free_space(folder: Path, needed_bytes: int, faults: list[str]) -> int:
-    """Free bytes at `folder`; one that can't be written to, or is too small, goes to `faults`."""
+    """Return the free bytes at `folder`; one that can't be written to, or is too small, goes to `faults`."""
     probe = folder / f".doctor-{socket.gethostname()}-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,10 @@ def free_space(folder: Path, needed_bytes: int, faults: list[str]) -> int:
 
 
 def clock_skew() -> float:
-    """Seconds that this rank's clock is ahead of rank 0's: half a round trip, the shortest of a few. Collective."""
+    """Return how many seconds this rank's clock is ahead of rank 0's. Collective.
+
+    Rank 0's answer is taken as given at half a round trip; of a few trips the shortest counts.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return 0.0
     rank, skew = dist.get_rank(), 0.0
@@ -139,7 +142,7 @@ def clock_skew() -> float:
 
 
 def all_reduce_seconds(device: torch.device) -> float:
-    """Median time of an all-reduce of `ALL_REDUCE_BYTES` over all ranks. Collective."""
+    """Return the median seconds of an all-reduce of `ALL_REDUCE_BYTES` over all ranks. Collective."""
     if not dist.is_initialized():
         return 0.0
     load = torch.ones(ALL_REDUCE_BYTES[device.type] // 4, device=device)
@@ -171,7 +174,7 @@ class Row:
 
 
 def diagnose(reports: Sequence[Report]) -> tuple[list[str], bool]:
-    """The table's lines, and whether all is well. The most common value of a column is the right one."""
+    """Return the table's lines, and whether all is well. The most common value of a column is the right one."""
     usual = {name: Counter(r.facts[name] for r in reports).most_common(1)[0][0] for name in ALIKE}
     rows: dict[tuple[str, ...], Row] = {}
     for rank, report in enumerate(reports):
@@ -194,7 +197,7 @@ def diagnose(reports: Sequence[Report]) -> tuple[list[str], bool]:
 
 
 def figures(row: Row) -> list[str]:
-    """Of a group of ranks: largest clock skew in ms, least free space in GiB, slowest all-reduce in ms."""
+    """Return a group's largest clock skew in ms, least free space in GiB and slowest all-reduce in ms."""
     furthest = max((r.skew_s for r in row.reports), key=abs)
     return [
         f"{1000 * furthest:+.1f}",
@@ -204,7 +207,7 @@ def figures(row: Row) -> list[str]:
 
 
 def spans(ranks: Sequence[int]) -> str:
-    """[0, 1, 2, 5] as 0-2,5."""
+    """Return rank numbers as text, [0, 1, 2, 5] as 0-2,5."""
     parts: list[list[int]] = []
     for rank in ranks:
         if parts and rank == parts[-1][-1] + 1:
@@ -215,7 +218,10 @@ def spans(ranks: Sequence[int]) -> str:
 
 
 def bandwidth_line(reports: Sequence[Report], device_type: str) -> str:
-    """Of the slowest rank. Bus bandwidth: what each link carries, 2 (n - 1) / n of the message."""
+    """Return a line about the slowest rank's all-reduce.
+
+    Bus bandwidth is what each link carries, 2 (n - 1) / n of the message.
+    """
     count, seconds = len(reports), max(r.all_reduce_s for r in reports)
     if count == 1 or seconds == 0:
         return "All-reduce: one rank, nothing to measure"

@@ -1,4 +1,4 @@
-"""Where am I: one place that reads rank and world size, whoever started the process."""
+"""Rank and world size: one place that reads them, whoever started the process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """This process among the others of the run.
+    """Place of this process among the others of the run.
 
     Raises:
         UserError: a rank is out of range.
@@ -46,7 +46,7 @@ class Environment:
 
     @property
     def distributed(self) -> bool:
-        """Started by a launcher, be it with one rank."""
+        """Whether a launcher started this process, be it with one rank."""
         return self.launcher != "none"
 
     def export(self, env: MutableMapping[str, str]) -> None:
@@ -69,7 +69,7 @@ def alone(env: Environment) -> str:
 
 
 def detect(env: Mapping[str, str] = os.environ) -> Environment:
-    """deepspeed / torchrun, then a Slurm step, then MPI, else a single process.
+    """Detect the launcher: deepspeed / torchrun, then a Slurm step, then MPI, else a single process.
 
     Raises:
         UserError: a launcher's variables are there in part; names the missing ones.
@@ -86,7 +86,7 @@ def detect(env: Mapping[str, str] = os.environ) -> Environment:
 
 
 def integers(env: Mapping[str, str], names: tuple[str, ...], launcher: str) -> dict[str, int]:
-    """The whole-number variables of a launcher, all of whose `names` must be set."""
+    """Return the whole-number variables of a launcher, all of whose `names` must be set."""
     missing = [name for name in names if not env.get(name)]
     if missing:
         present = [name for name in names if env.get(name)]
@@ -99,7 +99,7 @@ def integers(env: Mapping[str, str], names: tuple[str, ...], launcher: str) -> d
 
 
 def number(env: Mapping[str, str], name: str, launcher: str) -> int:
-    """`env[name]` as a whole number.
+    """Return `env[name]` as a whole number.
 
     Raises:
         UserError: it is none.
@@ -110,13 +110,13 @@ def number(env: Mapping[str, str], name: str, launcher: str) -> int:
 
 
 def optional_number(env: Mapping[str, str], names: tuple[str, ...], launcher: str) -> int | None:
-    """The first of `names` that is set."""
+    """Return the number in the first of `names` that is set; None if none is."""
     found = [name for name in names if env.get(name)]
     return number(env, found[0], launcher) if found else None
 
 
 def from_torch_style(env: Mapping[str, str]) -> Environment:
-    """From the variables of torchrun or deepspeed.
+    """Read the variables of torchrun or deepspeed.
 
     Raises:
         UserError: one is missing, no number, or out of range.
@@ -139,7 +139,7 @@ def from_torch_style(env: Mapping[str, str]) -> Environment:
 
 
 def from_slurm(env: Mapping[str, str]) -> Environment:
-    """From the variables of srun's step.
+    """Read the variables of srun's step.
 
     Raises:
         UserError: one is missing, no number, or out of range.
@@ -163,7 +163,7 @@ def from_slurm(env: Mapping[str, str]) -> Environment:
 
 
 def from_mpi(env: Mapping[str, str], names: tuple[str, ...]) -> Environment:
-    """From the variables `names` of an MPI launcher: rank, size, local rank, local size.
+    """Read the variables `names` of an MPI launcher: rank, size, local rank, local size.
 
     Raises:
         UserError: one is missing or out of range, or MASTER_ADDR is, on several nodes.
@@ -185,13 +185,13 @@ def from_mpi(env: Mapping[str, str], names: tuple[str, ...]) -> Environment:
 
 
 def expand_nodelist(text: str) -> list[str]:
-    """Slurm's `n[1-3,07],login` as names, in the order of `scontrol show hostnames`."""
+    """Return Slurm's `n[1-3,07],login` as names, in the order of `scontrol show hostnames`."""
     names = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text)
     return [expanded for name in names for expanded in expand_name(name)]
 
 
 def expand_name(name: str) -> list[str]:
-    """One name with any number of brackets: `rack[0-1]n[1-2]`."""
+    """Expand one name with any number of brackets: `rack[0-1]n[1-2]`."""
     head, bracket, rest = name.partition("[")
     if not bracket:
         return [name]
@@ -204,7 +204,7 @@ def expand_name(name: str) -> list[str]:
 
 
 def expand_counts(text: str) -> list[int]:
-    """Slurm's `2(x3),1` as [2, 2, 2, 1]."""
+    """Return Slurm's `2(x3),1` as [2, 2, 2, 1]."""
     counts = []
     for part in text.split(","):
         number, _, times = part.partition("(x")

@@ -21,7 +21,7 @@ from neuropbr_dist.ranks import all_gather_object
 
 
 def pick_device(preference: str, env: Environment) -> torch.device:
-    """`training.device` for this rank. `auto`: CUDA, then MPS, then CPU. A GPU's segments grow from now on.
+    """Return `training.device` for this rank. `auto`: CUDA, then MPS, then CPU. A GPU's segments grow from now on.
 
     Raises:
         UserError: a named device that isn't there.
@@ -33,7 +33,7 @@ def pick_device(preference: str, env: Environment) -> torch.device:
 
 
 def chosen_device(preference: str, env: Environment) -> torch.device:
-    """What `pick_device` picks."""
+    """Return the device that `pick_device` picks, and change nothing. Raises a UserError as that does."""
     if preference == "auto":
         if torch.cuda.is_available():
             return rank_gpu(env)
@@ -66,7 +66,7 @@ def chosen_device(preference: str, env: Environment) -> torch.device:
 
 
 def rank_gpu(env: Environment) -> torch.device:
-    """This rank's GPU.
+    """Return this rank's GPU.
 
     Raises:
         UserError: the node has more ranks than GPUs.
@@ -105,7 +105,7 @@ OTHERS_SAY_AFTER_S = 30.0
 def process_group(
     env: Environment, device: torch.device, timeout_minutes: float, traces: Path | None = None
 ) -> Iterator[None]:
-    """torch.distributed for the run. CPU tensors go through gloo also on GPU machines.
+    """Hold torch.distributed for the run. CPU tensors go through gloo also on GPU machines.
 
     Args:
         traces: folder for NCCL's flight recorder; each rank's last collectives go there when one times out.

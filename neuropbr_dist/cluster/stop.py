@@ -1,4 +1,4 @@
-"""When must I stop: signals set a flag, ranks agree at the step boundary."""
+"""Agreement on when to stop: signals set a flag, ranks agree at the step boundary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORCED_EXIT = 75  # EX_TEMPFAIL: try again
 
 
 class StopReason(Enum):
-    """Why a run stops before its end, in the words of the console and of `history.jsonl`; the weightiest last."""
+    """Reason why a run stops early, in the words of the console and of `history.jsonl`; the weightiest last."""
 
     AFTER_EPOCHS = "--stop-after-epochs"
     AFTER_STEPS = "--stop-after-steps"
@@ -43,7 +43,7 @@ class StopReason(Enum):
 
 
 BY_WEIGHT = (None, *StopReason)
-"""What ranks agree on by its index: the largest that any of them has counts."""
+"""Stop reasons by index, which ranks agree on: the largest that any of them has counts. None: no stop."""
 
 
 def launcher_patience(launcher: str) -> float | None:
@@ -58,7 +58,9 @@ def launcher_patience(launcher: str) -> float | None:
 
 
 class StopFlag:
-    """Set by the first signal, by the end of this process's launcher or by `request`; a second signal more than 5 s later ends the process at once.
+    """Flag set by the first signal, by the end of this process's launcher or by `request`.
+
+    A second signal more than 5 s later ends the process at once.
 
     Ranks agree at every boundary, on the host (gloo): 8 bytes while the device works on what is queued. So a run
     stops at the end of the step in which the signal came.
@@ -146,4 +148,4 @@ class StopFlag:
 
 
 def handled_elsewhere(_number: int, _frame: FrameType | None) -> None:
-    """A handler that only keeps a signal from ending the process; see `StopFlag`."""
+    """Do nothing: a handler that only keeps a signal from ending the process; see `StopFlag`."""

@@ -26,7 +26,7 @@ POLL_S = 1.0
 
 
 class Job:
-    """What submitit pickles, and calls on every rank at each start of the job.
+    """Program of a job, which submitit pickles, and calls on every rank at each start of the job.
 
     submitit's own handler would save inside the signal, on rank 0 alone: a collective save would hang.
     So the trainer's handlers replace it while it trains: all ranks save at one step boundary and
@@ -62,27 +62,27 @@ class Job:
         return str((folder / NEWEST).resolve())
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """For submitit, on rank 0 alone: what to run after the requeue. Everything is saved by now."""
+        """Return what submitit is to run after the requeue. It asks rank 0 alone; everything is saved by now."""
         again = Job(self.train, self.folder)
         again.restarted = True
         return submitit.helpers.DelayedSubmission(again)
 
 
 def export_ranks() -> None:
-    """The torch-style variables of a local process; under Slurm the ranks come from the step."""
+    """Set the torch-style variables of a local process; under Slurm the ranks come from the step."""
     submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     os.environ["MASTER_ADDR"] = "127.0.0.1"
 
 
 def still_wanted(env: Any) -> bool:
-    """Not in this process, and not cancelled: a job that is being cancelled gets SIGTERM as well."""
+    """Return whether the job is to run again: not in this process, and not if cancelled, which sends SIGTERM as well."""
     if env.cluster == "slurm":
         return slurm_state(env.job_id) == "RUNNING"
     return env.cluster == "local"
 
 
 def slurm_state(job_id: str, form: str = "%T") -> str:
-    """RUNNING, PENDING, COMPLETING, ... while Slurm has the job in its queue, else empty. `form`: see squeue."""
+    """Return RUNNING, PENDING, ... while Slurm has the job in its queue, else empty. `form`: see squeue."""
     command = ["squeue", "--noheader", "--jobs", job_id, "--format", form]
     return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
 
@@ -92,7 +92,7 @@ def slurm_state(job_id: str, form: str = "%T") -> str:
 
 @dataclass(kw_only=True)
 class Request:
-    """What a job asks for. None: the cluster's default."""
+    """Resources and limits that a job asks for. None: the cluster's default."""
 
     executor: Literal["slurm", "local", "debug"]
     name: str = "neuropbr"
@@ -118,7 +118,7 @@ class Request:
 
 
 def make_executor(request: Request, project: Path) -> submitit.AutoExecutor:
-    """The executor with all of `request` set; `project` is put on the ranks' PYTHONPATH.
+    """Return the executor with all of `request` set; `project` is put on the ranks' PYTHONPATH.
 
     Raises:
         UserError: no Slurm here, or more than one node or task where that can't be.
@@ -169,7 +169,7 @@ def send(executor: submitit.AutoExecutor, job: Job) -> submitit.Job:
 
 
 def sbatch_text(executor: submitit.AutoExecutor) -> str:
-    """The batch file that submitit would hand to sbatch."""
+    """Return the batch file that submitit would hand to sbatch."""
     inner = executor._executor
     if not isinstance(inner, submitit.SlurmExecutor):
         raise UserError("--dry-run shows the batch file of --executor slurm; the others have none")
@@ -180,17 +180,17 @@ def sbatch_text(executor: submitit.AutoExecutor) -> str:
 
 
 def log_path(job: submitit.Job) -> Path:
-    """What rank 0 prints, over all starts of the job."""
+    """Return the file of rank 0's output, over all starts of the job."""
     return Path(job.task(0).paths.stdout)
 
 
 def cancel_command(job: submitit.Job) -> str:
-    """What a person types to cancel `job`."""
+    """Return the command that a person types to cancel `job`."""
     return f"scancel {job.job_id}" if isinstance(job, submitit.SlurmJob) else f"kill -INT {job.job_id}"
 
 
 def state_of(job: submitit.Job) -> str:
-    """RUNNING, or PENDING with Slurm's reason; empty once it has ended for good, which a requeued job hasn't.
+    """Return RUNNING, or PENDING with Slurm's reason; empty once it has ended for good, which a requeued job hasn't.
 
     squeue answers also where there is no accounting (sacct).
     """

@@ -19,7 +19,7 @@ RUN = Path("demo_run")  # as the demo preset has it
 CPU_PROCESSES = 2
 BIN = Path(sys.executable).parent
 HERE = Path(neuropbr_dist.__file__).parents[1]
-"""What Python's path needs for this package, installed or not."""
+"""Folder that Python's path needs for this package, installed or not."""
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""How a command ends: a `UserError` as one line, Ctrl-C, a reader that has gone, other ranks that must end too."""
+"""End of a command: a `UserError` as one line, Ctrl-C, a reader that has gone, other ranks that must end too."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def entry(function: Callable[[Sequence[str] | None, str | None], None]) -> Run:
 
 
 def text_streams() -> list[io.TextIOWrapper]:
-    """stdout and stderr, where they are files: a closed one is None, a notebook's is something else."""
+    """Return stdout and stderr, where they are files: a closed one is None, a notebook's is something else."""
     return [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
 
 
 def flush() -> None:
-    """What is left to write is written here: at the interpreter's end a closed pipe would be a traceback."""
+    """Write what is left to write: at the interpreter's end a closed pipe would be a traceback."""
     try:
         for stream in text_streams():
             stream.flush()
@@ -93,7 +93,7 @@ def flush() -> None:
 
 
 def reader_gone() -> bool:
-    """Whether stdout or stderr is a pipe that nobody reads; a worker's broken pipe is another matter."""
+    """Return whether stdout or stderr is a pipe that nobody reads; a worker's broken pipe is another matter."""
     poll = select.poll()
     for descriptor in (1, 2):
         poll.register(descriptor, 0)
@@ -110,6 +110,6 @@ def end(message: str, code: int) -> NoReturn:
 
 
 def quiet_libraries() -> None:
-    """Deprecations inside torch and DeepSpeed are not the user's business."""
+    """Hide deprecations inside torch and DeepSpeed: they are not the user's business."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.|deepspeed\.")
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")

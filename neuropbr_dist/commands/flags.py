@@ -21,7 +21,10 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 
 
 def named(text: str) -> str:
-    """A flag's value that may not be empty: a shell variable that isn't set would mean this folder, or the default."""
+    """Return a flag's value that may not be empty.
+
+    A shell variable that isn't set would mean this folder, or the default.
+    """
     if not text:
         raise argparse.ArgumentTypeError("empty text")
     return text

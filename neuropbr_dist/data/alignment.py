@@ -1,4 +1,4 @@
-"""Which cameras of a sample the device gets, where views are rectified (`model.align = plane`).
+"""Choice of a sample's cameras that the device gets, where views are rectified (`model.align = plane`).
 
 In training some are changed on purpose, keyed by (seed, epoch, sample), so that rank, worker and order don't matter:
 the network is to know views that are missing, cameras that are a little off, and planes that don't repeat.
@@ -24,13 +24,13 @@ WRAP_IGNORED = 0.5
 
 
 def known(cameras: Encoded, min_confidence: float) -> npt.NDArray[np.bool_]:
-    """Which cameras (…) count: not missing, and of this confidence or more."""
+    """Return which cameras (…) count: those that aren't missing and have this confidence or more."""
     return (cameras[..., MATRIX] != 0).any(-1) & (cameras[..., CONFIDENCE] >= min_confidence)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """What is done to a sample's cameras on their way to the device.
+    """Changes to a sample's cameras on their way to the device.
 
     Args:
         min_confidence: a camera below it counts as missing.

@@ -1,4 +1,4 @@
-"""How training samples are changed, keyed by (seed, epoch, sample): here flips and quarter turns of a whole one.
+"""Changes to training samples, keyed by (seed, epoch, sample): here flips and quarter turns of a whole one.
 
 The scene moves as one: a mirrored or turned material, under equally mirrored or turned lights,
 seen by equally mirrored or turned cameras. GGX shading knows no preferred direction in the
@@ -27,7 +27,7 @@ NORMAL_X, NORMAL_Y = NORMAL.start, NORMAL.start + 1
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which orientations training samples are shown in, and how rendered ones are changed besides.
+    """Orientations in which training samples are shown, and how rendered ones are changed besides.
 
     An orientation is 0 to 7: modulo 4 the quarter turns, counter-clockwise; from 4 on mirrored
     left to right before them.
@@ -35,17 +35,17 @@ class Augmentation:
 
     seed: int
     flips: bool
-    """Left to right and top to bottom, each in half of the cases."""
+    """Mirror left to right and top to bottom, each in half of the cases."""
     rotations: bool
-    """By 0, 90, 180 or 270 degrees."""
+    """Turn by 0, 90, 180 or 270 degrees."""
     crop: float = 0.0
-    """Of rendered samples, this and all that follows: share that shows a part of the material."""
+    """Share of samples that show a part of the material; like all that follows, of rendered samples only."""
     tint: float = 0.0
-    """Factors of the albedo's light are from exp(-tint) to exp(tint)."""
+    """Logarithm of the largest change to the albedo's light: factors are from exp(-tint) to exp(tint)."""
     roughness_shift: float = 0.0
-    """Roughness is moved so far at most."""
+    """Largest change to the roughness, up or down."""
     mixtures: float = 0.0
-    """Share that is mixed with another material."""
+    """Share of samples that are mixed with another material."""
 
     @classmethod
     def of_run(cls, cfg: TrainConfig) -> Augmentation:
@@ -57,7 +57,7 @@ class Augmentation:
         )  # fmt: skip
 
     def orientation(self, epoch: int, key: str) -> int:
-        """Of a sample in an epoch, whatever rank, worker or order it is loaded in."""
+        """Return the orientation, 0 to 7, of a sample in an epoch, whatever rank, worker or order it is loaded in."""
         if self.flips and self.rotations:
             choices: tuple[int, ...] = tuple(range(8))
         elif self.rotations:
@@ -70,14 +70,14 @@ class Augmentation:
 
 
 def turn_views(views: Tensor, orientation: int) -> Tensor:
-    """(..., H, W), square -> the same in an orientation."""
+    """Return square pictures (..., H, W) in an orientation."""
     if orientation >= 4:
         views = views.flip(-1)
     return torch.rot90(views, orientation % 4, (-2, -1))
 
 
 def turn_maps(maps: Tensor, orientation: int) -> Tensor:
-    """uint8 (8, H, W) -> the same in an orientation, with the normals that the turned surface has."""
+    """Return maps, uint8 (8, H, W), in an orientation, with the normals that the turned surface has."""
     maps = turn_views(maps, orientation).clone()
     x, y = maps[NORMAL_X].clone(), maps[NORMAL_Y].clone()
     if orientation >= 4:

@@ -12,7 +12,7 @@ from neuropbr_dist.materials.relighting import Relighting, from_above
 
 
 class Rendering(NamedTuple):
-    """What is to be done to the maps of B samples before a network sees views of them."""
+    """Recipe for the views of B samples: what the device does to their maps before a network sees views of them."""
 
     scenes: Tensor  # (B, 3, SCENE) float32, see `materials.scene.encode_scene`
     cameras: Tensor  # (B, 3, 14) float32: the true ones
@@ -39,13 +39,13 @@ class MicroBatch(NamedTuple):
     weight: Tensor  # (B,) float32: 1, or 0 for filler
     keys: list[str]
     orientations: Sequence[int] = ()
-    """How the device is to turn each sample (see `augment`); empty: not at all."""
+    """Orientation in which the device is to show each sample, 0 to 7 (see `augment`); empty: none is turned."""
     cameras: Tensor | None = None
     """(B, 3, 14) float32, see `materials.plane.encode`; zeros where a view is missing. None: views stay as they are."""
     rendering: Rendering | None = None
-    """Of samples whose views aren't stored."""
+    """Recipe for views of samples whose views aren't stored; None: they are."""
     relighting: Relighting | None = None
-    """What the rendering loss looks at; None: there is none."""
+    """Lamps, eyes and squares of the maps that the rendering loss looks at; None: there is none."""
 
 
 def filler(count: int, side: int, *, cameras: bool) -> MicroBatch:
@@ -68,4 +68,4 @@ class DeviceBatch(NamedTuple):
     maps: Tensor  # (B, 8, H, W) float: [0, 1], normals unit length
     weight: Tensor  # (B,) float: 1 / samples in the global batch, or 0 for filler
     relighting: Relighting | None = None
-    """What the rendering loss looks at, of the turned maps."""
+    """Lamps, eyes and squares of the turned maps that the rendering loss looks at; None: there is none."""

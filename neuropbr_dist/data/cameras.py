@@ -31,7 +31,7 @@ _DIGITS = 9
 _CAMERA_KEYS = ("map_to_view", "eye", "confidence")
 
 Cameras = tuple[PlaneCamera | None, ...]
-"""Of a sample's three views, in order; None: not known."""
+"""Cameras of a sample's three views, in order; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SampleCameras:
     """The cameras of one sample."""
 
     views: Mapping[Source, Cameras]
-    """By folder of the views. Without `dirty`, `clean` is meant."""
+    """Cameras by folder of the views. Without `dirty`, `clean` is meant."""
     wrap: bool = False
     """Whether the plane repeats its tile."""
 
@@ -58,7 +58,7 @@ NOT_KNOWN = np.zeros((VIEWS, ENCODED), np.float32)
 
 @dataclass
 class CameraSet:
-    """What a camera file holds: the samples that are right, and what is wrong with the others."""
+    """Content of a camera file: the samples that are right, and the faults of the others."""
 
     samples: dict[str, SampleCameras] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
@@ -113,7 +113,7 @@ def write_cameras(path: Path, samples: Mapping[str, SampleCameras]) -> None:
 
 
 class _Fault(Exception):
-    """What is wrong with one sample; the message goes on where its name ends."""
+    """Fault of one sample; the message goes on where the sample's name ends."""
 
 
 def _sample(entry: Any, wrap: bool) -> SampleCameras:
@@ -157,7 +157,7 @@ def _camera(value: Any, wrap: bool) -> PlaneCamera:
 
 
 def _numbers(value: Any, what: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """Lists of numbers, of this shape and nothing else: no text, no true, no null."""
+    """Return lists of numbers, of this shape and nothing else, as an array: no text, no true, no null."""
 
     def fits(value: Any, shape: tuple[int, ...]) -> bool:
         if not shape:

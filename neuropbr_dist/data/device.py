@@ -1,4 +1,4 @@
-"""From uint8 to the floats the networks see, on the device."""
+"""Conversion of uint8 to the floats that the networks see, on the device."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from neuropbr_dist.strip import Strip
 
 
 def normalise_views(views: Tensor, transform: TransformConfig, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 (..., 3, H, W) -> (x / 255 - mean) / std."""
+    """Convert uint8 (..., 3, H, W) to (x / 255 - mean) / std, in `dtype`."""
     return standardise(decode(views.to(dtype)), transform)
 
 
 def standardise(pictures: Tensor, transform: TransformConfig) -> Tensor:
-    """Floats of [0, 1], (..., 3, H, W) -> (x - mean) / std."""
+    """Convert floats of [0, 1], (..., 3, H, W), to (x - mean) / std."""
     mean, std = (beside(pictures, stat)[:, None, None] for stat in (transform.mean, transform.std))
     return (pictures - mean) / std
 
@@ -93,7 +93,7 @@ def rendered(
 
 
 def shown(views: Tensor, transform: TransformConfig) -> Tensor:
-    """The pictures in a device batch, for a person: uint8 (..., 3, H, W), black where a view doesn't show the place.
+    """Return a device batch's pictures for a person: uint8 (..., 3, H, W), black where a view doesn't show the place.
 
     Args:
         views: (..., 3 or 7, H, W) as `to_device` makes them.

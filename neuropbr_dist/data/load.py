@@ -30,7 +30,7 @@ def load_batch(
     alignment: Alignment | None = None,
     relight: int | None = None,
 ) -> MicroBatch:
-    """Samples loaded straight into the batch's own memory, which a worker process shares with its parent.
+    """Load samples straight into the batch's own memory, which a worker process shares with its parent.
 
     Args:
         augmentation: how training samples are changed; None: samples stay as they are, and what is rendered shows
@@ -60,7 +60,7 @@ def load_stored(
     augmentation: Augmentation | None,
     alignment: Alignment | None,
 ) -> MicroBatch:
-    """Views and maps, as they are stored."""
+    """Load views and maps, as they are stored."""
     count, side = len(slots), source.size
     views, maps = empty(count * 17 * side * side).split([count * 9 * side * side, count * 8 * side * side])
     views, maps = views.view(count, 3, 3, side, side), maps.view(count, 8, side, side)
@@ -84,7 +84,10 @@ def load_rendered(
     augmentation: Augmentation | None,
     alignment: Alignment | None,
 ) -> MicroBatch:
-    """Maps alone, and what there is to be rendered of them; of a mixture the partner's maps, one of `entries`, too."""
+    """Load maps alone, and what there is to be rendered of them.
+
+    Of a mixture the partner's maps, one of `entries`, too.
+    """
     chosen = [entries[slot.index] for slot in slots]
     pairs = list(zip(slots, chosen, strict=True))
     maps = empty_maps(len(slots), source.size)
@@ -134,12 +137,12 @@ def weights_of(slots: Sequence[Slot]) -> Tensor:
 
 
 def empty_maps(count: int, side: int) -> Tensor:
-    """Fresh memory for maps, uint8 (count, 8, side, side)."""
+    """Return fresh memory for maps, uint8 (count, 8, side, side)."""
     return empty(count * 8 * side * side).view(count, 8, side, side)
 
 
 def empty(nbytes: int) -> Tensor:
-    """Fresh memory, uint8 (nbytes,); in a worker process shared with its parent."""
+    """Return fresh memory, uint8 (nbytes,); in a worker process shared with its parent."""
     if get_worker_info() is None:
         # numpy asks for huge pages, torch doesn't: touching 71 MB for the first time costs 1 ms or 30.
         return torch.from_numpy(np.empty(nbytes, np.uint8))

@@ -60,7 +60,7 @@ class SlotDataset(Dataset):
 
 
 def as_it_is(batch: MicroBatch | UserError) -> MicroBatch | UserError:
-    """The collate function: `__getitems__` has made the batch."""
+    """Return a batch as it is, as the loader's collate function: `__getitems__` has made it."""
     return batch
 
 
@@ -73,8 +73,10 @@ def training_slots(
 
 
 def validation_slots(n: int, world: int, rank: int, batch_size: int) -> list[list[Slot]]:
-    """This rank's share of `n` samples, each once over all ranks; every rank gets equally many
-    micro-batches of one size, filled up with weight 0, so that collectives and shapes match."""
+    """Return this rank's share of `n` samples, each once over all ranks, as micro-batches.
+
+    Every rank gets equally many of one size, filled up with weight 0, so that collectives and shapes match.
+    """
     start, length = rank_share(n, world, rank)
     largest = math.ceil(n / world)
     size = min(batch_size, largest)
@@ -84,7 +86,7 @@ def validation_slots(n: int, world: int, rank: int, batch_size: int) -> list[lis
 
 
 POLL_S = 1.0
-"""So often a wait for a batch looks whether its loader processes live and whether the run is to stop."""
+"""Interval at which a wait for a batch looks whether its loader processes live and whether the run is to stop."""
 SAY_AFTER_S = 60.0
 LONGEST_SOCKET = 107
 """Characters of a Unix socket's path; processes hand each other memory through one in the temporary folder."""
@@ -92,7 +94,7 @@ SOCKET_NAME = "/pymp-abcdefgh/listener-abcdefgh"
 
 
 HANGS_S, STOPPED_S, ENDS_S = 30.0, 5.0, 10.0
-"""So long may a batch's memory be fetched; where the run is to stop; and may loader processes take to end."""
+"""Limits: to fetch a batch's memory; to fetch it where the run is to stop; for loader processes to end."""
 
 
 class Interrupted(Exception):
@@ -113,7 +115,7 @@ def batches_of(
     stopped: Callable[[], bool] = lambda: False,
     limit_s: float = math.inf,
 ) -> Iterator[Iterator[MicroBatch]]:
-    """This rank's micro-batches in the order of `slots`, read ahead by processes until the `with` ends.
+    """Yield this rank's micro-batches in the order of `slots`, read ahead by processes until the `with` ends.
 
     The processes end there and nowhere else: left to the interpreter's exit, which a traceback's
     frames do, they would be sent SIGTERM, which they ignore, and be waited for without end.
@@ -179,7 +181,7 @@ class Guard(threading.Thread):
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What is done inside hangs if it takes too long."""
+        """Watch over what is done inside: it hangs if it takes too long."""
         self._since = time.monotonic()
         try:
             yield
@@ -199,7 +201,7 @@ class Guard(threading.Thread):
                 worker.kill()
 
     def end(self) -> None:
-        """Nothing is waited for any longer."""
+        """End the watch: nothing is waited for any longer."""
         self._done.set()
 
 
@@ -219,7 +221,7 @@ def check_sockets() -> None:
 
 
 def end_workers(batches: object) -> None:
-    """Also those that are stuck or stopped."""
+    """End the loader processes, also those that are stuck or stopped."""
     workers = workers_of(batches)
     if not workers:
         return
@@ -303,7 +305,7 @@ def pids_of(batches: Any) -> str:
 
 
 def start_worker(_worker: int) -> None:
-    """A loader process's first act: stop signals are the training process's affair, and one thread is enough."""
+    """Leave stop signals to the training process and take one thread: a loader process's first act."""
     ignore_stop_signals()
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)

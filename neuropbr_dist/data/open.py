@@ -48,7 +48,7 @@ from neuropbr_dist.ranks import on_each_rank, on_rank_0, rank, world_size
 Align = Literal["plane", "none"]
 
 HERE = Path("data/input"), Path("data/output")
-"""Where files are looked for if none are named."""
+"""Folders where files are looked for if none are named."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Samples:
     align: Align
     """`model.align`, resolved."""
     cameras: tuple[int, int]
-    """How many entries have a view whose camera counts, and how many there are."""
+    """Number of entries that have a view whose camera counts, and of all entries."""
 
     def at(self, size: int) -> Samples:
         """Return the same samples with pictures of another side in pixels."""
@@ -78,7 +78,7 @@ class Samples:
 
     @property
     def described(self) -> str:
-        """Where views and maps come from, in full, so that nobody takes built-in materials for others."""
+        """Origin of views and maps, in full, so that nobody takes built-in materials for others."""
         return described(self.source, self.data)
 
     @property

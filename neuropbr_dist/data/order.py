@@ -27,7 +27,7 @@ class Slot(NamedTuple):
 
 
 class MicroBatchPlan(NamedTuple):
-    """How a rank cuts its slots; the same on every rank and in every step."""
+    """Cut of a rank's slots into micro-batches; the same on every rank and in every step."""
 
     size: int
     """Samples in a micro-batch."""
@@ -67,15 +67,15 @@ class SampleOrder:
         return -(-self.total_samples // self.global_batch)
 
     def batch_size_at(self, cursor: int) -> int:
-        """Samples in the batch that begins at `cursor`: `global_batch`, less at the end of the run."""
+        """Return how many samples the batch at `cursor` has: `global_batch`, less at the end of the run."""
         return max(0, min(self.global_batch, self.total_samples - cursor))
 
     def epoch_of(self, cursor: int) -> int:
-        """Epoch of the sample at `cursor`, hence of the step that begins there."""
+        """Return the epoch of the sample at `cursor`, hence of the step that begins there."""
         return cursor // self.n
 
     def indices(self, cursor: int, count: int) -> list[tuple[int, int]]:
-        """(epoch, element) of the positions `cursor` to `cursor + count - 1`.
+        """Return (epoch, element) of the positions `cursor` to `cursor + count - 1`.
 
         Raises:
             IndexError: The positions are not all in the run.
@@ -100,7 +100,7 @@ class SampleOrder:
 
 
 def seeded_permutation(n: int, *key: int) -> np.ndarray:
-    """Permutation of 0..n-1, int64 (n,), that depends on `n` and the integers of `key` only.
+    """Return a permutation of 0..n-1, int64 (n,), that depends on `n` and the integers of `key` only.
 
     Sorts raw PCG64 words rather than calling `Generator.permutation`: numpy promises
     the words to be the same in every version, but not the generator's methods (NEP 19).
@@ -110,7 +110,7 @@ def seeded_permutation(n: int, *key: int) -> np.ndarray:
 
 
 def rank_share(count: int, world_size: int, rank: int) -> tuple[int, int]:
-    """(start, length) of a rank's contiguous share of `count`; shares differ by at most one."""
+    """Return (start, length) of a rank's contiguous share of `count`; shares differ by at most one."""
     each, extra = divmod(count, world_size)
     return rank * each + min(rank, extra), each + (rank < extra)
 
@@ -143,7 +143,7 @@ def micro_batches(
 def plan_step(
     order: SampleOrder, cursor: int, world_size: int, rank: int, batch_size: int
 ) -> list[list[Slot]]:
-    """A rank's micro-batches of the step that begins at `cursor`.
+    """Return a rank's micro-batches of the step that begins at `cursor`.
 
     Every rank gets the same number of micro-batches of the same size in every step of
     the run. A short rank (or the run's short last batch) is filled up with weight-0

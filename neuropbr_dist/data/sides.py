@@ -1,4 +1,4 @@
-"""How well a set serves a side in pixels: what to pack where it doesn't."""
+"""Check of how well a set serves a side in pixels, and what to pack where it doesn't."""
 
 from __future__ import annotations
 

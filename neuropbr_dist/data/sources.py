@@ -1,4 +1,4 @@
-"""Where samples come from: files in the guide's layout, or built-in materials."""
+"""Sources of samples: files in the guide's layout, or built-in materials."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ class Source(ABC):
     stored_sides: Sequence[int] = ()
     """Sides in pixels at which pictures are read without resizing, rising; empty: they are made at any."""
     edition = ""
-    """Which pictures the entries stand for, where their names don't say it."""
+    """Version of the pictures that the entries stand for, where their names don't say it."""
 
     @abstractmethod
     def at(self, size: int) -> Source:
         """Return the same entries with pictures of another side in pixels; they may share what is open."""
 
     def cameras(self, entry: Any) -> np.ndarray:
-        """How the entry's views see the material: float32 (3, 14), see `materials.plane.encode`."""
+        """Return the cameras of the entry's views: float32 (3, 14), see `materials.plane.encode`."""
         return NOT_KNOWN
 
     @abstractmethod
     def load(self, entry: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Views (3, 3, S, S) and maps (8, S, S), uint8."""
+        """Return views (3, 3, S, S) and maps (8, S, S), uint8."""
 
     def maps(self, entry: Any) -> np.ndarray:
-        """The maps alone."""
+        """Return the maps alone, uint8 (8, S, S)."""
         return self.load(entry)[1]
 
     def load_into(self, entry: Any, views: np.ndarray, maps: np.ndarray) -> None:
@@ -113,7 +113,7 @@ class FileSource(Source):
         return NOT_KNOWN if entry.cameras is None else entry.cameras
 
     def load(self, entry: Sample) -> tuple[np.ndarray, np.ndarray]:
-        """The maps are read-only: they may be a cached array."""
+        """Return views and maps as `Source.load` does; the maps are read-only: they may be a cached array."""
         return read_views(entry, self._resize), self.maps(entry)
 
     def maps(self, entry: Sample) -> np.ndarray:
@@ -154,7 +154,7 @@ class BuiltinSource(Source):
 
 
 def fingerprint(entries: Sequence[Entry], size: int, edition: str = "") -> str:
-    """Hash of which samples a set holds, in which order, at which size, and which edition of them."""
+    """Return a hash of which samples a set holds, in which order, at which size, and which edition of them."""
     digest = hashlib.sha256(f"{size}{edition}".encode())
     for entry in entries:
         digest.update(f"\n{entry.key}\t{entry.material}".encode())

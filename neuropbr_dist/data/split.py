@@ -16,7 +16,10 @@ from neuropbr_dist.files import read_json
 
 E = TypeVar("E", bound=Entry)
 SPLIT_FILE = "split.json"
-"""In the folder of a set's materials, or of a packed set: {"validation": [material, …]}; the others are trained on."""
+"""Name of the file in the folder of a set's materials, or of a packed set: {"validation": [material, …]}.
+
+The others are trained on.
+"""
 
 
 class Subset(Sequence[E]):
@@ -62,7 +65,7 @@ def read_split(folder: Path, known: Collection[str]) -> frozenset[str] | None:
 
 
 def split_as_named(samples: Sequence[E], validation: Collection[str]) -> tuple[Subset[E], Subset[E]]:
-    """(train, validation), each in the order of `samples`: those of the materials in `validation` are held out.
+    """Return (train, validation), each in the order of `samples`; materials in `validation` are held out.
 
     Raises:
         UserError: One side would have no samples.
@@ -79,7 +82,7 @@ def split_as_named(samples: Sequence[E], validation: Collection[str]) -> tuple[S
 def split(
     samples: Sequence[E], val_ratio: float, split_by: Literal["material", "sample"], seed: int
 ) -> tuple[Subset[E], Subset[E]]:
-    """(train, validation), each in the order of `samples`.
+    """Return (train, validation), each in the order of `samples`.
 
     Validation takes `max(1, round(val_ratio * n))` of the `n` materials, or of the `n`
     sample names. Clean and dirty entries of a sample stay on one side. The choice

@@ -81,14 +81,14 @@ class BuiltinCache:
         return BuiltinCache(self.root, self.seed, size)
 
     def maps(self, index: int) -> Array:
-        """uint8 (8, S, S), read-only and memory-mapped; made on first use. See `material_maps`."""
+        """Return maps, uint8 (8, S, S), read-only and memory-mapped; made on first use. See `material_maps`."""
         shape = (8, self.size, self.size)
         return self._load_or_make(
             f"{index:06d}_maps", shape, lambda: material_maps(self.seed, index, self.size)
         )
 
     def views(self, index: int, source: Source) -> Array:
-        """uint8 (3, 3, S, S), read-only and memory-mapped; made on first use. See `render_views`."""
+        """Return views, uint8 (3, 3, S, S), read-only and memory-mapped; made on first use. See `render_views`."""
         shape = (3, 3, self.size, self.size)
         return self._load_or_make(
             f"{index:06d}_{source}", shape, lambda: sample_views(self.maps(index), self.seed, index, source)
@@ -114,7 +114,7 @@ class BuiltinCache:
                 progress(1)
 
     def missing(self, indices: Iterable[int], sources: Iterable[Source] = SOURCES[1]) -> list[int]:
-        """Those of `indices` that `fill` would have to make; looks at file names only."""
+        """Return those of `indices` that `fill` would have to make; looks at file names only."""
         names = ("maps", *sources)
         return [i for i in indices if not all((self.folder / f"{i:06d}_{n}.npy").exists() for n in names)]
 
@@ -152,7 +152,7 @@ def refuse_unasked_cache(saved: str | None, asked: str | None, where: str) -> No
 
 
 def _load(path: Path, shape: tuple[int, ...]) -> Array | None:
-    """The array in a file, or None if there is none, or one that is damaged or of another shape."""
+    """Return the array in a file, or None if there is none, or one that is damaged or of another shape."""
     if not path.is_file():
         return None
     try:

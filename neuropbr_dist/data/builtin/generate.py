@@ -121,7 +121,7 @@ def _write_sample(out: Path, seed: int, size: int, with_dirty: bool, index: int)
 
 
 def _write_pictures(folder: Path, pictures: dict[str, Array]) -> None:
-    """PNG files `<name>.png` from uint8 (3, S, S) or (1, S, S)."""
+    """Write PNG files `<name>.png` from uint8 (3, S, S) or (1, S, S)."""
     with replacing_folder(folder) as temporary:
         for name, picture in pictures.items():
             pixels = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)

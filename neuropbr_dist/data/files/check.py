@@ -1,4 +1,4 @@
-"""All ranks look at a set's pictures before a run, each at its share."""
+"""Check of a set's pictures before a run, by all ranks, each of its share."""
 
 from __future__ import annotations
 

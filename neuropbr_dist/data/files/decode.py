@@ -27,14 +27,14 @@ from neuropbr_dist.materials.channels import MAP_NAMES, MapName
 Image.core.set_blocks_max(8)
 
 Role = Literal["view"] | MapName
-"""What a picture is used as; decides which colour types are allowed."""
+"""Use of a picture; decides which colour types are allowed."""
 
 GRAY_NORMAL = "a gray picture; a normal map has X, Y and Z in R, G and B"
 GRAY_ALPHA_16 = "16-bit gray with alpha is not read; save it without alpha"
 
 
 def read_views(sample: Sample, size: int | None = None) -> np.ndarray:
-    """Views of a sample: uint8 (3, 3, H, W), RGB, in the order `0.png`, `1.png`, `2.png`.
+    """Return the views of a sample: uint8 (3, 3, H, W), RGB, in the order `0.png`, `1.png`, `2.png`.
 
     Args:
         size: Side in pixels to resize to; None keeps the files' own.
@@ -48,7 +48,7 @@ def read_views(sample: Sample, size: int | None = None) -> np.ndarray:
 
 
 def read_maps(sample: Sample, size: int | None = None) -> np.ndarray:
-    """Maps of a sample: uint8 (8, H, W): albedo RGB, roughness, metallic, normal XYZ.
+    """Return the maps of a sample: uint8 (8, H, W): albedo RGB, roughness, metallic, normal XYZ.
 
     Normals stay encoded (n * 0.5 + 0.5 -> 0..255). After a resize they need not
     have unit length: decode and renormalise.
@@ -63,14 +63,14 @@ def read_maps(sample: Sample, size: int | None = None) -> np.ndarray:
 
 
 def read_material(paths: Sequence[Path], size: int | None = None) -> np.ndarray:
-    """`read_maps` of four files in the order of `MAP_NAMES`."""
+    """Return the maps in four files in the order of `MAP_NAMES`, as `read_maps` does."""
     pictures = [_open_picture(path, role, size) for path, role in zip(paths, MAP_NAMES, strict=True)]
     _require_same_size(paths, pictures)
     return _planes(pictures)
 
 
 def read_picture(path: Path, role: Role, size: int | None = None) -> np.ndarray:
-    """One square picture: uint8 (3, H, W) RGB, or (1, H, W) for roughness and metallic.
+    """Return one square picture: uint8 (3, H, W) RGB, or (1, H, W) for roughness and metallic.
 
     Gray views and albedo are replicated to RGB. A roughness or metallic map in RGB
     is taken where its three channels are equal. 16-bit values are scaled to 8 bits
@@ -87,7 +87,7 @@ def read_picture(path: Path, role: Role, size: int | None = None) -> np.ndarray:
 
 
 def resize(planes: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (C, H, W) -> (C, size, size), to the bit as `read_picture` resizes."""
+    """Resize uint8 (C, H, W) to (C, size, size), to the bit as `read_picture` resizes."""
     return np.stack([np.asarray(_resized(Image.fromarray(plane), size)) for plane in planes])
 
 
@@ -104,7 +104,7 @@ def _resized(image: Image.Image, size: int) -> Image.Image:
 
 
 def _planes(images: Sequence[Image.Image]) -> np.ndarray:
-    """The bands of all pictures, one after another: uint8 (C, H, W)."""
+    """Return the bands of all pictures, one after another: uint8 (C, H, W)."""
     bands = [band for image in images for band in (image.split() if image.mode == "RGB" else (image,))]
     planes = np.empty((len(bands), images[0].height, images[0].width), np.uint8)
     for plane, band in zip(planes, bands, strict=True):
@@ -113,7 +113,7 @@ def _planes(images: Sequence[Image.Image]) -> np.ndarray:
 
 
 def open_png(path: Path) -> Image.Image:
-    """A fully decoded 8-bit picture, mode "L" or "RGB".
+    """Return a fully decoded 8-bit picture, mode "L" or "RGB".
 
     Raises:
         UserError: The file is missing, damaged or not a PNG, or has alpha that is not opaque.
@@ -139,7 +139,7 @@ def open_png(path: Path) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image, data: bytes) -> Image.Image:
-    """Mode "L" or "RGB": palettes expanded, 16-bit values rounded, opaque alpha dropped."""
+    """Return a picture in mode "L" or "RGB": palettes expanded, 16-bit values rounded, opaque alpha dropped."""
     depth, colour = data[24], data[25]  # of the IHDR chunk, always the first
     if depth == 16 and colour == 4:
         raise UserError(GRAY_ALPHA_16)
@@ -166,7 +166,7 @@ def _round_16_bit(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def words_16_bit(image: Image.Image, data: bytes) -> np.ndarray:
-    """The values of a 16-bit PNG: uint16 (H, W), or (H, W, 3 or 4) where it has colour.
+    """Return the values of a 16-bit PNG: uint16 (H, W), or (H, W, 3 or 4) where it has colour.
 
     Args:
         image: decoded from `data`.

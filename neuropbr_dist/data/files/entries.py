@@ -1,4 +1,4 @@
-"""What a set in the guide's layout consists of: samples, and what is wrong with them."""
+"""Elements of a set in the guide's layout: samples, and the faults that keep samples out."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ class Sample:
     views: tuple[Path, Path, Path]
     """`0.png`, `1.png`, `2.png`."""
     maps: tuple[Path, Path, Path, Path]
-    """In the order of `MAP_NAMES`."""
+    """The four map files, in the order of `MAP_NAMES`."""
     cameras: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     """(3, 14) as `materials.plane.encode` gives them, or None: not known."""
 
     @property
     def key(self) -> str:
-        """Unique within a set: a sample may stand in both folders."""
+        """Name that is unique within a set: a sample may stand in both folders."""
         return f"{self.source}/{self.name}"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that keeps samples out of training."""
+    """A fault that keeps samples out of training."""
 
     message: str
     samples: tuple[str, ...] = ()

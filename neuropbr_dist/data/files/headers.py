@@ -102,7 +102,7 @@ def check_headers(
 
 
 def read_header(path: Path) -> Header:
-    """Size and kind of a PNG file, from its first 33 bytes; its last 12 must be the IEND chunk.
+    """Return size and kind of a PNG file, from its first 33 bytes; its last 12 must be the IEND chunk.
 
     Raises:
         UserError: The file is missing, not a PNG, or damaged in those bytes.
@@ -131,7 +131,7 @@ def _last_bytes(file: BinaryIO, count: int) -> bytes:
 
 
 def _rule(header: Header, role: Role) -> str | None:
-    """Why a picture can't be used as `role`, or None."""
+    """Return why a picture can't be used as `role`, or None."""
     width, height, depth, colour = header
     if depth not in BIT_DEPTHS.get(colour, ()):
         return f"damaged (colour type {colour} with {depth} bits does not exist)"
@@ -145,7 +145,7 @@ def _rule(header: Header, role: Role) -> str | None:
 
 
 def _inspect(path: Path, known: dict[str, dict]) -> dict:
-    """{"size", "mtime_ns", "header"} of a good file, {"fault"} of a bad one."""
+    """Return {"size", "mtime_ns", "header"} of a good file, {"fault"} of a bad one."""
     try:
         status = path.stat()
         result = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}

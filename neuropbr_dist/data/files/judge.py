@@ -1,4 +1,4 @@
-"""What one decoded picture shows: damage, and normals or maps that can't be what they are called."""
+"""Verdict on one decoded picture: damage, and normals or maps that can't be what they are called."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NORMAL_MEAN_SLACK = 0.25
 
 @dataclass(frozen=True)
 class Finding:
-    """What decoding one picture showed."""
+    """Result of decoding one picture."""
 
     side: int = 0
     """Pixels; 0 where the file can't be read."""
@@ -34,7 +34,7 @@ class Finding:
 
 
 def is_finding(value: object) -> bool:
-    """Whether a value read from JSON holds the fields of a `Finding`."""
+    """Return whether a value read from JSON holds the fields of a `Finding`."""
     return fits(value, {"side": int, "content": str, "fault": str, "note": str})
 
 
@@ -58,7 +58,7 @@ def judge(path: Path, role: Role) -> tuple[Finding, np.ndarray | None]:
 
 
 def normals_fault(pixels: np.ndarray) -> str:
-    """Why uint8 (3, H, W) is no tangent-space normal map, or ''."""
+    """Return why uint8 (3, H, W) is no tangent-space normal map, or ''."""
     mean = decode(pixels.mean(axis=(1, 2)))
     if np.abs(mean - (0.5, 0.5, 1.0)).max() > NORMAL_MEAN_SLACK:
         average = ", ".join(f"{channel:.2f}" for channel in mean)
@@ -70,13 +70,13 @@ def normals_fault(pixels: np.ndarray) -> str:
 
 
 def looks_like_normals(pixels: np.ndarray) -> bool:
-    """Whether uint8 (3, H, W) holds unit normals, as an albedo doesn't."""
+    """Return whether uint8 (3, H, W) holds unit normals, as an albedo doesn't."""
     # An albedo of the normal map's own blue is no normal map: it must vary, too.
     return normals_fault(pixels) == "" and bool((pixels != pixels[:, :1, :1]).any())
 
 
 def non_unit_share(pixels: np.ndarray) -> float:
-    """Share of pixels of uint8 (3, H, W) whose decoded length is not 1 +- `NORMAL_LENGTH_SLACK`."""
+    """Return the share of pixels of uint8 (3, H, W) whose decoded length is not 1 +- `NORMAL_LENGTH_SLACK`."""
     # (2p - 255)^2 in whole numbers: 255 times the decoded normal, without a float copy of the map.
     squared = sum((2 * channel.astype(np.int32) - 255) ** 2 for channel in pixels)
     low, high = (255 * (1 - NORMAL_LENGTH_SLACK)) ** 2, (255 * (1 + NORMAL_LENGTH_SLACK)) ** 2

@@ -34,11 +34,11 @@ METADATA_FILE = "render_metadata.json"
 
 @dataclass
 class Index:
-    """What a set holds: the whole samples, and all that is wrong or odd."""
+    """Content of a set: the whole samples, and all that is wrong or odd."""
 
     samples: list[Sample] = field(default_factory=list)
     materials: dict[str, tuple[Path, ...]] = field(default_factory=dict)
-    """Of a set without renders: the whole materials' maps, in the order of `MAP_NAMES`."""
+    """Maps of the whole materials of a set without renders, in the order of `MAP_NAMES`."""
     partial: dict[str, list[Path]] = field(default_factory=dict)
     """Files that are there of samples, or of materials without renders, which are not whole, by name."""
     faults: list[Fault] = field(default_factory=list)
@@ -51,7 +51,7 @@ def scan(
     metadata_path: Path | str | None = None,
     curriculum: int = 0,
 ) -> list[Sample]:
-    """Samples of a render curriculum, by name, clean before dirty.
+    """Return the samples of a render curriculum, by name, clean before dirty.
 
     What is odd but allowed is logged, such as metadata entries without a sample folder (render sets may be partial).
 
@@ -79,7 +79,7 @@ def index_set(
     *,
     cameras: bool = True,
 ) -> Index:
-    """As `scan`, with the faults of single samples and materials returned instead of raised.
+    """List a set as `scan` does, with the faults of single samples and materials returned instead of raised.
 
     A folder is listed once and no picture is opened, so that 100,000 samples cost
     100,000 directory reads.
@@ -139,13 +139,13 @@ def index_set(
 
 
 def _cameras(input_dir: Path) -> CameraSet:
-    """The set's camera file, if it has one."""
+    """Return the cameras of the set's camera file, none if it has no file."""
     path = input_dir / CAMERAS_FILE
     return read_cameras(path) if path.exists() else CameraSet()
 
 
 def index_materials(folder: Path | str) -> Index:
-    """Every material of a folder of materials, of which no renders are named.
+    """Return every material of a folder of materials, of which no renders are named.
 
     Raises:
         UserError: The folder is missing, or holds no material.
@@ -164,7 +164,7 @@ def index_materials(folder: Path | str) -> Index:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Sample name -> material folder name.
+    """Return the metadata's table: sample name to material folder name.
 
     Raises:
         UserError: The file is missing or is not one JSON object of strings with
@@ -193,7 +193,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def list_faults(faults: Iterable[str], limit: int = 10) -> str:
-    """The first faults, one a line, and the count of the rest."""
+    """Return the first faults, one a line, and the count of the rest."""
     faults = list(faults)
     if len(faults) == 1:
         return faults[0]
@@ -210,7 +210,7 @@ def _require_folder(path: Path, config_field: str) -> None:
 
 
 def subfolders(path: Path) -> set[str]:
-    """Names of the folders in `path`, hidden ones left out; none if it is missing.
+    """Return the names of the folders in `path`, hidden ones left out; none if it is missing.
 
     Raises:
         UserError: it can't be read, or a name in it isn't UTF-8, which metadata can't name.
@@ -228,7 +228,7 @@ def subfolders(path: Path) -> set[str]:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a file's name, as Python has it, is UTF-8 on the disk."""
+    """Return whether a file's name, as Python has it, is UTF-8 on the disk."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
@@ -246,7 +246,7 @@ def _no_samples(input_dir: Path, curriculum: int, names: dict[Source, set[str]])
 
 
 def _index_materials(output_dir: Path, users: dict[str, list[str]], index: Index) -> dict[str, list[Path]]:
-    """The map files that each material in use has, in the order of `MAP_FILES`."""
+    """Return the map files that each material in use has, in the order of `MAP_FILES`."""
     present = subfolders(output_dir)
     materials = {}
     for material in sorted(users):
@@ -279,11 +279,11 @@ def _view_faults(folder: Path, found: set[str]) -> list[str]:
 
 
 def _png_files(folder: Path) -> set[str]:
-    """Raises OSError."""
+    """Return the names of a folder's PNG files, hidden ones left out. Raises OSError."""
     return {name for name in os.listdir(folder) if name.lower().endswith(".png") and not name.startswith(".")}
 
 
 def _note_unrendered(index: Index, what: str, names: set[str]) -> None:
-    """Render sets may be partial, and a file about them may know more."""
+    """Note names without a sample folder: render sets may be partial, and a file about them may know more."""
     if names:
         index.notes.append(f"{len(names)} {what} have no sample folder: {some(sorted(names))}")

@@ -17,7 +17,7 @@ NOT_WHOLE = "truncated, or with bytes after its end (the last chunk is not IEND)
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """PNG colour type -> values a pixel."""
 ADAM7 = (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
-"""Of each pass: its first column and row, and the steps to the next (PNG specification, section 8.2)."""
+"""First column and row of each pass, and the steps to the next (PNG specification, section 8.2)."""
 COLOURS = {1: 0, 3: 2}
 """Values a pixel -> PNG colour type that is written: gray and RGB."""
 AVERAGE = 3
@@ -27,7 +27,7 @@ STORED = 65535
 
 
 def inflated(data: bytes) -> bytes:
-    """The same PNG file with its pixel data stored rather than compressed.
+    """Return the same PNG file with its pixel data stored rather than compressed.
 
     ISA-L inflates more than twice as fast as the zlib inside picture libraries; what is
     left to them then is the rest of the format.
@@ -86,14 +86,17 @@ def _chunk(kind: bytes, content: bytes) -> tuple[bytes, ...]:
 
 
 def _most_pixel_bytes(data: bytes) -> int:
-    """At least the size of the inflated pixel data: rows with a filter byte each, interlaced or not."""
+    """Return at least the size of the inflated pixel data: rows with a filter byte each, interlaced or not."""
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     row = 1 + (width * depth * CHANNELS.get(colour, 1) + 7) // 8
     return row * height + 16 * (height + 1)  # Adam7: up to 15 rows for 8, padded to bytes
 
 
 def _least_pixel_bytes(data: bytes) -> int:
-    """The size of the inflated pixel data: rows with a filter byte each; of an interlaced picture, of its 7 passes."""
+    """Return the size in bytes of the inflated pixel data: rows with a filter byte each.
+
+    That of an interlaced picture has the rows of its 7 passes.
+    """
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     bits = depth * CHANNELS.get(colour, 1)
     passes = ADAM7 if data[28] == 1 else ((0, 0, 1, 1),)
@@ -105,7 +108,7 @@ def _least_pixel_bytes(data: bytes) -> int:
 
 
 def _pixel_data(data: bytes) -> tuple[memoryview, bytes]:
-    """What stands before the first IDAT chunk, and the content of all of them."""
+    """Return the bytes before the first IDAT chunk, and the content of all IDAT chunks."""
     view = memoryview(data)
     first, parts = len(data), []
     at = len(SIGNATURE)

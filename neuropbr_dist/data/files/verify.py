@@ -39,11 +39,11 @@ class Report:
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     what: str = "sample"
-    """What a set is counted in: `material` where it has no renders."""
+    """Unit that a set is counted in: `material` where it has no renders, else `sample`."""
 
     @property
     def clean(self) -> bool:
-        """No faults (notes are allowed)."""
+        """Whether there are no faults; notes are allowed."""
         return not self.faults
 
     @property
@@ -119,14 +119,14 @@ def _check_cameras(report: Report, samples: Sequence[Sample], workers: int, prog
 def index_all(
     input_dir: Path | str | None, output_dir: Path | str, metadata_path: Path | str | None
 ) -> Index:
-    """Every sample of a set, clean and dirty; with no `input_dir` every material of a folder."""
+    """Return every sample of a set, clean and dirty; with no `input_dir` every material of a folder."""
     if input_dir is None:
         return index_materials(output_dir)
     return index_set(input_dir, output_dir, metadata_path, curriculum=1)
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Raises UserError, before hours of work, for a file that can't be written after them; makes none."""
+    """Raise a UserError, before hours of work, for a file that can't be written after them; makes none."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file")
     if not path.parent.is_dir():
@@ -136,7 +136,7 @@ def refuse_unwritable(path: Path) -> None:
 
 
 def summarise(index: Index, findings: dict[Picture, Finding]) -> Report:
-    """Faults of single pictures, and those seen only across pictures, in one report."""
+    """Return one report of the faults of single pictures and of those seen only across pictures."""
     users = pictures_of(index)
     count, what = (len(index.samples), "sample") if index.samples else (len(index.materials), "material")
     report = Report(count, len(findings), list(index.faults), list(index.notes), what)
@@ -158,7 +158,7 @@ def summarise(index: Index, findings: dict[Picture, Finding]) -> Report:
 
 
 def pictures_of(index: Index) -> dict[Picture, tuple[str, ...]]:
-    """Each picture, also those of incomplete samples, and the names of the samples that use it."""
+    """Return each picture, also those of incomplete samples, and the names of the samples that use it."""
     users: dict[Picture, dict[str, None]] = {}
     for sample in index.samples:
         for path in (*sample.views, *sample.maps):
@@ -170,7 +170,7 @@ def pictures_of(index: Index) -> dict[Picture, tuple[str, ...]]:
 
 
 def picture_at(path: Path) -> Picture:
-    """A map is called by its role; a view by its number."""
+    """Return a file's path and role: a map is called by its role, a view by its number."""
     return path, next((name for name in MAP_NAMES if name == path.stem), "view")
 
 
@@ -205,7 +205,7 @@ STAMP = str, str, int, int
 
 
 def stamp(path: Path, role: Role) -> Stamp:
-    """What a finding holds for; a changed file gets another."""
+    """Return the state of a file for which a finding holds: path, role, size and time; a changed file has another."""
     try:
         status = path.stat()
     except OSError:
@@ -216,7 +216,7 @@ def stamp(path: Path, role: Role) -> Stamp:
 def _odd_sizes(
     findings: dict[Picture, Finding], users: dict[Picture, tuple[str, ...]], material: str
 ) -> list[Fault]:
-    """Pictures of another size than most, of a set or of one material."""
+    """Return faults of pictures of another size than most, of a set or of one material."""
     sides = Counter(finding.side for finding in findings.values() if finding.side)
     if len(sides) < 2:
         return []
@@ -244,7 +244,7 @@ def _repeated_views(samples: Iterable[Sample], findings: dict[Picture, Finding])
 
 
 def _repeated_materials(index: Index, findings: dict[Picture, Finding]) -> list[Fault]:
-    """Materials with the albedo and the normals of another, which a split would tear apart."""
+    """Return faults of materials with the albedo and the normals of another, which a split would tear apart."""
     users: dict[str, dict[str, None]] = {name: {name: None} for name in index.materials}
     maps: dict[str, list[Picture]] = {
         name: [*map(picture_at, paths)] for name, paths in index.materials.items()

@@ -1,4 +1,4 @@
-"""Which file is which map of which material, by names alone: no file is opened.
+"""Assignment of files to maps of materials, by names alone: no file is opened.
 
 Files of one folder and one name less its map's word are a material. What a name leaves open its neighbours
 decide; what they leave open is refused with the reason, never guessed.
@@ -31,13 +31,13 @@ _BASE = frozenset({"albedo", "alb", "albeido", "basecolor", "basecolour"})
 _DIFFUSE = frozenset(
     {"diffuse", "diff", "dif", "diffusemap", "diffusecolor", "diffuseopacity", "diffusealpha", "d"}
 )
-"""Of several colours a base colour comes first, a diffuse one last: a specular workflow has it beside that."""
+"""Names of a diffuse map. Beside other colours it comes last, a base colour first: a specular workflow has both."""
 _NEEDED: frozenset[Role] = frozenset({"albedo", "normal", "roughness", "gloss", "metallic", "packed"})
 
 
 @dataclass(frozen=True)
 class Take:
-    """What a map is taken from."""
+    """Origin of a map: files, a channel of them, and how to read it."""
 
     files: tuple[str, ...]
     """The same map in several resolutions or formats, the best by its name first."""
@@ -46,7 +46,7 @@ class Take:
     inverted: bool = False
     """Gloss or smoothness: roughness is one less it."""
     convention: Convention | None = None
-    """Of a normal map whose name says it."""
+    """Convention of a normal map whose name says it."""
 
     def __str__(self) -> str:
         channel = "" if self.channel is None else ":" + "rgba"[self.channel]
@@ -59,20 +59,20 @@ class Found:
 
     folder: str
     name: str
-    """What its files have in common; may be empty."""
+    """Common part of its files' names; may be empty."""
     takes: dict[MapName, Take] = field(default_factory=dict)
     """Albedo, normal and roughness, where it is whole; metallic unless it is 0 throughout."""
     specular: Take | None = None
     """A specular map beside a roughness map: it must not show metals where no metallic map does."""
     reason: str = ""
-    """Why it is refused, '' where it is whole."""
+    """Reason for refusing it, '' where it is whole."""
     files: list[str] = field(default_factory=list)
     """All its files, the unused as well."""
 
 
 @dataclass
 class Names:
-    """What a list of files holds."""
+    """Materials and stray pictures in a list of files."""
 
     materials: list[Found] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
@@ -85,7 +85,7 @@ class _File:
     reading: Reading
 
     def order(self) -> tuple:
-        """Best first: resolution, bits, format."""
+        """Return a key that sorts the best first: resolution, bits, format."""
         suffix = PurePosixPath(self.path).suffix.lower()
         side = self.reading.resolution or _side_of_folder(self.path)
         return -side, -self.reading.depth, PICTURES.index(suffix), self.path
@@ -133,7 +133,10 @@ def _is_material(files: Sequence[_File]) -> bool:
 
 
 def _refuse_shared_metallic(found: Found, lone: Sequence[_File]) -> None:
-    """No metallic map means 0, but not beside `bishop_shared_metallic`, which may be that of `bishop_black` as well."""
+    """Refuse a material without a metallic map where a shared one may be its own.
+
+    No metallic map means 0, but not beside `bishop_shared_metallic`, which may be that of `bishop_black` as well.
+    """
     first = found.name.partition("_")[0].lower()
     related = [
         file.path
@@ -146,7 +149,7 @@ def _refuse_shared_metallic(found: Found, lone: Sequence[_File]) -> None:
 
 
 def _supported(path: str, readings: Mapping[str, list[Reading]]) -> Reading:
-    """The reading of a file that most of its neighbours share a material with, in other roles."""
+    """Return the reading of a file that most of its neighbours share a material with, in other roles."""
 
     def support(reading: Reading) -> int:
         return sum(
@@ -160,7 +163,7 @@ def _supported(path: str, readings: Mapping[str, list[Reading]]) -> Reading:
 
 
 def _by_number(files: list[_File]) -> list[list[_File]]:
-    """Several materials that differ by the number behind the word; one where only a map has variations."""
+    """Return several materials that differ by the number behind the word; one where only a map has variations."""
     numbers: dict[Role, set[int | None]] = defaultdict(set)
     for file in files:
         if file.reading.role in _NEEDED:
@@ -187,7 +190,7 @@ def _judge(folder: str, files: list[_File]) -> Found:
 
 
 class _Unclear(Exception):
-    """Why a material is refused."""
+    """Raised with the reason for refusing a material."""
 
 
 def _choose(files: Sequence[_File]) -> tuple[dict[MapName, Take], Take | None]:
@@ -228,7 +231,7 @@ def _refuse_what_is_missing(
 
 
 def _colour(files: Sequence[_File]) -> list[_File] | None:
-    """The base colour's files: words before letters, base colours before diffuse ones."""
+    """Return the base colour's files: words before letters, base colours before diffuse ones."""
     colours = [file for file in files if file.reading.role == "albedo"]
     words = [file for file in colours if len(file.reading.word) > 1]
     if not words:
@@ -270,7 +273,10 @@ def _metallic(files: Sequence[_File], packed: list[_File] | None) -> Take | None
 
 
 def _one(files: Sequence[_File], role: Role, what: str = "") -> list[_File] | None:
-    """The files of a role, one map in all its resolutions and formats, the best first; None where there are none."""
+    """Return the files of a role, one map in all its resolutions and formats, the best first.
+
+    None where there are none.
+    """
     files = [file for file in files if file.reading.role == role]
     if not files:
         return None
@@ -297,7 +303,7 @@ def _take(
 
 
 def _folder_of(path: str) -> str:
-    """The folder that names a file's material: less `textures`, `4k`, `png` and the like at the end."""
+    """Return the folder that names a file's material: less `textures`, `4k`, `png` and the like at the end."""
     parts = list(PurePosixPath(path).parts[:-1])
     while parts and GENERIC.fullmatch(parts[-1]):
         parts.pop()

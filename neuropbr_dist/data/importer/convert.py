@@ -37,7 +37,7 @@ METAL_SPECULAR, METAL_DIFFUSE = 0.25, 0.04
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may ask for."""
+    """Wishes that the user may have."""
 
     size: int | None = None
     """Side in pixels; None: the source's."""
@@ -60,7 +60,7 @@ class Maps:
     pixels: dict[MapName, np.ndarray]
     """uint8 or uint16: (S, S, 3) albedo and normal, (S, S) roughness and metallic."""
     notes: list[str] = field(default_factory=list)
-    """What was done and why, for the table."""
+    """Sentences for the table: what was done and why."""
 
 
 def convert(
@@ -103,7 +103,7 @@ def convert(
 
 
 def _planes(name: MapName, take: Take, picture: np.ndarray, notes: list[str]) -> np.ndarray:
-    """A map's values, (H, W, 3) or (H, W), in the file's own type; floats in 0 .. 1."""
+    """Return a map's values, (H, W, 3) or (H, W), in the file's own type; floats in 0 .. 1."""
     channels = picture.shape[-1]
     if take.channel is not None:
         if take.channel >= (channels if channels > 2 else 0):
@@ -141,7 +141,7 @@ def _colours(name: MapName, take: Take, picture: np.ndarray, notes: list[str]) -
 
 
 def _gray(name: MapName, take: Take, picture: np.ndarray) -> np.ndarray:
-    """The one value a pixel of a map that is stored as gray, or as equal red, green and blue."""
+    """Return the one value a pixel of a map that is stored as gray, or as equal red, green and blue."""
     if picture.shape[-1] < 3:
         return picture[..., 0]
     red, green, blue = (picture[..., i] for i in range(3))
@@ -156,7 +156,7 @@ def _gray(name: MapName, take: Take, picture: np.ndarray) -> np.ndarray:
 
 
 def _opengl(normals: np.ndarray, take: Take, asked: Convention | None, notes: list[str]) -> np.ndarray:
-    """Unit normals whose green points to the top of the picture."""
+    """Return unit normals whose green points to the top of the picture."""
     normals = _unit(normals, take, notes)
     evidence = judge_convention(normals)
     told, found = evidence.convention, take.convention
@@ -189,7 +189,7 @@ def _opengl(normals: np.ndarray, take: Take, asked: Convention | None, notes: li
 
 
 def _unit(normals: np.ndarray, take: Take, notes: list[str]) -> np.ndarray:
-    """The normals as they are where most are unit; else made so, where they can be normals at all."""
+    """Return the normals as they are where most are unit; else made so, where they can be normals at all."""
     sample = _sample(normals)
     not_unit = non_unit_share(sample) > NON_UNIT_SHARE
     without_z = np.ptp(sample[2]) == 0 and np.ptp(sample[0]) > 0
@@ -208,13 +208,16 @@ def _unit(normals: np.ndarray, take: Take, notes: list[str]) -> np.ndarray:
 
 
 def _sample(colours: np.ndarray) -> np.ndarray:
-    """uint8 (3, h, w): pixels enough to see what a picture is."""
+    """Return pixels enough to see what a picture is: uint8 (3, h, w)."""
     step = max(1, min(colours.shape[:2]) // SAMPLE)
     return as_bits(colours[::step, ::step], 8).transpose(2, 0, 1)
 
 
 def _refuse_metals(specular: np.ndarray, albedo: np.ndarray, take: Take) -> None:
-    """A specular map of a dielectric is dim, or only dims; where diffuse is black and it is bright there is metal."""
+    """Raise a UserError for a specular map that shows metals, which have no metallic map.
+
+    A specular map of a dielectric is dim, or only dims; where diffuse is black and it is bright there is metal.
+    """
     small = [np.asarray(Image.fromarray(as_bits(p, 8).squeeze()).convert("L").resize((256, 256), Image.Resampling.BOX))
              for p in (specular[..., : 3 if specular.shape[-1] > 2 else 1], albedo)]  # fmt: skip
     bright, dark = (srgb_to_linear(decode(plane.astype(np.float32))) for plane in small)

@@ -49,7 +49,7 @@ class FolderSource:
 
 
 def _files_below(src: Path, leave_out: Path) -> list[str]:
-    """Relative paths of all files, hidden ones left out; links are followed, each folder is seen once."""
+    """Return relative paths of all files, hidden ones left out; links are followed, each folder is seen once."""
     seen: set[str] = {os.path.realpath(leave_out)}
     found = []
     for folder, folders, files in os.walk(src, followlinks=True):
@@ -77,7 +77,7 @@ def _require_pictures(src: Path, paths: list[str]) -> None:
 
 
 def _named(materials: list[Found], src: Path) -> list[tuple[str, Found]]:
-    """Materials with the names of their folders in DEST: of the folder, or where it holds several also their own."""
+    """Return materials with the names of their folders in DEST: the folder's, where it holds several also their own."""
     held = Counter(found.folder for found in materials)
     taken: set[str] = set()
     named = []

@@ -18,7 +18,7 @@ from neuropbr_dist.materials.channels import MapName
 
 
 class Files(Protocol):
-    """Where a material's pictures are read from."""
+    """Reader of a material's pictures."""
 
     def read(self, file: str) -> np.ndarray:
         """Return a picture's values; see `pictures.read_picture`."""
@@ -38,7 +38,7 @@ class Folder:
         return read_picture(self.root / file)
 
     def best_first(self, take: Take) -> Take:
-        """Of a map in several resolutions and formats, the largest; of equals, most bits; then by format."""
+        """Return a take whose first file is the largest of several; of equals, the one with most bits; then by format."""
         if len(take.files) == 1:
             return take
 
@@ -55,7 +55,7 @@ class Encoded:
     """Files that are in memory."""
 
     name: str
-    """Of the whole, for messages."""
+    """Name of the whole, for messages."""
     contents: Mapping[str, bytes] = field(repr=False)
 
     def read(self, file: str) -> np.ndarray:
@@ -72,21 +72,21 @@ class Job:
     """A material to import."""
 
     name: str
-    """Of its folder in DEST."""
+    """Name of its folder in DEST."""
     files: Files
     takes: Mapping[MapName, Take] = field(default_factory=dict)
     specular: Take | None = None
     reason: str = ""
-    """Why it can't be imported, '' if it can."""
+    """Reason why it can't be imported, '' if it can."""
     stamps: tuple[tuple[Any, ...], ...] = ()
-    """Of all that it is made from, and how: where they are the same, an earlier call's work holds."""
+    """Stamps of all that it is made from, and how: where they are the same, an earlier call's work holds."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Where it comes from: licence, source, …; kept beside the set."""
+    """Origin and rights: licence, source, …; kept beside the set."""
     validation: bool | None = None
-    """On the validation side of its own set's split; None: it has none."""
+    """Whether it is on the validation side of its own set's split; None: that has none."""
 
     def key(self, options: object) -> str:
-        """Hash of what the result depends on."""
+        """Return a hash of what the result depends on."""
         told = [
             self.stamps,
             {name: str(take) for name, take in self.takes.items()},
@@ -97,12 +97,12 @@ class Job:
 
 
 class Source(Protocol):
-    """Where materials come from."""
+    """Materials of one origin."""
 
     origin: str
-    """Its name: materials of two sources don't take each other's places."""
+    """Name of the source: materials of two sources don't take each other's places."""
     total: int | None
-    """How many, if it is known before they are read."""
+    """Number of materials, if it is known before they are read."""
     strays: list[str]
     """Pictures that aren't understood, or that no material needs."""
 

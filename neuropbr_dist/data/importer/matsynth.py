@@ -31,7 +31,7 @@ COLUMNS: dict[MapName, str] = {
 }
 ABOUT = ("name", "category", "metadata")
 KEPT = ("license", "source", "link", "authors")
-"""Of `metadata`: what attribution needs."""
+"""Fields of `metadata` that attribution needs."""
 VALIDATION = ("test", "validation")
 """Splits of the set that become the validation side."""
 _TOLD = str | int | None | list[str]
@@ -41,7 +41,7 @@ HUB = "hub:"
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which materials of a set are imported; empty: all."""
+    """Choice of a set's materials to import; empty: all."""
 
     licences: tuple[str, ...] = ()
     """`cc0`, `cc-by`, `cc-by-sa`, …: in any spelling and version."""
@@ -49,7 +49,7 @@ class Wanted:
     splits: tuple[str, ...] = ()
 
     def takes(self, about: Mapping[str, Any]) -> bool:
-        """Whether a material with this licence and category is wanted."""
+        """Return whether a material with this licence and category is wanted."""
         return not (
             (
                 self.licences
@@ -67,7 +67,7 @@ def licence_key(text: str) -> str:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Around what reads a parquet file: whatever pyarrow finds wrong with it is a fault of the file.
+    """Report whatever pyarrow finds wrong while it reads a parquet file as a fault of the file.
 
     Raises:
         UserError: names the file, and what is wrong.
@@ -231,7 +231,7 @@ class Tally:
         return Job(name, Encoded(name, {}), stamps=(stamp,), about=about, validation=validation)
 
     def require_some(self, src: Path) -> None:
-        """Raises UserError where nothing was wanted: it says what there is."""
+        """Raise a UserError where nothing was wanted: it says what there is."""
         if not self.taken:
             there = "; ".join(f"{what}: {count}" for what, count in self.left_out.most_common(8))
             raise UserError(
@@ -240,7 +240,7 @@ class Tally:
 
 
 def is_parquet(src: Path) -> bool:
-    """Whether a file is parquet, or a folder holds any."""
+    """Return whether a file is parquet, or a folder holds any."""
     return src.suffix == ".parquet" if src.is_file() else any(src.rglob("*.parquet"))
 
 
@@ -280,7 +280,7 @@ def _about(values: Mapping[str, Any], categories: list[str]) -> dict[str, Any]:
 
 
 def _categories(metadata: Mapping[bytes, bytes]) -> list[str]:
-    """Names of the classes, as `datasets` writes them into a parquet file."""
+    """Return the names of the classes, as `datasets` writes them into a parquet file."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         return list(map(str, features["category"]["names"]))

@@ -1,4 +1,4 @@
-"""Which way a normal map's green points, told from the map itself.
+"""Direction of a normal map's green, told from the map itself.
 
 The normals of a surface z = h(x, y) are the slopes p = -nx / nz = dh/dx and q = -ny / nz = dh/dy, and slopes of
 one height have dp/dy = dq/dx everywhere. With green turned over the two differ in sign: their correlation
@@ -29,12 +29,12 @@ _NZ = 0.1  # steeper than 84 degrees is noise
 
 
 class Evidence(NamedTuple):
-    """What the map itself says."""
+    """Evidence in the map itself of where green points."""
 
     convention: Convention | None
-    """None: it doesn't say."""
+    """Convention that the map shows; None: it doesn't say."""
     correlation: float
-    """At the scale that says most: from -1, DirectX, to 1, OpenGL."""
+    """Correlation of the slopes at the scale that says most: from -1, DirectX, to 1, OpenGL."""
     flat: bool = False
     """Green is flat throughout: either convention is right."""
 
@@ -63,7 +63,7 @@ def judge_convention(normals: np.ndarray) -> Evidence:
 
 
 def _correlations(normals: np.ndarray, top: float) -> Iterator[tuple[float, float]]:
-    """Of each scale, the finest first: the correlation of dp/dy and dq/dx, and in how many blocks of the map.
+    """Yield, for each scale, the finest first: the correlation of dp/dy and dq/dx, and in how many blocks of the map.
 
     The second is the sum over blocks by its spread, about normal around 0 where the two are unrelated, and 8
     where all blocks agree.
@@ -89,7 +89,7 @@ def _correlations(normals: np.ndarray, top: float) -> Iterator[tuple[float, floa
 
 
 def _blocks(values: np.ndarray) -> np.ndarray:
-    """Sums of (H, W) over `BLOCKS` by `BLOCKS` parts of the picture."""
+    """Return the sums of (H, W) over `BLOCKS` by `BLOCKS` parts of the picture."""
     rows = np.linspace(0, values.shape[0], BLOCKS + 1).astype(int)[:-1]
     columns = np.linspace(0, values.shape[1], BLOCKS + 1).astype(int)[:-1]
     return np.add.reduceat(np.add.reduceat(values, rows, axis=0, dtype=np.float64), columns, axis=1)

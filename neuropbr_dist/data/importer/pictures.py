@@ -37,16 +37,16 @@ NOT_A_PICTURE = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
     struct.error, Image.DecompressionBombError,
 )  # fmt: skip
-"""What the libraries raise on a file that is cut, forged or something else."""
+"""Errors that the libraries raise on a file that is cut, forged or something else."""
 
 
 class Size(NamedTuple):
-    """What a file's header says."""
+    """Size and depth in a file's header."""
 
     width: int
     height: int
     bits: int
-    """Of a value: 8, 16 or 32."""
+    """Bits of a value: 8, 16 or 32."""
 
 
 def read_size(path: Path) -> Size:
@@ -144,7 +144,7 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
 
 
 def _bits(image: Image.Image) -> int:
-    """Bits a value: Pillow's mode hides them for colour."""
+    """Return the bits a value: Pillow's mode hides them for colour."""
     if image.format == "PNG":
         return 16 if image.mode.startswith("I") or _has_16_bit_tiles(image) else 8
     if image.format == "TIFF":

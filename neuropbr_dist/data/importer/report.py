@@ -1,4 +1,4 @@
-"""What was taken for what: a table for the terminal and a file, and pictures of it."""
+"""Report of an import, which map was taken from which file: a table for the terminal and a file, and pictures."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Row:
     taken: dict[str, str]
     """Map to file, `:r` to `:a` a channel of it, `~` inverted."""
     side: int = 0
-    """In pixels; 0 where nothing was made."""
+    """Side in pixels; 0 where nothing was made."""
     notes: list[str] = field(default_factory=list)
     reason: str = ""
-    """Why it was left out, '' where it wasn't."""
+    """Reason why it was left out, '' where it wasn't."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Licence, source, …"""
     validation: bool | None = None
-    """On the validation side of its source's split; None: it has none."""
+    """Whether it is on the validation side of its source's split; None: that has none."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Nothing was left out."""
+        """Whether nothing was left out."""
         return not self.strays and not any(row.reason for row in self.rows)
 
     @property
@@ -62,7 +62,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """The summary, in one line."""
         sides = Counter(row.side for row in self.imported)
         told = ", ".join(f"{count} of {side} px" for side, count in sorted(sides.items()))
         parts = [f"{len(self.imported)} materials imported" + (f" ({told})" if told else "")]
@@ -73,7 +73,7 @@ class Report:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    """A line of the table: files without the folder that they have in common."""
+    """Return a line of the table: files without the folder that they have in common."""
     folders = {os.path.dirname(file.lstrip("~")) for file in row.taken.values()}
     folder = os.path.commonpath(folders) if folders else ""
     files = [

@@ -46,7 +46,7 @@ STATE, READY, STRIPS, JOURNAL = ".import", "ready", "strips", "journal.jsonl"
 
 @dataclass
 class Outcome:
-    """What became of a job; a line of the journal."""
+    """Result of a job; a line of the journal."""
 
     name: str
     origin: str
@@ -54,11 +54,11 @@ class Outcome:
     key: str
     """See `Job.key`."""
     outputs: list[dict[str, Any]] = field(default_factory=list)
-    """Of each material that was made: its name, side, notes, and hashes of its albedo and normals."""
+    """Name, side, notes, and hashes of albedo and normals of each material that was made."""
     taken: dict[str, str] = field(default_factory=dict)
     """Map to the file that it was taken from."""
     reason: str = ""
-    """Why nothing was made."""
+    """Reason why nothing was made, else ''."""
     about: dict[str, Any] = field(default_factory=dict)
     validation: bool | None = None
 
@@ -140,7 +140,10 @@ class _Importer:
                 bar.update()
 
     def report(self) -> Report:
-        """Of all materials that are there, and of those of this source that aren't; copies of others are left out."""
+        """Return a report of all materials that are there, and of those of this source that aren't.
+
+        Copies of other materials count as left out.
+        """
         taken = {id(outcome) for outcome in self.done}
         names = {outcome.name for outcome in self.done if not outcome.reason}
         others = [o for o in self.before.values() if o.outputs and o.name not in names and id(o) not in taken]
@@ -182,7 +185,7 @@ class _Importer:
                 shutil.rmtree(self.dest)
 
     def _known(self, job: Job) -> Outcome | None:
-        """What an earlier call made of a job, if that still holds; a refusal where its name is another source's."""
+        """Return an earlier call's outcome of a job, if it still holds; a refusal where its name is another source's."""
         known = self.before.get(job.name)
         if known is None or not self._is_there(known):
             return None
@@ -225,7 +228,7 @@ class _Importer:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a working process does with a job."""
+    """Work of a process on one job."""
 
     state: Path
     origin: str
@@ -263,7 +266,7 @@ class _Work:
 
 
 def _hash(pixels: np.ndarray) -> str:
-    """Two checksums: a cryptographic one would take longer than decoding does."""
+    """Return two checksums: a cryptographic one would take longer than decoding does."""
     return f"{isal_zlib.crc32(pixels.data):08x}{isal_zlib.adler32(pixels.data):08x}"
 
 
@@ -275,7 +278,7 @@ _LINE = {
 
 
 def _is_line(value: Any) -> bool:
-    """Whether it is an `Outcome`; folders by its names are deleted, so none may lead out of DEST."""
+    """Return whether a value is an `Outcome`; folders by its names are deleted, so none may lead out of DEST."""
     return fits(value, _LINE) and all(
         fits(output, _OUTPUT) and output["name"] == folder_name(output["name"]) for output in value["outputs"]
     )

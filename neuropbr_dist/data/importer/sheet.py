@@ -73,7 +73,7 @@ def _sheet(strips: Sequence[tuple[str, Path]]) -> Image.Image:
 
 
 def _thumb(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (THUMB, THUMB, 3)."""
+    """Return a small picture, uint8 (THUMB, THUMB, 3)."""
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
     step = max(1, len(pixels) // (4 * THUMB))  # every pixel of a thumbnail is of 16 at least

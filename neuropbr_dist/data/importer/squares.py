@@ -27,7 +27,7 @@ from neuropbr_dist.materials.channels import (
 def squared(
     planes: Mapping[MapName, np.ndarray], size: int | None, bits: int, tiles: bool
 ) -> list[tuple[dict[MapName, np.ndarray], list[str]]]:
-    """Each square that is kept, at the side that is wanted, in the bits that are wanted."""
+    """Return each square that is kept, at the side that is wanted, in the bits that are wanted."""
     height, width = planes["albedo"].shape[:2]
     for name, plane in planes.items():
         if abs(plane.shape[1] * height - plane.shape[0] * width) > 0.01 * plane.shape[0] * width:
@@ -55,7 +55,7 @@ def squared(
 
 
 def _boxes(width: int, height: int, tiles: bool) -> list[tuple[float, float, float, float]]:
-    """Left, top, right and bottom of each square, as shares of the picture."""
+    """Return left, top, right and bottom of each square, as shares of the picture."""
     side = min(width, height)
     count = (max(width, height) // side) if tiles else 1
     boxes = []
@@ -75,7 +75,7 @@ def _crop(plane: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarr
 
 
 def _resized(name: MapName, plane: np.ndarray, side: int) -> np.ndarray:
-    """float32 in 0 .. 1, by the rules of this module."""
+    """Return a resized map, float32 in 0 .. 1, by the rules of this module."""
     values = _linear(plane) if name == "albedo" else unsigned(plane)
     how = Image.Resampling.BOX if side < plane.shape[0] else Image.Resampling.BILINEAR
     bands: Sequence[np.ndarray] = [values] if values.ndim == 2 else [values[..., i] for i in range(3)]
@@ -88,7 +88,7 @@ def _resized(name: MapName, plane: np.ndarray, side: int) -> np.ndarray:
 
 
 def _linear(albedo: np.ndarray) -> np.ndarray:
-    """sRGB -> linear light; of whole numbers by a table, which is many times faster."""
+    """Convert sRGB to linear light; whole numbers by a table, which is many times faster."""
     if albedo.dtype.kind == "f":
         return srgb_to_linear(albedo).astype(np.float32)
     levels = np.arange(np.iinfo(albedo.dtype).max + 1, dtype=np.float64)
@@ -96,26 +96,26 @@ def _linear(albedo: np.ndarray) -> np.ndarray:
 
 
 def normalised(encoded: np.ndarray) -> np.ndarray:
-    """Normals (…, 3) in 0 .. 1 -> the same at unit length."""
+    """Return normals (…, 3), encoded in 0 .. 1, at unit length."""
     vectors = decode_normals(encoded)
     length = np.sqrt(np.square(vectors).sum(axis=-1, keepdims=True))
     return encode_normals(vectors / np.maximum(length, 1e-6)).astype(np.float32)
 
 
 def unsigned(values: np.ndarray) -> np.ndarray:
-    """float32 in 0 .. 1."""
+    """Return values as float32 in 0 .. 1."""
     if values.dtype.kind == "f":
         return values.astype(np.float32, copy=False)
     return values.astype(np.float32) / np.float32(full_scale(values))
 
 
 def full_scale(values: np.ndarray) -> int:
-    """What stands for 1 in a file's values: the largest whole number of their type, or 1 of floats."""
+    """Return the value that stands for 1 in a file: the largest whole number of its type, or 1 of floats."""
     return np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1
 
 
 def as_bits(values: np.ndarray, bits: int) -> np.ndarray:
-    """uint8 or uint16, rounded."""
+    """Return values as uint8 or uint16, rounded."""
     if values.dtype.kind == "f":
         top = np.float32(2**bits - 1)
         return (values.clip(0, 1) * top + np.float32(0.5)).astype(np.uint8 if bits == 8 else np.uint16)

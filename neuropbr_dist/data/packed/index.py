@@ -83,7 +83,7 @@ def read_head(folder: Path) -> dict[str, Any]:
 
 
 def _is_sound(head: dict[str, Any]) -> bool:
-    """Whether the fields are there, of their types, and name no file outside the set."""
+    """Return whether the fields are there, of their types, and name no file outside the set."""
     return (
         all(type(head.get(name)) is kind for name, kind in FIELDS.items())
         and all(re.fullmatch(r"\w+\.npy", name) for name in head["index"])
@@ -220,7 +220,7 @@ class PackedIndex:
             raise UserError(f"{path}: not a table of a packed set; {_COPY_AGAIN}") from error
 
     def _check(self) -> None:
-        """Rows point to rows that are there, and columns are what their names say."""
+        """Check that rows point to rows that are there, and that columns are what their names say."""
         samples, materials, records = self.samples, self.materials, self.records
         kinds = _tables([], [], {}).values()
         sound = (
@@ -242,7 +242,7 @@ class PackedIndex:
 
 
 def _same_columns(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether tables have the same columns; names are bytes of any length."""
+    """Return whether tables have the same columns; names are bytes of any length."""
     if one.ndim != 1 or one.dtype.names != other.dtype.names:
         return False
     return one.dtype["name"].kind == "S" and one.dtype.descr[1:] == other.dtype.descr[1:]

@@ -51,7 +51,7 @@ Columns = Callable[[Sequence[Sample]], Mapping[str, np.ndarray]]
 
 
 def cameras_of(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
-    """The index's column of cameras, float32 (n, 3, 14); none where nobody has one."""
+    """Return the index's column of cameras, float32 (n, 3, 14); none where nobody has one."""
     rows = [sample.cameras for sample in samples]
     if all(row is None for row in rows):
         return {}
@@ -138,7 +138,7 @@ def pack(
 
 
 def _tasks(index: Index) -> list[Task]:
-    """Every picture once, also those of incomplete samples."""
+    """Return every picture once, also those of incomplete samples."""
     tasks: dict[str, Task] = {}
     for sample in index.samples:
         views, maps = (tuple(map(picture_at, paths)) for paths in (sample.views, sample.maps))
@@ -207,7 +207,7 @@ def _open_writer(folder: Path, attempt: int, shard_bytes: int) -> None:
 
 
 def _pack(task: Task, conventions: Conventions) -> tuple[list[Stamp], Done]:
-    """In a working process: decode, judge, write. The stamps are from before the reading."""
+    """Decode, judge and write, in a working process. The stamps are from before the reading."""
     stamps = task.stamps
     findings, pictures = [], []
     for picture in task.pictures:
@@ -273,7 +273,7 @@ def _finish(
 
 
 def _write_split(dest: Path, validation: frozenset[str] | None, packed: frozenset[str]) -> None:
-    """The set's own split goes with it, as far as its materials do."""
+    """Write the set's own split beside it, as far as its materials are packed."""
     with writing(dest / SPLIT_FILE):
         if validation is None:
             (dest / SPLIT_FILE).unlink(missing_ok=True)
@@ -290,7 +290,7 @@ def _place(result: Done) -> Place:
 def _origin(
     samples: list[Sample], views: Sequence[Done], maps: Mapping[str, Done], conventions: Conventions
 ) -> str:
-    """Hash of the decoded pixels, the names they go by, and how they were converted."""
+    """Return a hash of the decoded pixels, the names they go by, and how they were converted."""
     digest = hashlib.sha256(str(conventions).encode())
     for sample, pictures in zip(samples, views, strict=True):
         contents = [finding.content for finding in (*pictures.findings, *maps[sample.material].findings)]

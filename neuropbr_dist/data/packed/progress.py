@@ -93,7 +93,7 @@ class Progress:
 
 
 def _is_line(line: Any) -> bool:
-    """Whether a value is a line of a journal, also of an older version's: that is to be refused, not repaired."""
+    """Return whether a value is a line of a journal, also of an older version's: that is to be refused, not repaired."""
     if not isinstance(line, dict):
         return False
     if "version" in line:

@@ -52,7 +52,7 @@ class Level(NamedTuple):
     shape: tuple[int, ...]
     """The array is (…, H, W)."""
     offset: int
-    """Its first byte, counted from the end of the header's padding."""
+    """Place of its first byte, counted from the end of the header's padding."""
     rows: int
     """A block has so many rows of a channel; the last may have fewer."""
     crcs: list[int]

@@ -39,7 +39,7 @@ class Place(NamedTuple):
     offset: int
     nbytes: int
     header: int
-    """Its header has so many bytes."""
+    """Bytes of the record's header."""
     crc: int
     """The CRC-32 of its header."""
 

@@ -26,7 +26,7 @@ class PackedEntry(NamedTuple):
     source: str
     material: str
     row: int
-    """Its row in `samples.npy`, and in every column."""
+    """Row of the entry in `samples.npy`, and in every column."""
 
     @property
     def key(self) -> str:

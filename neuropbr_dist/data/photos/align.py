@@ -55,7 +55,7 @@ def align(photos: Sequence[Photo], reference: int | None = None) -> Aligned:
 
 
 def _layout(links: Links, spread: float) -> Layout:
-    """The layout that all links agree on; where they contradict each other, that of the hub's own."""
+    """Return the layout that all links agree on; where they contradict each other, that of the hub's own."""
     layout = lay_out(list(links.links.values()), links.hub, spread)
     if layout.error > _INCONSISTENT and len(links.links) > len(links.used) - 1:
         layout = lay_out([link for pair, link in links.links.items() if links.hub in pair], links.hub, spread)
@@ -87,12 +87,12 @@ class _Plane:
         return square
 
     def _picture(self, number: int) -> Matrix:
-        """From true rays to picture coordinates."""
+        """Return the matrix from true rays to picture coordinates."""
         photo = self.shown[number].photo
         return ray_to_picture(photo, photo.focal * self.layout.zoom)
 
     def _from_hub(self, number: int) -> Matrix:
-        """The hub's true rays to a photo's."""
+        """Return the matrix from the hub's true rays to a photo's."""
         layout, hub = self.layout, self.links.hub
         if number == hub:
             return np.eye(3)
@@ -103,7 +103,7 @@ class _Plane:
         return inverse(zoom) @ found @ zoom
 
     def map_to_rays(self, number: int) -> Matrix:
-        """From map coordinates to a photo's true rays."""
+        """Return the matrix from map coordinates to a photo's true rays."""
         x, y = self.square.middle
         side = self.square.side
         right, above, _ = self.axes
@@ -111,7 +111,7 @@ class _Plane:
         return self._from_hub(number) @ np.column_stack([side * right, side * above, start])
 
     def cameras(self) -> list[PlaneCamera | None]:
-        """How each photo sees the frame."""
+        """Return the camera with which each photo sees the frame; None for a photo that isn't used."""
         found: list[PlaneCamera | None] = [None] * len(self.shown)
         for number in self.links.used:
             from_plane = self.axes @ (self.layout.stations[number].place - self.layout.normal)
@@ -151,7 +151,7 @@ class _Plane:
         return found
 
     def _depth(self, number: int) -> float:
-        """The share of details off the plane, of the hub and another photo."""
+        """Return the share of details off the plane, of the hub and another photo."""
         hub, station = self.links.hub, self.layout.stations[number]
         zoom = np.diag([self.layout.zoom, self.layout.zoom, 1.0])
         across = zoom @ self._from_hub(number) @ inverse(zoom)
@@ -159,6 +159,6 @@ class _Plane:
         return depth(self.shown[hub], self.shown[number], across, inverse(zoom) @ essential @ inverse(zoom))
 
     def _shared(self, number: int) -> float:
-        """The frame's share of a photo's area."""
+        """Return the frame's share of a photo's area."""
         corners = Square(np.zeros(2), 1.0).corners()
         return area(project(self._picture(number) @ self.map_to_rays(number), corners))

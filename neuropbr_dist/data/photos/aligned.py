@@ -1,4 +1,4 @@
-"""How photos see the frame that they share."""
+"""Photos with the cameras that see the frame that they share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neuropbr_dist.materials.plane import PlaneCamera, scaled
 
 @dataclass(frozen=True, eq=False)
 class Aligned:
-    """How photos see the frame."""
+    """Photos, and the cameras that see their frame."""
 
     photos: Sequence[Photo]
     cameras: Sequence[PlaneCamera | None]
@@ -29,7 +29,7 @@ class Aligned:
 
 
 def _pixels(photo: Photo, camera: PlaneCamera) -> float:
-    """How many pixels of a photo a side of the frame takes, in the photo's middle."""
+    """Return how many pixels of a photo a side of the frame takes, in the photo's middle."""
     return float(np.sqrt(abs(np.linalg.det(scaled(camera).map_to_view)) * photo.width * photo.height))
 
 

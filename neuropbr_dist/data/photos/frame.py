@@ -52,7 +52,7 @@ def largest_square(views: Sequence[Matrix]) -> Square | None:
 
 
 def _inside(view: Matrix) -> Matrix:
-    """The rows (4, 3) that are positive on (x, y, 1) where a view shows the point."""
+    """Return the rows (4, 3) that are positive on (x, y, 1) where a view shows the point."""
     u, v, depth = view
     return np.stack([u, depth - u, v, depth - v])
 

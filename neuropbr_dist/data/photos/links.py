@@ -1,4 +1,4 @@
-"""Which of some photos lie on each other, and why the others don't."""
+"""Links between photos that lie on each other, and the reasons why others don't."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _UNMOVED = 0.01  # share of what two photos show
 
 @dataclass(frozen=True)
 class Links:
-    """What was found between photos."""
+    """Links found between photos."""
 
     hub: int
     """The photo that all others that are used are linked to."""
     links: dict[tuple[int, int], Link]
-    """By the numbers of two photos that are used, the smaller first."""
+    """Links by the numbers of two photos that are used, the smaller first."""
     remarks: list[str] = field(default_factory=list)
     """Sentences on those that aren't used."""
 
     @property
     def used(self) -> list[int]:
-        """Which photos are."""
+        """Numbers of the photos that are used."""
         return sorted({self.hub} | {number for pair in self.links for number in pair})
 
 
@@ -74,14 +74,14 @@ def find_links(shown: Sequence[Shown]) -> Links:
 
 
 def _from_one_place(overlay: Overlay) -> bool:
-    """Whether two photos lie on each other without being moved."""
+    """Return whether two photos lie on each other without being moved."""
     corners = overlay.square.corners()
     away = np.linalg.norm(project(overlay.homography, corners) - corners, axis=1)
     return bool(away.max() < _UNMOVED * overlay.square.side)
 
 
 def _hub(there: Sequence[int], overlays: dict[tuple[int, int], Overlay]) -> int:
-    """The photo with the most links, and of these with the most evidence; the first where there are none."""
+    """Return the photo with the most links, and of these with the most evidence; the first where there are none."""
 
     def merit(number: int) -> tuple[int, float, int]:
         own = [overlay.evidence for pair, overlay in overlays.items() if number in pair]
@@ -91,7 +91,7 @@ def _hub(there: Sequence[int], overlays: dict[tuple[int, int], Overlay]) -> int:
 
 
 def _mirrored(first: Shown, second: Shown, least: float) -> bool:
-    """Whether the second photo is more like the first mirrored than `least`."""
+    """Return whether the second photo is more like the first mirrored than `least`."""
     overlay = overlaid(first, second.mirrored())
     return overlay is not None and overlay.likeness > least
 

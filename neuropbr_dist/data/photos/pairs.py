@@ -62,7 +62,7 @@ class Shown:
 
     @property
     def to_picture(self) -> Matrix:
-        """See `ray_to_picture`."""
+        """Matrix (3, 3) from ray coordinates to picture coordinates; see `ray_to_picture`."""
         return ray_to_picture(self.photo, self.photo.focal)
 
     def mirrored(self) -> Shown:
@@ -89,14 +89,14 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """How two photos lie on each other."""
+    """Overlay of two photos: the homography between them, and what speaks for it."""
 
     homography: Matrix
     """(3, 3) from ray coordinates of the first to those of the second."""
     likeness: float
     """Correlation of the two in the square that both show, 1 at best, about 0 by chance."""
     square: Square
-    """In ray coordinates of the first."""
+    """Square that both show, in ray coordinates of the first."""
     window: Matrix
     """(3, 3) from map coordinates to ray coordinates of the first: where they were compared."""
     precision: Matrix
@@ -104,7 +104,7 @@ class Overlay:
 
     @property
     def evidence(self) -> float:
-        """How much speaks for it: what is explained of the pictures' structure, by the area that they share."""
+        """Weight of what speaks for it: the explained part of the pictures' structure, by the area that they share."""
         return -float(np.log(1 - min(max(self.likeness, 0.0), 0.999) ** 2)) * self.square.side**2
 
 
@@ -173,7 +173,7 @@ def grouped(first: Shown, second: Shown) -> Iterator[Matrix]:
 
 
 def _homography(a: Matrix, b: Matrix, method: int) -> tuple[Matrix | None, npt.NDArray[np.bool_]]:
-    """The homography that most pairs of ray coordinates agree on, and which do."""
+    """Return the homography that most pairs of ray coordinates agree on, and which do."""
     pixels = np.diag([MATCHED_SIDE, MATCHED_SIDE, 1.0])  # OpenCV's search expects numbers of their size
     found, agree = cv2.findHomography(
         a * MATCHED_SIDE, b * MATCHED_SIDE, method, _REACH, maxIters=20_000, confidence=0.9999

@@ -1,4 +1,4 @@
-"""How well photos lie on each other in the frame, and whether it is a plane that they show."""
+"""Checks of how well photos lie on each other in the frame, and whether they show a plane."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neuropbr_dist.data.register.pyramid import Array, ViewPyramid
 from neuropbr_dist.materials.plane import Matrix, project
 
 SIDE = 512
-"""Of the frame, in pixels, that distances are told for."""
+"""Side of the frame, in pixels, that distances are told for."""
 _BLOCK, _REACH = 48, 24  # pixels: of a block, and how far away it is looked for
 _CLEAR, _OFF = (
     0.6,
@@ -30,7 +30,7 @@ class Comparison:
     found: float
     """Share of the blocks of one that are found in the other, at their place or up to 24 pixels away."""
     apart: float
-    """How far from their place these are, in pixels of 512: the median."""
+    """Median distance of these from their place, in pixels of 512."""
     flat: float
     """Share of these that are in their place, within 4 pixels; 1 if none is found."""
 
@@ -56,7 +56,7 @@ def compare(first: Shown, second: Shown, map_to_first: Matrix, map_to_second: Ma
 
 
 def _peak(ours: Array, theirs: Array, top: int, left: int) -> tuple[float, float]:
-    """How far from its place a block is most like the other picture, in pixels, and how alike it is there."""
+    """Return how far from its place a block is most like the other picture, in pixels, and how alike it is there."""
     block = ours[top : top + _BLOCK, left : left + _BLOCK]
     around = theirs[top - _REACH : top + _BLOCK + _REACH, left - _REACH : left + _BLOCK + _REACH]
     likeness = np.asarray(cv2.matchTemplate(around, block, cv2.TM_CCOEFF_NORMED), np.float32)
@@ -67,7 +67,7 @@ def _peak(ours: Array, theirs: Array, top: int, left: int) -> tuple[float, float
 
 
 def _between(line: Array, at: int) -> float:
-    """Where between the pixels a peak is: the vertex of a parabola."""
+    """Return where between the pixels a peak is: the vertex of a parabola."""
     if not 0 < at < len(line) - 1:
         return 0.0
     before, here, after = (float(value) for value in line[at - 1 : at + 2])

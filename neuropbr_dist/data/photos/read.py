@@ -46,12 +46,12 @@ class Photo:
 
     @property
     def width(self) -> int:
-        """Of the picture, in pixels."""
+        """Width of the picture in pixels."""
         return self.pixels.shape[2]
 
     @property
     def height(self) -> int:
-        """Of the picture, in pixels."""
+        """Height of the picture in pixels."""
         return self.pixels.shape[1]
 
 
@@ -78,7 +78,7 @@ def read_photo(path: Path) -> Photo:
 
 
 def _opened(path: Path) -> tuple[Image.Image, Mapping[int, Any]]:
-    """The decoded picture, "L", "RGB" or "CMYK", as the sensor lies, and its EXIF tags, those of the camera included."""
+    """Return the picture as the sensor lies, "L", "RGB" or "CMYK", and its EXIF tags with the camera's."""
     suffix = path.suffix.lower()
     if suffix in HEIC:
         _require_heif(path)
@@ -125,7 +125,7 @@ def _require_heif(path: Path) -> None:
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None, path: Path) -> Image.Image:
-    """The picture in sRGB, whatever profile it has; one that can't be used is left out with a sentence."""
+    """Return the picture in sRGB, whatever profile it has; one that can't be used is left out with a sentence."""
     if profile:
         try:
             own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -141,7 +141,7 @@ def _in_srgb(image: Image.Image, profile: bytes | None, path: Path) -> Image.Ima
 
 
 def _focal_in_diagonals(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:
-    """The focal length in parts of the picture's diagonal, as EXIF tells it; None where it doesn't, or nonsense."""
+    """Return the focal length in picture diagonals, as EXIF tells it; None where it doesn't, or tells nonsense."""
     equivalent = _number(exif.get(ExifTags.Base.FocalLengthIn35mmFilm))
     if equivalent is None:
         length, per_unit = (
@@ -156,7 +156,7 @@ def _focal_in_diagonals(exif: Mapping[int, Any], size: tuple[int, int]) -> float
 
 
 def _number(value: Any) -> float | None:
-    """A positive number, or None for what isn't one, as damaged EXIF holds."""
+    """Return a positive number, or None for what isn't one, as damaged EXIF holds."""
     try:
         number = float(value)
     except (TypeError, ValueError, ZeroDivisionError):

@@ -1,4 +1,4 @@
-"""Where photos were taken from and how the plane lies, from the homographies between them.
+"""Stations from which photos were taken, and the plane's tilt, from the homographies between the photos.
 
 Everything is in ray coordinates: a picture's point is (x, y), to the right and down from its middle, in focal lengths.
 A plane n . X = 1 of the first camera's space takes its rays to those of a camera at c, turned by R, as
@@ -37,7 +37,7 @@ _AS_GOOD = 6.0  # squared standard deviations
 
 @dataclass(frozen=True, eq=False)
 class Link:
-    """How one photo's rays go over to another's."""
+    """Homography from one photo's rays to another's."""
 
     first: int
     second: int
@@ -81,7 +81,7 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class Station:
-    """Where a photo was taken, in the hub's camera space: x right, y down, z forward; the plane is one unit away."""
+    """Station of a photo, in the hub's camera space: x right, y down, z forward; the plane is one unit away."""
 
     turn: Matrix
     """(3, 3) takes the hub's directions to this camera's."""
@@ -100,7 +100,7 @@ class Layout:
     normal: Matrix
     """(3,) unit vector into the surface, in the hub's camera space."""
     stations: dict[int, Station]
-    """By photo; the hub's is at the origin."""
+    """Stations by photo; the hub's is at the origin."""
     zoom: float
     """True focal length over the assumed one."""
     error: float
@@ -151,7 +151,7 @@ def _from_hub(links: Sequence[Link], hub: int, photo: int) -> Matrix:
 
 
 def _explanations(homography: Matrix) -> list[tuple[Matrix, Matrix, Matrix]]:
-    """Turns, places and normals that explain a homography, the plane in front of both cameras."""
+    """Return turns, places and normals that explain a homography, the plane in front of both cameras."""
     _, turns, shifts, normals = cv2.decomposeHomographyMat(homography, np.eye(3))
     found = []
     for turn, shift, normal in zip(turns, shifts, normals, strict=True):
@@ -186,7 +186,7 @@ class _Fit:
         return normal / np.linalg.norm(normal), stations
 
     def misses(self, numbers: Matrix) -> Matrix:
-        """What the links are off by, in standard deviations, (8 L,)."""
+        """Return how far the links are off, in standard deviations, (8 L,)."""
         normal, stations = self.stations(numbers)
         zoom = np.diag([np.exp(numbers[-1])] * 2 + [1.0])
         from_hub = {photo: station.from_hub(normal) for photo, station in stations.items()}
@@ -197,7 +197,7 @@ class _Fit:
         return np.concatenate(found)
 
     def residuals(self, numbers: Matrix) -> Matrix:
-        """The same, with what is believed beforehand."""
+        """Return the `misses`, with what is believed beforehand."""
         normal, stations = self.stations(numbers)
         seen = [station.turn @ normal for station in stations.values()]
         tilts = [axis[:2] / max(axis[2], _GRAZING) / _LIKELY_TILT for axis in seen]

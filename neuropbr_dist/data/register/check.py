@@ -1,4 +1,4 @@
-"""Whether views lie on their maps where their cameras say, and what is wrong where they don't."""
+"""Check that views lie on their maps where their cameras say, with the faults of those that don't."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _TURNS = ("", "a quarter turn", "half a turn", "three quarters of a turn")
 
 @dataclass(frozen=True)
 class Placed:
-    """How one view lies on its maps."""
+    """Place of one view on its maps."""
 
     number: int
     correlation: float
     apart: float
     """Tiles, mean over the map."""
     reason: str = ""
-    """What is wrong, if that shows."""
+    """Fault of the place, if it shows; else ''."""
 
     @property
     def fits(self) -> bool:
@@ -80,7 +80,7 @@ def misplaced(samples: Sequence[Sample], workers: int, progress: bool) -> tuple[
 
 
 def _place(sample: Sample) -> list[Placed]:
-    """In a working process: each view with a sure camera that shows enough to tell."""
+    """Place each view with a sure camera that shows enough to tell, in a working process."""
     assert sample.cameras is not None
     try:
         wrap = bool(sample.cameras[:, WRAP].any())
@@ -102,7 +102,7 @@ def _place(sample: Sample) -> list[Placed]:
 def _placed(
     material: MaterialPyramid, view: ViewPyramid, number: int, matrices: Sequence[Matrix], sure: Sequence[int]
 ) -> Placed:
-    """How one view lies on its maps: near where its camera says, unless it fits clearly better elsewhere."""
+    """Place one view on its maps: near where its camera says, unless it fits clearly better elsewhere."""
     given = matrices[number]
     motion, fit = refined(material, view, Plane(given), COARSE, 6)
     needed = max(_FITS, fit + _BETTER)
@@ -128,7 +128,7 @@ def _turn_of(turn: int) -> str:
 def _exchanged(
     found: Matrix, number: int, matrices: Sequence[Matrix], sure: Sequence[int], wrap: bool
 ) -> str:
-    """Whether a view was found where another of its sample's cameras is."""
+    """Return which other camera of its sample a view was found at, as a phrase; '' if at none."""
     for other in sure:
         if other != number and error_on_map(found, matrices[other], wrap) < NOTABLE:
             return f"is seen by the camera of view {other}"
@@ -136,7 +136,7 @@ def _exchanged(
 
 
 def _others(lost: Sequence[Sample], known: Sequence[Sample], workers: int) -> dict[str, str]:
-    """What lost samples show instead: another sample's material, by its camera or by their own."""
+    """Return what lost samples show instead, by key: another sample's material, by its camera or by their own."""
     keys = {sample.key for sample in lost}
     order = [*lost, *(sample for sample in known if sample.key not in keys)]
     pairs = [
@@ -160,7 +160,7 @@ def _others(lost: Sequence[Sample], known: Sequence[Sample], workers: int) -> di
 
 
 def _likeness(pair: tuple[Sample, Sample]) -> tuple[float, float]:
-    """How well the first sample's views fit on the other's material, by the other's cameras and by their own."""
+    """Return how well the first sample's views fit on the other's material, by the other's cameras and by their own."""
     sample, other = pair
     assert sample.cameras is not None and other.cameras is not None
     try:
@@ -217,7 +217,7 @@ def _notes(samples: Sequence[Sample], placed: dict[str, list[Placed]]) -> list[s
 
 
 def _side(sample: Sample) -> int:
-    """Of a sample's maps, in pixels."""
+    """Return the side of a sample's maps in pixels."""
     return _side_of(sample.maps[0])
 
 
@@ -228,6 +228,6 @@ def _side_of(path: Path) -> int:
 
 @lru_cache(maxsize=1)
 def _material(maps: tuple[Path, ...], wrap: bool) -> MaterialPyramid:
-    """The material of these files; samples of one come after each other."""
+    """Return the material of these files; samples of one come after each other."""
     planes = [read_picture(path, role) for path, role in zip(maps, MAP_NAMES, strict=True)]
     return MaterialPyramid(np.concatenate(planes), wrap)

@@ -28,10 +28,10 @@ _SAME = 0.03  # tiles
 
 @dataclass(frozen=True)
 class Bounds:
-    """What poses are thought possible."""
+    """Bounds of the poses that are thought possible."""
 
     distance: tuple[float, float] = (0.3, 4.0)
-    """Of the eye from the point in the picture's middle, in tiles."""
+    """Distance of the eye from the point in the picture's middle, in tiles: least and most."""
     tilt: float = np.radians(60)
     """Largest angle between the view and the normal."""
 
@@ -63,7 +63,7 @@ class Group:
     """A match, and those that go with it."""
 
     seed: int
-    """Which of the followers it is itself."""
+    """Place of the match itself among the followers."""
     followers: npt.NDArray[np.int64]
     """(N,) indices of matches."""
     places: Matrix
@@ -83,7 +83,7 @@ def groups_of(matches: Matches, wrap: bool, bounds: Bounds, focal: float) -> Ite
 
 
 def _group(matches: Matches, i: int, wrap: bool) -> Group:
-    """Which matches go with match i, and where their points are if i's point is where the map has it."""
+    """Return which matches go with match i, and where their points are if i's point is where the map has it."""
     turned = np.abs((matches.turn - matches.turn[i] + np.pi) % (2 * np.pi) - np.pi)
     grown = np.abs(np.log(matches.scale / matches.scale[i]))
     alike = np.flatnonzero((turned < _TURN_SLACK) & (grown < _SCALE_SLACK))
@@ -102,7 +102,7 @@ def _group(matches: Matches, i: int, wrap: bool) -> Group:
 def _best_of_group(
     matches: Matches, group: Group, focal: float, bounds: Bounds, rng: np.random.Generator
 ) -> Pose | None:
-    """The pose that most of a group agree on; draws end when a better one is unlikely."""
+    """Return the pose that most of a group agree on; draws end when a better one is unlikely."""
     quality = matches.quality[group.followers].astype(np.float64).clip(1e-3)
     view, scale = matches.view[group.followers], matches.scale[group.followers]
     chance = quality.copy()
@@ -143,7 +143,7 @@ def three_point(plane: Array, view: Array, focal: float, bounds: Bounds) -> list
 
 
 def _on_plane(view: Array, pose: Pose) -> Array:
-    """Picture coordinates (N, 2) to the plane's, x right and y down."""
+    """Convert picture coordinates (N, 2) to the plane's, x right and y down."""
     backwards = np.linalg.inv(pose.map_to_view())
     there = view @ backwards[:, :2].T + backwards[:, 2]
     return there[:, :2] / there[:, 2:] * [1, -1]

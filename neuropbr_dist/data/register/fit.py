@@ -1,4 +1,4 @@
-"""How well a camera explains a view by its material's maps, and the camera nearby that does so best.
+"""Score of a camera, how well it explains a view by its material's maps, and the camera nearby with the best one.
 
 In each of a few square blocks the normalised view, seen in the map's frame, is a weighted sum of the maps' channels;
 the weights are found by least squares (ridge regression), so any light will do. The share of the view's variance that
@@ -32,7 +32,7 @@ _STILL = 0.02  # pixels: a shorter step ends the search
 
 @dataclass(frozen=True)
 class Explained:
-    """What a regression of a view on the channels came to."""
+    """Result of a regression of a view on the channels."""
 
     weights: Array
     """(B, B, K + 1) by blocks, the last for a constant."""
@@ -65,7 +65,7 @@ class Brought:
     seen: Array
     """The normalised view."""
     mask: Array
-    """Where it shows something that isn't clipped: 1, elsewhere 0."""
+    """Mask of the view: 1 where it shows something that isn't clipped, elsewhere 0."""
     u: Array
     v: Array
     """Picture coordinates."""
@@ -90,7 +90,7 @@ class Window:
         self._blocked = self._in_blocks(np.concatenate([self.channels, constant]))
 
     def _in_blocks(self, planes: Array) -> Array:
-        """(K, side, side) -> (B * B, pixels, K)."""
+        """Cut planes (K, side, side) into blocks (B * B, pixels, K)."""
         b, width = self.blocks, self.side // self.blocks
         parted = planes.reshape(-1, b, width, b, width).transpose(1, 3, 2, 4, 0)
         return np.ascontiguousarray(parted).reshape(b * b, width * width, -1)
@@ -167,7 +167,7 @@ def information(material: MaterialPyramid, view: ViewPyramid, motion: Motion, si
 
 
 def _step(window: Window, motion: Motion, brought: Brought, found: Explained) -> Matrix:
-    """One Gauss-Newton step: how the motion's parameters should change."""
+    """Return one Gauss-Newton step: how the motion's parameters should change."""
     template = window.predicted(found.weights)
     residual = template - brought.seen
     spread = max(0.3, 1.5 * found.spread)
@@ -184,7 +184,7 @@ def _step(window: Window, motion: Motion, brought: Brought, found: Explained) ->
 
 
 def _slopes(window: Window, motion: Motion, brought: Brought, template: Array) -> Array:
-    """How the view's values change with the motion's parameters: (parameters, pixels)."""
+    """Return how the view's values change with the motion's parameters: (parameters, pixels)."""
     u, v = brought.u, brought.v
     on_u, on_v = _picture_gradient(window, template, motion.map_to_view().astype(np.float32), brought)
     inward = -(on_u * u + on_v * v)
@@ -193,7 +193,7 @@ def _slopes(window: Window, motion: Motion, brought: Brought, template: Array) -
 
 
 def _picture_gradient(window: Window, template: Array, h: Array, brought: Brought) -> tuple[Array, Array]:
-    """The template's gradient along the picture's u and v: that on the map, through the inverse of its Jacobian."""
+    """Return the template's gradient along the picture's u and v: that on the map, by the inverse of its Jacobian."""
     on_x = cv2.Sobel(template, cv2.CV_32F, 1, 0, ksize=3, scale=window.side / 8)
     on_y = cv2.Sobel(template, cv2.CV_32F, 0, 1, ksize=3, scale=-window.side / 8)
     (ux, uy), (vx, vy) = (
@@ -205,6 +205,6 @@ def _picture_gradient(window: Window, template: Array, h: Array, brought: Brough
 
 
 def _sampled(plane: Array, u: Array, v: Array) -> Array:
-    """Bilinear samples at picture coordinates; 0 outside."""
+    """Return bilinear samples at picture coordinates; 0 outside."""
     side = plane.shape[0]
     return np.asarray(cv2.remap(plane, u * side - 0.5, v * side - 0.5, cv2.INTER_LINEAR))

@@ -19,7 +19,7 @@ class Motion(Protocol):
 
     @property
     def parameters(self) -> int:
-        """How many numbers a step has."""
+        """Number of parameters of a step."""
         ...
 
     def map_to_view(self) -> Matrix:
@@ -40,7 +40,7 @@ class Free:
 
     @property
     def parameters(self) -> int:
-        """Six, or seven."""
+        """Number of parameters of a step: six, or seven where the focal length isn't known."""
         return 7 if self.zoom else 6
 
     def map_to_view(self) -> Matrix:
@@ -60,7 +60,7 @@ class Plane:
 
     @property
     def parameters(self) -> int:
-        """Eight."""
+        """Number of parameters of a step: eight."""
         return 8
 
     def map_to_view(self) -> Matrix:

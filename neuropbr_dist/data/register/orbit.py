@@ -33,7 +33,7 @@ class Orbit:
     """One way round."""
 
     target: tuple[float, float]
-    """What the camera looks at, in tiles."""
+    """Point that the camera looks at, in tiles."""
     near_side_up: bool
     """Whether the near side of the plane is at the picture's top."""
 
@@ -65,7 +65,7 @@ class OnOrbit:
 
     @property
     def parameters(self) -> int:
-        """Two."""
+        """Number of parameters of a step: two."""
         return 2
 
     @property
@@ -114,6 +114,6 @@ def sweep(material: MaterialPyramid, view: ViewPyramid, orbit: Orbit) -> Iterato
 
 
 def _apart(a: OnOrbit, b: OnOrbit) -> float:
-    """How far two cameras of an orbit are apart, about, in radians."""
+    """Return how far two cameras of an orbit are apart, about, in radians."""
     around = abs((a.azimuth - b.azimuth + np.pi) % (2 * np.pi) - np.pi)
     return float(np.hypot(a.tilt - b.tilt, around if max(a.tilt, b.tilt) >= STEEP else around * a.tilt))

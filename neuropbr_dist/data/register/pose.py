@@ -15,7 +15,7 @@ TURN, SHIFT, ZOOM = slice(0, 3), slice(3, 6), 6
 
 @dataclass(frozen=True, eq=False)
 class Pose:
-    """Where a pinhole stands and how it is turned. Its picture is square, its axis goes through the middle."""
+    """Place and turn of a pinhole camera. Its picture is square, its axis goes through the middle."""
 
     axes: Matrix
     """(3, 3) unit vectors, one a row: to the picture's right, to its bottom, and the viewing direction."""

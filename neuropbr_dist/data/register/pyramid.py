@@ -86,7 +86,7 @@ def reduced(plane: npt.NDArray, side: int) -> Array:
 
 
 def _halved(plane: npt.NDArray[Any]) -> Array:
-    """The plane at the largest side that is ever looked at."""
+    """Return the plane at the largest side that is ever looked at."""
     return reduced(plane, min(len(plane), FINEST))
 
 

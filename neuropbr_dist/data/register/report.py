@@ -1,4 +1,4 @@
-"""What a registration came to: a table by material, and a sentence for each thing that a person should look at."""
+"""Report of a registration: a table by material, and a sentence for each thing that a person should look at."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Report:
     """All that was found. `str(report)` is the table that a person reads."""
 
     outcomes: list[Outcome]
-    """By sample name."""
+    """Outcomes by sample name."""
     remarks: list[str] = field(default_factory=list)
     """Sentences about the set."""
 
     @property
     def share(self) -> float:
-        """Of all views, how many have a camera that is sure."""
+        """Share of all views that have a camera that is sure."""
         views = [view for outcome in self.outcomes for view in outcome.all_views]
         return sum(view.found for view in views) / len(views) if views else 0.0
 
@@ -56,7 +56,7 @@ def _row(name: str, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
 
 
 def _sentences(outcome: Outcome) -> list[str]:
-    """One for each view that isn't found, or one for all where all have the same reason."""
+    """Return a sentence for each view that isn't found, or one for all where all have the same reason."""
     who = f"{outcome.name} ({outcome.material})"
     found = [f"{who}: {remark}" for remark in outcome.remarks]
     for source, views in outcome.views.items():

@@ -45,7 +45,7 @@ def best_shift(material: MaterialPyramid, view: ViewPyramid, map_to_view: Matrix
 
 
 def _starts(material: MaterialPyramid, view: ViewPyramid, pose: Pose) -> list[Pose]:
-    """The pose, shifted and turned, where the view's low frequencies fit best."""
+    """Return the pose, shifted and turned, where the view's low frequencies fit best."""
     map_to_view = pose.map_to_view()
     middle = centre(map_to_view)
     window = Window(material, SIDE, middle)
@@ -67,7 +67,7 @@ def _starts(material: MaterialPyramid, view: ViewPyramid, pose: Pose) -> list[Po
 
 
 def _fit_at_shifts(seen: Array, channels: Array) -> Array:
-    """Explained sum of squares at every shift of the channels under the view, (SIDE, SIDE), block by block."""
+    """Return the explained sum of squares at every shift of the channels under the view, (SIDE, SIDE), block by block."""
     count, pixels = len(channels), SIDE * SIDE
     flat = channels.reshape(count, -1)
     gram = flat @ flat.T / pixels + 0.05 * np.eye(count, dtype=np.float32)
@@ -91,7 +91,10 @@ def _clear(fit: Array, row: int, column: int) -> None:
 
 
 def _turned(pose: Pose, around: Matrix, quarters: int) -> Pose:
-    """What the pose sees at p, it then sees at p turned counter-clockwise about a point, as `np.rot90` turns pictures."""
+    """Turn a pose by quarters so that what it saw at p it sees at p turned about a point.
+
+    Turns are counter-clockwise, as `np.rot90` turns pictures.
+    """
     cos, sin = np.cos(quarters * np.pi / 2).round(), np.sin(quarters * np.pi / 2).round()
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1.0]])
     point = np.array([*around, 0.0])
@@ -99,5 +102,5 @@ def _turned(pose: Pose, around: Matrix, quarters: int) -> Pose:
 
 
 def _tiles(row: int, column: int) -> Matrix:
-    """The shift, in tiles, of a peak: `against[s]` is the sum of the view at x and the channels at x + s."""
+    """Return the shift, in tiles, of a peak: `against[s]` is the sum of the view at x and the channels at x + s."""
     return np.array([(column + SIDE // 2) % SIDE - SIDE // 2, -((row + SIDE // 2) % SIDE - SIDE // 2)]) / SIDE

@@ -153,7 +153,7 @@ class _Work:
                 bar.update()
 
     def _begun(self) -> dict[str, Outcome]:
-        """What an interrupted call with the same words has done, by prior and name."""
+        """Return outcomes of an interrupted call with the same words, by prior and name."""
         lines = self.journal.read()
         if not lines or lines[0].get("call") != self._call or any("call" in line for line in lines[1:]):
             self.journal.path.unlink(missing_ok=True)
@@ -164,7 +164,7 @@ class _Work:
 
 
 def _jobs(samples: Sequence[Sample], kept: Mapping[str, SampleCameras]) -> list[Job]:
-    """A job for each sample; its views of both folders, and what is known of them."""
+    """Return a job for each sample; its views of both folders, and what is known of them."""
     by_name: dict[str, list[Sample]] = {}
     for sample in samples:
         by_name.setdefault(sample.name, []).append(sample)
@@ -180,7 +180,7 @@ def _jobs(samples: Sequence[Sample], kept: Mapping[str, SampleCameras]) -> list[
 def _merged(
     kept: Mapping[str, SampleCameras], outcomes: Sequence[Outcome], wrap: bool
 ) -> dict[str, SampleCameras]:
-    """The new file's content: samples that this set hasn't stay, too."""
+    """Return the new file's content: samples that this set hasn't stay, too."""
     merged = dict(kept)
     for outcome in outcomes:
         views: dict[Source, Cameras] = {
@@ -195,7 +195,7 @@ def _merged(
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Whether two cameras are the same, one of them perhaps not known."""
+    """Return whether two cameras are the same, one of them perhaps not known."""
     return a is None or b is None or bool(np.array_equal(a.map_to_view, b.map_to_view))
 
 
@@ -213,7 +213,7 @@ def _old_cameras(path: Path, overwrite: bool) -> dict[str, SampleCameras]:
 
 
 def _tiles(samples: Sequence[Sample]) -> bool:
-    """Whether most of a few materials' albedo maps go on over their borders as they do inside."""
+    """Return whether most of a few materials' albedo maps go on over their borders as they do inside."""
     albedos = sorted({sample.maps[0] for sample in samples})
     chosen = [albedos[i] for i in sorted({int(i) for i in np.linspace(0, len(albedos) - 1, _SEAM_MATERIALS)})]
     seamless = []

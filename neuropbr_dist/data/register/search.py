@@ -34,7 +34,7 @@ _CLOSE = 0.5  # a rival whose gain is below it is fitted finely, too
 
 @dataclass(frozen=True)
 class Settings:
-    """How cameras are looked for."""
+    """Settings of the search for cameras."""
 
     prior: Prior = "auto"
     """Upstream's orbits, any pose, or both."""
@@ -52,13 +52,13 @@ class Found:
     correlation: float
     """Multiple correlation of the view with the maps at `FINE`; see `fit.Explained.correlation`."""
     gain: float
-    """How much less it leaves unexplained than the best camera elsewhere does: the logarithm of the ratio."""
+    """Logarithm of how many times less it leaves unexplained than the best camera elsewhere does."""
     on_orbit: bool = False
     """Whether it is one of upstream's."""
 
     @property
     def confidence(self) -> float:
-        """From 0 to 1; see `confidence_of`."""
+        """Confidence from 0 to 1; see `confidence_of`."""
         return confidence_of(self.correlation, self.gain)
 
 
@@ -138,7 +138,7 @@ class Search:
         return self._leader[1] if self._leader else 0.0
 
     def _stages(self) -> Iterator[Callable[[], None]]:
-        """Where candidates come from, the likeliest source first."""
+        """Yield the stages at which candidates come, the likeliest source first."""
         if self._starts:
             zoom = not self.settings.field_of_view
             yield partial(self._try, (Free(pose, zoom) for pose in self._starts), len(self._starts))
@@ -151,7 +151,7 @@ class Search:
         yield partial(self._try, matched, _MANY * len(fields))
 
     def _matched(self, focals: list[float]) -> Iterator[Camera]:
-        """Cameras that features agree on, one of each focal length in turn."""
+        """Yield cameras that features agree on, one of each focal length in turn."""
         matches = match(view_features(self.view), self._features)
         sources = [poses(matches, focal, self.settings.wrap, Bounds(), self.rng) for focal in focals]
         while sources:
@@ -197,7 +197,7 @@ class Search:
         return Found(camera.pose, fit, gain, isinstance(camera, OnOrbit))
 
     def _snapped(self, camera: Camera) -> OnOrbit | None:
-        """Upstream's camera that a free one happens to be, if it is one: that is hardly by chance."""
+        """Return upstream's camera that a free one happens to be, if it is one: that is hardly by chance."""
         if isinstance(camera, OnOrbit):
             return camera if self.settings.prior == "upstream" else None
         orbit = nearest(camera.pose, self.settings.wrap) if self.settings.prior == "auto" else None
@@ -209,7 +209,7 @@ class Search:
         return snapped if fit > before - _NEARLY_AS_GOOD else None
 
     def _rivals(self, camera: Camera, only_orbits: bool) -> list[tuple[Camera, float]]:
-        """Cameras elsewhere, with their correlations at `MIDDLE`, best first."""
+        """Return cameras elsewhere, with their correlations at `MIDDLE`, best first."""
         found: list[tuple[Camera, float]] = []
         for pose, fit in rivals(self.material, self.view, camera.pose, MIDDLE):
             if not only_orbits:
@@ -238,7 +238,7 @@ class Search:
         return camera, fit, improved
 
     def _best_around(self, camera: Camera, fit: float, side: int, draws: int = 16) -> Camera | None:
-        """The best of a few random steps of one to six `FINE` pixels, if it fits nearly as well."""
+        """Return the best of a few random steps of one to six `FINE` pixels, if it fits nearly as well."""
         values, vectors = np.linalg.eigh(information(self.material, self.view, camera, side))
         weak: Matrix = vectors / np.sqrt(np.maximum(values, values[-1] * 1e-8))
         here = camera.map_to_view()

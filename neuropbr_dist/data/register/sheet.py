@@ -52,7 +52,7 @@ def write_sheet(path: Path, jobs: Sequence[Job], outcomes: Sequence[Outcome], wr
 
 
 def _chosen(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Half of the sheet for samples that want a look, the rest spread over the others."""
+    """Return the outcomes to show: half for samples that want a look, the rest spread over the others."""
     doubtful = [outcome for outcome in outcomes if not all(view.found for view in outcome.all_views)]
     sure = [outcome for outcome in outcomes if all(view.found for view in outcome.all_views)]
     first = doubtful[: max(MOST_ROWS // 2, MOST_ROWS - len(sure))]
@@ -73,7 +73,7 @@ def _row(job: Job, outcome: Outcome, wrap: bool) -> list[Cell]:
 
 
 def _rectified(path: Path, view: ViewOutcome, wrap: bool) -> np.ndarray:
-    """The view in the map's frame, or, where nothing is known of its camera, as it is."""
+    """Return the view in the map's frame, or, where nothing is known of its camera, as it is."""
     camera = view.camera
     if camera is None:
         return _thumb(path)

@@ -1,4 +1,4 @@
-"""What a working process does with a sample: read its pictures, find its cameras, say why one isn't found."""
+"""Work of a process on one sample: read its pictures, find its cameras, say why one isn't found."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Job:
     material: str
     maps: tuple[Path, ...]
     views: Mapping[Source, tuple[Path, ...]]
-    """By folder."""
+    """Picture files of the views, by folder."""
     known: Mapping[Source, Cameras] = field(default_factory=dict)
-    """What is kept; None for a view that is looked for."""
+    """Cameras that are kept, by folder; None for a view that is looked for."""
 
     def key(self) -> list[list[int]]:
         """Return sizes and times of its files: a changed file makes it another job."""
@@ -50,7 +50,7 @@ class Job:
 
 @dataclass
 class ViewOutcome:
-    """What became of a view."""
+    """Result of the search for one view's camera."""
 
     map_to_view: list[list[float]] | None = None
     eye: list[float] | None = None
@@ -60,7 +60,7 @@ class ViewOutcome:
     kept: bool = False
     """Whether it was there before."""
     reason: str = ""
-    """Why there is no camera, or no sure one."""
+    """Reason why there is no camera, or no sure one; else ''."""
 
     @property
     def camera(self) -> PlaneCamera | None:
@@ -78,13 +78,13 @@ class ViewOutcome:
 
 @dataclass
 class Outcome:
-    """What became of a sample; a line of the journal."""
+    """Result of the search for a sample's cameras; a line of the journal."""
 
     name: str
     material: str
     key: list[list[int]]
     views: dict[Source, list[ViewOutcome]]
-    """By folder, three each."""
+    """Outcomes of the views by folder, three each."""
     remarks: list[str] = field(default_factory=list)
     """Sentences about the sample as a whole."""
 
@@ -100,7 +100,7 @@ class Outcome:
 
     @property
     def all_views(self) -> list[ViewOutcome]:
-        """Those of all folders."""
+        """The views of all folders."""
         return [view for views in self.views.values() for view in views]
 
 
@@ -119,7 +119,10 @@ _VIEW = {
 
 
 def is_line(value: Any) -> bool:
-    """Whether a value read from JSON is a line of the journal: the words of a call, or an outcome under a prior."""
+    """Return whether a value read from JSON is a line of the journal.
+
+    A line is the words of a call, or an outcome under a prior.
+    """
     if fits(value, {"call": dict}):
         return True
     return fits(value, {"prior": str, "outcome": _OUTCOME}) and all(
@@ -180,7 +183,7 @@ def _view_outcome(
     number: int,
     key: str,
 ) -> ViewOutcome:
-    """One view's; `poses` holds what was found for the same view in another folder, and gets what is found."""
+    """Return one view's outcome; `poses` holds finds for the same view in another folder, and gets what is found."""
     if known is not None:
         return _kept(known)
     if isinstance(picture, str):
@@ -233,13 +236,13 @@ def likeness(job: Job, maps: tuple[Path, ...]) -> float:
 
 @lru_cache(maxsize=1)
 def _material(maps: tuple[Path, ...], wrap: bool) -> Material:
-    """The material of these files; samples of one come after each other."""
+    """Return the material of these files; samples of one come after each other."""
     planes = [read_picture(path, role) for path, role in zip(maps, MAP_NAMES, strict=True)]
     return Material(np.concatenate(planes), wrap)
 
 
 def _read(path: Path) -> Bytes | str:
-    """A view, or why it can't be read."""
+    """Return a view, or why it can't be read."""
     try:
         return read_picture(path, "view")
     except UserError as error:
@@ -247,7 +250,7 @@ def _read(path: Path) -> Bytes | str:
 
 
 def _copies(pictures: Sequence[Bytes | str]) -> str:
-    """How many of three pictures are alike: '', 'two' or 'all three'."""
+    """Return how many of three pictures are alike: '', 'two' or 'all three'."""
     contents = [picture.tobytes() for picture in pictures if not isinstance(picture, str)]
     return ["", "two", "all three"][len(contents) - len(set(contents))]
 

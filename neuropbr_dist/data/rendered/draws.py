@@ -1,6 +1,6 @@
-"""What is random of a rendered sample, keyed by (seed, epoch, material, repeat) and drawn on the host.
+"""Random draws of a rendered sample, keyed by (seed, epoch, material, repeat) and made on the host.
 
-So rank, worker, micro-batch and resume show the same picture. Held-out materials have a scene that no epoch changes.
+Every rank, worker, micro-batch and resume shows the same picture. Held-out materials have a scene that no epoch changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from neuropbr_dist.materials.scene import encode_scene, random_scene
 
 
 class Scene(NamedTuple):
-    """What surrounds a sample's material, and who looks at it."""
+    """Surroundings of a sample's material, and the cameras that look at it."""
 
     encoded: np.ndarray
     """(3, SCENE) float32."""
@@ -33,9 +33,9 @@ class Drawn(NamedTuple):
 
     scene: Scene
     changes: changes.Row
-    """Of its material, see `changes`."""
+    """Changes to its material, see `changes`."""
     partner: int | None = None
-    """Which entry it is mixed with; None: with none."""
+    """Index of the entry that it is mixed with; None: with none."""
 
     @property
     def shows_a_part(self) -> bool:

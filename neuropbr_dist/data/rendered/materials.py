@@ -1,4 +1,4 @@
-"""Where the maps of materials are whose views are rendered."""
+"""Sources of the maps of materials whose views are rendered."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Materials(ABC):
     size: int
     """Side of the maps in pixels, after resizing."""
     stored_sides: Sequence[int] = ()
-    """As a `Source` has them."""
+    """Sides in pixels at which maps are read without resizing, rising; empty: they are made at any."""
 
     @abstractmethod
     def at(self, size: int) -> Materials:
@@ -134,7 +134,7 @@ def materials_folder(data: DataConfig) -> Path | None:
 
 
 def holds_materials_alone(folder: str) -> bool:
-    """Whether a packed set has no views."""
+    """Return whether a packed set has no views."""
     return (Path(folder) / HEAD).exists() and read_head(Path(folder))["samples"] == 0
 
 
@@ -160,7 +160,7 @@ def open_materials(data: DataConfig, seed: int) -> Materials:
 
 
 def checked_materials(data: DataConfig, seed: int, run_folder: Path) -> Materials:
-    """Open the same, after all ranks have looked at all of it. Collective.
+    """Open the materials that `data` means, after all ranks have looked at all of them. Collective.
 
     Args:
         run_folder: where each rank keeps the headers that it has seen.

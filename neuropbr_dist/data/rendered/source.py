@@ -24,7 +24,7 @@ from neuropbr_dist.materials.decoding import decode_maps
 LEAST_OF_AN_EPOCH = 4000
 """Training samples of an epoch where `data.renders_per_epoch` leaves it open."""
 ENOUGH_HELD_OUT = 64
-"""So many samples validate a run, where an epoch shows that many of the held-out materials."""
+"""Number of samples that validate a run, where an epoch shows that many of the held-out materials."""
 
 
 class RenderedEntry(NamedTuple):
@@ -128,11 +128,11 @@ class RenderedSource(Source):
         return maps
 
     def cameras(self, entry: RenderedEntry) -> np.ndarray:
-        """Those of the scene it has when it isn't trained on."""
+        """Return the cameras, (3, 14), of the scene that an entry has when it isn't trained on."""
         return self.scene(entry).cameras
 
     def load(self, entry: RenderedEntry) -> tuple[np.ndarray, np.ndarray]:
-        """Views of the scene it has when it isn't trained on, rendered here, and the maps."""
+        """Return views of the scene that an entry has when it isn't trained on, rendered here, and the maps."""
         scene, maps = self.scene(entry), self.maps(entry)
         encoded, cameras, keys = (torch.from_numpy(part)[None] for part in scene)
         rendering = Rendering(encoded, cameras, keys, dirty=entry.source == "dirty")
