@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import load_generator, predict
-from neuropbr_dist.inference.tiles import MIN_OVERLAP, predict_tiles, refuse_tiling, starts, window
+from neuropbr_dist.inference.tiles import MIN_OVERLAP, check_tiling, predict_tiles, starts, window
 from tests.support.trained_run import some_views, trained_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process saves and loads
@@ -105,5 +105,5 @@ def test_a_tile_as_large_as_the_picture_is_the_whole_picture():
 )
 def test_tiles_that_cannot_be_blended_are_refused(tile, overlap, message):
     with pytest.raises(UserError, match=message):
-        refuse_tiling(tile, overlap, 16)
-    refuse_tiling(128, MIN_OVERLAP, 16)
+        check_tiling(tile, overlap, 16)
+    check_tiling(128, MIN_OVERLAP, 16)

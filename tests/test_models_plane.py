@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuropbr_dist.config import ModelConfig, TrainConfig, refuse_other_networks, settled
+from neuropbr_dist.config import ModelConfig, TrainConfig, check_same_networks, settled
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import Generator, load_backbone, view_channels
 from neuropbr_dist.models.encoder import ResNetEncoder
@@ -137,7 +137,7 @@ def test_what_auto_means():
 def test_a_saved_run_without_these_fields_is_the_network_that_it_was():
     old, now = TrainConfig(), TrainConfig()
     now.model = settled(now.model)
-    refuse_other_networks(old, now, "--resume x")
+    check_same_networks(old, now, "--resume x")
     for changes in (
         {"align": "plane"},
         {"skip_merge": "max_mean"},
@@ -146,4 +146,4 @@ def test_a_saved_run_without_these_fields_is_the_network_that_it_was():
     ):
         now.model = dataclasses.replace(settled(ModelConfig()), **changes)
         with pytest.raises(UserError, match=rf"another architecture: model.{min(changes)} = .* \(saved: "):
-            refuse_other_networks(old, now, "--resume x")
+            check_same_networks(old, now, "--resume x")

@@ -15,7 +15,7 @@ from neuropbr_dist.commands.report import run as report
 from neuropbr_dist.config import TrainConfig, with_fields
 from neuropbr_dist.data.builtin.cache import BuiltinCache
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.training.resume import refuse_unasked
+from neuropbr_dist.training.resume import check_asked
 from tests.drills.kill import wait_until
 from tests.support.slurm import Gate
 from tests.support.train_runs import (
@@ -326,12 +326,12 @@ def test_what_a_saved_configuration_names_is_asked_for(tmp_path):
         ({"data": {"builtin_cache": str(tmp_path)}}, f"--set data.builtin_cache={tmp_path}"),
     ):
         with pytest.raises(UserError) as caught:
-            refuse_unasked(fields(**named), TrainConfig(), "--resume auto")
+            check_asked(fields(**named), TrainConfig(), "--resume auto")
         assert word in str(caught.value)
-        refuse_unasked(fields(**named), fields(**named), "--resume auto")  # said again
-    refuse_unasked(fields(training={"ds_config": "zero2"}), TrainConfig(), "--resume auto")
+        check_asked(fields(**named), fields(**named), "--resume auto")  # said again
+    check_asked(fields(training={"ds_config": "zero2"}), TrainConfig(), "--resume auto")
     BuiltinCache(tmp_path, 0, 0).folder.parent.mkdir()
-    refuse_unasked(fields(data={"builtin_cache": str(tmp_path)}), TrainConfig(), "--resume auto")
+    check_asked(fields(data={"builtin_cache": str(tmp_path)}), TrainConfig(), "--resume auto")
 
 
 # -- data that go bad under a run ----------------------------------------------------------------

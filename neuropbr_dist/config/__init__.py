@@ -1,7 +1,7 @@
 """Run configuration: dataclasses, presets, files, command line, validation."""
 
 from neuropbr_dist.config.architecture import as_saved, settled, settled_stats
-from neuropbr_dist.config.check import check_rendering, check_size, refuse_other_networks, resolve
+from neuropbr_dist.config.check import check_rendering, check_same_networks, check_size, resolve
 from neuropbr_dist.config.frozen import frozen, with_fields, writable
 from neuropbr_dist.config.load import from_yaml, load, to_yaml
 from neuropbr_dist.config.presets import PRESETS
@@ -31,12 +31,12 @@ __all__ = [
     "as_one_stage",
     "as_saved",
     "check_rendering",
+    "check_same_networks",
     "check_size",
     "differences",
     "from_yaml",
     "frozen",
     "load",
-    "refuse_other_networks",
     "resolve",
     "set_field",
     "set_text",

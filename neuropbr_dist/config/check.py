@@ -176,7 +176,7 @@ def fsdp_possible(engine: str, ds_config: str | None) -> bool:
     return engine_name(engine, ds_config) in ("auto", "fsdp")
 
 
-def refuse_other_networks(saved: TrainConfig, now: TrainConfig, where: str) -> None:
+def check_same_networks(saved: TrainConfig, now: TrainConfig, where: str) -> None:
     """Raise a UserError unless `model` makes the networks that are in the checkpoint.
 
     Shapes alone don't tell: another number of heads, say, fits into the same tensors.

@@ -101,7 +101,7 @@ def resolve(
             stands where nothing fills it.
     """
     tree, path = read(given), str(file_of(given))
-    refuse_foreign_sections(tree, path)
+    check_sections(tree, path)
     stage = tree.setdefault("zero_optimization", {}).setdefault("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage = {shown(stage)}; allowed: 0, 1, 2, 3")
@@ -121,7 +121,7 @@ def resolve(
     fill(tree, path, "gradient_clipping", clip or 0.0, "training.grad_clip_norm")
     for name in ("bf16", "fp16"):
         fill(tree.setdefault(name, {}), path, "enabled", precision == name, "training.precision", f"{name}.")
-    refuse_leftover_auto(tree, path)
+    check_auto_filled(tree, path)
     # DeepSpeed wants batch = micro x accumulation x world; ranks that are short
     # run zero-weight samples, so its batch counts those too.
     tree["train_batch_size"] = micro_batch * accumulation * world_size
@@ -142,7 +142,7 @@ def fill(tree: dict[str, Any], path: str, key: str, value: Any, field: str, pref
         )
 
 
-def refuse_foreign_sections(tree: dict[str, Any], path: str) -> None:
+def check_sections(tree: dict[str, Any], path: str) -> None:
     """Raise a UserError for sections that would set what the run's own configuration sets."""
     for section, instead in (
         ("optimizer", "optimizer.g_lr and the like"),
@@ -155,10 +155,10 @@ def refuse_foreign_sections(tree: dict[str, Any], path: str) -> None:
             )
 
 
-def refuse_leftover_auto(tree: Any, path: str, name: str = "") -> None:
+def check_auto_filled(tree: Any, path: str, name: str = "") -> None:
     """Raise a UserError for an `"auto"` that nothing has filled; `name` is where `tree` stands in the file."""
     if isinstance(tree, dict):
         for key, value in tree.items():
-            refuse_leftover_auto(value, path, f"{name}.{key}" if name else key)
+            check_auto_filled(value, path, f"{name}.{key}" if name else key)
     elif tree == "auto":
         raise UserError(f'{path}: {name} = "auto", but nothing fills it; write a value or remove it')

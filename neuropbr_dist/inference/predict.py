@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator
-from neuropbr_dist.inference.tiles import MIN_OVERLAP, predict_tiles, refuse_tiling
+from neuropbr_dist.inference.tiles import MIN_OVERLAP, check_tiling, predict_tiles
 from neuropbr_dist.models import size_multiple
 from neuropbr_dist.strip import Strip
 from neuropbr_dist.training.sharing import check_sharing
@@ -26,7 +26,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf
     return "bf16" if has_bf16 else "fp32"
 
 
-def refuse_size(side: int, multiple: int, where: str) -> None:
+def check_multiple(side: int, multiple: int, where: str) -> None:
     """Raise a UserError, naming the nearest sizes, unless `side` is a multiple of the encoder's stride."""
     below, above = side // multiple * multiple, -(-side // multiple) * multiple
     if below != above:
@@ -82,12 +82,12 @@ def predict(
         ready = model.prepare(pictures.to(device), batch_cameras, rows)
         return ready if views.ndim == 5 else ready[0]
 
-    refuse_size(side, multiple, "views")
+    check_multiple(side, multiple, "views")
     if strip is not None:
         check_sharing(replace(model.config.model, use_gan=False), strip.count, strip.count, side)
     if tile is not None:
         overlap = max(tile // 4, MIN_OVERLAP) if overlap is None else overlap
-        refuse_tiling(tile, overlap, multiple)
+        check_tiling(tile, overlap, multiple)
     try:
         if strip is not None:
             maps = forward(prepared(strip.rows(side))).float().cpu()

@@ -12,7 +12,7 @@ from neuropbr_dist.data.device import normalise_views
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import replacing, writing
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
-from neuropbr_dist.inference.predict import refuse_size
+from neuropbr_dist.inference.predict import check_multiple
 from neuropbr_dist.materials.rectify import resample
 from neuropbr_dist.models import size_multiple
 
@@ -47,13 +47,13 @@ def export_program(checkpoint: Path | str, out: Path | str, size: int | None = N
     size = model.config.data.image_size if size is None else size
     if size is None:
         raise UserError("--size: the run has no data.image_size; name the side in pixels")
-    refuse_size(size, size_multiple(model.config.model), "--size")
+    check_multiple(size, size_multiple(model.config.model), "--size")
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as part:
             torch.export.save(trace(model, size), buffer := io.BytesIO())
             part.write_bytes(buffer.getbuffer())
-            refuse_difference(part, model, size, out)
+            check_difference(part, model, size, out)
     return out
 
 
@@ -67,7 +67,7 @@ def trace(model: InferenceGenerator, size: int) -> torch.export.ExportedProgram:
 
 
 @torch.no_grad()
-def refuse_difference(path: Path, model: InferenceGenerator, size: int, named: Path) -> None:
+def check_difference(path: Path, model: InferenceGenerator, size: int, named: Path) -> None:
     """Run the file as its user would, at another batch than it was traced with."""
     inputs = some_inputs(model, 1, size)
     found = torch.export.load(path).module()(*inputs)

@@ -15,7 +15,7 @@ from torch import Tensor
 from neuropbr_dist.cluster import Environment, detect, pick_device, process_group
 from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
 from neuropbr_dist.config.overrides import Overrides
-from neuropbr_dist.data.builtin.cache import refuse_unasked_cache
+from neuropbr_dist.data.builtin.cache import check_cache_asked
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.figures import Figures, measured, table
 from neuropbr_dist.inference.generator import InferenceGenerator, load_generator
@@ -169,7 +169,7 @@ def configured(request: Request, model: InferenceGenerator) -> TrainConfig:
     cfg = from_yaml(to_yaml(model.config), str(model.origin))
     request.overrides.apply(asked := TrainConfig())
     if isinstance(request.source, SetSamples):
-        refuse_unasked_cache(
+        check_cache_asked(
             cfg.data.builtin_cache, asked.data.builtin_cache, f"--checkpoint {request.checkpoint}"
         )
     request.overrides.apply(cfg)

@@ -24,7 +24,7 @@ MIN_OVERLAP = 36
 d (pi / m)^2 / 2 a pixel; for maps in [0, 1] that is below 1/255 from m = 36 on: no visible edge."""
 
 
-def refuse_tiling(tile: int, overlap: int, multiple: int) -> None:
+def check_tiling(tile: int, overlap: int, multiple: int) -> None:
     """Raise a UserError unless tiles of these sizes can be predicted and blended without a seam."""
     smallest = -(-(MIN_OVERLAP + multiple) // multiple) * multiple
     if tile % multiple or tile < smallest:

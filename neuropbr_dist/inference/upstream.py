@@ -88,7 +88,7 @@ def converted(
             modules["discriminator"] = Discriminator(cfg.model)
     wanted = {part: module.state_dict() for part, module in modules.items()}
     states = {"generator": names.generator_from(file.generator, wanted["generator"])}
-    refuse_mismatch(wanted["generator"], states["generator"], len(file.generator), origin)
+    check_match(wanted["generator"], states["generator"], len(file.generator), origin)
     if "discriminator" in modules:
         assert file.discriminator is not None
         layers = cfg.model.discriminator_n_layers
@@ -96,11 +96,11 @@ def converted(
         states["discriminator"] = {
             name: file.discriminator[theirs[name]] for name in theirs if theirs[name] in file.discriminator
         }
-        refuse_mismatch(wanted["discriminator"], states["discriminator"], len(file.discriminator), origin)
+        check_match(wanted["discriminator"], states["discriminator"], len(file.discriminator), origin)
     return modules, states
 
 
-def refuse_mismatch(wanted: Mapping[str, Tensor], found: State, given: int, origin: str) -> None:
+def check_match(wanted: Mapping[str, Tensor], found: State, given: int, origin: str) -> None:
     """Raise a UserError unless every tensor has its place on both sides, with the same shape."""
     faults = mismatches(wanted, found)
     taken = sum(4 if name in names.SPLIT else 1 for name in found)
@@ -151,7 +151,7 @@ def to_upstream(checkpoint: Path | str, out: Path | str) -> Path:
         raise UserError(f"{out}: upstream's checkpoints end in .pth")
     weights, origin = read_weights(Path(checkpoint))
     cfg = as_saved(from_yaml(weights.config_yaml, f"{origin}: its configuration"))
-    refuse_foreign(cfg, origin)
+    check_known_upstream(cfg, origin)
     content = {
         "epoch": 0,
         "global_step": weights.state["step"],
@@ -167,7 +167,7 @@ def to_upstream(checkpoint: Path | str, out: Path | str) -> Path:
     return out
 
 
-def refuse_foreign(cfg: TrainConfig, origin: Path) -> None:
+def check_known_upstream(cfg: TrainConfig, origin: Path) -> None:
     """Raise one error that names every field that upstream has no class for: it knows ResNet and BatchNorm alone."""
     m, theirs = cfg.model, settled(ModelConfig(align="none"))
     same = ("encoder_type", "align", "skip_merge", "token_embedding", "normals")

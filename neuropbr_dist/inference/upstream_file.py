@@ -74,7 +74,7 @@ def read_pth(path: Path, *, trust_pickle: bool = False) -> UpstreamFile:
     if not whole:
         raise UserError(f"{path}: damaged, or not a file of torch.save")
     if not trust_pickle:
-        refuse_code(path)
+        check_no_code(path)
     content = load(path, trust_pickle)
     found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
     if not isinstance(content, Mapping) or "generator_state_dict" not in content:
@@ -94,7 +94,7 @@ def read_pth(path: Path, *, trust_pickle: bool = False) -> UpstreamFile:
     )
 
 
-def refuse_code(path: Path) -> None:
+def check_no_code(path: Path) -> None:
     """Name what the pickle would call beyond tensors, plain values and upstream's configuration."""
     with reading(path):
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))

@@ -50,7 +50,7 @@ def read_run(path: Path) -> RunFolder:
     Raises:
         UserError: no run's folder, or a file in it isn't what it is called.
     """
-    refuse_other_folder(path)
+    check_run_folder(path)
     check_links(path)
     config = from_yaml(read_text(path / CONFIG), str(path / CONFIG))
     files = [path / name for name in (METRICS, HISTORY) if (path / name).exists()]
@@ -59,7 +59,7 @@ def read_run(path: Path) -> RunFolder:
     return RunFolder(path, config, metrics, run_log(path, HISTORY).read(), written)
 
 
-def refuse_other_folder(path: Path) -> None:
+def check_run_folder(path: Path) -> None:
     """Raise a UserError unless `path` is a run's folder; names runs that lie inside it."""
     if not path.is_dir():
         raise UserError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")

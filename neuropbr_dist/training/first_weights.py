@@ -15,8 +15,8 @@ from neuropbr_dist.config import (
     ModelConfig,
     TrainConfig,
     as_saved,
+    check_same_networks,
     from_yaml,
-    refuse_other_networks,
     with_fields,
 )
 from neuropbr_dist.config.architecture import UNSET_STATS
@@ -88,7 +88,7 @@ class FirstWeights:
                 if f.name.startswith("discriminator_")
             }
         allowed = with_fields(self.saved, model={**now, "encoder_norm": encoder_norm(self.saved.model)})
-        refuse_other_networks(allowed, cfg, f"--init-from {self.what}")
+        check_same_networks(allowed, cfg, f"--init-from {self.what}")
 
     def say(self, cfg: TrainConfig) -> None:
         """Tell the user what is taken."""

@@ -36,7 +36,7 @@ REQUEUE = "requeue"  # stopped from outside, wants to go on: scripts and launche
 TRACES = "flight_recorder"  # what NCCL did last on each rank, dumped when a collective times out
 
 
-def refuse_held(folder: Path, overwrite: bool) -> None:
+def check_unused(folder: Path, overwrite: bool) -> None:
     """Raise a UserError rather than start over another run's files unasked. Collective."""
     if not overwrite and on_rank_0(lambda: bool(find(folder)) or (folder / METRICS).exists()):
         raise UserError(

@@ -12,17 +12,17 @@ from neuropbr_dist.config import (
     Stage,
     TrainConfig,
     as_saved,
+    check_same_networks,
     from_yaml,
-    refuse_other_networks,
     resolve,
     stages_of,
     writable,
 )
 from neuropbr_dist.config.deepspeed import is_name
 from neuropbr_dist.config.values import differences
-from neuropbr_dist.data.builtin.cache import refuse_unasked_cache
+from neuropbr_dist.data.builtin.cache import check_cache_asked
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.training.folder import refuse_held
+from neuropbr_dist.training.folder import check_unused
 from neuropbr_dist.training.stages import StagedRun
 from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.state import Progress
@@ -52,7 +52,7 @@ def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Check
             "leave one out, or --resume auto, with which --init-from counts for the first start"
         )
     if start.resume is None:
-        refuse_held(folder, start.overwrite)
+        check_unused(folder, start.overwrite)
         return cfg, None
     source = folder if start.resume == "auto" else Path(start.resume)
     checkpoint = open_newest(source, usable=lambda found: Progress.of(found.state))
@@ -60,7 +60,7 @@ def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Check
         log.info(f"No checkpoint in {folder}: starting fresh")
         return cfg, None
     if checkpoint.path.parent != folder.resolve():  # a branch of that run, in a folder of its own
-        refuse_held(folder, start.overwrite)
+        check_unused(folder, start.overwrite)
     elif start.overwrite:
         raise UserError(f"--overwrite would delete what --resume {start.resume} goes on from; leave one out")
     saved = as_saved(from_yaml(checkpoint.config_yaml, str(checkpoint.path / "config.yaml")))
@@ -74,8 +74,8 @@ def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Check
             f"--set training.checkpoint_dir={now.training.checkpoint_dir} with --resume {start.resume}: "
             "name the folder by --checkpoint-dir"
         )
-    refuse_other_networks(saved, now, f"--resume {start.resume}")
-    refuse_unasked(now, cfg, f"--resume {start.resume}")
+    check_same_networks(saved, now, f"--resume {start.resume}")
+    check_asked(now, cfg, f"--resume {start.resume}")
     log.info(f"Resuming from {checkpoint.path} (step {checkpoint.state['step']})")
     if start.overrides.config:
         log.info(
@@ -86,7 +86,7 @@ def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Check
     return now, checkpoint
 
 
-def refuse_unasked(now: TrainConfig, asked: TrainConfig, where: str) -> None:
+def check_asked(now: TrainConfig, asked: TrainConfig, where: str) -> None:
     """Raise a UserError for a saved file or folder that this command line has to name again: it may be a stranger's.
 
     A module runs code, a DeepSpeed file names places to write to, and a cache is written to. What the run only reads
@@ -109,7 +109,7 @@ def refuse_unasked(now: TrainConfig, asked: TrainConfig, where: str) -> None:
             raise UserError(
                 f"{where}: the saved run has a DeepSpeed file; if it is to be read: {flag} {file}"
             )
-    refuse_unasked_cache(cache, asked.data.builtin_cache, where)
+    check_cache_asked(cache, asked.data.builtin_cache, where)
 
 
 def follow_engine_flags(cfg: TrainConfig, start: Start) -> None:

@@ -137,7 +137,7 @@ class BuiltinCache:
         return array
 
 
-def refuse_unasked_cache(saved: str | None, asked: str | None, where: str) -> None:
+def check_cache_asked(saved: str | None, asked: str | None, where: str) -> None:
     """Raise a UserError for a cache that a saved configuration names and nobody has made: it may be a stranger's.
 
     Args:

@@ -89,7 +89,7 @@ def verify(
     """
     for path in (fix_list, resume):
         if path:
-            refuse_unwritable(path)
+            check_writable(path)
     index = index_all(input_dir, output_dir, metadata_path)
     report = summarise(index, _judge_all(list(pictures_of(index)), workers, progress, resume))
     if cameras:
@@ -125,7 +125,7 @@ def index_all(
     return index_set(input_dir, output_dir, metadata_path, curriculum=1)
 
 
-def refuse_unwritable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Raise a UserError, before hours of work, for a file that can't be written after them; makes none."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file")

@@ -204,13 +204,13 @@ def _choose(files: Sequence[_File]) -> tuple[dict[MapName, Take], Take | None]:
         "metallic": _metallic(files, packed),
     }
     specular = _one(files, "specular")
-    _refuse_what_is_missing(takes, files, specular)
+    _check_complete(takes, files, specular)
     whole = {name: takes[name] for name in MAP_NAMES if takes[name] is not None}
     unseen = specular if specular and takes["metallic"] is None else None
     return whole, _take(unseen)  # type: ignore[return-value]
 
 
-def _refuse_what_is_missing(
+def _check_complete(
     takes: Mapping[MapName, Take | None], files: Sequence[_File], specular: list[_File] | None
 ) -> None:
     missing = [name for name in ("albedo", "normal", "roughness") if takes[name] is None]  # type: ignore[index]

@@ -85,7 +85,7 @@ def convert(
     del pictures
     planes["normal"] = _opengl(planes["normal"], takes["normal"], options.normals, notes)
     if specular is not None:
-        _refuse_metals(read(specular.files[0]), planes["albedo"], specular)
+        _check_no_metals(read(specular.files[0]), planes["albedo"], specular)
     if "metallic" not in planes:
         planes["metallic"] = np.zeros_like(planes["roughness"])
         notes.append("metallic 0: no map")
@@ -213,7 +213,7 @@ def _sample(colours: np.ndarray) -> np.ndarray:
     return as_bits(colours[::step, ::step], 8).transpose(2, 0, 1)
 
 
-def _refuse_metals(specular: np.ndarray, albedo: np.ndarray, take: Take) -> None:
+def _check_no_metals(specular: np.ndarray, albedo: np.ndarray, take: Take) -> None:
     """Raise a UserError for a specular map that shows metals, which have no metallic map.
 
     A specular map of a dielectric is dim, or only dims; where diffuse is black and it is bright there is metal.

@@ -18,7 +18,7 @@ from neuropbr_dist.data.cameras import CAMERAS_FILE, Cameras, SampleCameras, rea
 from neuropbr_dist.data.files.decode import read_picture
 from neuropbr_dist.data.files.entries import Sample, Source
 from neuropbr_dist.data.files.layout import index_set, list_faults
-from neuropbr_dist.data.files.verify import refuse_unwritable
+from neuropbr_dist.data.files.verify import check_writable
 from neuropbr_dist.data.register.mixups import mixed_up
 from neuropbr_dist.data.register.report import Report
 from neuropbr_dist.data.register.search import Prior, Settings
@@ -66,7 +66,7 @@ def register(
     to = to or Path(input_dir) / CAMERAS_FILE
     sheet = sheet or to.with_suffix(".jpg")
     for path in (to, sheet):
-        refuse_unwritable(path)
+        check_writable(path)
     index = index_set(input_dir, output_dir, metadata_path, curriculum=1, cameras=False)
     if not index.samples:
         raise UserError(list_faults([fault.message for fault in index.faults]))
