@@ -27,13 +27,13 @@ from neuropbr_dist.inference.samples import OpenedSet, SetSamples
 from neuropbr_dist.inference.subject import Subject
 from neuropbr_dist.materials.bench import orbit, relit
 from neuropbr_dist.materials.decoding import decode_maps
+from neuropbr_dist.monitor.figure import INK, PALE_INK, PAPER
 from neuropbr_dist.monitor.pictures import channels_last, maps_to_bytes, maps_to_images
 
 COLUMNS = ("View 1", "View 2", "View 3", "Albedo", "Roughness", "Metallic", "Normal", "Relit")
 CELL, GAP, MARGIN, LINE = 144, 4, 12, 22
 TURN = 0.15
 """Of the lamp that both materials are shown under."""
-_PAPER, _INK, _PALE_INK = (24, 25, 28), (232, 233, 236), (158, 161, 168)
 
 
 def maps_and_relit(maps: Tensor) -> list[np.ndarray]:
@@ -53,10 +53,10 @@ def gallery(model: InferenceGenerator, subjects: Sequence[Subject]) -> Image.Ima
     """Return the picture, two rows of cells a subject."""
     step = CELL + GAP
     size = (2 * MARGIN + len(COLUMNS) * step - GAP, 2 * MARGIN + LINE + len(subjects) * (2 * step + GAP))
-    picture, font = Image.new("RGB", size, _PAPER), ImageFont.load_default(13)
+    picture, font = Image.new("RGB", size, PAPER), ImageFont.load_default(13)
     draw = ImageDraw.Draw(picture)
     for column, name in enumerate(COLUMNS):
-        draw.text((MARGIN + column * step, MARGIN), name, fill=_INK, font=font)
+        draw.text((MARGIN + column * step, MARGIN), name, fill=INK, font=font)
     for i, subject in enumerate(subjects):
         top = MARGIN + LINE + i * (2 * step + GAP)
         predicted, true = rows_of(model, subject)
@@ -65,9 +65,9 @@ def gallery(model: InferenceGenerator, subjects: Sequence[Subject]) -> Image.Ima
                 image = Image.fromarray(cell).convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
                 picture.paste(image, (MARGIN + column * step, top + row * step))
         middle = top + step + CELL // 2
-        draw.text((MARGIN, middle), subject.name.split("#")[0], fill=_INK, font=font, anchor="lm")
+        draw.text((MARGIN, middle), subject.name.split("#")[0], fill=INK, font=font, anchor="lm")
         right = MARGIN + 3 * step - 3 * GAP
-        draw.text((right, middle), "predicted above, true below", fill=_PALE_INK, font=font, anchor="rm")
+        draw.text((right, middle), "predicted above, true below", fill=PALE_INK, font=font, anchor="rm")
     return picture
 
 

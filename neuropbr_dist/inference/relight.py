@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neuropbr_dist.files import replacing
 from neuropbr_dist.materials.bench import orbit, relit
+from neuropbr_dist.monitor.figure import INK, PAPER
 from neuropbr_dist.monitor.pictures import maps_to_bytes, shrink_maps
 
 NAME = "relit.webp"
@@ -17,7 +18,6 @@ FRAMES, FRAME_MS = 36, 60
 SMALLEST_SIDE = 192
 """Smaller materials are enlarged by a whole factor, pixels kept sharp."""
 _GAP, _LINE = 8, 24
-_PAPER, _INK = (24, 25, 28), (232, 233, 236)
 
 
 def write_animation(path: Path, pred: Tensor, target: Tensor | None) -> None:
@@ -47,11 +47,11 @@ def frame(materials: dict[str, np.ndarray], turn: float) -> Image.Image:
     size = next(iter(materials.values())).shape[1]
     times = max(1, SMALLEST_SIDE // size)
     side = times * size
-    picture = Image.new("RGB", (len(materials) * (side + _GAP) - _GAP, side + _LINE), _PAPER)
+    picture = Image.new("RGB", (len(materials) * (side + _GAP) - _GAP, side + _LINE), PAPER)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
     for i, (name, maps) in enumerate(materials.items()):
         x = i * (side + _GAP)
         shaded = relit(maps, orbit(turn)).repeat(times, 0).repeat(times, 1)
         picture.paste(Image.fromarray(shaded), (x, 0))
-        draw.text((x + 4, side + _LINE // 2), name, fill=_INK, font=font, anchor="lm")
+        draw.text((x + 4, side + _LINE // 2), name, fill=INK, font=font, anchor="lm")
     return picture

@@ -23,7 +23,7 @@ SMALLEST_CELL = 192
 VIEWS, PREDICTED, TRUE, ERROR = ROWS = ("Views", "Predicted", "Ground truth", "Error")
 
 _MARGIN, _GUTTER, _BAR = 24, 8, 10
-_PAPER, _FRAME, _INK, _PALE_INK = (24, 25, 28), (62, 64, 70), (232, 233, 236), (158, 161, 168)
+PAPER, _FRAME, INK, PALE_INK = (24, 25, 28), (62, 64, 70), (232, 233, 236), (158, 161, 168)
 
 
 def comparison(
@@ -45,14 +45,14 @@ def comparison(
     pictures = {row: _row(look, row) for row in rows}
     height, width = pictures[rows[0]][0].shape[:2]
     layout = Layout(width, height, rows=rows, title=title is not None, labels=labels)
-    figure = Image.new("RGB", layout.size, _PAPER)
+    figure = Image.new("RGB", layout.size, PAPER)
     draw = ImageDraw.Draw(figure)
     for row in rows:
         _paste(figure, draw, layout, row, pictures[row])
     if ERROR in rows:
         _draw_bars(figure, draw, layout, labels)
     if title is not None:
-        draw.text((layout.columns[0], _MARGIN), title, fill=_INK, font=layout.title_font, anchor="lt")
+        draw.text((layout.columns[0], _MARGIN), title, fill=INK, font=layout.title_font, anchor="lt")
     if labels:
         _draw_names(figure, draw, layout)
         if VIEWS in rows and look.errors:
@@ -144,9 +144,9 @@ def _draw_bars(figure: Image.Image, draw: ImageDraw.ImageDraw, layout: Layout, l
         figure.paste(Image.fromarray(np.repeat(ramp[None], _BAR, axis=0)), (left, layout.bar_top))
         if labels:
             y = layout.bar_top + _BAR + layout.line * 3 // 4
-            draw.text((left, y), least, fill=_PALE_INK, font=layout.font, anchor="ls")
-            draw.text(((left + right) // 2, y), name, fill=_PALE_INK, font=layout.font, anchor="ms")
-            draw.text((right, y), most, fill=_PALE_INK, font=layout.font, anchor="rs")
+            draw.text((left, y), least, fill=PALE_INK, font=layout.font, anchor="ls")
+            draw.text(((left + right) // 2, y), name, fill=PALE_INK, font=layout.font, anchor="ms")
+            draw.text((right, y), most, fill=PALE_INK, font=layout.font, anchor="rs")
 
 
 def _draw_names(figure: Image.Image, draw: ImageDraw.ImageDraw, layout: Layout) -> None:
@@ -154,12 +154,12 @@ def _draw_names(figure: Image.Image, draw: ImageDraw.ImageDraw, layout: Layout) 
         names = [f"View {i + 1}" for i in range(3)] if row == VIEWS else [n.capitalize() for n in MAP_SLICES]
         for column, name in enumerate(names):
             x, y = layout.corner(row, column)
-            draw.text((x, y - _GUTTER), name, fill=_INK, font=layout.font, anchor="ls")
+            draw.text((x, y - _GUTTER), name, fill=INK, font=layout.font, anchor="ls")
     for name in layout.rows:
         x, y = layout.corner(name, 0)
-        strip = Image.new("RGB", (layout.cell_height, layout.line), _PAPER)
+        strip = Image.new("RGB", (layout.cell_height, layout.line), PAPER)
         middle = (layout.cell_height // 2, layout.line // 2)
-        ImageDraw.Draw(strip).text(middle, name, fill=_PALE_INK, font=layout.font, anchor="mm")
+        ImageDraw.Draw(strip).text(middle, name, fill=PALE_INK, font=layout.font, anchor="mm")
         figure.paste(strip.rotate(90, expand=True), (x - layout.line - 2, y))
 
 
@@ -167,10 +167,10 @@ def _draw_mean_errors(draw: ImageDraw.ImageDraw, layout: Layout, means: dict[str
     """Draw the mean error of each map, in the place beside the three views."""
     x, y = layout.corner(VIEWS, 3)
     right = x + layout.cell_width
-    draw.text((x, y - _GUTTER), "Mean error", fill=_INK, font=layout.font, anchor="ls")
+    draw.text((x, y - _GUTTER), "Mean error", fill=INK, font=layout.font, anchor="ls")
     draw.line([x, y - 1, right - 1, y - 1], fill=_FRAME)
     for i, (name, mean) in enumerate(means.items()):
         at = y + (i + 1) * layout.line
         value = f"{mean:.1f}°" if name == "normal" else f"{mean:.3f}"
-        draw.text((x, at), name.capitalize(), fill=_PALE_INK, font=layout.font, anchor="ls")
-        draw.text((right, at), value, fill=_INK, font=layout.font, anchor="rs")
+        draw.text((x, at), name.capitalize(), fill=PALE_INK, font=layout.font, anchor="ls")
+        draw.text((right, at), value, fill=INK, font=layout.font, anchor="rs")

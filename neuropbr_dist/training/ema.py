@@ -43,8 +43,8 @@ class WeightAverage:
     def update(self, result: StepResult) -> None:
         """Follow one optimizer step; one that was skipped doesn't count. No host sync on masters that lie on the device.
 
-        Three launches for all tensors of a device: one each would keep the host busy for as long as a small step's
-        kernels run.
+        Three calls for all tensors of a device: one each would keep the host busy for longer. Meanwhile they hold the
+        differences, as many bytes as the weights.
         """
         weight = torch.isfinite(result.grad_norm) * (1.0 - self.decay)
         by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)

@@ -270,9 +270,8 @@ class Trainer:
             for micro in host
         ]
         self.set_learning_rates((p.cursor + samples) / order.n)
-        if has_dropout(
-            cfg.model
-        ):  # keyed by step and samples: nothing to save, and strips of one drop the same path
+        if has_dropout(cfg.model):
+            # Keyed by step and samples: nothing to save, and strips of one sample drop the same path.
             _, group = self.stage.setup.data_place
             torch.manual_seed(hash((cfg.training.seed, p.step, group)) % 2**63)
         d = self.networks["discriminator"] if self.gan_on else None
