@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from tests.support import train_runs
 from tests.support.distributed import ENVIRONMENT, ROOT, free_port
+from tests.support.doc_commands import examples
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.drill]
 WITHIN_S = 200
@@ -40,10 +40,12 @@ def program(path: Path, text: str) -> None:
 
 def loop(folder: Path) -> str:
     """The documented lines; the run's folder is ours."""
-    page = (ROOT / "docs" / "checkpoints.md").read_text()
-    found = re.search(r"```bash\n(# restart-deepspeed.*?)```", page, re.DOTALL)
-    assert found is not None
-    return found[1].replace("run=checkpoints/long", f"run={folder}/run")
+    (text,) = (
+        example.text
+        for example in examples(ROOT / "docs" / "checkpoints.md")
+        if example.text.startswith("# restart-deepspeed")
+    )
+    return text.replace("run=checkpoints/long", f"run={folder}/run")
 
 
 def restart(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
