@@ -1,9 +1,9 @@
 """Two photos of one plane, laid on each other: matched features, then intensities.
 
 Features (SIFT, mutual nearest neighbours) propose homographies (MAGSAC++, Barath et al. 2020, as OpenCV has it), the best
-few; each is refined by `register.fit` in a square that both show, with one photo in the place of the maps, and the one
-after which the photos look most alike is kept. So a pattern that repeats may match anywhere, and still the right place
-wins, where there is one.
+few; each is refined by `register.fit` in a square that both show, with one photo in the place of the maps, the likeliest
+finer and by `settle`, and the one after which the photos look most alike is kept. So a pattern that repeats may match
+anywhere, and still the right place wins, where there is one.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from neuropbr_dist.data.photos.frame import Square, around, largest_square
 from neuropbr_dist.data.photos.read import Photo
+from neuropbr_dist.data.photos.settle import settled
 from neuropbr_dist.data.register.consensus import Bounds, groups_of
 from neuropbr_dist.data.register.features import detect, match
-from neuropbr_dist.data.register.fit import PIXELS_A_DATUM, Window, information, refined
+from neuropbr_dist.data.register.fit import refined
 from neuropbr_dist.data.register.motion import Plane
 from neuropbr_dist.data.register.pyramid import Array, Bytes, ViewPyramid, normalised, reduced
 from neuropbr_dist.materials.plane import Matrix
@@ -38,6 +39,8 @@ _COARSE, _FINE = (64, 128), (128, 256, WINDOW)
 _FINELY_FITTED, _ALIKE = 2, 0.8
 _PROMISING = 0.3  # correlation after the coarse fit, below which fine ones never came to what counts
 _CHANNEL_NOISE = 1.5  # of 255
+# At most; of a group, which is of one mind already, a quarter should agree, and 2,000 find four such by 99.96 %.
+_DRAWS = {cv2.USAC_MAGSAC: 20_000, cv2.RANSAC: 2_000}
 UPRIGHT = np.array([[1, 0, 0.5], [0, -1, 0.5], [0, 0, 1.0]])
 """(3, 3) from map coordinates to those of a picture of just the tile."""
 
@@ -88,8 +91,8 @@ class Shown:
 
 
 @dataclass(frozen=True, eq=False)
-class Overlay:
-    """Overlay of two photos: the homography between them, and what speaks for it."""
+class Candidate:
+    """A homography between two photos, and what speaks for it."""
 
     homography: Matrix
     """(3, 3) from ray coordinates of the first to those of the second."""
@@ -97,15 +100,21 @@ class Overlay:
     """Correlation of the two in the square that both show, 1 at best, about 0 by chance."""
     square: Square
     """Square that both show, in ray coordinates of the first."""
-    window: Matrix
-    """(3, 3) from map coordinates to ray coordinates of the first: where they were compared."""
-    precision: Matrix
-    """(8, 8) inverse covariance of what the homography may be off by in the window, see `tilt.Link`."""
 
     @property
     def evidence(self) -> float:
         """Weight of what speaks for it: the explained part of the pictures' structure, by the area that they share."""
         return -float(np.log(1 - min(max(self.likeness, 0.0), 0.999) ** 2)) * self.square.side**2
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay(Candidate):
+    """Overlay of two photos, as exact as it gets."""
+
+    window: Matrix
+    """(3, 3) from map coordinates to ray coordinates of the first: where they were compared."""
+    precision: Matrix
+    """(8, 8) inverse covariance of what the homography may be off by in the window, see `tilt.Link`."""
 
 
 class PhotoPyramid:
@@ -131,11 +140,11 @@ def overlaid(first: Shown, second: Shown) -> Overlay | None:
     """Return how two photos lie on each other, the best there is; None where none is promising."""
     best: Overlay | None = None
     for propose in (agreed, grouped):
-        found = [fitted(first, second, proposal, _COARSE) for proposal in propose(first, second)]
+        found = [candidate(first, second, proposal) for proposal in propose(first, second)]
         promising = [each for each in found if each is not None and each.likeness > _PROMISING]
         likely = sorted(promising, key=lambda each: -each.evidence)
-        for overlay in likely[:_FINELY_FITTED]:
-            finer = fitted(first, second, overlay.homography, _FINE)
+        for likely_one in likely[:_FINELY_FITTED]:
+            finer = fitted(first, second, likely_one.homography)
             if finer is not None and (best is None or finer.evidence > best.evidence):
                 best = finer
         if best is not None and best.likeness > _ALIKE:
@@ -176,7 +185,7 @@ def _homography(a: Matrix, b: Matrix, method: int) -> tuple[Matrix | None, npt.N
     """Return the homography that most pairs of ray coordinates agree on, and which do."""
     pixels = np.diag([MATCHED_SIDE, MATCHED_SIDE, 1.0])  # OpenCV's search expects numbers of their size
     found, agree = cv2.findHomography(
-        a * MATCHED_SIDE, b * MATCHED_SIDE, method, _REACH, maxIters=20_000, confidence=0.9999
+        a * MATCHED_SIDE, b * MATCHED_SIDE, method, _REACH, maxIters=_DRAWS[method], confidence=0.9999
     )
     if found is None:
         return None, np.zeros(len(a), bool)
@@ -202,36 +211,63 @@ def matched(first: Shown, second: Shown, most_ratio: float = _RATIO) -> tuple[Ma
     return first.rays(ours.points[kept]), second.rays(theirs.points[best[kept]])
 
 
-def fitted(first: Shown, second: Shown, homography: Matrix, sides: Sequence[int]) -> Overlay | None:
-    """Refine a homography by intensities; None where the photos share too little by it, or no camera sees so.
-
-    Args:
-        sides: of the window, in pixels, one after the other.
-    """
-    square = shared_square(first, second, homography)
-    if square is None:
-        return None
-    to_rays = around(square)
-    pyramid = PhotoPyramid(first.seen_in(to_rays, sides[-1]))
-    view = ViewPyramid(second.seen_in(homography @ to_rays, sides[-1]))
-    motion, likeness = Plane(UPRIGHT), 0.0
-    for side in sides:
-        motion, likeness = refined(pyramid, view, motion, side)  # type: ignore[arg-type]
-    # The window's point p is found in the view where the start has q: the homography followed by q <- p.
-    better = homography @ to_rays @ np.linalg.inv(UPRIGHT) @ motion.matrix @ np.linalg.inv(to_rays)
-    square = shared_square(first, second, better)
-    if square is None:
-        return None
-    return Overlay(
-        better / better[2, 2], likeness, square, to_rays, precision(pyramid, view, motion, sides[-1])
-    )
+def candidate(first: Shown, second: Shown, homography: Matrix) -> Candidate | None:
+    """Refine a homography coarsely; None where the photos share too little by it, or no camera sees so."""
+    compared = _Compared.over(first, second, homography, _COARSE)
+    return None if compared is None else compared.candidate()
 
 
-def precision(pyramid: PhotoPyramid, view: ViewPyramid, motion: Plane, side: int) -> Matrix:
-    """Return the inverse covariance (8, 8) of a refined motion."""
-    window = Window(pyramid, side, np.zeros(2))  # type: ignore[arg-type]
-    noise = window.explain(window.bring(view, motion.map_to_view())).spread
-    return information(pyramid, view, motion, side) / (noise**2 * PIXELS_A_DATUM)  # type: ignore[arg-type]
+def fitted(first: Shown, second: Shown, homography: Matrix) -> Overlay | None:
+    """Refine a homography as far as it goes; None where the photos share too little by it, or no camera sees so."""
+    compared = _Compared.over(first, second, homography, _FINE)
+    return None if compared is None else compared.overlay()
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """Two photos in a square, and how the second has to be moved to lie on the first."""
+
+    first: Shown
+    second: Shown
+    homography: Matrix
+    to_rays: Matrix
+    pyramid: PhotoPyramid
+    view: ViewPyramid
+    motion: Plane
+    likeness: float
+
+    @classmethod
+    def over(cls, first: Shown, second: Shown, homography: Matrix, sides: Sequence[int]) -> _Compared | None:
+        """Compare them in the square that both show, at one side in pixels after the other."""
+        square = shared_square(first, second, homography)
+        if square is None:
+            return None
+        to_rays = around(square)
+        pyramid = PhotoPyramid(first.seen_in(to_rays, sides[-1]))
+        view = ViewPyramid(second.seen_in(homography @ to_rays, sides[-1]))
+        motion, likeness = Plane(UPRIGHT), 0.0
+        for side in sides:
+            motion, likeness = refined(pyramid, view, motion, side)  # type: ignore[arg-type]
+        return cls(first, second, homography, to_rays, pyramid, view, motion, likeness)
+
+    def moved(self, motion: Plane) -> Matrix:
+        """Return the homography: the window's point p is found in the view where the start has q, so it followed by q <- p."""
+        change = self.to_rays @ np.linalg.inv(UPRIGHT) @ motion.matrix @ np.linalg.inv(self.to_rays)
+        better = self.homography @ change
+        return np.asarray(better / better[2, 2])
+
+    def candidate(self) -> Candidate | None:
+        better = self.moved(self.motion)
+        square = shared_square(self.first, self.second, better)
+        return None if square is None else Candidate(better, self.likeness, square)
+
+    def overlay(self) -> Overlay | None:
+        last = settled(self.pyramid, self.view, self.motion, WINDOW)  # type: ignore[arg-type]
+        better = self.moved(last.motion)
+        square = shared_square(self.first, self.second, better)
+        if square is None:
+            return None
+        return Overlay(better, self.likeness, square, self.to_rays, last.precision)
 
 
 def shared_square(first: Shown, second: Shown, homography: Matrix) -> Square | None:

@@ -235,11 +235,8 @@ class _Fit:
         others = [np.arccos(np.clip(normal @ self.stations(other)[0], -1, 1)) for other in as_good]
         slopes = self.slopes(numbers)
         spread = np.linalg.pinv(slopes.T @ slopes)[:2, :2]
-        misses = self.misses(numbers)
+        error = float(np.sqrt((self.misses(numbers) ** 2).mean()))
+        uncertainty = np.sqrt(max(np.linalg.eigvalsh(spread)[-1], 0)) * max(error, 1.0)
         return Layout(
-            normal,
-            stations,
-            float(np.exp(numbers[-1])),
-            error=float(np.sqrt((misses**2).mean())),
-            uncertainty=float(max(np.sqrt(max(np.linalg.eigvalsh(spread)[-1], 0)), *others)),
+            normal, stations, float(np.exp(numbers[-1])), error, uncertainty=float(max(uncertainty, *others))
         )

@@ -162,8 +162,8 @@ def information(material: MaterialPyramid, view: ViewPyramid, motion: Motion, si
     """Return the Gauss-Newton matrix of a motion: steps along its weak eigenvectors change the fit least."""
     window = Window(material, side, centre(motion.map_to_view()))
     brought = window.bring(view, motion.map_to_view())
-    slopes = _slopes(window, motion, brought, window.predicted(window.explain(brought).weights))
-    return ((slopes * brought.mask.ravel()) @ slopes.T).astype(np.float64)
+    rates = slopes(window, motion, brought, window.predicted(window.explain(brought).weights))
+    return ((rates * brought.mask.ravel()) @ rates.T).astype(np.float64)
 
 
 def _step(window: Window, motion: Motion, brought: Brought, found: Explained) -> Matrix:
@@ -174,16 +174,16 @@ def _step(window: Window, motion: Motion, brought: Brought, found: Explained) ->
     robust = brought.mask / (
         1 + (residual / spread) ** 2
     )  # Cauchy: highlights and shadows that no map explains
-    slopes = _slopes(window, motion, brought, template)
-    weighted = slopes * robust.ravel()
-    normal = (weighted @ slopes.T).astype(np.float64)
+    rates = slopes(window, motion, brought, template)
+    weighted = rates * robust.ravel()
+    normal = (weighted @ rates.T).astype(np.float64)
     damped = normal + np.diag(1e-5 * np.diag(normal) + 1e-9)
     step = np.linalg.solve(damped, (weighted @ residual.ravel()).astype(np.float64))
     longest = np.abs(step).max()
     return np.asarray(step * min(1.0, _LONGEST_STEP / max(longest, 1e-12)))
 
 
-def _slopes(window: Window, motion: Motion, brought: Brought, template: Array) -> Array:
+def slopes(window: Window, motion: Motion, brought: Brought, template: Array) -> Array:
     """Return how the view's values change with the motion's parameters: (parameters, pixels)."""
     u, v = brought.u, brought.v
     on_u, on_v = _picture_gradient(window, template, motion.map_to_view().astype(np.float32), brought)
