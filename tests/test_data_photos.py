@@ -7,6 +7,7 @@ import logging
 import struct
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -15,9 +16,14 @@ from neuropbr_dist.data.photos import read as read_module
 from neuropbr_dist.data.photos.align import align
 from neuropbr_dist.data.photos.aligned import as_they_are
 from neuropbr_dist.data.photos.frame import largest_square
+from neuropbr_dist.data.photos.pairs import UPRIGHT, PhotoPyramid, Shown, overlaid
 from neuropbr_dist.data.photos.read import Photo, read_photo
 from neuropbr_dist.data.photos.rectified import rectified, stretched
+from neuropbr_dist.data.photos.settle import settled
 from neuropbr_dist.data.photos.tilt import Link, lay_out
+from neuropbr_dist.data.register.fit import refined
+from neuropbr_dist.data.register.motion import Plane
+from neuropbr_dist.data.register.pyramid import ViewPyramid
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.plane import project
 from neuropbr_dist.materials.scene import builtin_scene
@@ -360,3 +366,36 @@ def test_photos_of_different_materials_are_told(flat):
     assert aligned.cameras[1] is None
     assert "other.jpg is left out: nothing in it lies on 0.jpg" in aligned.remarks[0]
     assert aligned.remarks[1].startswith("0.jpg alone is used: the picture itself is the frame")
+
+
+# -- how sure it is ----------------------------------------------------------------------------
+
+
+def test_what_runs_one_way_is_left_out():
+    """Photos of streaks fit each other, and slide: likeness alone doesn't show it."""
+    places = builtin_scene(*STONE, dirty=False).cameras[:2]
+    found = pictures_of_relief(lambda x, y: 0 * x, places, 480, streaks=True)
+    streaked = [photo(picture, f"{k}.jpg") for k, picture in enumerate(found)]
+    overlay = overlaid(*map(Shown, streaked))
+    assert overlay is not None and overlay.likeness > 0.8 and overlay.slack > 0.1
+    aligned = align(streaked)
+    assert aligned.cameras[1] is None
+    assert aligned.remarks[0].startswith("1.jpg is left out: its texture runs one way")
+
+
+def test_blocks_that_contradict_the_others_count_little():
+    """A corner whose details lie three pixels lower in the second picture, as reflections do, doesn't pull the rest."""
+    rng, side = np.random.default_rng(0), 512
+    picture = cv2.GaussianBlur(rng.normal(127, 90, (side, side, 3)).astype(np.float32), (0, 0), 1.5)
+    other = picture + cv2.GaussianBlur(rng.normal(0, 20, picture.shape).astype(np.float32), (0, 0), 1.5)
+    other[:200, :200] = np.roll(other, 3, 0)[:200, :200]
+    one, two = (each.clip(2, 249).astype(np.uint8).transpose(2, 0, 1) for each in (picture, other))
+    pyramid, view = PhotoPyramid(one), ViewPyramid(two)
+    start, _ = refined(pyramid, view, Plane(UPRIGHT), side)
+    found = settled(pyramid, view, start, side)
+    corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+    off = [
+        np.abs(project(motion.matrix, corners) - project(UPRIGHT, corners)).max() * side
+        for motion in (start, found.motion)
+    ]
+    assert off[1] < 0.2 < off[0]

@@ -94,16 +94,23 @@ def save_photo(
 
 
 def pictures_of_relief(
-    relief: Callable[[Array, Array], Array], cameras: Sequence[Camera], height: int, seed: int = 0
+    relief: Callable[[Array, Array], Array],
+    cameras: Sequence[Camera],
+    height: int,
+    seed: int = 0,
+    streaks: bool = False,
 ) -> list[Array]:
     """Photograph a spotted surface that isn't flat, 3:4, by marching along each pixel's ray.
 
     Args:
         relief: height over the plane, 0 to 0.5 tiles, at x and y.
+        streaks: along y in place of spots.
     """
     focal, width = focal_in_heights() * height, height * 3 // 4
     x, y = np.meshgrid(np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2)
     spots = np.random.default_rng(seed).random((256, 256, 3))
+    if streaks:
+        spots[:] = spots[:, :1]
     found = []
     for camera in cameras:
         right, up, forward = camera.axes()

@@ -17,6 +17,7 @@ LEAST_LIKENESS = 0.45
 _CLEAR = 0.8  # what repeats is, mirrored, like itself up to here
 _LEAST_FEATURES = 30
 _UNMOVED = 0.01  # share of what two photos show
+_MOST_SLACK = 0.02  # share of the side: 10 pixels of 512
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,16 @@ def find_links(shown: Sequence[Shown]) -> Links:
         for number, one in enumerate(shown)
         if len(one.features.points) < _LEAST_FEATURES
     }
-    overlays = {}
+    overlays, sliding = {}, set()
     for first, second in combinations(range(len(shown)), 2):
         if first in reasons or second in reasons:
             continue
         overlay = overlaid(shown[first], shown[second])
         if overlay is None or overlay.likeness < LEAST_LIKENESS:
             continue
-        if _from_one_place(overlay):
+        if overlay.slack > _MOST_SLACK:
+            sliding.add((first, second))
+        elif _from_one_place(overlay):
             reasons[second] = (
                 f"it was taken from the same place as {shown[first].photo.path.name}, or is the same picture"
             )
@@ -62,7 +65,8 @@ def find_links(shown: Sequence[Shown]) -> Links:
     linked = {hub} | {number for pair in overlays if hub in pair for number in pair}
     for number in there:
         if number not in linked:
-            reasons[number] = _why_not(shown, hub, number)
+            slides = (min(hub, number), max(hub, number)) in sliding
+            reasons[number] = _slides(shown[hub]) if slides else _why_not(shown, hub, number)
     kept = {
         pair: Link(*pair, overlay.homography, overlay.window, overlay.precision)
         for pair, overlay in overlays.items()
@@ -94,6 +98,13 @@ def _mirrored(first: Shown, second: Shown, least: float) -> bool:
     """Return whether the second photo is more like the first mirrored than `least`."""
     overlay = overlaid(first, second.mirrored())
     return overlay is not None and overlay.likeness > least
+
+
+def _slides(hub: Shown) -> str:
+    return (
+        f"its texture runs one way, so that where along it {hub.photo.path.name} lies can't be told; mark a "
+        "corner of the surface, with a bit of tape, say"
+    )
 
 
 def _why_not(shown: Sequence[Shown], hub: int, number: int) -> str:

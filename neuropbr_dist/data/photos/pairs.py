@@ -116,6 +116,15 @@ class Overlay(Candidate):
     precision: Matrix
     """(8, 8) inverse covariance of what the homography may be off by in the window, see `tilt.Link`."""
 
+    @property
+    def slack(self) -> float:
+        """Standard deviation of where the photos lie on each other, at the window's corners, as a share of its side."""
+        covariance, found = np.linalg.inv(self.precision), []
+        for x, y in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)):
+            shift = np.array([[x, y, 1, 0, 0, 0, -x * x, -x * y], [0, 0, 0, x, y, 1, -x * y, -y * y]])
+            found.append(np.trace(shift @ covariance @ shift.T))
+        return float(np.sqrt(np.mean(found)))
+
 
 class PhotoPyramid:
     """A photo in the place of a material's maps (`register.pyramid.MaterialPyramid`): brightness and two colours."""

@@ -24,6 +24,7 @@ _RIGHT, _DOWN = 2, 5  # the parameters of a `Plane` that shift the picture
 _LENS = 1e-3  # share of the side that a block may be off for a lens that isn't a pinhole
 _APART = 6.0  # squared standard deviations from which on a block counts little
 _TRUST = 4  # power of the explained share
+_LEAST_PRECISION = 1.0  # of a step, which is a share of the side: nothing is known
 _NOISE = 0.01  # variance of what no fit explains, of a normalised picture
 
 
@@ -44,35 +45,42 @@ def settled(pyramid: MaterialPyramid, view: ViewPyramid, motion: Plane, side: in
     """
     window = Window(pyramid, side, np.zeros(2))
     for _ in range(_STEPS):
-        curvature, pull = _agreed(window, view, motion)
+        curvature, pull, _ = _agreed(window, view, motion)
         damped = curvature + np.diag(1e-6 * np.diag(curvature) + 1e-12)
         step = np.linalg.solve(damped, pull)
         motion = motion.moved(step * min(1.0, _LONGEST_STEP / max(np.abs(step).max(), 1e-12)))
         if np.abs(step).max() < _STILL / side:
             break
-    return Settled(motion, _agreed(window, view, motion)[0])
+    values, vectors = np.linalg.eigh(_agreed(window, view, motion)[2])
+    return Settled(motion, np.asarray((vectors * np.maximum(values, _LEAST_PRECISION)) @ vectors.T))
 
 
-def _agreed(window: Window, view: ViewPyramid, motion: Plane) -> tuple[Matrix, Matrix]:
-    """Return the Gauss-Newton matrix (8, 8) and right side (8,) of all blocks, each by what it counts."""
+def _agreed(window: Window, view: ViewPyramid, motion: Plane) -> tuple[Matrix, Matrix, Matrix]:
+    """Return the Gauss-Newton matrix (8, 8) and right side (8,) of all blocks, each by what it counts; and the precision.
+
+    The matrix has the template's gradient twice, and noise has one as well: along streaks there is nothing else. The
+    precision has it beside the view's own gradient, whose noise is another.
+    """
     brought = window.bring(view, motion.map_to_view())
     found = window.explain(brought)
     template = window.predicted(found.weights)
     missing = template - brought.seen
     robust = brought.mask / (1 + (missing / max(0.3, 1.5 * found.spread)) ** 2)
-    rates, off, seen, counted = (
-        _in_blocks(planes, window.side)
-        for planes in (slopes(window, motion, brought, template), missing, brought.seen, robust)
+    ours, theirs = (slopes(window, motion, brought, picture) for picture in (template, brought.seen))
+    rates, others, off, seen, counted = (
+        _in_blocks(planes, window.side) for planes in (ours, theirs, missing, brought.seen, robust)
     )
     pixels = np.maximum(counted.sum((1, 2)), 1).astype(np.float64)
     weighted = rates * counted
     curvature = (weighted @ rates.transpose(0, 2, 1)).astype(np.float64)
+    common = (weighted @ others.transpose(0, 2, 1)).astype(np.float64)
     pull = (weighted @ off.transpose(0, 2, 1))[..., 0].astype(np.float64)
     left = (counted * off**2).sum((1, 2)) / pixels + _NOISE
     explained = np.clip(1 - left / np.maximum((counted * seen**2).sum((1, 2)) / pixels, _NOISE), 0, 1)
     variance = left * pixels  # one observation a block, however many pixels
     share = explained**_TRUST / variance / (1 + _contradiction(curvature, pull, variance) / _APART) ** 2
-    return np.tensordot(share, curvature, 1), share @ pull
+    shared = np.tensordot(share, common, 1)
+    return np.tensordot(share, curvature, 1), share @ pull, (shared + shared.T) / 2
 
 
 def _contradiction(curvature: Matrix, pull: Matrix, variance: Matrix) -> Matrix:
