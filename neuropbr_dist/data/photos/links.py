@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from neuropbr_dist.data.photos.pairs import Overlay, Shown, overlaid
+from neuropbr_dist.data.photos.pairs import Overlay, Shown, likeness, overlaid
 from neuropbr_dist.data.photos.tilt import Link
 from neuropbr_dist.materials.plane import project
 
@@ -96,8 +96,7 @@ def _hub(there: Sequence[int], overlays: dict[tuple[int, int], Overlay]) -> int:
 
 def _mirrored(first: Shown, second: Shown, least: float) -> bool:
     """Return whether the second photo is more like the first mirrored than `least`."""
-    overlay = overlaid(first, second.mirrored())
-    return overlay is not None and overlay.likeness > least
+    return likeness(first, second.mirrored()) > least
 
 
 def _slides(hub: Shown) -> str:

@@ -91,8 +91,8 @@ class Shown:
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
-    """A homography between two photos, and what speaks for it."""
+class Overlay:
+    """Overlay of two photos: the homography between them, and how sure it is."""
 
     homography: Matrix
     """(3, 3) from ray coordinates of the first to those of the second."""
@@ -100,21 +100,15 @@ class Candidate:
     """Correlation of the two in the square that both show, 1 at best, about 0 by chance."""
     square: Square
     """Square that both show, in ray coordinates of the first."""
-
-    @property
-    def evidence(self) -> float:
-        """Weight of what speaks for it: the explained part of the pictures' structure, by the area that they share."""
-        return -float(np.log(1 - min(max(self.likeness, 0.0), 0.999) ** 2)) * self.square.side**2
-
-
-@dataclass(frozen=True, eq=False)
-class Overlay(Candidate):
-    """Overlay of two photos, as exact as it gets."""
-
     window: Matrix
     """(3, 3) from map coordinates to ray coordinates of the first: where they were compared."""
     precision: Matrix
     """(8, 8) inverse covariance of what the homography may be off by in the window, see `tilt.Link`."""
+
+    @property
+    def evidence(self) -> float:
+        """Weight of what speaks for it; see `evidence`."""
+        return evidence(self.likeness, self.square)
 
     @property
     def slack(self) -> float:
@@ -124,6 +118,11 @@ class Overlay(Candidate):
             shift = np.array([[x, y, 1, 0, 0, 0, -x * x, -x * y], [0, 0, 0, x, y, 1, -x * y, -y * y]])
             found.append(np.trace(shift @ covariance @ shift.T))
         return float(np.sqrt(np.mean(found)))
+
+
+def evidence(likeness: float, square: Square) -> float:
+    """Return the explained part of two pictures' structure, by the area that they share."""
+    return -float(np.log(1 - min(max(likeness, 0.0), 0.999) ** 2)) * square.side**2
 
 
 class PhotoPyramid:
@@ -147,13 +146,24 @@ class PhotoPyramid:
 
 def overlaid(first: Shown, second: Shown) -> Overlay | None:
     """Return how two photos lie on each other, the best there is; None where none is promising."""
-    best: Overlay | None = None
+    best = likeliest(first, second)
+    return None if best is None else best.overlay()
+
+
+def likeness(first: Shown, second: Shown) -> float:
+    """Return how much two photos look alike where they lie best on each other; 0 where they don't at all."""
+    best = likeliest(first, second)
+    return 0.0 if best is None else best.likeness
+
+
+def likeliest(first: Shown, second: Shown) -> Fitted | None:
+    """Return the place of one photo on another after which they look most alike."""
+    best: Fitted | None = None
     for propose in (agreed, grouped):
-        found = [candidate(first, second, proposal) for proposal in propose(first, second)]
+        found = [fitted(first, second, proposal, _COARSE) for proposal in propose(first, second)]
         promising = [each for each in found if each is not None and each.likeness > _PROMISING]
-        likely = sorted(promising, key=lambda each: -each.evidence)
-        for likely_one in likely[:_FINELY_FITTED]:
-            finer = fitted(first, second, likely_one.homography)
+        for rough in sorted(promising, key=lambda each: -each.evidence)[:_FINELY_FITTED]:
+            finer = fitted(first, second, rough.homography(), _FINE)
             if finer is not None and (best is None or finer.evidence > best.evidence):
                 best = finer
         if best is not None and best.likeness > _ALIKE:
@@ -220,63 +230,61 @@ def matched(first: Shown, second: Shown, most_ratio: float = _RATIO) -> tuple[Ma
     return first.rays(ours.points[kept]), second.rays(theirs.points[best[kept]])
 
 
-def candidate(first: Shown, second: Shown, homography: Matrix) -> Candidate | None:
-    """Refine a homography coarsely; None where the photos share too little by it, or no camera sees so."""
-    compared = _Compared.over(first, second, homography, _COARSE)
-    return None if compared is None else compared.candidate()
-
-
-def fitted(first: Shown, second: Shown, homography: Matrix) -> Overlay | None:
-    """Refine a homography as far as it goes; None where the photos share too little by it, or no camera sees so."""
-    compared = _Compared.over(first, second, homography, _FINE)
-    return None if compared is None else compared.overlay()
-
-
 @dataclass(frozen=True, eq=False)
-class _Compared:
+class Fitted:
     """Two photos in a square, and how the second has to be moved to lie on the first."""
 
-    first: Shown
-    second: Shown
-    homography: Matrix
+    start: Matrix
+    """(3, 3) homography between ray coordinates from which the motion starts."""
     to_rays: Matrix
+    """(3, 3) from map coordinates of the square to ray coordinates of the first."""
     pyramid: PhotoPyramid
     view: ViewPyramid
     motion: Plane
     likeness: float
+    """Correlation of the two in the square that both show, 1 at best, about 0 by chance."""
+    square: Square
+    """Square that both show by the motion, in ray coordinates of the first."""
 
-    @classmethod
-    def over(cls, first: Shown, second: Shown, homography: Matrix, sides: Sequence[int]) -> _Compared | None:
-        """Compare them in the square that both show, at one side in pixels after the other."""
-        square = shared_square(first, second, homography)
-        if square is None:
-            return None
-        to_rays = around(square)
-        pyramid = PhotoPyramid(first.seen_in(to_rays, sides[-1]))
-        view = ViewPyramid(second.seen_in(homography @ to_rays, sides[-1]))
-        motion, likeness = Plane(UPRIGHT), 0.0
-        for side in sides:
-            motion, likeness = refined(pyramid, view, motion, side)  # type: ignore[arg-type]
-        return cls(first, second, homography, to_rays, pyramid, view, motion, likeness)
+    @property
+    def evidence(self) -> float:
+        """Weight of what speaks for it; see `evidence`."""
+        return evidence(self.likeness, self.square)
 
-    def moved(self, motion: Plane) -> Matrix:
-        """Return the homography: the window's point p is found in the view where the start has q, so it followed by q <- p."""
-        change = self.to_rays @ np.linalg.inv(UPRIGHT) @ motion.matrix @ np.linalg.inv(self.to_rays)
-        better = self.homography @ change
-        return np.asarray(better / better[2, 2])
+    def homography(self) -> Matrix:
+        """Return the homography between ray coordinates."""
+        return _moved(self.start, self.to_rays, self.motion)
 
-    def candidate(self) -> Candidate | None:
-        better = self.moved(self.motion)
-        square = shared_square(self.first, self.second, better)
-        return None if square is None else Candidate(better, self.likeness, square)
-
-    def overlay(self) -> Overlay | None:
+    def overlay(self) -> Overlay:
+        """Return it as exact as it gets, and how sure that is."""
         last = settled(self.pyramid, self.view, self.motion, WINDOW)  # type: ignore[arg-type]
-        better = self.moved(last.motion)
-        square = shared_square(self.first, self.second, better)
-        if square is None:
-            return None
-        return Overlay(better, self.likeness, square, self.to_rays, last.precision)
+        across = _moved(self.start, self.to_rays, last.motion)
+        return Overlay(across, self.likeness, self.square, self.to_rays, last.precision)
+
+
+def fitted(first: Shown, second: Shown, homography: Matrix, sides: Sequence[int] = _FINE) -> Fitted | None:
+    """Refine a homography by intensities; None where the photos share too little by it, or no camera sees so.
+
+    Args:
+        sides: of the window, in pixels, one after the other.
+    """
+    square = shared_square(first, second, homography)
+    if square is None:
+        return None
+    to_rays = around(square)
+    pyramid = PhotoPyramid(first.seen_in(to_rays, sides[-1]))
+    view = ViewPyramid(second.seen_in(homography @ to_rays, sides[-1]))
+    motion, alike = Plane(UPRIGHT), 0.0
+    for side in sides:
+        motion, alike = refined(pyramid, view, motion, side)  # type: ignore[arg-type]
+    square = shared_square(first, second, _moved(homography, to_rays, motion))
+    return None if square is None else Fitted(homography, to_rays, pyramid, view, motion, alike, square)
+
+
+def _moved(homography: Matrix, to_rays: Matrix, motion: Plane) -> Matrix:
+    """Return the homography after a motion: the window's point p is found in the view where the start has q."""
+    better = homography @ to_rays @ np.linalg.inv(UPRIGHT) @ motion.matrix @ np.linalg.inv(to_rays)
+    return np.asarray(better / better[2, 2])
 
 
 def shared_square(first: Shown, second: Shown, homography: Matrix) -> Square | None:

@@ -19,7 +19,7 @@ from neuropbr_dist.data.register.pyramid import Array, MaterialPyramid, ViewPyra
 from neuropbr_dist.materials.plane import Matrix
 
 _BLOCKS = 16  # along a side
-_STEPS, _STILL, _LONGEST_STEP = 15, 0.01, 0.1
+_STEPS, _STILL, _LONGEST_STEP = 12, 0.02, 0.1
 _RIGHT, _DOWN = 2, 5  # the parameters of a `Plane` that shift the picture
 _LENS = 1e-3  # share of the side that a block may be off for a lens that isn't a pinhole
 _APART = 6.0  # squared standard deviations from which on a block counts little
