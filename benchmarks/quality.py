@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 from benchmarks.options import add_size, fields_of, measurement
-from benchmarks.quality_report import Result, picture, report
+from benchmarks.quality_table import Result, picture, quality_page
 from benchmarks.ranks import LATE, ROOT, Launch, run_all
 from benchmarks.runs import gpus, seconds_per_epoch, training
 from neuropbr_dist.commands.entry import entry
@@ -110,7 +110,7 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     epochs = args.epochs or epochs_that_fit(args, fields)
     print(f"{epochs} epochs a variant", flush=True)
     results = trained(args, fields, epochs)
-    text = report(args, sys.argv[1:] if argv is None else argv, results)
+    text = quality_page(args, sys.argv[1:] if argv is None else argv, results)
     (args.to / "quality.md").write_text(text)
     picture(results, args.to / "quality.png")
     lines = [json.dumps({"variant": result.name, **line}) for result in results for line in result.lines()]

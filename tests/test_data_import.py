@@ -199,9 +199,9 @@ def test_slopes_that_tell_nothing_are_asked_for_never_guessed(tmp_path):
     flat = np.full((SIDE, SIDE, 3), (128, 127, 255), np.uint8)
     for name, normals in (("noise", noise.astype(np.uint8)), ("ridges", ridges), ("flat", flat)):
         save_plain(tmp_path / "src" / name, builtin(0) | {"normal": normals})
-    report = bring(tmp_path / "src", tmp_path / "out")
-    assert [row.name for row in report.imported] == ["flat"]
-    asked = {row.name: row.reason for row in report.rows if row.reason}
+    summary = bring(tmp_path / "src", tmp_path / "out")
+    assert [row.name for row in summary.imported] == ["flat"]
+    asked = {row.name: row.reason for row in summary.rows if row.reason}
     assert all("--normals opengl or directx says it" in asked[name] for name in ("noise", "ridges"))
     assert bring(tmp_path / "src", tmp_path / "out", normals="directx").clean
     assert_same(read(tmp_path / "out/ridges"), {"normal": turned(ridges)})
@@ -215,9 +215,9 @@ def test_a_name_that_the_slopes_contradict_is_refused(tmp_path):
         save(folder / "x_Color.png", maps["albedo"] if name == "right" else builtin(2)["albedo"])
         save(folder / "x_Roughness.png", maps["roughness"])
         save(folder / "x_NormalDX.png", normals)
-    report = bring(tmp_path / "src", tmp_path / "out")
-    assert [row.name for row in report.imported] == ["right"]
-    assert "DirectX by its name, OpenGL by its slopes" in report.rows[1].reason
+    summary = bring(tmp_path / "src", tmp_path / "out")
+    assert [row.name for row in summary.imported] == ["right"]
+    assert "DirectX by its name, OpenGL by its slopes" in summary.rows[1].reason
     assert_same(read(tmp_path / "out/right"), {"normal": maps["normal"]})
 
 
@@ -343,10 +343,10 @@ def test_two_channel_and_signed_normals_are_made_whole(tmp_path):
     )
     (tmp_path / "src/signed/normal.png").unlink()
     save_exr(tmp_path / "src/signed/normal.exr", maps["normal"] / 127.5 - 1, np.float32)
-    report = bring(tmp_path / "src", tmp_path / "out")
+    summary = bring(tmp_path / "src", tmp_path / "out")
     assert (
-        "normals: Z from X and Y" in report.rows[0].notes
-        and "normals: floats from -1 to 1" in report.rows[1].notes
+        "normals: Z from X and Y" in summary.rows[0].notes
+        and "normals: floats from -1 to 1" in summary.rows[1].notes
     )
     assert_same(read(tmp_path / "out/flat_blue"), {"normal": maps["normal"]}, within=2)
     assert_same(read(tmp_path / "out/signed"), {"normal": maps["normal"]})
@@ -359,8 +359,8 @@ def test_pictures_that_are_not_square_give_the_middle_or_each_tile(tmp_path):
     bring(tmp_path / "src", tmp_path / "tiles", tiles=True)
     assert_same(read(tmp_path / "tiles/strip_1"), left)
     assert_same(read(tmp_path / "tiles/strip_2"), right)
-    report = bring(tmp_path / "src", tmp_path / "middle")
-    assert "middle square of 256 x 128" in report.rows[0].notes
+    summary = bring(tmp_path / "src", tmp_path / "middle")
+    assert "middle square of 256 x 128" in summary.rows[0].notes
     assert_same(read(tmp_path / "middle/strip"), {name: pixels[:, 64:192] for name, pixels in both.items()})
 
 
@@ -413,17 +413,17 @@ def test_copies_are_named_and_stay_out_and_two_sources_do_not_take_each_others_p
     save_plain(tmp_path / "b/brick", builtin(1))
     save_plain(tmp_path / "b/wood", builtin(2))
     for _ in range(2):
-        report = bring(tmp_path / "a", tmp_path / "out")
-        assert [(row.name, row.reason) for row in report.rows] == [
+        summary = bring(tmp_path / "a", tmp_path / "out")
+        assert [(row.name, row.reason) for row in summary.rows] == [
             ("brick", ""),
             ("wall", "the same pictures as brick"),
         ]
         assert not (tmp_path / "out/wall").exists()
-    report = bring(tmp_path / "b", tmp_path / "out")
-    assert [row.name for row in report.imported] == ["brick", "wood"]
+    summary = bring(tmp_path / "b", tmp_path / "out")
+    assert [row.name for row in summary.imported] == ["brick", "wood"]
     assert_same(read(tmp_path / "out/brick"), builtin(0))
     assert f"was imported from {tmp_path / 'a'}" in next(
-        row.reason for row in report.rows if row.name == "brick" and row.reason
+        row.reason for row in summary.rows if row.name == "brick" and row.reason
     )
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("")
@@ -519,8 +519,8 @@ def matsynth(tmp_path_factory) -> Path:
 
 
 def test_parquet_by_licence_category_and_split(matsynth, tmp_path):
-    report = import_materials(ParquetSource(matsynth, Wanted()), tmp_path / "all", Options(), progress=False)
-    assert report.clean and len(report.rows) == 6
+    summary = import_materials(ParquetSource(matsynth, Wanted()), tmp_path / "all", Options(), progress=False)
+    assert summary.clean and len(summary.rows) == 6
     assert_same(read(tmp_path / "all/acg_4"), builtin(4, 64))
     assert not read(tmp_path / "all/acg_0")["metallic"].any()
     assert json.loads((tmp_path / "all/split.json").read_text()) == {"validation": ["acg_4", "acg_5"]}

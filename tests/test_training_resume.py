@@ -52,7 +52,7 @@ def test_resumed_at_an_epochs_end(uninterrupted, stopped):
     assert ended.code == 0, ended.err
     assert "Resuming from" in ended.out and "(step 5)" in ended.out
     assert_same_run(uninterrupted, stopped)
-    assert [life["step"] for life in state(stopped)["lives"]] == [0, 5]
+    assert [start["step"] for start in state(stopped)["starts"]] == [0, 5]
 
 
 def test_resumed_amid_an_epoch_twice(uninterrupted, tmp_path):

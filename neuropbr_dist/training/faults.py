@@ -15,7 +15,7 @@ from torch import Tensor
 from neuropbr_dist.data.loader import Interrupted
 from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.ranks import all_gather_object
-from neuropbr_dist.training.step import StepReport
+from neuropbr_dist.training.step import GanStepResult
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +59,14 @@ class FaultWatch:
         self._pending: list[tuple[int, str, Sequence[str], Tensor, dict[str, Tensor]]] = []
         self._in_row = {"generator": 0, "discriminator": 0}
 
-    def note(self, step: int, keys: Sequence[str], report: StepReport) -> None:
+    def note(self, step: int, keys: Sequence[str], result: GanStepResult) -> None:
         """Keep the flags of a step; `keys` are this rank's samples."""
-        for part, result in (("generator", report.generator), ("discriminator", report.discriminator)):
-            if result is not None:
-                self._pending.append((step, part, keys, result.finite, report.losses))
+        for part, update in (("generator", result.generator), ("discriminator", result.discriminator)):
+            if update is not None:
+                self._pending.append((step, part, keys, update.finite, result.losses))
 
-    def look(self, skipped: dict[str, int]) -> None:
-        """Read the flags noted since the last look; add to `skipped`. Collective.
+    def collect(self, skipped: dict[str, int]) -> None:
+        """Read the flags noted since the last call; add to `skipped`. Collective.
 
         Raises:
             UserError: on all ranks: `limit` updates of a network in a row were skipped.

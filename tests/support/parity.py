@@ -25,7 +25,7 @@ from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.keyed import uniforms
 from neuropbr_dist.data.load import load_batch
-from neuropbr_dist.data.order import SampleOrder, Slot, micro_batches, plan_step
+from neuropbr_dist.data.order import SampleOrder, Slot, micro_batches, step_micro_batches
 from neuropbr_dist.data.rendered.materials import Materials
 from neuropbr_dist.data.rendered.source import RenderedSource
 from neuropbr_dist.materials.relighting import relighting
@@ -308,7 +308,9 @@ def rank_batch(case: Case, row: Row, step: int) -> list[DeviceBatch]:
     """This rank's micro-batches of a step."""
     rank = dist.get_rank() if row.world > 1 else 0
     groups, group = row.world // row.sample_ranks, rank // row.sample_ranks
-    cut = plan_step(sample_order(case), step * case.batch, groups, group, largest_micro_batch(case, row))
+    cut = step_micro_batches(
+        sample_order(case), step * case.batch, groups, group, largest_micro_batch(case, row)
+    )
     micros = [device_batch(case, slots, row.device, row.strip) for slots in cut]
     assert len(micros) == row.accumulation
     return micros
@@ -377,14 +379,14 @@ def train_stages(stages: Sequence[tuple[Case, Row]]) -> dict[str, Any]:
             change_network(net, setup_of(*before, engine), setup_of(case, row, engine), row.strip)
         before, goal = (case, row), objective(case, row.strip)
         for step in range(case.steps):
-            report = gan_step(*nets, rank_batch(case, row, step), goal, d_steps=case.d_steps)
-            assert report.discriminator is not None
+            result = gan_step(*nets, rank_batch(case, row, step), goal, d_steps=case.d_steps)
+            assert result.discriminator is not None
             records.append(
                 {
-                    "G_loss": over_ranks(report.losses["G_loss"]),
-                    "D_loss": over_ranks(report.losses["D_loss"]),
-                    "G_norm": norm_of(report.generator),
-                    "D_norm": norm_of(report.discriminator),
+                    "G_loss": over_ranks(result.losses["G_loss"]),
+                    "D_loss": over_ranks(result.losses["D_loss"]),
+                    "G_norm": norm_of(result.generator),
+                    "D_norm": norm_of(result.discriminator),
                 }
             )
     return {"state": whole_state(*nets), "records": records}

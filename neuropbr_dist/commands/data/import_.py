@@ -52,22 +52,22 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         raise UserError(f"--size {args.size}: must be 4 or more")
     from neuropbr_dist.checkpoint import RunLock
     from neuropbr_dist.data.importer.convert import Options
-    from neuropbr_dist.data.importer.run import claim, import_materials
+    from neuropbr_dist.data.importer.run import import_materials, prepare_folder
 
     source = _open(args)
-    claim(args.dest)  # before the lock's file is in it
+    prepare_folder(args.dest)  # before the lock's file is in it
     with RunLock(args.dest, who="importer", remedy="wait for it, or name another DEST"):
-        report = import_materials(
+        summary = import_materials(
             source, args.dest,
             Options(args.size, args.bits, args.normals, args.tiles, args.flip_green, args.linear_albedo),
             workers=workers, strict=args.strict,
         )  # fmt: skip
-    print(report)
-    if args.strict and not report.clean:
+    print(summary)
+    if args.strict and not summary.clean:
         print("Nothing is written (--strict)")
-    elif report.imported:
+    elif summary.imported:
         print(f"In {args.dest}: look at contact_sheet_1.jpg; import.txt has this table")
-    if not report.clean:
+    if not summary.clean:
         sys.exit(1)
 
 

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from neuropbr_dist.data.files.judge import NON_UNIT_SHARE, looks_like_normals, non_unit_share, normals_fault
+from neuropbr_dist.data.files.picture_check import (
+    NON_UNIT_SHARE,
+    looks_like_normals,
+    non_unit_share,
+    normals_fault,
+)
 from neuropbr_dist.data.importer.assign import Take
 from neuropbr_dist.data.importer.normals import judge_convention
 from neuropbr_dist.data.importer.squares import as_bits, full_scale, normalised, squared, unsigned

@@ -1,4 +1,4 @@
-"""The import: materials converted in parallel, each visible at once and whole, and a report of what was taken for what.
+"""The import: materials converted in parallel, each visible at once and whole, and a summary of what was taken for what.
 
     DEST/<material>/{albedo,roughness,metallic,normal}.png
     DEST/import.txt, contact_sheet_<n>.jpg    what was taken for what, in words and to look at
@@ -24,8 +24,8 @@ from tqdm import tqdm
 from neuropbr_dist.data.files.png import encoded
 from neuropbr_dist.data.importer.convert import Maps, Options, convert
 from neuropbr_dist.data.importer.jobs import Job, Source, folder_name
-from neuropbr_dist.data.importer.report import Report, Row, write_report
 from neuropbr_dist.data.importer.sheet import write_strip
+from neuropbr_dist.data.importer.summary import ImportSummary, Row, write_summary
 from neuropbr_dist.data.split import SPLIT_FILE
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import (
@@ -71,7 +71,7 @@ def import_materials(
     workers: int = 1,
     strict: bool = False,
     progress: bool = True,
-) -> Report:
+) -> ImportSummary:
     """Convert every material of `source` into `dest`; goes on with what an interrupted call has left there.
 
     The caller sees to it that nobody else imports into `dest` at the same time.
@@ -80,24 +80,24 @@ def import_materials(
         strict: write nothing unless everything was understood.
 
     Returns:
-        What was taken for what; `Report.clean` is false where anything was left out.
+        What was taken for what; `ImportSummary.clean` is false where anything was left out.
 
     Raises:
         UserError: `dest` holds something else, can't be written to, or the source can't be read.
     """
-    claim(dest)
+    prepare_folder(dest)
     with writing(dest):
         importer = _Importer(source, dest, options, workers, progress)
         importer.convert_all(publish=not strict)
-        report = importer.report()
-        if strict and not report.clean:
+        summary = importer.summary()
+        if strict and not summary.clean:
             importer.withdraw()
         else:
-            importer.finish(report)
-    return report
+            importer.finish(summary)
+    return summary
 
 
-def claim(dest: Path) -> None:
+def prepare_folder(dest: Path) -> None:
     """Make `dest`, unless it holds somebody's files.
 
     Raises:
@@ -139,8 +139,8 @@ class _Importer:
                 self._take(outcome, publish)
                 bar.update()
 
-    def report(self) -> Report:
-        """Return a report of all materials that are there, and of those of this source that aren't.
+    def summary(self) -> ImportSummary:
+        """Return a summary of all materials that are there, and of those of this source that aren't.
 
         Copies of other materials count as left out.
         """
@@ -161,21 +161,21 @@ class _Importer:
                         outcome.about, outcome.validation,
                     )
                 )  # fmt: skip
-        return Report(rows, sorted(self.source.strays))
+        return ImportSummary(rows, sorted(self.source.strays))
 
-    def finish(self, report: Report) -> None:
+    def finish(self, summary: ImportSummary) -> None:
         """Leave what was taken in its place, and write what tells of it."""
         for outcome in self.done:
             self._publish(outcome)
-        for row in report.rows:
+        for row in summary.rows:
             if row.reason and row.side and (self.dest / row.name).exists():
                 # A copy: kept, out of sight, for the day that its original changes.
                 move_folder(self.dest / row.name, self.state / READY / row.name)
-        write_json(self.dest / SOURCES_FILE, {row.name: row.about for row in report.imported}, indent=1)
-        validation = [row.name for row in report.imported if row.validation]
-        if 0 < len(validation) < len(report.imported):
+        write_json(self.dest / SOURCES_FILE, {row.name: row.about for row in summary.imported}, indent=1)
+        validation = [row.name for row in summary.imported if row.validation]
+        if 0 < len(validation) < len(summary.imported):
             write_json(self.dest / SPLIT_FILE, {"validation": validation}, indent=1)
-        write_report(report, self.dest, self.state / STRIPS)
+        write_summary(summary, self.dest, self.state / STRIPS)
 
     def withdraw(self) -> None:
         """Leave nothing behind of a strict call; of a folder that was begun earlier, that."""

@@ -20,7 +20,7 @@ from neuropbr_dist.data.files.entries import Sample, Source
 from neuropbr_dist.data.files.layout import index_set, list_faults
 from neuropbr_dist.data.files.verify import check_writable
 from neuropbr_dist.data.register.mixups import mixed_up
-from neuropbr_dist.data.register.report import Report
+from neuropbr_dist.data.register.registration import Registration
 from neuropbr_dist.data.register.search import Prior, Settings
 from neuropbr_dist.data.register.sheet import write_sheet
 from neuropbr_dist.data.register.threads import one_thread_each
@@ -48,7 +48,7 @@ def register(
     overwrite: bool = False,
     workers: int = 1,
     progress: bool = True,
-) -> Report:
+) -> Registration:
     """Find each view's camera and write the set's camera file.
 
     Args:
@@ -85,7 +85,7 @@ def register(
         write_cameras(to, _merged(kept, outcomes, wrap))
         write_sheet(sheet, jobs, outcomes, wrap)
         work.journal.path.unlink(missing_ok=True)
-    return Report(outcomes, remarks)
+    return Registration(outcomes, remarks)
 
 
 class _Work:

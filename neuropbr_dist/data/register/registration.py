@@ -1,4 +1,4 @@
-"""Report of a registration: a table by material, and a sentence for each thing that a person should look at."""
+"""The registration of a set: a table by material, and a sentence for each thing that a person should look at."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _HEAD = ("material", "samples", "views", "found", "doubtful", "not found", "corr
 
 
 @dataclass(frozen=True)
-class Report:
-    """All that was found. `str(report)` is the table that a person reads."""
+class Registration:
+    """All that was found. `str(registration)` is the table that a person reads."""
 
     outcomes: list[Outcome]
     """Outcomes by sample name."""

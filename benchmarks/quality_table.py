@@ -52,7 +52,7 @@ OVERALL = (("loss", 3), ("l1", 4), ("psnr", 2), ("ssim", 3), ("normal_angle_mean
 PER_MAP = (("mae", 4), ("psnr", 2), ("ssim", 3))
 
 
-def report(args: argparse.Namespace, argv: Sequence[str], results: list[Result]) -> str:
+def quality_page(args: argparse.Namespace, argv: Sequence[str], results: list[Result]) -> str:
     """Markdown: what ran, all variants, and each map of each variant."""
     facts = run_log(results[0].folder, HISTORY).read()[0]
     shared = f", {args.per_gpu} variants on each at a time" if args.per_gpu > 1 else ""
