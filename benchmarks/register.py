@@ -135,17 +135,17 @@ def judged(
     """Return every view of the registration, compared in pixels of a map of `side`."""
     views = []
     for outcome in registration.outcomes:
-        for source, seen in outcome.views.items():
+        for renders, seen in outcome.views.items():
             theirs = true.get(outcome.name)
             for number, view in enumerate(seen):
-                right = theirs.of(source)[number] if theirs else None
-                mine = found[outcome.name].of(source)[number]
+                right = theirs.of(renders)[number] if theirs else None
+                mine = found[outcome.name].of(renders)[number]
                 pixels = None
                 if right and mine:
                     wrap = bool(theirs and theirs.wrap)
                     pixels = error_on_map(mine.map_to_view, right.map_to_view, wrap) * side
                 views.append(
-                    Judged(f"{outcome.name}/{source}/{number}", outcome.material, pixels, view.confidence,
+                    Judged(f"{outcome.name}/{renders}/{number}", outcome.material, pixels, view.confidence,
                            view.correlation, right is not None)
                 )  # fmt: skip
     return views

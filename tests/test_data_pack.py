@@ -31,7 +31,7 @@ DEADLINE_S = 120
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """(input, output): twelve entries of four materials. Not to be written to."""
-    return write_set(tmp_path_factory.mktemp("pictures"), METADATA, sources=("clean", "dirty"), size=SIZE)
+    return write_set(tmp_path_factory.mktemp("pictures"), METADATA, renders=("clean", "dirty"), size=SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def start_packing(pictures, dest, workers=2):
 @pytest.mark.multiprocess
 def test_killed_again_and_again_it_comes_to_the_same_set(tmp_path):
     metadata = {f"sample_{i:04d}": f"material_{i:02d}" for i in range(16)}
-    pictures = write_set(tmp_path, metadata, sources=("clean", "dirty"), size=256)
+    pictures = write_set(tmp_path, metadata, renders=("clean", "dirty"), size=256)
     dest, noted, kills = tmp_path / "dest", 0, 0
     while True:
         packer = start_packing(pictures, dest)

@@ -21,7 +21,7 @@ METADATA = {"a": "wood", "b": "steel", "c": "wood"}
 
 @pytest.fixture
 def folders(tmp_path):
-    return write_set(tmp_path, METADATA, sources=("clean", "dirty"), size=SIZE)
+    return write_set(tmp_path, METADATA, renders=("clean", "dirty"), size=SIZE)
 
 
 def check(folders, **options):

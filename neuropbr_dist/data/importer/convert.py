@@ -45,7 +45,7 @@ class Options:
     """Wishes that the user may have."""
 
     size: int | None = None
-    """Side in pixels; None: the source's."""
+    """Side in pixels; None: the pictures' own."""
     bits: int = 8
     """8 or 16."""
     normals: Convention | None = None

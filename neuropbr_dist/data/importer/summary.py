@@ -33,7 +33,7 @@ class Row:
     about: Mapping[str, Any] = field(default_factory=dict)
     """Licence, source, …"""
     validation: bool | None = None
-    """Whether it is on the validation side of its source's split; None: that has none."""
+    """Whether it is on the validation side of its library's split; None: that has none."""
 
 
 @dataclass(frozen=True)

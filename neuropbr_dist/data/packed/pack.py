@@ -261,7 +261,7 @@ def _finish(
         raise UserError(_HOLDS_ANOTHER.format(dest))
     write_index(
         dest,
-        [(sample.name, sample.source, sample.material) for sample in samples],
+        [(sample.name, sample.renders, sample.material) for sample in samples],
         [_place(result) for result in views],
         {material: _place(result) for material, result in maps.items()},
         columns(samples),
@@ -294,7 +294,7 @@ def _origin(
     digest = hashlib.sha256(str(conventions).encode())
     for sample, pictures in zip(samples, views, strict=True):
         contents = [check.content for check in (*pictures.checks, *maps[sample.material].checks)]
-        digest.update(json.dumps([sample.name, sample.source, sample.material, contents]).encode())
+        digest.update(json.dumps([sample.name, sample.renders, sample.material, contents]).encode())
     for material in () if samples else maps:
         digest.update(json.dumps([material, [check.content for check in maps[material].checks]]).encode())
     return digest.hexdigest()
