@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuropbr_dist.config import LossConfig, ModelConfig, TrainConfig, TransformConfig
+from neuropbr_dist.config import LossConfig, TrainConfig, TransformConfig
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import DeviceBatch
@@ -40,6 +40,7 @@ from neuropbr_dist.strip import Strip
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.step import gan_step
 from tests.support.material_files import random_normals
+from tests.support.tiny import tiny_model
 
 # eps as large as the moments' roots: a tiny one makes Adam blind to the gradients' scale.
 ADAM = Adam(lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-2, eps=1e-3)
@@ -137,16 +138,14 @@ def made_strip(sample_ranks: int) -> Strip | None:
 
 def config(case: Case) -> TrainConfig:
     cfg = TrainConfig()
-    cfg.model = ModelConfig(
+    cfg.model = tiny_model(
         encoder_type="resnet" if case.resnet else "unet",
         encoder_backbone="resnet18",
-        encoder_channels=[8, 16],
-        encoder_pretrained=False,
         align="plane" if case.plane else "none",
         skip_merge="max_mean_var" if case.plane else "mean",
         token_embedding="view" if case.plane else "none",
-        norm=case.norm,  # type: ignore[arg-type]
-        encoder_norm=case.norm,  # type: ignore[arg-type]
+        norm=case.norm,
+        encoder_norm=case.norm,
         transformer_dim=case.width,
         transformer_num_heads=case.heads,
         transformer_depth=case.depth,
