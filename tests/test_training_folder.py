@@ -31,7 +31,7 @@ def test_starting_into_a_folder_that_holds_a_run(stopped):
 def test_overwrite_starts_anew(uninterrupted, stopped):
     assert run(stopped, "--overwrite", training__save_every_n_epochs=2).code == 0
     assert_same_run(uninterrupted, stopped)
-    assert len(state(stopped)["lives"]) == 1
+    assert len(state(stopped)["starts"]) == 1
 
 
 def test_overwrite_that_is_refused_deletes_nothing(stopped):
