@@ -16,7 +16,7 @@ from neuropbr_dist.data.photos import read as read_module
 from neuropbr_dist.data.photos.align import align
 from neuropbr_dist.data.photos.aligned import as_they_are
 from neuropbr_dist.data.photos.frame import largest_square
-from neuropbr_dist.data.photos.pairs import UPRIGHT, PhotoPyramid, Shown, overlaid
+from neuropbr_dist.data.photos.pairs import UPRIGHT, PhotoPyramid
 from neuropbr_dist.data.photos.read import Photo, read_photo
 from neuropbr_dist.data.photos.rectified import rectified, stretched
 from neuropbr_dist.data.photos.settle import settled
@@ -372,12 +372,10 @@ def test_photos_of_different_materials_are_told(flat):
 
 
 def test_what_runs_one_way_is_left_out():
-    """Photos of streaks fit each other, and slide: likeness alone doesn't show it."""
+    """Photos of streaks look alike (others are told otherwise), and slide."""
     places = builtin_scene(*STONE, dirty=False).cameras[:2]
     found = pictures_of_relief(lambda x, y: 0 * x, places, 480, streaks=True)
     streaked = [photo(picture, f"{k}.jpg") for k, picture in enumerate(found)]
-    overlay = overlaid(*map(Shown, streaked))
-    assert overlay is not None and overlay.likeness > 0.8 and overlay.slack > 0.1
     aligned = align(streaked)
     assert aligned.cameras[1] is None
     assert aligned.remarks[0].startswith("1.jpg is left out: its texture runs one way")
