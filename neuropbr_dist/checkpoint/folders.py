@@ -16,6 +16,7 @@ than what it left behind.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -33,6 +34,7 @@ from neuropbr_dist.files import check_links, sync
 log = logging.getLogger(__name__)
 
 LATEST, BEST = "latest", "best_model"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _STEP = re.compile(r"step_\d+(-\d+)?")
 _TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{32}")
 
@@ -88,7 +90,7 @@ def update_links(folder: Path) -> None:
     """Point each name to the newest save that carries it.
 
     Raises:
-        UserError: a name is taken by something that isn't a link, or the file system has no links.
+        UserError: a name is taken by something that isn't a link, or can't be made one.
     """
     targets = {}
     for path in reversed(_saves(folder)):
@@ -105,20 +107,22 @@ def update_links(folder: Path) -> None:
         fresh = folder / temporary_name(name)
         try:
             fresh.symlink_to(target)
+            fresh.replace(link)
         except OSError as error:
-            raise UserError(
-                f"{folder}: no symbolic link can be made here ({error}); take another folder"
-            ) from error
-        fresh.replace(link)
+            raise UserError(f"{link}: can't be made a link to {target}: {error.strerror}") from error
 
 
 def check_folder(folder: Path) -> None:
     """Try out what a save needs of a run's folder, and mend its names, before anything is trained.
 
+    What earlier saves left that were killed goes first: a disk that they have filled has room again. For the one
+    process that holds the run's lock.
+
     Raises:
         UserError: see `update_links`; or it can't be written to, or holds a link that leads out of it.
     """
     check_links(folder)
+    _clear_temporary(folder)
     probe = folder / temporary_name("probe")
     try:
         probe.mkdir()
@@ -127,12 +131,12 @@ def check_folder(folder: Path) -> None:
         sync(probe)
         moved = probe.rename(folder / temporary_name("probe"))
     except OSError as error:
-        raise UserError(
-            f"{folder}: can't be written to: {error.strerror}; name another --checkpoint-dir"
-        ) from error
+        raise _unwritable(folder, error) from error
     try:
         (moved / "link").symlink_to("file")
     except OSError as error:
+        if error.errno in FULL:
+            raise _unwritable(folder, error) from error
         raise UserError(
             f"{folder}: no symbolic link can be made here ({error.strerror}), and the names of saves are links; "
             "name a --checkpoint-dir on another file system"
@@ -196,6 +200,10 @@ def clear(folder: str | os.PathLike) -> None:
         if link.is_symlink() and _STEP.fullmatch(os.readlink(link)):
             link.unlink()
     _clear_temporary(folder)
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder}: can't be written to: {error.strerror}; name another --checkpoint-dir")
 
 
 def _saves(folder: Path) -> list[Path]:
