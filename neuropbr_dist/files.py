@@ -149,6 +149,12 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def realpath(path: Path) -> Path:
+    """Return where a path leads, links followed; of links that lead in a circle, the path itself, where
+    `Path.resolve` raises before Python 3.13."""
+    return Path(os.path.realpath(path))
+
+
 def check_links(folder: Path) -> None:
     """Raise a UserError for a symbolic link in a folder, at any depth, that leads out of it: to others' files."""
     home = os.path.realpath(folder)

@@ -29,7 +29,7 @@ from neuropbr_dist.checkpoint.lock import FileLock
 from neuropbr_dist.checkpoint.manifest import MANIFEST, MOST, Damaged, read_manifest
 from neuropbr_dist.checkpoint.verify import verify
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import check_links, sync
+from neuropbr_dist.files import check_links, realpath, sync
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def find(path: str | os.PathLike) -> list[Path]:
     if path.name == LATEST and (path.is_symlink() or not path.exists()):
         return _saves(path.parent)
     if _is_checkpoint(path):
-        return [path.resolve()]
+        return [realpath(path)]
     return _saves(path)
 
 
@@ -209,14 +209,14 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 def _saves(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    here = folder.resolve()
+    here = realpath(folder)
     saves = [path for path in here.iterdir() if not path.is_symlink() and _is_checkpoint(path)]
     return sorted(saves, key=lambda path: (_serial(path), path.name), reverse=True)
 
 
 def _is_checkpoint(path: Path) -> bool:
     # The name counts too: without its manifest a save is damaged, not absent.
-    name = path.resolve().name
+    name = realpath(path).name
     if not path.is_dir() or _TEMPORARY.fullmatch(name):
         return False
     return bool(_STEP.fullmatch(name)) or (path / MANIFEST).exists()

@@ -24,7 +24,7 @@ from neuropbr_dist.inference.pictures import write_pictures
 from neuropbr_dist.inference.predict import predict, resolve_precision
 from neuropbr_dist.inference.relight import NAME as ANIMATION
 from neuropbr_dist.inference.relight import write_animation
-from neuropbr_dist.inference.samples import OpenedSet, SetSamples
+from neuropbr_dist.inference.samples import OpenedSet, SetSamples, check_apart
 from neuropbr_dist.inference.subject import Subject
 from neuropbr_dist.logs import to_console
 from neuropbr_dist.materials.decoding import decode_maps
@@ -151,11 +151,13 @@ def open_inputs(request: Request, model: InferenceGenerator) -> OpenedSet | Want
     """Return the opened set; for pictures of one's own what the model takes.
 
     Raises:
-        UserError: there is no such set.
+        UserError: there is no such set, or `--out-dir` lies in it.
     """
     cfg = configured(request, model)
     if isinstance(request.source, SetSamples):
-        return OpenedSet(cfg, request.source)
+        opened = OpenedSet(cfg, request.source)
+        check_apart(request.out_dir, opened.config.data)
+        return opened
     said = "data.image_size" in request.overrides.named()
     return Wanted(model.on_plane, cfg.data, size_multiple(cfg.model), said)
 

@@ -23,7 +23,7 @@ from neuropbr_dist.checkpoint import (
 from neuropbr_dist.cluster import Environment, StopReason, launcher_patience
 from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import remove_leftovers, write_text, writing
+from neuropbr_dist.files import realpath, remove_leftovers, write_text, writing
 from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
 from neuropbr_dist.monitor.run_logs import LOGS, METRICS, TIMINGS
@@ -58,7 +58,7 @@ def delete_run(folder: Path) -> None:
 def is_newest(checkpoint: Checkpoint, folder: Path) -> bool:
     """Return whether it is what the run's folder calls `latest`. Collective: a rank that saves alone waits for ever,
     and on a shared file system each may see an old name for a while."""
-    return on_rank_0(lambda: (folder / LATEST).resolve() == checkpoint.path.resolve())
+    return on_rank_0(lambda: realpath(folder / LATEST) == realpath(checkpoint.path))
 
 
 def write_config(cfg: TrainConfig, folder: Path) -> None:
