@@ -26,7 +26,7 @@ import uuid
 from pathlib import Path
 
 from neuropbr_dist.checkpoint.lock import FileLock
-from neuropbr_dist.checkpoint.manifest import MANIFEST, MOST, Damaged, read_manifest
+from neuropbr_dist.checkpoint.manifest import MANIFEST, MOST, TENSORS, Damaged, read_manifest
 from neuropbr_dist.checkpoint.verify import verify
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import check_links, realpath, sync
@@ -69,6 +69,16 @@ def find(path: str | os.PathLike) -> list[Path]:
     if _is_checkpoint(path):
         return [realpath(path)]
     return _saves(path)
+
+
+def check_outside(path: Path) -> None:
+    """Raise a UserError for a place in a checkpoint: a file more in it makes it a damaged one."""
+    real = realpath(path)
+    for place in (real, *real.parents):
+        if (place / MANIFEST).exists() and (place / TENSORS).exists():
+            raise UserError(
+                f"{path}: lies in a checkpoint, to which nothing is added; name a place outside of {place}"
+            )
 
 
 def free_name(folder: Path, name: str) -> Path:

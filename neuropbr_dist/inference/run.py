@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from neuropbr_dist.checkpoint import check_outside
 from neuropbr_dist.cluster import Environment, detect, pick_device, process_group
 from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
 from neuropbr_dist.config.overrides import Overrides
@@ -81,8 +82,9 @@ def infer(request: Request) -> None:
     """Predict, write what comes out, and say how good it is where the true maps are known.
 
     Raises:
-        UserError: no such checkpoint, sample or render, or one that can't be used.
+        UserError: no such checkpoint, sample or render, or one that can't be used; `out_dir` is among what is read.
     """
+    check_outside(request.out_dir)
     with place_of(request) as (device, strip):
         predict_all(request, device, strip)
 
