@@ -114,7 +114,7 @@ def reader_gone() -> bool:
 
 def end(message: str, code: int) -> NoReturn:
     """Say why and end at once: other threads and ranks may wait in a collective for ever."""
-    with suppress(BrokenPipeError):
+    with suppress(OSError):  # a reader that has gone, a closed terminal
         print(message, file=sys.stderr, flush=True)
         for stream in text_streams():
             stream.flush()
