@@ -243,10 +243,10 @@ def verification(input_dir: str, output_dir: str) -> dict[str, float]:
     """Share of all cores' time that `verify` uses, and its pace."""
     cores = usable_cores()
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    report = verify(input_dir, output_dir, workers=cores)
+    verification = verify(input_dir, output_dir, workers=cores)
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"cores": cores, "seconds": seconds, "busy": busy / seconds / cores, "files": report.files}
+    return {"cores": cores, "seconds": seconds, "busy": busy / seconds / cores, "files": verification.files}
 
 
 # -- a large set ---------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def add_size(parser: argparse.ArgumentParser, default: int) -> None:
 
 
 def fields_of(args: argparse.Namespace, refused: Mapping[str, str], size: int | None = None) -> Overrides:
-    """Return what the parsed words say of the run's fields, `--size` among them.
+    """Return what the parsed arguments say of the run's fields, `--size` among them.
 
     Args:
         args: of a parser that `measurement` made.

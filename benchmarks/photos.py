@@ -111,7 +111,7 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             f"{row.name}: {row.used} of 3, {_shown(row.pixels)} px, {_shown(row.degrees)}°  {row.remarks}",
             flush=True,
         )
-    text = report(rows)
+    text = photos_page(rows)
     name = "photos-real" if args.real else "photos"
     (args.to / f"{name}.md").write_text(text + "\n")
     write_figures(args.to / f"{name}.json", {"rows": [asdict(row) for row in rows]})
@@ -200,7 +200,7 @@ def of_real(folder: Path) -> Iterator[Row]:
         yield Row(sample.name, used, pixels, degrees, seconds, remarks=" ".join(found.remarks))
 
 
-def report(rows: Sequence[Row]) -> str:
+def photos_page(rows: Sequence[Row]) -> str:
     """Return the table, and how many held."""
     head = ["", "used", "px of 512", "degrees", "CPU s", "albedo MAE, found", "true", "held"]
     lines = [

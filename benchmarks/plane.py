@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 from benchmarks.options import fields_of, measurement
-from benchmarks.plane_report import Judged, judge, picture, rectification_ms, table
+from benchmarks.plane_table import Judged, judge, picture, rectification_ms, table
 from benchmarks.ranks import ROOT, Launch, run_all
 from benchmarks.runs import gpus, seconds_per_epoch, training
 from benchmarks.setting import write_figures

@@ -1,13 +1,15 @@
-"""How good the maps get, and which defaults are sane: variants of one run, trained side by side.
+"""How good a recipe's maps get, and what its parts bring: variants of one run, each with several seeds, judged alike.
 
-    python benchmarks/quality.py --input-dir IN --output-dir OUT --minutes 7 --to results
-    python benchmarks/quality.py --builtin 64 --minutes 7 --to results --variants no_gan gan
+    python launch/benchmark.py quality --to results --minutes 8 --variants recipe no_render no_ssim --seeds 42 43
+    python launch/benchmark.py quality --to results --epochs 31 --variants recipe gan gan_light --real IN OUT
+    python launch/benchmark.py quality --to results --epochs 10 --variants recipe gan --init-from WEIGHTS --per-gpu 2
 
-Every variant is a run of `launch/train.py` on a GPU of its own (`--gpus-each N`: on N, by torchrun), with
-the same seed, the same materials held out and the same number of epochs: as many as the default, GAN on,
-does in `--minutes`, found by a short run before. Epochs of warm-up and the GAN's start scale with it, from
-the default preset's 5 of 100. A variant that needs longer is stopped, saves, and says so in the table.
-`--to` gets `quality.md`, `quality.png` and `metrics.jsonl`, all runs' lines in one file. The fields of a run go to every run.
+Every variant is a run of `launch/train.py` on one GPU, of the preset `recipe` unless `--config` names another, for as
+many epochs as fit into `--minutes` with the GPU to itself (found by a short run before), or `--epochs`. A GAN's start
+scales with them. The last weights, averaged where the run does, are judged on stored views of held-out built-in
+materials and on a set that nobody trained on, with a `cameras.json` (`--real`), beside mean maps, whose normals are flat.
+`--to` gets `quality.md`, `quality.json`, the runs' lines in `metrics.jsonl`, and `quality.jpg`, a picture of held-out
+built-in materials alone: a set of one's own may not be shown.
 """
 
 from __future__ import annotations
@@ -17,66 +19,60 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from benchmarks.options import add_size, fields_of, measurement
-from benchmarks.quality_report import Result, picture, report
-from benchmarks.ranks import LATE, ROOT, Launch, run_all
+from benchmarks.options import fields_of, measurement
+from benchmarks.quality_table import Result, judged, picture, quality_page
+from benchmarks.ranks import ROOT, Launch, run_all
 from benchmarks.runs import gpus, seconds_per_epoch, training
+from benchmarks.setting import write_figures
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.config.overrides import Overrides
+from neuropbr_dist.data.open import fill_cache, open_source
 from neuropbr_dist.errors import UserError
 
-NO_GAN = ["model.use_gan=false", "loss.w_gan=0"]
+GAN = ["model.use_gan=true", "loss.w_gan=0.05", "training.gan_start_epoch={late}"]
 VARIANTS: dict[str, list[str]] = {
-    "no_gan": NO_GAN,
-    "gan": [],
-    "gan_weak": ["loss.w_gan=0.01"],
-    "gan_slow_d": ["optimizer.d_lr=2e-5"],
-    "gan_weak_slow_d": ["loss.w_gan=0.01", "optimizer.d_lr=2e-5"],
-    "gan_bce": ["loss.gan_loss_type=bce"],
-    "gan_bce_smooth": ["loss.gan_loss_type=bce", "loss.gan_label_smoothing=0.1"],
-    "gan_4_layers": ["model.discriminator_n_layers=4"],
-    "gan_augmented": ["data.augment_flips=true", "data.augment_rotations=true"],
-    "gan_ema": ["training.ema_decay=0.999"],
-    "batch_norm": [*NO_GAN, "model.norm=batch", "model.encoder_norm=batch"],
-    "frozen_encoder_norm": [*NO_GAN, "model.encoder_norm=frozen_batch"],
-    "lr_half": [*NO_GAN, "optimizer.g_lr=1e-4"],
-    "lr_double": [*NO_GAN, "optimizer.g_lr=4e-4"],
-    "batch_4": [*NO_GAN, "training.batch_size=4", "training.global_batch_size=4"],
-    "ema": [*NO_GAN, "training.ema_decay=0.999"],
+    "recipe": [],
+    "no_render": ["loss.w_render=0"],
+    "strong_render": ["loss.w_render=2"],
+    "no_ssim": ["loss.w_ssim=0"],
+    "even_maps": ["loss.w_roughness=1", "loss.w_normal_map=1"],
+    "strong_normals": ["loss.w_normal_map=4"],
+    "no_mixtures": ["data.mixtures=0"],
+    "no_changes": ["data.tint=0", "data.roughness_shift=0", "data.crop=0"],
+    "every_view_exact": ["data.drop_views=0", "data.camera_jitter=0"],
+    "no_transformer": ["model.use_transformer=false"],
+    "no_align": ["model.align=none"],
+    "no_ema": ["training.ema_decay=null"],
+    "lr_half": ["optimizer.g_lr=2.5e-4"],
+    "lr_double": ["optimizer.g_lr=1e-3"],
+    "gan": GAN,
+    "gan_early": [*GAN, "training.gan_start_epoch={early}"],
+    "gan_light": [*GAN, "loss.w_gan=0.01"],
+    "gan_strong": [*GAN, "loss.w_gan=0.2"],
+    "gan_slow_d": [*GAN, "optimizer.d_lr=2e-5"],
+    "gan_bce_smooth": [*GAN, "loss.gan_loss_type=bce", "loss.gan_label_smoothing=0.1"],
+    "gan_2_layers": [*GAN, "model.discriminator_n_layers=2"],
+    "gan_4_layers": [*GAN, "model.discriminator_n_layers=4"],
 }
-FIRST = (
-    "no_gan",
-    "gan",
-    "gan_weak",
-    "gan_slow_d",
-    "gan_weak_slow_d",
-    "gan_bce_smooth",
-    "batch_norm",
-    "lr_half",
-)
-"""As many as a large host has GPUs."""
-
-# The default preset, 512 wide instead of 2048: 54 M + 15 M parameters, so that minutes show something at 512 px.
-BASE = (
-    "model.encoder_pretrained=false", "model.transformer_dim=512", "model.transformer_num_heads=8",
-    "data.render_curriculum=1", "data.val_ratio=0.25", "training.compile=off", "training.keep_latest=1",
-    "training.save_best_only=true", "training.save_latest_every_n_epochs=1000000", "training.log_images_every_n_epochs=1000000",
+EARLY, LATE = 0.05, 0.6
+"""Shares of the run after which a GAN may start: `{early}` and `{late}` in a variant's fields."""
+STEPS_TO_TIME, LOG_EVERY = 300, 30
+SHARE = 0.95
+"""Of the minutes that steps take; the rest is for validations and the save."""
+ONCE = (
+    "training.save_best_only=true", "training.save_latest_every_n_epochs=1000000",
+    "training.log_images_every_n_epochs=1000000", "training.use_tensorboard=false",
 )  # fmt: skip
-VALIDATIONS = 12
-STEPS_TO_TIME, LOG_EVERY = 60, 10
-SHARE = 0.8
-"""Of a variant's minutes that steps take; the rest is for the start, validations and saves."""
-STARTED_AT = 0.05  # of the run: the default preset's warm-up and GAN start, 5 of 100 epochs
-SIZE = 512  # px, of built-in materials
+"""Fields of every run: nothing is written that nobody reads."""
 SET_HERE = {
     "training.checkpoint_dir": "--runs names where the runs go",
-    "data.builtin": "--builtin N says it",
-    "data.builtin_count": "--builtin N says it",
+    "training.seed": "--seeds says them",
 }
 
 
@@ -85,75 +81,100 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     p = measurement(__doc__, prog)
     p.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the results go")
     p.add_argument("--runs", type=Path, default=ROOT / "runs" / "quality", metavar="DIR", help="run folders")
-    p.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(FIRST), metavar="NAME",
-                   help=f"of {', '.join(VARIANTS)}; default {' '.join(FIRST)}")  # fmt: skip
-    p.add_argument("--minutes", type=float, default=7.0, metavar="N", help="a variant; default %(default)s")
-    p.add_argument("--gpus-each", type=int, default=1, metavar="N", help="default %(default)s")
-    p.add_argument("--per-gpu", type=int, default=1, metavar="N",
-                   help="variants that share a GPU (below 1,024 px the host is the limit); needs --epochs")  # fmt: skip
-    p.add_argument("--builtin", type=int, default=0, metavar="N", help="train on N built-in materials")
-    add_size(p, SIZE)
+    p.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["recipe"], metavar="NAME",
+                   help=f"of {', '.join(VARIANTS)}; default recipe")  # fmt: skip
+    p.add_argument("--seeds", type=int, nargs="+", default=[42], metavar="N",
+                   help="each variant with each; also the key of the materials; default 42")  # fmt: skip
+    p.add_argument("--minutes", type=float, default=8.0, metavar="N", help="of a run; default %(default)s")
+    p.add_argument(
+        "--per-gpu", type=int, default=1, metavar="N", help="runs that share a GPU; needs --epochs"
+    )
+    p.add_argument("--init-from", metavar="PATH", help="weights that every run starts from")
+    p.add_argument(
+        "--real", nargs=2, metavar=("IN", "OUT"), help="a set with cameras.json to judge by as well"
+    )
+    p.add_argument(
+        "--samples", nargs="+", metavar="NAME", help="those of --real that get a table of their own"
+    )
     return p
 
 
 @entry
 def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Time, train, write the tables and the picture."""
+    """Time, train, judge; write tables and picture after each run that is judged: a lent machine may go early."""
     args = parser(prog).parse_args(argv)
-    fields = fields_of(args, SET_HERE, SIZE if args.builtin else None)
+    fields = fields_of(args, SET_HERE)
+    if fields.config is None:
+        fields = replace(fields, config="recipe")
     if args.per_gpu > 1 and args.epochs is None:
-        raise UserError("--per-gpu needs --epochs: a variant's speed depends on its neighbours'")
-    if args.builtin:
-        fields = fields.with_field("data.builtin", True).with_field("data.builtin_count", args.builtin)
+        raise UserError("--per-gpu needs --epochs: a run's speed depends on its neighbours'")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     args.to.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:  # first: runs beside each other would all make them
+        fill_cache(open_source(fields.configuration().data, seed))
     epochs = args.epochs or epochs_that_fit(args, fields)
-    print(f"{epochs} epochs a variant", flush=True)
-    results = trained(args, fields, epochs)
-    text = report(args, sys.argv[1:] if argv is None else argv, results)
-    (args.to / "quality.md").write_text(text)
-    picture(results, args.to / "quality.png")
-    lines = [json.dumps({"variant": result.name, **line}) for result in results for line in result.lines()]
-    (args.to / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
-    print(text)
+    print(f"{epochs} epochs a run", flush=True)
+    results: list[Result] = []
+
+    def note(one: Launch, fault: str) -> None:
+        print(f"{one.name}: {fault or 'done'}", flush=True)
+        if not fault:
+            results.append(judged(one.name, args.runs / one.name, args.real, args.samples))
+            write(args.to, results, sys.argv[1:] if argv is None else argv)
+
+    run_all(launches(args, fields, epochs), gpus() * args.per_gpu, args.runs, note, float("inf"))
+    if not results:
+        raise UserError(f"no run came to its end; {args.runs} has their logs")
+    print((args.to / "quality.md").read_text())
+
+
+def write(to: Path, results: Sequence[Result], argv: Sequence[str]) -> None:
+    """Write what the runs judged so far come to."""
+    (to / "quality.md").write_text(quality_page(results, argv, VARIANTS))
+    picture(results, to / "quality.jpg")
+    rows = {one.name: {"steps": one.model.step, "ms_per_step": one.ms, "rows": one.rows} for one in results}
+    write_figures(to / "quality.json", {"runs": rows, "baseline": results[0].baseline})
+    lines = [json.dumps({"run": one.name, **line}) for one in results for line in one.lines]
+    (to / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
 
 
 # -- runs ----------------------------------------------------------------------------------
 
 
+def launches(args: argparse.Namespace, fields: Overrides, epochs: int) -> list[Launch]:
+    """Return every variant with every seed: the first seed of all, then the second."""
+    found = []
+    for seed in args.seeds:
+        for variant in args.variants:
+            sets = [*own_fields(variant, epochs), f"training.epochs={epochs}", f"training.seed={seed}"]
+            found.append(launch(args, f"{variant}-{seed}", fields, sets))
+    return found
+
+
+def own_fields(variant: str, epochs: int) -> list[str]:
+    """Return a variant's assignments for a run of `epochs`."""
+    starts = {"early": max(1, round(EARLY * epochs)), "late": max(1, round(LATE * epochs))}
+    return [assignment.format(**starts) for assignment in VARIANTS[variant]]
+
+
 def launch(args: argparse.Namespace, name: str, fields: Overrides, sets: Sequence[str], *more: str) -> Launch:
-    """Return one run with what all variants have in common."""
-    engine = ["--engine", "ddp"] if args.gpus_each > 1 else []
-    return training(args.runs / name, fields, [*BASE, *sets], *more, *engine, ranks=args.gpus_each)
+    """Return one run with what all have in common."""
+    first = ["--init-from", args.init_from] if args.init_from else []
+    return training(args.runs / name, fields, [*ONCE, *sets], *first, *more)
 
 
 def epochs_that_fit(args: argparse.Namespace, fields: Overrides) -> int:
-    """Time the default with the GAN on; it also makes the built-in materials, once for all."""
-    sets = [f"training.log_every_n_steps={LOG_EVERY}", "training.gan_start_epoch=1"]
-    timing = launch(args, "timing", fields, sets, "--stop-after-steps", str(STEPS_TO_TIME))
-    return max(2, round(SHARE * args.minutes * 60 / seconds_per_epoch(timing, args.runs / "timing")))
-
-
-def trained(args: argparse.Namespace, fields: Overrides, epochs: int) -> list[Result]:
-    """Train every variant once, as many at a time as there are GPUs for."""
-    begin, results = max(1, round(STARTED_AT * epochs)), []
-    schedule = [
-        f"training.epochs={epochs}", f"training.gan_start_epoch={begin}", f"optimizer.scheduler_warmup_epochs={begin}",
-        f"training.val_every_n_epochs={max(1, epochs // VALIDATIONS)}",
-    ]  # fmt: skip
-
-    def note(one: Launch, fault: str) -> None:
-        late = fault.startswith(LATE)  # it has saved and ended by itself
-        result = Result(one.name, args.runs / one.name, VARIANTS[one.name], late)
-        if (not fault or late) and len(result.validations()) > 1:
-            results.append(result)
-        print(f"{one.name}: {fault or 'done'}", flush=True)
-
-    launches = [launch(args, name, fields, [*schedule, *VARIANTS[name]]) for name in args.variants]
-    run_all(launches, gpus() * args.per_gpu, args.runs, note, 60 * args.minutes)
-    if not results:
-        raise UserError("no variant was trained to a validation")
-    return sorted(results, key=lambda result: args.variants.index(result.name))
+    """Time the last variant, alone."""
+    sets = [f"training.log_every_n_steps={LOG_EVERY}", f"training.seed={args.seeds[0]}"]
+    timing = launch(
+        args,
+        "timing",
+        fields,
+        [*sets, *own_fields(args.variants[-1], 1)],
+        "--stop-after-steps",
+        str(STEPS_TO_TIME),
+    )
+    return max(2, int(SHARE * args.minutes * 60 / seconds_per_epoch(timing, args.runs / "timing")))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from neuropbr_dist.data.builtin import generate
 from neuropbr_dist.data.cameras import CAMERAS_FILE, SampleCameras, read_cameras
 from neuropbr_dist.data.files.headers import read_header
 from neuropbr_dist.data.register.pose import error_on_map
-from neuropbr_dist.data.register.report import Report
+from neuropbr_dist.data.register.registration import Registration
 from neuropbr_dist.data.register.run import register
 from neuropbr_dist.data.register.work import SURE
 from neuropbr_dist.errors import UserError
@@ -97,16 +97,16 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args.to.mkdir(parents=True, exist_ok=True)
     name = args.name or ("builtin" if args.builtin else "upstream" if args.upstream else "set")
     before = cpu_seconds()
-    report = register(
+    registration = register(
         renders, materials, to=args.to / f"register-{name}-cameras.json", prior=args.prior, field_of_view=args.fov,
         overwrite=True, workers=args.workers,
     )  # fmt: skip
     spent = cpu_seconds() - before
     side = args.side or read_header(next(materials.glob("*/albedo.png"))).width
-    views = judged(report, read_cameras(args.to / f"register-{name}-cameras.json").samples, true, side)
+    views = judged(registration, read_cameras(args.to / f"register-{name}-cameras.json").samples, true, side)
     lines = [json.dumps(asdict(view)) for view in views]
     (args.to / f"register-{name}.json").write_text("\n".join(lines) + "\n")
-    print(report, "", table(name, views, side, spent), sep="\n")
+    print(registration, "", table(name, views, side, spent), sep="\n")
 
 
 def made(args: argparse.Namespace) -> tuple[Path, Path]:
@@ -130,22 +130,22 @@ def cpu_seconds() -> float:
 
 
 def judged(
-    report: Report, found: dict[str, SampleCameras], true: dict[str, SampleCameras], side: int
+    registration: Registration, found: dict[str, SampleCameras], true: dict[str, SampleCameras], side: int
 ) -> list[Judged]:
-    """Return every view of the report, compared in pixels of a map of `side`."""
+    """Return every view of the registration, compared in pixels of a map of `side`."""
     views = []
-    for outcome in report.outcomes:
-        for source, seen in outcome.views.items():
+    for outcome in registration.outcomes:
+        for renders, seen in outcome.views.items():
             theirs = true.get(outcome.name)
             for number, view in enumerate(seen):
-                right = theirs.of(source)[number] if theirs else None
-                mine = found[outcome.name].of(source)[number]
+                right = theirs.of(renders)[number] if theirs else None
+                mine = found[outcome.name].of(renders)[number]
                 pixels = None
                 if right and mine:
                     wrap = bool(theirs and theirs.wrap)
                     pixels = error_on_map(mine.map_to_view, right.map_to_view, wrap) * side
                 views.append(
-                    Judged(f"{outcome.name}/{source}/{number}", outcome.material, pixels, view.confidence,
+                    Judged(f"{outcome.name}/{renders}/{number}", outcome.material, pixels, view.confidence,
                            view.correlation, right is not None)
                 )  # fmt: skip
     return views

@@ -31,9 +31,9 @@ def lights() -> dict[str, Lighting]:
     return {
         "small lamp": Lighting((Lamp(at, power, 0.02),), DARK, 0.8),
         "wide lamp": Lighting((Lamp(at, power, 0.25),), DARK, 0.8),
-        "wide lamp, built-in": Lighting((Lamp(at, power, 0.25),), DARK, 0.8, early=True),
+        "wide lamp, built-in": Lighting((Lamp(at, power, 0.25),), DARK, 0.8, legacy=True),
         "sky": Lighting((), sky, 0.8),
-        "sky, built-in": Lighting((), sky, 0.8, early=True),
+        "sky, built-in": Lighting((), sky, 0.8, legacy=True),
     }
 
 

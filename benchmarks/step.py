@@ -112,10 +112,10 @@ class StepBench:
     def step(self, *, gan: bool = True) -> None:
         """One step; with `gan` of the discriminator too, if there is one."""
         d = self.networks.get("discriminator") if gan else None
-        report = gan_step(self.networks["generator"], d, [self.batch], self.objective, d_steps=self.d_steps)
+        result = gan_step(self.networks["generator"], d, [self.batch], self.objective, d_steps=self.d_steps)
         if self.ema is not None:
-            self.ema.update(report.generator)
-        self.losses = report.losses
+            self.ema.update(result.generator)
+        self.losses = result.losses
 
     def settle(self) -> None:
         """Wait until the device has done what it was given."""

@@ -115,6 +115,13 @@ def test_no_circles():
     assert order.index("config") < order.index("training") < order.index("commands")
 
 
+def test_no_circles_between_files():
+    """Inside a room either, and whether a file is imported at the top or in a function."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    graph = {name: {*imports(path)} & names.keys() - {name} for name, path in names.items()}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises on a circle
+
+
 def test_of_the_models_parallel_knows_the_norm_layers_alone():
     ours = {m for path in files("parallel") for m in imports(path) if folder_of(m) == "models"}
     assert ours and all(module.startswith("neuropbr_dist.models.norm") for module in ours)

@@ -8,7 +8,7 @@ import torch
 from benchmarks import cost_model
 from benchmarks.strip_cost import CountedStrip, sent_in_a_step
 from neuropbr_dist.config import load, with_fields
-from neuropbr_dist.data.order import SampleOrder, micro_batches, plan_step
+from neuropbr_dist.data.order import SampleOrder, micro_batches, step_micro_batches
 from neuropbr_dist.errors import UserError
 
 BY_NAME = {engine.name: engine for engine in cost_model.ENGINES}
@@ -59,7 +59,7 @@ def test_the_start_of_512_ranks(global_batch):
     while cursor < 2 * n:
         taken = 0
         for rank, order in enumerate(orders):
-            micro = plan_step(order, cursor, world, rank, batch_size)
+            micro = step_micro_batches(order, cursor, world, rank, batch_size)
             assert len(micro) == plan.per_step and {len(m) for m in micro} == {plan.size}
             own = [(slot.epoch, slot.index) for m in micro for slot in m if slot.weight]
             assert not seen.intersection(own)  # no other rank, no earlier step

@@ -111,7 +111,6 @@ def test_data_that_would_not_be_read_is_refused(what, words):
         ("scaling --size 512 --set data.image_size=256", "--size 512 means data.image_size, but that is 256"),
         ("elastic --ds zero2", "--ds: --engines names it"),
         ("elastic --size 512 --set data.image_size=256", "--size 512 means data.image_size, but that is 256"),
-        ("quality --to x --size 512 --set data.image_size=256", "--size 512 means data.image_size"),
         ("quality --to x --checkpoint-dir run", "--checkpoint-dir: --runs names"),
         ("quality --to x --per-gpu 2", "--per-gpu needs --epochs"),
         ("loader --size 512 --set data.image_size=256", "--size 512 means data.image_size, but that is 256"),

@@ -77,7 +77,7 @@ def test_goes_on_at_another_size(tmp_path):
     done = restart(tmp_path, *words)
     assert done.returncode == 0, done.stdout
     state = train_runs.state(tmp_path / "run")
-    first, second = state["lives"]
+    first, second = state["starts"]
     assert (first["world_size"], second["world_size"]) == (2, 1)
     assert first["step"] == 0 < second["step"] < state["step"] == 10
     assert state["cursor"] == 40

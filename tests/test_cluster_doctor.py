@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from neuropbr_dist.cluster import doctor
-from neuropbr_dist.cluster.doctor import ALIKE, Report, diagnose, spans
+from neuropbr_dist.cluster.doctor import ALIKE, Examination, diagnose, spans
 from tests.support import train_runs
 from tests.support.distributed import ENVIRONMENT, ROOT, run
 from tests.support.forked import call
@@ -21,18 +21,18 @@ WITHIN_S = 120
 WELL = {name: "1" for name in ALIKE}
 
 
-def reports(count: int) -> list[Report]:
-    return [Report(f"node{rank // 2}", dict(WELL)) for rank in range(count)]
+def examinations(count: int) -> list[Examination]:
+    return [Examination(f"node{rank // 2}", dict(WELL)) for rank in range(count)]
 
 
 def test_alike_ranks_are_a_row_a_node():
-    lines, well = diagnose(reports(4))
+    lines, well = diagnose(examinations(4))
     assert well and len(lines) == 3
     assert [line.split()[:2] for line in lines[1:]] == [["node0", "0-1"], ["node1", "2-3"]]
 
 
 def test_what_differs_from_most_is_marked_even_on_rank_0():
-    found = reports(6)
+    found = examinations(6)
     found[0].facts["torch"] = found[1].facts["torch"] = "2"
     lines, well = diagnose(found)
     assert not well
@@ -41,7 +41,7 @@ def test_what_differs_from_most_is_marked_even_on_rank_0():
 
 
 def test_a_fault_of_one_rank_is_marked_and_named():
-    found = reports(4)
+    found = examinations(4)
     found[3].faults.append("/data/a.png: No such file or directory")
     lines, well = diagnose(found)
     assert not well

@@ -270,8 +270,8 @@ def test_faults_of_the_camera_file_are_faults_of_the_set(tmp_path):
     lines = str(caught.value).splitlines()
     assert lines[0] == "2 faults in the data set:" and "sample_0001: clean: 2;" in lines[1]
     assert "sample_0002: {}; allowed: " in lines[2]
-    report = pack(tmp_path / "input", tmp_path / "output", tmp_path / "packed", progress=False)
-    assert not report.clean and {"sample_0001", "sample_0002"} <= set(report.faulty_samples)
+    verification = pack(tmp_path / "input", tmp_path / "output", tmp_path / "packed", progress=False)
+    assert not verification.clean and {"sample_0001", "sample_0002"} <= set(verification.faulty_samples)
     assert not (tmp_path / "packed" / "packed.json").exists()
     path.write_text("{")
     with pytest.raises(UserError, match=r"cameras\.json: not JSON"):

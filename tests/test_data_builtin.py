@@ -263,7 +263,7 @@ def test_cache_that_breaks_in_use_is_named(tmp_path):
 
 def test_cache_misses_what_is_asked_for_alone(tmp_path):
     cache = BuiltinCache(tmp_path, seed=1, size=16)
-    cache.fill([0], sources=["clean"])
+    cache.fill([0], kinds=["clean"])
     assert cache.missing([0, 1], ["clean"]) == [1]
     assert cache.missing([0, 1]) == [0, 1]
 

@@ -53,8 +53,8 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert found.faults == [] and list(found.samples) == list(samples)
     for name, sample in samples.items():
         assert found.samples[name].wrap == sample.wrap
-        for source in ("clean", "dirty"):
-            mine, theirs = found.samples[name].encoded(source), sample.encoded(source)
+        for renders in ("clean", "dirty"):
+            mine, theirs = found.samples[name].encoded(renders), sample.encoded(renders)
             np.testing.assert_allclose(mine, theirs, atol=1e-7)
     assert found.samples["a"].encoded("dirty").any(), "without dirty, clean is meant"
     assert not found.samples["c"].encoded("clean").any()

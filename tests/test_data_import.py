@@ -24,8 +24,8 @@ from neuropbr_dist.config.schema import DataConfig
 from neuropbr_dist.data.files.png import encoded
 from neuropbr_dist.data.importer import run as importer
 from neuropbr_dist.data.importer.convert import Options
-from neuropbr_dist.data.importer.folders import FolderSource
-from neuropbr_dist.data.importer.matsynth import HubSource, ParquetSource, Wanted, licence_key
+from neuropbr_dist.data.importer.folders import FolderLibrary
+from neuropbr_dist.data.importer.matsynth import HubLibrary, ParquetLibrary, Wanted, licence_key
 from neuropbr_dist.data.importer.normals import judge_convention
 from neuropbr_dist.data.importer.pictures import read_picture, read_size
 from neuropbr_dist.data.importer.run import import_materials
@@ -80,7 +80,7 @@ def read(folder: Path) -> dict[str, np.ndarray]:
 
 def bring(src: Path, dest: Path, **options):
     run = {name: options.pop(name) for name in ("strict", "workers") if name in options}
-    return import_materials(FolderSource(src, dest), dest, Options(**options), progress=False, **run)
+    return import_materials(FolderLibrary(src, dest), dest, Options(**options), progress=False, **run)
 
 
 def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], within: int = 0) -> None:
@@ -199,9 +199,9 @@ def test_slopes_that_tell_nothing_are_asked_for_never_guessed(tmp_path):
     flat = np.full((SIDE, SIDE, 3), (128, 127, 255), np.uint8)
     for name, normals in (("noise", noise.astype(np.uint8)), ("ridges", ridges), ("flat", flat)):
         save_plain(tmp_path / "src" / name, builtin(0) | {"normal": normals})
-    report = bring(tmp_path / "src", tmp_path / "out")
-    assert [row.name for row in report.imported] == ["flat"]
-    asked = {row.name: row.reason for row in report.rows if row.reason}
+    summary = bring(tmp_path / "src", tmp_path / "out")
+    assert [row.name for row in summary.imported] == ["flat"]
+    asked = {row.name: row.reason for row in summary.rows if row.reason}
     assert all("--normals opengl or directx says it" in asked[name] for name in ("noise", "ridges"))
     assert bring(tmp_path / "src", tmp_path / "out", normals="directx").clean
     assert_same(read(tmp_path / "out/ridges"), {"normal": turned(ridges)})
@@ -215,9 +215,9 @@ def test_a_name_that_the_slopes_contradict_is_refused(tmp_path):
         save(folder / "x_Color.png", maps["albedo"] if name == "right" else builtin(2)["albedo"])
         save(folder / "x_Roughness.png", maps["roughness"])
         save(folder / "x_NormalDX.png", normals)
-    report = bring(tmp_path / "src", tmp_path / "out")
-    assert [row.name for row in report.imported] == ["right"]
-    assert "DirectX by its name, OpenGL by its slopes" in report.rows[1].reason
+    summary = bring(tmp_path / "src", tmp_path / "out")
+    assert [row.name for row in summary.imported] == ["right"]
+    assert "DirectX by its name, OpenGL by its slopes" in summary.rows[1].reason
     assert_same(read(tmp_path / "out/right"), {"normal": maps["normal"]})
 
 
@@ -343,10 +343,10 @@ def test_two_channel_and_signed_normals_are_made_whole(tmp_path):
     )
     (tmp_path / "src/signed/normal.png").unlink()
     save_exr(tmp_path / "src/signed/normal.exr", maps["normal"] / 127.5 - 1, np.float32)
-    report = bring(tmp_path / "src", tmp_path / "out")
+    summary = bring(tmp_path / "src", tmp_path / "out")
     assert (
-        "normals: Z from X and Y" in report.rows[0].notes
-        and "normals: floats from -1 to 1" in report.rows[1].notes
+        "normals: Z from X and Y" in summary.rows[0].notes
+        and "normals: floats from -1 to 1" in summary.rows[1].notes
     )
     assert_same(read(tmp_path / "out/flat_blue"), {"normal": maps["normal"]}, within=2)
     assert_same(read(tmp_path / "out/signed"), {"normal": maps["normal"]})
@@ -359,8 +359,8 @@ def test_pictures_that_are_not_square_give_the_middle_or_each_tile(tmp_path):
     bring(tmp_path / "src", tmp_path / "tiles", tiles=True)
     assert_same(read(tmp_path / "tiles/strip_1"), left)
     assert_same(read(tmp_path / "tiles/strip_2"), right)
-    report = bring(tmp_path / "src", tmp_path / "middle")
-    assert "middle square of 256 x 128" in report.rows[0].notes
+    summary = bring(tmp_path / "src", tmp_path / "middle")
+    assert "middle square of 256 x 128" in summary.rows[0].notes
     assert_same(read(tmp_path / "middle/strip"), {name: pixels[:, 64:192] for name, pixels in both.items()})
 
 
@@ -413,17 +413,17 @@ def test_copies_are_named_and_stay_out_and_two_sources_do_not_take_each_others_p
     save_plain(tmp_path / "b/brick", builtin(1))
     save_plain(tmp_path / "b/wood", builtin(2))
     for _ in range(2):
-        report = bring(tmp_path / "a", tmp_path / "out")
-        assert [(row.name, row.reason) for row in report.rows] == [
+        summary = bring(tmp_path / "a", tmp_path / "out")
+        assert [(row.name, row.reason) for row in summary.rows] == [
             ("brick", ""),
             ("wall", "the same pictures as brick"),
         ]
         assert not (tmp_path / "out/wall").exists()
-    report = bring(tmp_path / "b", tmp_path / "out")
-    assert [row.name for row in report.imported] == ["brick", "wood"]
+    summary = bring(tmp_path / "b", tmp_path / "out")
+    assert [row.name for row in summary.imported] == ["brick", "wood"]
     assert_same(read(tmp_path / "out/brick"), builtin(0))
     assert f"was imported from {tmp_path / 'a'}" in next(
-        row.reason for row in report.rows if row.name == "brick" and row.reason
+        row.reason for row in summary.rows if row.name == "brick" and row.reason
     )
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("")
@@ -471,7 +471,7 @@ def test_exit_codes_and_strict(tmp_path, capsys):
     with pytest.raises(UserError, match=r"no pictures in it .* it holds 1 \.zip files"):
         (tmp_path / "zips").mkdir()
         (tmp_path / "zips/a.zip").write_bytes(b"")
-        FolderSource(tmp_path / "zips", tmp_path / "out")
+        FolderLibrary(tmp_path / "zips", tmp_path / "out")
 
 
 # -- MatSynth --------------------------------------------------------------------------------
@@ -519,8 +519,10 @@ def matsynth(tmp_path_factory) -> Path:
 
 
 def test_parquet_by_licence_category_and_split(matsynth, tmp_path):
-    report = import_materials(ParquetSource(matsynth, Wanted()), tmp_path / "all", Options(), progress=False)
-    assert report.clean and len(report.rows) == 6
+    summary = import_materials(
+        ParquetLibrary(matsynth, Wanted()), tmp_path / "all", Options(), progress=False
+    )
+    assert summary.clean and len(summary.rows) == 6
     assert_same(read(tmp_path / "all/acg_4"), builtin(4, 64))
     assert not read(tmp_path / "all/acg_0")["metallic"].any()
     assert json.loads((tmp_path / "all/split.json").read_text()) == {"validation": ["acg_4", "acg_5"]}
@@ -534,13 +536,13 @@ def test_parquet_by_licence_category_and_split(matsynth, tmp_path):
     }
 
     def names(**wanted: tuple[str, ...]) -> list[str]:
-        return [job.name for job in ParquetSource(matsynth, Wanted(**wanted)).jobs(lambda _: False)]
+        return [job.name for job in ParquetLibrary(matsynth, Wanted(**wanted)).jobs(lambda _: False)]
 
     assert names(licences=("cc0", "cc-by")) == ["acg_4", "acg_0", "acg_1", "acg_3"]
     assert names(categories=("wood",), splits=("train",)) == ["acg_2"]
     with pytest.raises(UserError, match=r"no material of the licence.* it holds .*CC0, ceramic: 2"):
-        ParquetSource(matsynth, Wanted(licences=("mit",)))
-    only_test = ParquetSource(matsynth, Wanted(splits=("test",)))
+        ParquetLibrary(matsynth, Wanted(licences=("mit",)))
+    only_test = ParquetLibrary(matsynth, Wanted(splits=("test",)))
     import_materials(only_test, tmp_path / "test", Options(), progress=False)
     assert not (tmp_path / "test/split.json").exists()  # nothing would be left to train on
     assert licence_key("CC0 1.0 Universal") == licence_key("cc0") != licence_key("CC BY")
@@ -550,26 +552,26 @@ def test_the_stream_of_the_hub_gives_the_same(matsynth, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     for kind, source in (
-        ("hub", HubSource(str(matsynth), Wanted(("cc0",)))),
-        ("files", ParquetSource(matsynth, Wanted(("cc0",)))),
+        ("hub", HubLibrary(str(matsynth), Wanted(("cc0",)))),
+        ("files", ParquetLibrary(matsynth, Wanted(("cc0",)))),
     ):
         import_materials(source, tmp_path / kind, Options(), progress=False)
     for path in sorted((tmp_path / "files").glob("*/*.png")):
         assert (tmp_path / "hub" / path.relative_to(tmp_path / "files")).read_bytes() == path.read_bytes()
     assert {p.name for p in (tmp_path / "hub").iterdir()} == {p.name for p in (tmp_path / "files").iterdir()}
     with pytest.raises(UserError, match="no split dev; it has"):
-        HubSource(str(matsynth), Wanted(splits=("dev",)))
+        HubLibrary(str(matsynth), Wanted(splits=("dev",)))
     with pytest.raises(UserError, match="hub:nobody/nothing"):
-        HubSource("nobody/nothing", Wanted())
+        HubLibrary("nobody/nothing", Wanted())
 
 
 def test_other_parquet_is_refused(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"name": ["a"], "text": ["b"]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"no column basecolor, normal, roughness; not of MatSynth's schema"):
-        ParquetSource(tmp_path, Wanted())
+        ParquetLibrary(tmp_path, Wanted())
     (tmp_path / "a.parquet").write_bytes(b"no parquet")
     with pytest.raises(UserError, match=r"a\.parquet: not a parquet file"):
-        ParquetSource(tmp_path, Wanted())
+        ParquetLibrary(tmp_path, Wanted())
 
 
 @pytest.mark.parametrize("name", ["../../victim", "..", "", "/etc"])

@@ -33,7 +33,7 @@ def rewrite(path, metadata):
 
 
 def test_curricula_queue_what_is_on_disk(tmp_path):
-    inputs, outputs = write_set(tmp_path, {"b": "wood", "a": "wood", "c": "tin"}, sources=("clean", "dirty"))
+    inputs, outputs = write_set(tmp_path, {"b": "wood", "a": "wood", "c": "tin"}, renders=("clean", "dirty"))
     drop(inputs / "dirty/a")
     drop(inputs / "clean/c")
 
@@ -188,7 +188,7 @@ def test_sizes_may_differ_when_pictures_are_resized(tmp_path):
 
 
 def test_every_file_is_in_one_rank_s_share(tmp_path):
-    samples = scan(*write_set(tmp_path, sources=("clean", "dirty")), None, 1)
+    samples = scan(*write_set(tmp_path, renders=("clean", "dirty")), None, 1)
     for sample in samples:
         for path in (*sample.views, *sample.maps):
             path.write_bytes(b"not a picture")
@@ -267,7 +267,7 @@ def test_split_depends_on_names_and_seed_only():
     _, again = split(shuffled, 0.2, "material", 1)
     assert {sample.key for sample in again} == {sample.key for sample in val}
     # The clean entries alone are split as the whole set is: a curriculum leaks nothing.
-    _, clean = split([sample for sample in samples if sample.source == "clean"], 0.2, "material", 1)
+    _, clean = split([sample for sample in samples if sample.renders == "clean"], 0.2, "material", 1)
     assert {sample.name for sample in clean} == {sample.name for sample in val}
     _, other = split(samples, 0.2, "material", 2)
     assert {sample.key for sample in other} != {sample.key for sample in val}

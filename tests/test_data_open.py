@@ -95,7 +95,7 @@ def test_what_is_resolved_stays_what_it_is(tmp_path, monkeypatch):
 
 def test_every_door_leads_to_the_same_samples(cfg, tmp_path):
     """A run's, and that of a process by itself, as inference and the doctor open it."""
-    folders = write_set(tmp_path / "set", TWO, sources=("clean", "dirty"), size=32)
+    folders = write_set(tmp_path / "set", TWO, renders=("clean", "dirty"), size=32)
     assert pack(*folders, tmp_path / "packed", progress=False).clean
     files = DataConfig(
         input_dir=str(folders[0]), output_dir=str(folders[1]), render_curriculum=1, image_size=32

@@ -8,7 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from neuropbr_dist.data.order import SampleOrder, micro_batches, plan_step, rank_share, seeded_permutation
+from neuropbr_dist.data.order import (
+    SampleOrder,
+    micro_batches,
+    rank_share,
+    seeded_permutation,
+    step_micro_batches,
+)
 from neuropbr_dist.errors import UserError
 
 
@@ -19,7 +25,7 @@ def real(plan):
 
 def step(order, cursor, world_size, batch_size):
     """The weight-1 slots of all ranks, in the order of ranks; checks what must hold on each."""
-    plans = [plan_step(order, cursor, world_size, rank, batch_size) for rank in range(world_size)]
+    plans = [step_micro_batches(order, cursor, world_size, rank, batch_size) for rank in range(world_size)]
     shapes = {tuple(len(micro) for micro in plan) for plan in plans}
     size, per_step = micro_batches(order.global_batch, world_size, batch_size)
     assert shapes == {(size,) * per_step}
@@ -96,7 +102,7 @@ def test_permutations_are_even():
 def test_large_sets_hold_two_epochs_and_512_ranks_take_their_own_share():
     order = SampleOrder(n=1_000_000, global_batch=1536, epochs=3, seed=1)
     cursor = 1_000_000 - 700  # straddles two epochs
-    batch = [slot for rank in range(512) for slot in real(plan_step(order, cursor, 512, rank, 2))]
+    batch = [slot for rank in range(512) for slot in real(step_micro_batches(order, cursor, 512, rank, 2))]
     assert batch == order.indices(cursor, 1536)
     assert [epoch for epoch, _ in batch] == [0] * 700 + [1] * 836
     order.indices(2_000_000, 1)
@@ -138,4 +144,4 @@ def test_micro_batch_is_the_largest_divisor_that_fits(global_batch, world_size, 
 
 def test_a_world_above_the_global_batch_is_refused():
     with pytest.raises(UserError, match=r"training\.global_batch_size = 4 is less than the world size 5"):
-        plan_step(SampleOrder(10, 4, 1, 0), 0, 5, 0, 1)
+        step_micro_batches(SampleOrder(10, 4, 1, 0), 0, 5, 0, 1)

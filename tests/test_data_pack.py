@@ -31,7 +31,7 @@ DEADLINE_S = 120
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """(input, output): twelve entries of four materials. Not to be written to."""
-    return write_set(tmp_path_factory.mktemp("pictures"), METADATA, sources=("clean", "dirty"), size=SIZE)
+    return write_set(tmp_path_factory.mktemp("pictures"), METADATA, renders=("clean", "dirty"), size=SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def faulty(pictures, tmp_path):
 
 def test_a_faulty_set_is_refused_with_verifys_report(faulty, tmp_path):
     dest = tmp_path / "dest"
-    report = pack(*faulty, dest, progress=False)
-    assert report == verify(*faulty, progress=False) and not report.clean
+    verification = pack(*faulty, dest, progress=False)
+    assert verification == verify(*faulty, progress=False) and not verification.clean
     with pytest.raises(UserError, match="packing has not come to its end; go on by the same command"):
         PackedSource(dest, 0)
     # Mended, only what was wrong is done again.
@@ -73,8 +73,8 @@ def test_a_faulty_set_is_refused_with_verifys_report(faulty, tmp_path):
 
 def test_skip_faulty_leaves_out_samples_not_single_files(faulty, tmp_path):
     dest = tmp_path / "dest"
-    report = pack(*faulty, dest, skip_faulty=True, progress=False)
-    assert report.faulty_samples == ["sample_0003"]
+    verification = pack(*faulty, dest, skip_faulty=True, progress=False)
+    assert verification.faulty_samples == ["sample_0003"]
     source = PackedSource(dest, 1)
     assert {e.name for e in source.entries} == METADATA.keys() - {"sample_0003"}
     for entry in source.entries:
@@ -100,7 +100,7 @@ def start_packing(pictures, dest, workers=2):
 @pytest.mark.multiprocess
 def test_killed_again_and_again_it_comes_to_the_same_set(tmp_path):
     metadata = {f"sample_{i:04d}": f"material_{i:02d}" for i in range(16)}
-    pictures = write_set(tmp_path, metadata, sources=("clean", "dirty"), size=256)
+    pictures = write_set(tmp_path, metadata, renders=("clean", "dirty"), size=256)
     dest, noted, kills = tmp_path / "dest", 0, 0
     while True:
         packer = start_packing(pictures, dest)

@@ -37,7 +37,7 @@ METADATA = {f"sample_{i:04d}": f"material_{i % 4}" for i in range(6)}
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """(input, output): twelve entries of four materials, 32 px. Not to be written to."""
-    return write_set(tmp_path_factory.mktemp("pictures"), METADATA, sources=("clean", "dirty"), size=32)
+    return write_set(tmp_path_factory.mktemp("pictures"), METADATA, renders=("clean", "dirty"), size=32)
 
 
 @pytest.fixture(scope="module")

@@ -83,9 +83,9 @@ def builtin(tmp_path_factory):
         patch.setattr(
             run_module, "register_sample", lambda job: (redone.append(job.name), work.register_sample(job))[1]
         )
-        report = register(renders, materials, progress=False)
+        registration = register(renders, materials, progress=False)
     return SimpleNamespace(
-        renders=renders, materials=materials, true=true, report=report, done=done, redone=redone,
+        renders=renders, materials=materials, true=true, registration=registration, done=done, redone=redone,
         found=read_cameras(renders / "cameras.json").samples,
     )  # fmt: skip
 
@@ -100,7 +100,7 @@ def samples(builtin):
 
 
 def test_of_builtin_bricks_and_metal_every_camera_is_found(builtin):
-    assert builtin.report.share == 1
+    assert builtin.registration.share == 1
     assert errors(builtin.found, builtin.true, 512).max() < 1
     assert all(sample.wrap for sample in builtin.found.values()), "the maps tile, which nobody said"
     sheet = Image.open(builtin.renders / "cameras.jpg")
@@ -111,9 +111,9 @@ def test_upstreams_renders_get_upstreams_cameras(tmp_path):
     write_upstream_set(tmp_path, 1, SIZE, BRICKS_FIRST)
     true = read_cameras(tmp_path / "input" / "cameras.json").samples
     found = tmp_path / "found.json"
-    report = register(tmp_path / "input", tmp_path / "output", to=found, progress=False)
-    assert errors(read_cameras(found).samples, true, 2048).max() < 2 and report.share == 1
-    assert "3 of the 3 cameras looked at first are upstream's, so upstream was taken" in str(report)
+    registration = register(tmp_path / "input", tmp_path / "output", to=found, progress=False)
+    assert errors(read_cameras(found).samples, true, 2048).max() < 2 and registration.share == 1
+    assert "3 of the 3 cameras looked at first are upstream's, so upstream was taken" in str(registration)
 
 
 def test_confidence_is_one_half_at_most_where_another_place_fits_as_well():

@@ -87,7 +87,7 @@ def test_an_epoch_shows_each_training_material_so_often(samples):
 def test_curriculum_1_has_every_repeat_clean_and_dirty(cfg):
     cfg.data.render_curriculum = 1
     train = open_samples(cfg).train
-    assert Counter(e.source for e in train) == {"clean": 12, "dirty": 12}
+    assert Counter(e.renders for e in train) == {"clean": 12, "dirty": 12}
     assert len({e.key for e in train}) == 24
     source = open_samples(cfg).source
     clean, dirty = source.scene(train[0], 5), source.scene(train[1], 5)

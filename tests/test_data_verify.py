@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neuropbr_dist.data.files.judge import judge
+from neuropbr_dist.data.files.picture_check import inspect_picture
 from neuropbr_dist.data.files.verify import verify
 from neuropbr_dist.errors import UserError
 from tests.support.material_files import random_normals, save, write_material, write_set, write_views
@@ -21,7 +21,7 @@ METADATA = {"a": "wood", "b": "steel", "c": "wood"}
 
 @pytest.fixture
 def folders(tmp_path):
-    return write_set(tmp_path, METADATA, sources=("clean", "dirty"), size=SIZE)
+    return write_set(tmp_path, METADATA, renders=("clean", "dirty"), size=SIZE)
 
 
 def check(folders, **options):
@@ -29,10 +29,10 @@ def check(folders, **options):
 
 
 def test_a_good_set_is_clean(folders, tmp_path):
-    report = check(folders, fix_list=tmp_path / "fix.txt")
-    assert report.clean and report.notes == []
-    assert (report.samples, report.files) == (6, 6 * 3 + 2 * 4)
-    assert str(report) == "6 sample entries, 26 pictures: clean"
+    verification = check(folders, fix_list=tmp_path / "fix.txt")
+    assert verification.clean and verification.notes == []
+    assert (verification.samples, verification.files) == (6, 6 * 3 + 2 * 4)
+    assert str(verification) == "6 sample entries, 26 pictures: clean"
     assert (tmp_path / "fix.txt").read_text() == ""
 
 
@@ -133,12 +133,12 @@ def add_unlisted_sample(inputs, outputs):
 )
 def test_each_fault_is_found_and_nothing_else(folders, tmp_path, plant, message, samples):
     plant(*folders)
-    report = check(folders, fix_list=tmp_path / "fix.txt")
-    assert len(report.faults) == 1
-    assert message in report.faults[0].message
-    assert not report.clean
+    verification = check(folders, fix_list=tmp_path / "fix.txt")
+    assert len(verification.faults) == 1
+    assert message in verification.faults[0].message
+    assert not verification.clean
     assert (tmp_path / "fix.txt").read_text().split() == list(samples)
-    assert f"fault  {report.faults[0].message}" in str(report).splitlines()
+    assert f"fault  {verification.faults[0].message}" in str(verification).splitlines()
 
 
 def test_one_pass_lists_the_faults_of_incomplete_samples_too(folders):
@@ -169,9 +169,9 @@ def test_odd_but_allowed_things_are_notes(folders):
     save(np.full((SIZE, SIZE), 255), outputs / "steel/metallic.png")
     write_material(outputs / "unused", SIZE, np.random.default_rng(4))
     (inputs / "render_metadata.json").write_text(json.dumps(METADATA | {"unrendered": "absent"}))
-    report = check(folders)
-    assert report.clean
-    assert [note.split("/output/")[-1] for note in report.notes] == [
+    verification = check(folders)
+    assert verification.clean
+    assert [note.split("/output/")[-1] for note in verification.notes] == [
         "1 metadata entries have no sample folder: unrendered",
         "1 material folders are not in the metadata: unused",
         "steel/metallic.png: one value throughout (255)",
@@ -180,8 +180,8 @@ def test_odd_but_allowed_things_are_notes(folders):
 
 def test_a_flat_normal_map_and_a_flat_blue_albedo_are_fine(tmp_path):
     Image.new("RGB", (8, 8), (128, 128, 255)).save(tmp_path / "flat.png")
-    assert judge(tmp_path / "flat.png", "normal")[0].fault == ""
-    assert judge(tmp_path / "flat.png", "albedo")[0].fault == ""
+    assert inspect_picture(tmp_path / "flat.png", "normal")[0].fault == ""
+    assert inspect_picture(tmp_path / "flat.png", "albedo")[0].fault == ""
 
 
 @pytest.mark.multiprocess

@@ -31,7 +31,7 @@ STATE = {
     "step": 3, "cursor": 6, "best": 0.5, "skipped": {"generator": 0, "discriminator": 0}, "global_batch": 2,
     "data": "abc", "plateau": {"generator": {"best": 0.5, "waited": 0, "factor": 1.0}},
     "counters": {"generator": {"step": 3.0}, "discriminator": {"step": 3.0}},
-    "lives": [{"step": 0, "world_size": 1, "engine": "single"}],
+    "starts": [{"step": 0, "world_size": 1, "engine": "single"}],
 }  # fmt: skip
 START = {
     "event": "start", "step": 0, "time": "2026-11-28T10:00:00+00:00", "world_size": 1, "nodes": 1, "devices": {"CPU": 1},

@@ -24,8 +24,8 @@ from neuropbr_dist.data.files.layout import read_metadata, scan
 from neuropbr_dist.data.files.verify import verify
 from neuropbr_dist.data.importer import pictures
 from neuropbr_dist.data.importer.convert import Options
-from neuropbr_dist.data.importer.folders import FolderSource
-from neuropbr_dist.data.importer.matsynth import COLUMNS, ParquetSource, Wanted
+from neuropbr_dist.data.importer.folders import FolderLibrary
+from neuropbr_dist.data.importer.matsynth import COLUMNS, ParquetLibrary, Wanted
 from neuropbr_dist.data.importer.run import JOURNAL, STATE, import_materials
 from neuropbr_dist.data.packed import index
 from neuropbr_dist.data.packed.pack import pack
@@ -112,7 +112,7 @@ def some_rows() -> dict[str, Any]:
 
 
 def imported(path: Path) -> None:
-    for job in ParquetSource(path, Wanted(licences=("cc0",))).jobs(lambda _: False):
+    for job in ParquetLibrary(path, Wanted(licences=("cc0",))).jobs(lambda _: False):
         job.key(Options())
         json.dumps(dict(job.about))
         for take in job.takes.values():
@@ -151,7 +151,7 @@ def an_import(folder: Path) -> Case:
     victim.mkdir()
 
     def read() -> None:
-        source = FolderSource(folder / "set/output", folder / "dest")
+        source = FolderLibrary(folder / "set/output", folder / "dest")
         import_materials(source, folder / "dest", Options(), progress=False)
         assert victim.is_dir() and (folder / "set/output/wood/albedo.png").exists()
 

@@ -117,11 +117,11 @@ def test_samples_are_counted_as_a_person_does():
     names = ["sample_10", "sample_2", "sample_1", "brick", "sample_02b"]
 
     class Named:
-        def __init__(self, name, source):
-            self.name, self.source, self.key = name, source, f"{source}/{name}"
+        def __init__(self, name, renders):
+            self.name, self.renders, self.key = name, renders, f"{renders}/{name}"
 
     counted = sorted(
-        (Named(name, source) for name in names for source in ("dirty", "clean")), key=_as_counted
+        (Named(name, renders) for name in names for renders in ("dirty", "clean")), key=_as_counted
     )
     assert [one.key for one in counted][:4] == [
         "clean/brick",

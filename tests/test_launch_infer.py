@@ -357,7 +357,7 @@ def test_a_saved_cache_is_made_where_the_command_says(run, tmp_path):
     model = load_generator(run)
     model.config.data.input_dir = model.config.data.output_dir = None
     model.config.data.builtin_count, model.config.data.builtin_cache = 2, str(tmp_path / "cache")
-    request = Request(checkpoint="run", source=SetSamples(index=0, part="all"), out_dir=tmp_path / "out")
+    request = Request(checkpoint="run", materials=SetSamples(index=0, part="all"), out_dir=tmp_path / "out")
     with pytest.raises(
         UserError, match=r"--checkpoint run: the saved run keeps .*--set data\.builtin_cache="
     ):

@@ -160,7 +160,7 @@ def test_builtin_materials_when_no_data_is_named(tmp_path):
 
 def test_dirty_and_mixed_curricula(tmp_path):
     renders, maps = write_set(
-        tmp_path, {f"sample_{i}": f"m{i}" for i in range(3)}, sources=("clean", "dirty"), size=32
+        tmp_path, {f"sample_{i}": f"m{i}" for i in range(3)}, renders=("clean", "dirty"), size=32
     )
     for words, count, batch in (("--use-dirty", 2, 1), ("--render-curriculum 1", 4, 1)):
         folder = tmp_path / words.split()[0].strip("-")

@@ -143,7 +143,7 @@ def test_against_the_formulas_of_the_papers():
 
 @pytest.mark.parametrize("roughness", [0.25, 0.5])
 def test_a_wide_lamp_is_the_mean_of_small_ones_within_reason(roughness):
-    """Half of a point's error at most, and the highlight's sum; of which an early lamp loses most."""
+    """Half of a point's error at most, and the highlight's sum; of which an legacy lamp loses most."""
     x, y = torch.meshgrid(*[torch.linspace(-0.8, 0.8, 61, dtype=torch.float64)] * 2, indexing="xy")
     points = torch.stack([x, y, torch.zeros_like(x)])
     eye = torch.tensor([0.0, 0.0, 1.5], dtype=torch.float64)[:, None, None]
@@ -151,12 +151,12 @@ def test_a_wide_lamp_is_the_mean_of_small_ones_within_reason(roughness):
     rng, radius = np.random.default_rng(0), 0.25
     disc = radius * rng.random(400) ** 0.5 * np.exp(2j * np.pi * rng.random(400))
 
-    def light(x=0.0, y=0.0, radius=0.0, early=0.0):
+    def light(x=0.0, y=0.0, radius=0.0, legacy=0.0):
         lamp = torch.tensor([x, y, 1.5, 1, 1, 1, radius], dtype=torch.float64)
-        return lamp_light(seen, points, lamp, early)[0]
+        return lamp_light(seen, points, lamp, legacy)[0]
 
     exact = torch.stack([light(place.real, place.imag) for place in disc]).mean(0)
-    wide, dim = light(radius=radius), light(radius=radius, early=1.0)
+    wide, dim = light(radius=radius), light(radius=radius, legacy=1.0)
     assert (wide - exact).abs().mean() < 0.6 * (light() - exact).abs().mean()
     assert float(wide.sum() / exact.sum()) == pytest.approx(1, abs=0.02)
     assert float(dim.sum() / exact.sum()) < 0.6

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.data.batch import DeviceBatch
-from neuropbr_dist.training.step import StepReport, gan_step
+from neuropbr_dist.training.step import GanStepResult, gan_step
 from tests.support.distributed import run
 from tests.support.parity import Case, Poisoned, Row, differences, networks, rank_batch, whole_state
 from tests.support.plain_loop import train_plain
@@ -37,9 +37,9 @@ def bad_views(batch: list[DeviceBatch]) -> list[DeviceBatch]:
     return [batch[0]._replace(views=views), *batch[1:]]
 
 
-def flags(report: StepReport) -> tuple[bool, bool]:
-    assert report.discriminator is not None
-    return bool(report.generator.finite), bool(report.discriminator.finite)
+def flags(result: GanStepResult) -> tuple[bool, bool]:
+    assert result.discriminator is not None
+    return bool(result.generator.finite), bool(result.discriminator.finite)
 
 
 def train_with_faults(case: Case, row: Row) -> dict[str, Any]:
@@ -49,8 +49,8 @@ def train_with_faults(case: Case, row: Row) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def step(name: str, batch: list[DeviceBatch], part: str = "") -> None:
-        report = gan_step(g, d, batch, Poisoned(case, part if faulty else ""))
-        found[name] = flags(report)
+        result = gan_step(g, d, batch, Poisoned(case, part if faulty else ""))
+        found[name] = flags(result)
         found[f"state after {name}"] = whole_state(g, d)
 
     first, second = (rank_batch(case, row, i) for i in range(2))

@@ -26,6 +26,7 @@ from neuropbr_dist.objectives.rendering import shared_square_of, square_of
 from neuropbr_dist.parallel.strips import operations, share_rows
 from tests.support.distributed import run
 from tests.support.strips import close, compare_layer, own_rows, picture, summed, whole_of, world_strip
+from tests.support.tiny import tiny_model
 
 STRIPS = [2, 3, 4]
 
@@ -227,10 +228,9 @@ def test_attention_and_fusion(count):
 
 
 def small_model(heads: int) -> ModelConfig:
-    return ModelConfig(
-        encoder_type="unet", encoder_channels=[8, 16], encoder_pretrained=False, align="none",
-        transformer_dim=8 * heads, transformer_num_heads=heads, transformer_depth=1, transformer_mlp_ratio=2,
-        discriminator_n_layers=2, discriminator_ndf=8, norm="group", encoder_norm="group",
+    return tiny_model(
+        align="none", transformer_dim=8 * heads, transformer_num_heads=heads, transformer_mlp_ratio=2,
+        discriminator_ndf=8, norm="group", encoder_norm="group",
     )  # fmt: skip
 
 

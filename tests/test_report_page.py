@@ -61,12 +61,10 @@ def opened(window, page):
     return window
 
 
-@pytest.fixture(scope="module", params=["WebGL", "2D canvas"])
-def window(request, page):
-    with browser(*(WEBGL if request.param == "WebGL" else NO_WEBGL)) as window:
-        opened(window, page)
-        window.kind = request.param
-        yield window
+@pytest.fixture(scope="module")
+def window(page):
+    with browser(*WEBGL) as window:
+        yield opened(window, page)
 
 
 def complaints(window):
@@ -90,7 +88,7 @@ def test_nothing_is_asked_for_and_nothing_complained_of(window, page):
     assert complaints(window) == []
     asked = [url for url in window.requests() if not url.startswith("data:")]
     assert asked == [page.resolve().as_uri()]
-    assert window.kind in window.run("return document.querySelector('#engine').textContent")
+    assert not window.run("return document.querySelector('#no-light').checkVisibility()")
     # Were there a word that made it ask for more, it would be refused.
     window.run("new Image().src = 'http://127.0.0.1:9/x.png'")
     window.until("return true")
@@ -173,15 +171,14 @@ def test_play_turns_the_light(window):
 
 def test_the_shader_is_the_built_in_materials_renderer(window):
     """The same numbers as `materials.bench.relit`, of which a test says that it is the renderer."""
-    shader = {"WebGL": "glShader", "2D canvas": "canvasShader"}[window.kind]
-    script = f"""
+    script = """
         const [size, channels, lamps] = arguments, canvas = document.createElement("canvas");
         canvas.id = "probe";
         document.body.append(canvas);
-        const shader = {shader}(canvas, DATA.bench);
-        shader.setMaterial({{size: [size, size], channels: channels.map((c) => Uint8Array.from(c))}});
-        const shown = lamps.map((lamp) => {{ shader.draw(lamp); return canvas.toDataURL("image/png"); }});
-        window.probe = {{shader, shown}};
+        const shader = makeShader(canvas, DATA.bench);
+        shader.setMaterial({size: [size, size], channels: channels.map((c) => Uint8Array.from(c))});
+        const shown = lamps.map((lamp) => { shader.draw(lamp); return canvas.toDataURL("image/png"); });
+        window.probe = {shader, shown};
     """
     for index in (3, 4, 7):  # mossy stone, brushed metal, rust
         maps = material_maps(42, index, 48)
@@ -233,9 +230,19 @@ def test_words_of_the_page(window, folder):
     assert "gan_start_epoch" in changed and "g_betas" not in changed
 
 
+def test_without_webgl_the_maps_are_there_and_a_sentence_stands_for_the_light(page):
+    with browser(*NO_WEBGL) as window:
+        opened(window, page)
+        assert complaints(window) == []
+        visible = "return document.querySelector(arguments[0]).checkVisibility()"
+        shown = [window.run(visible, each) for each in ("#maps canvas", "#views", "#no-light")]
+        hidden = [window.run(visible, each) for each in ("#relit-pred", "#relit-true", "#light")]
+        assert all(shown) and not any(hidden)
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 def test_no_side_scrolling(page, width):
-    with browser(*NO_WEBGL) as window:
+    with browser(*WEBGL) as window:
         window.devtools(
             "Emulation.setDeviceMetricsOverride",
             width=width,

@@ -15,7 +15,7 @@ from tests.support.slurm import running_cluster
 @pytest.mark.slurm
 def test_a_warned_packer_is_requeued_and_goes_on(tmp_path):
     metadata = {f"sample_{i:04d}": f"material_{i:02d}" for i in range(40)}
-    pictures = write_set(tmp_path, metadata, sources=("clean", "dirty"), size=256)
+    pictures = write_set(tmp_path, metadata, renders=("clean", "dirty"), size=256)
     for name in ("launch", "slurm", "neuropbr_dist"):
         (tmp_path / name).symlink_to(ROOT / name)
     dest = tmp_path / "packed"

@@ -53,9 +53,9 @@ def job_id(out: str) -> str:
 
 def assert_went_on(folder: Path, log: str) -> None:
     """In a second life, from a save at a step boundary, every step once."""
-    lives = [life["step"] for life in train_runs.state(folder)["lives"]]
-    assert len(lives) == 2 and lives[0] == 0 < lives[1] < STEPS
-    assert f"Stopped (signal) after step {lives[1]}" in log
+    starts = [start["step"] for start in train_runs.state(folder)["starts"]]
+    assert len(starts) == 2 and starts[0] == 0 < starts[1] < STEPS
+    assert f"Stopped (signal) after step {starts[1]}" in log
     lines = train_runs.metrics(folder)
     assert [line["step"] for line in lines if "train/G_loss" in line] == list(range(1, STEPS + 1))
 

@@ -111,16 +111,16 @@ def assert_went_on(job: Submitted, from_step: int | None = None) -> int:
     """Restarted once, and every step logged once; returns the step of the restart."""
     job.completes()
     assert job.restarts() == 1
-    lives = [life["step"] for life in train_runs.state(job.folder)["lives"]]
-    assert len(lives) == 2 and lives[0] == 0 < lives[1] < STEPS
-    assert from_step in (None, lives[1])
+    starts = [start["step"] for start in train_runs.state(job.folder)["starts"]]
+    assert len(starts) == 2 and starts[0] == 0 < starts[1] < STEPS
+    assert from_step in (None, starts[1])
     assert_every_step_once(job)
     assert f"Job {job.id}, start 2" in job.log
-    return lives[1]
+    return starts[1]
 
 
 def assert_every_step_once(job: Submitted) -> None:
-    """In the run's log; and in each epoch each sample once, over all lives."""
+    """In the run's log; and in each epoch each sample once, over all starts."""
     lines = train_runs.metrics(job.folder)
     assert [line["step"] for line in lines if "train/G_loss" in line] == list(range(1, STEPS + 1))
     seen = train_runs.times_seen(job.folder)
@@ -235,7 +235,7 @@ def test_torchrun_restarts_a_lost_rank_inside_the_job(cluster, tmp_path):
     gate.open()
     job.completes()
     assert job.restarts() == 0
-    assert [life["step"] for life in train_runs.state(job.folder)["lives"]] == [0, saved]
+    assert [start["step"] for start in train_runs.state(job.folder)["starts"]] == [0, saved]
     assert_every_step_once(job)
 
 
@@ -255,8 +255,8 @@ def test_torchrun_goes_on_without_a_lost_node(cluster, tmp_path):
     gate.open()
     job.completes()
     assert job.restarts() == 0
-    lives = train_runs.state(job.folder)["lives"]
-    assert [(life["step"], life["world_size"]) for life in lives] == [(0, 2), (saved, 1)]
+    starts = train_runs.state(job.folder)["starts"]
+    assert [(start["step"], start["world_size"]) for start in starts] == [(0, 2), (saved, 1)]
     assert_every_step_once(job)
     cluster.start_node("node2")
     cluster.until(lambda: "idle" in cluster.call("sinfo", "-h", "-n", "node2", "-o", "%T"), "node2 is back")
@@ -268,19 +268,19 @@ def test_a_run_stops_before_its_time_limit_and_is_requeued(cluster, tmp_path):
     words = ["--set", "training.epochs=100000", "--set", "training.keep_latest=1"]
     job = Submitted(cluster, tmp_path, *flags, words=words, ENGINE="fsdp")
     cluster.until(lambda: "Stopped (time limit) after step" in job.log, "stopped by itself", job=job.id)
-    cluster.until(lambda: len(lives_of(job)) == 2, "goes on")
+    cluster.until(lambda: len(starts_of(job)) == 2, "goes on")
     assert job.restarts() == 1
     stopped = int(re.search(r"Stopped \(time limit\) after step (\d+)", job.log)[1])
     assert stopped > 0, "a minute is enough to train"
-    assert [life["step"] for life in lives_of(job)] == [0, stopped]
+    assert [start["step"] for start in starts_of(job)] == [0, stopped]
     cluster.call("scancel", job.id)
     cluster.until(lambda: cluster.call("squeue", "-h", "-j", job.id) == "", "gone")
 
 
-def lives_of(job: Submitted) -> list[dict[str, int]]:
+def starts_of(job: Submitted) -> list[dict[str, int]]:
     """Of the newest save; it may be on its way out."""
     try:
-        return json.loads((job.folder / "latest" / "state.json").read_text())["lives"]
+        return json.loads((job.folder / "latest" / "state.json").read_text())["starts"]
     except FileNotFoundError:
         return []
 

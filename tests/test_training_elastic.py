@@ -60,7 +60,7 @@ def test_each_sample_once_an_epoch_whatever_the_world(tmp_path, data, samples):
     ended = Launch(words(folder, data, **settings), 4, {}).wait()
     assert ended.code == 0, ended.err
     assert max(lost) > 0
-    assert [life["world_size"] for life in state(folder)["lives"]] == [4, 2, 3, 1, 4]
+    assert [start["world_size"] for start in state(folder)["starts"]] == [4, 2, 3, 1, 4]
     seen = times_seen(folder)
     assert list(seen) == [str(epoch) for epoch in range(1, epochs + 1)]
     assert len(seen["1"]) == samples and set(seen["1"].values()) == {1}
@@ -71,8 +71,8 @@ def test_each_sample_once_an_epoch_whatever_the_world(tmp_path, data, samples):
 @pytest.mark.parametrize("engine, seed", [("fsdp", 2), ("zero2", 0)])
 def test_killed_at_random_moments(tmp_path, engine, seed):
     """More of it: `python -m tests.drills.kill --kills 50`."""
-    report = drill(tmp_path, kills=5, world=2, engine=engine, seed=seed)
-    assert report.kills == 5
+    outcome = drill(tmp_path, kills=5, world=2, engine=engine, seed=seed)
+    assert outcome.kills == 5
 
 
 # -- torchrun with one or two nodes ----------------------------------------------------------
@@ -114,8 +114,8 @@ def progress_at(folder: Path, world: int, step: int) -> dict[str, Any]:
     """Wait until a run at this world size has saved this step or a later one; its state."""
     end, path = time.monotonic() + WAIT_S, folder / "latest" / "state.json"
     while time.monotonic() < end:
-        found = json.loads(path.read_text()) if path.exists() else {"lives": [{"world_size": 0}], "step": 0}
-        if found["lives"][-1]["world_size"] == world and found["step"] >= step:
+        found = json.loads(path.read_text()) if path.exists() else {"starts": [{"world_size": 0}], "step": 0}
+        if found["starts"][-1]["world_size"] == world and found["step"] >= step:
             return found
         time.sleep(0.05)
     raise AssertionError(f"no step {step} at world size {world}; the last: {found}")
@@ -135,7 +135,7 @@ def test_a_node_is_lost_and_comes_back(tmp_path, agent):
     for found in (two, one, back):
         assert found["global_batch"] == GLOBAL_BATCH
         assert found["cursor"] == found["step"] * GLOBAL_BATCH
-    starts = [life["step"] for life in back["lives"]]
+    starts = [start["step"] for start in back["starts"]]
     assert starts == sorted(starts) and two["step"] <= starts[-2] < starts[-1]
     seen = times_seen(folder, back["step"])
     assert all(set(counts.values()) == {1} for counts in seen.values())

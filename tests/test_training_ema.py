@@ -45,9 +45,9 @@ def follow(case: Case, row: Row, faulty_step: int = -1) -> dict[str, Any]:
     ema, found = WeightAverage(g, DECAY), {"weights": [weights(g, d)], "finite": []}
     for step in range(case.steps):
         objective = Poisoned(case, "generator" if step == faulty_step else "")
-        report = gan_step(g, d, rank_batch(case, row, step), objective)
-        ema.update(report.generator)
-        found["finite"].append(bool(report.generator.finite))
+        result = gan_step(g, d, rank_batch(case, row, step), objective)
+        ema.update(result.generator)
+        found["finite"].append(bool(result.generator.finite))
         found["weights"].append(weights(g, d))
     found["average"] = put_together((p.name, p.data, p.start, p.shape) for p in ema.fragments())
     found["output"], before = forward(case, nets)["generator"], whole_state(g, d, buffers=True)

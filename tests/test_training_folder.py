@@ -51,7 +51,7 @@ def test_a_start_removes_what_killed_ones_were_writing(stopped):
 def test_overwrite_starts_anew(uninterrupted, stopped):
     assert run(stopped, "--overwrite", training__save_every_n_epochs=2).code == 0
     assert_same_run(uninterrupted, stopped)
-    assert len(state(stopped)["lives"]) == 1
+    assert len(state(stopped)["starts"]) == 1
 
 
 def test_overwrite_that_is_refused_deletes_nothing(stopped):

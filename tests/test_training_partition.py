@@ -63,7 +63,7 @@ def test_resumed_at_another_world_size_and_engine(whole_batch, tmp_path):
     assert "training.engine: auto -> fsdp (command line)" in ended.out
     assert command(*again, "--engine", "single").code == 0
     assert_same_metrics(whole_batch, tmp_path)
-    assert [(life["world_size"], life["engine"]) for life in state(tmp_path)["lives"]] == [
+    assert [(start["world_size"], start["engine"]) for start in state(tmp_path)["starts"]] == [
         (1, "single"), (2, "fsdp"), (1, "single"),
     ]  # fmt: skip
 

@@ -18,6 +18,7 @@ from neuropbr_dist.config import TrainConfig, with_fields
 from neuropbr_dist.data.builtin.cache import BuiltinCache
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.resume import check_asked
+from neuropbr_dist.training.state import Progress
 from tests.drills.kill import wait_until
 from tests.support.forked import TRAIN, Launch
 from tests.support.slurm import Gate
@@ -55,7 +56,7 @@ def test_resumed_at_an_epochs_end(uninterrupted, stopped):
     assert ended.code == 0, ended.err
     assert "Resuming from" in ended.out and "(step 5)" in ended.out
     assert_same_run(uninterrupted, stopped)
-    assert [life["step"] for life in state(stopped)["lives"]] == [0, 5]
+    assert [start["step"] for start in state(stopped)["starts"]] == [0, 5]
 
 
 def test_resumed_amid_an_epoch_twice(uninterrupted, tmp_path):
@@ -390,3 +391,8 @@ def test_a_damaged_picture_ends_the_run_after_a_save(tmp_path, world, file):
     ended = command("--checkpoint-dir", tmp_path / "run", *words, world=world)
     assert ended.code == 2 and str(picture) in ended.err and "Traceback" not in ended.err, ended.err
     assert state(tmp_path / "run")["step"] == 1
+
+
+def test_a_save_that_calls_its_starts_lives_is_read():
+    start = {"step": 0, "world_size": 1, "engine": "single"}
+    assert Progress.of({"step": 3, "cursor": 6, "lives": [start]}).starts == [start]

@@ -66,7 +66,7 @@ def test_resumed_with_another_number_of_ranks_a_sample(whole_batch, tmp_path, en
     assert ended.code == 0, ended.err
     assert_same_metrics(whole_batch, tmp_path)
     assert times_seen(tmp_path) == times_seen(whole_batch)
-    assert [life["world_size"] for life in state(tmp_path)["lives"]] == [1, 2, 2, 4, 1]
+    assert [start["world_size"] for start in state(tmp_path)["starts"]] == [1, 2, 2, 4, 1]
 
 
 def test_more_ranks_a_sample_than_ranks_on_resume_is_one_line(tmp_path):

@@ -99,7 +99,7 @@ def test_stopped_before_at_and_after_an_edge_it_is_the_same_run(tmp_path):
         ended = resume(tmp_path, "--stop-after-steps", stop)
         assert ended.code == 0 and f"after step {stop};" in ended.out, ended
     assert resume(tmp_path).code == 0
-    assert [life["step"] for life in state(tmp_path)["lives"]] == [0, 2, 3, 4, 6]
+    assert [start["step"] for start in state(tmp_path)["starts"]] == [0, 2, 3, 4, 6]
     assert_same_run(whole(), tmp_path)
 
 
@@ -144,7 +144,7 @@ def test_each_sample_once_an_epoch_through_other_worlds_and_across_two_edges(tmp
         lost.append(len(logged_samples(tmp_path)) - newest_step(tmp_path))
     ended = staged(tmp_path, "--resume", "auto", world=3, **fields)
     assert ended.code == 0, ended.err
-    assert [life["world_size"] for life in state(tmp_path)["lives"]] == [4, 2, 3, 1, 3]
+    assert [start["world_size"] for start in state(tmp_path)["starts"]] == [4, 2, 3, 1, 3]
     seen = times_seen(tmp_path)
     assert list(seen) == [str(epoch) for epoch in range(1, 41)]
     assert len(seen["1"]) == 5 and all(

@@ -39,10 +39,10 @@ def micro_batches(sizes: list[int], filler: int = 0) -> list[DeviceBatch]:
 
 
 def step(batch: list[DeviceBatch], *, gan: bool = True, d_steps: int = 1) -> tuple[Any, dict[str, Any]]:
-    """The report of one step and the state after it."""
+    """The result of one step and the state after it."""
     g, d = networks(CASE, ROW)
-    report = gan_step(g, d if gan else None, batch, objective(CASE), d_steps=d_steps)
-    return report, whole_state(g, d)
+    result = gan_step(g, d if gan else None, batch, objective(CASE), d_steps=d_steps)
+    return result, whole_state(g, d)
 
 
 @pytest.mark.parametrize("d_steps", [1, 3])
@@ -51,12 +51,12 @@ def step(batch: list[DeviceBatch], *, gan: bool = True, d_steps: int = 1) -> tup
 )
 def test_how_a_batch_is_cut_does_not_matter(sizes, filler, d_steps):
     reference, expected = step(micro_batches([4]), d_steps=d_steps)
-    report, found = step(micro_batches(sizes, filler), d_steps=d_steps)
+    result, found = step(micro_batches(sizes, filler), d_steps=d_steps)
     for name, value in expected.items():
         assert relative(found[name], value) <= 1e-12, name
-    assert report.losses.keys() == reference.losses.keys()
+    assert result.losses.keys() == reference.losses.keys()
     for name, value in reference.losses.items():
-        assert relative(report.losses[name], value) <= 1e-12, name
+        assert relative(result.losses[name], value) <= 1e-12, name
 
 
 def test_losses_are_the_batchs_means():
@@ -67,20 +67,20 @@ def test_losses_are_the_batchs_means():
         fake = g.module(batch[0].views)
         logits = d.module(fake)
         maps_loss, terms = goal.reconstruction_loss(fake, batch[0].maps, batch[0].relighting)
-    report = gan_step(g, d, batch, goal)
+    result = gan_step(g, d, batch, goal)
     adversarial = -logits.mean()  # hinge
-    torch.testing.assert_close(report.losses["G_gan_loss"], adversarial)
-    torch.testing.assert_close(report.losses["G_loss"], maps_loss.mean() + CASE.w_gan * adversarial)
+    torch.testing.assert_close(result.losses["G_gan_loss"], adversarial)
+    torch.testing.assert_close(result.losses["G_loss"], maps_loss.mean() + CASE.w_gan * adversarial)
     for name, value in terms.items():
-        torch.testing.assert_close(report.losses[name], value.mean())
-    assert set(report.losses) == {"G_loss", "D_loss", "G_gan_loss", *terms}
+        torch.testing.assert_close(result.losses[name], value.mean())
+    assert set(result.losses) == {"G_loss", "D_loss", "G_gan_loss", *terms}
 
 
 def test_before_the_gan_starts_the_discriminator_rests():
     _, before = networks_state()
-    report, after = step(micro_batches([2, 2]), gan=False)
-    assert report.discriminator is None
-    assert not {"D_loss", "G_gan_loss"} & set(report.losses)
+    result, after = step(micro_batches([2, 2]), gan=False)
+    assert result.discriminator is None
+    assert not {"D_loss", "G_gan_loss"} & set(result.losses)
     for name, value in after.items():
         assert torch.equal(value, before[name]) == name.startswith("discriminator"), name
 

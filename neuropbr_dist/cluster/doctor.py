@@ -32,8 +32,8 @@ ALIKE = ("Python", "torch", "CUDA", "NCCL", "deepspeed", "GPU", "code", "sample"
 
 
 @dataclass
-class Report:
-    """Report of what one rank sees."""
+class Examination:
+    """Examination of what one rank sees."""
 
     host: str
     facts: dict[str, str]
@@ -48,8 +48,8 @@ class Report:
 
 def examine(
     device: torch.device, code: str, sample: Sequence[Path], folder: Path, needed_bytes: int
-) -> list[Report]:
-    """Return every rank's report, in rank order. Collective.
+) -> list[Examination]:
+    """Return every rank's examination, in rank order. Collective.
 
     Args:
         code: hash of the program.
@@ -57,14 +57,14 @@ def examine(
         folder: the run's folder, made if missing.
         needed_bytes: what its saves will take.
     """
-    report = Report(socket.gethostname(), versions(device) | {"code": code})
-    report.facts["sample"] = checksum(sample, report.faults)
-    report.free_bytes = free_space(folder, needed_bytes, report.faults)
-    report.skew_s = clock_skew()
-    if abs(report.skew_s) > MOST_SKEW_S:
-        report.faults.append(f"its clock is {report.skew_s:+.1f} s off rank 0's")
-    report.all_reduce_s = all_reduce_seconds(device)
-    return all_gather_object(report)
+    examination = Examination(socket.gethostname(), versions(device) | {"code": code})
+    examination.facts["sample"] = checksum(sample, examination.faults)
+    examination.free_bytes = free_space(folder, needed_bytes, examination.faults)
+    examination.skew_s = clock_skew()
+    if abs(examination.skew_s) > MOST_SKEW_S:
+        examination.faults.append(f"its clock is {examination.skew_s:+.1f} s off rank 0's")
+    examination.all_reduce_s = all_reduce_seconds(device)
+    return all_gather_object(examination)
 
 
 def versions(device: torch.device) -> dict[str, str]:
@@ -170,18 +170,18 @@ class Row:
     ranks: list[int]
     facts: dict[str, str]
     faults: list[str]
-    reports: list[Report]
+    examinations: list[Examination]
 
 
-def diagnose(reports: Sequence[Report]) -> tuple[list[str], bool]:
+def diagnose(examinations: Sequence[Examination]) -> tuple[list[str], bool]:
     """Return the table's lines, and whether all is well. The most common value of a column is the right one."""
-    usual = {name: Counter(r.facts[name] for r in reports).most_common(1)[0][0] for name in ALIKE}
+    usual = {name: Counter(r.facts[name] for r in examinations).most_common(1)[0][0] for name in ALIKE}
     rows: dict[tuple[str, ...], Row] = {}
-    for rank, report in enumerate(reports):
-        key = (report.host, *report.facts.values(), *report.faults)
-        row = rows.setdefault(key, Row(report.host, [], report.facts, report.faults, []))
+    for rank, examination in enumerate(examinations):
+        key = (examination.host, *examination.facts.values(), *examination.faults)
+        row = rows.setdefault(key, Row(examination.host, [], examination.facts, examination.faults, []))
         row.ranks.append(rank)
-        row.reports.append(report)
+        row.examinations.append(examination)
     header = ["", "node", "ranks", *ALIKE, "skew ms", "free GiB", "all-reduce ms"]
     cells, findings = [header], []
     for row in rows.values():
@@ -198,11 +198,11 @@ def diagnose(reports: Sequence[Report]) -> tuple[list[str], bool]:
 
 def figures(row: Row) -> list[str]:
     """Return a group's largest clock skew in ms, least free space in GiB and slowest all-reduce in ms."""
-    furthest = max((r.skew_s for r in row.reports), key=abs)
+    furthest = max((r.skew_s for r in row.examinations), key=abs)
     return [
         f"{1000 * furthest:+.1f}",
-        f"{min(r.free_bytes for r in row.reports) / GIB:.1f}",
-        f"{1000 * max(r.all_reduce_s for r in row.reports):.1f}",
+        f"{min(r.free_bytes for r in row.examinations) / GIB:.1f}",
+        f"{1000 * max(r.all_reduce_s for r in row.examinations):.1f}",
     ]
 
 
@@ -217,12 +217,12 @@ def spans(ranks: Sequence[int]) -> str:
     return ",".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
 
 
-def bandwidth_line(reports: Sequence[Report], device_type: str) -> str:
+def bandwidth_line(examinations: Sequence[Examination], device_type: str) -> str:
     """Return a line about the slowest rank's all-reduce.
 
     Bus bandwidth is what each link carries, 2 (n - 1) / n of the message.
     """
-    count, seconds = len(reports), max(r.all_reduce_s for r in reports)
+    count, seconds = len(examinations), max(r.all_reduce_s for r in examinations)
     if count == 1 or seconds == 0:
         return "All-reduce: one rank, nothing to measure"
     size = ALL_REDUCE_BYTES[device_type]

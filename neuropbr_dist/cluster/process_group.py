@@ -204,9 +204,9 @@ def record_collectives(env: MutableMapping[str, str], folder: Path) -> None:
 
 def check_alike(facts: dict[str, str], host: str) -> None:
     """Stop the run if a rank's `facts` (hashes of code, config, data set) differ from rank 0's."""
-    reports = all_gather_object((host, facts))
-    reference = reports[0][1]
-    for rank, (where, found) in enumerate(reports):
+    facts_of_ranks = all_gather_object((host, facts))
+    reference = facts_of_ranks[0][1]
+    for rank, (where, found) in enumerate(facts_of_ranks):
         differing = [key for key in reference if found.get(key) != reference[key]]
         if differing:
             key = differing[0]

@@ -41,7 +41,7 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     call(["deepspeed", *where, "--module", "neuropbr_dist", *train], sys.executable, str(BIN / "deepspeed"))
     sample = ["--split", "val", "--sample-idx", "0", "--out-dir", str(RUN / "sample")]
     call(["python", "-m", "neuropbr_dist", "infer", "--checkpoint", str(RUN), *sample], sys.executable)
-    report()
+    print_losses()
 
 
 def call(command: list[str], *program: str) -> None:
@@ -58,7 +58,7 @@ def call(command: list[str], *program: str) -> None:
         raise UserError(f"{command[0]} ended with exit code {code}; its message stands above")
 
 
-def report() -> None:
+def print_losses() -> None:
     """Print validation L1 against its value before training and against the training set's mean maps."""
     from neuropbr_dist.data.open import fill_cache, open_samples
     from neuropbr_dist.monitor.run_logs import METRICS, run_log

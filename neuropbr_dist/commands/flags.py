@@ -68,7 +68,7 @@ def assigned(assignments: Sequence[str], allowed: str) -> Overrides:
 
 
 def overrides_of(args: argparse.Namespace) -> Overrides:
-    """Return what the parsed words say of fields."""
+    """Return what the parsed arguments say of fields."""
     given = {flag: getattr(args, flag.lstrip("-").replace("-", "_")) for flag in FIELD_FLAGS | INTEGER_FLAGS}
     return Overrides(
         config=args.config,

@@ -158,18 +158,18 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     from neuropbr_dist.inference.run import Request, infer
     from neuropbr_dist.inference.samples import SetPlace, SetSamples
 
-    source: Own | SetSamples
+    materials: Own | SetSamples
     if args.input_dir is not None:
-        source = Own(Path(args.input_dir), args.cameras, args.reference)
+        materials = Own(Path(args.input_dir), args.cameras, args.reference)
     else:
         place = SetPlace(
             packed_dir=args.data, materials_dir=args.materials,
             input_dir=args.data_input_dir, output_dir=args.data_output_dir,
         )  # fmt: skip
-        source = SetSamples(index=chosen(args), part=args.split or "all", place=place)
+        materials = SetSamples(index=chosen(args), part=args.split or "all", place=place)
     infer(
         Request(
-            checkpoint=args.checkpoint, source=source, out_dir=Path(args.out_dir), overrides=overrides,
+            checkpoint=args.checkpoint, materials=materials, out_dir=Path(args.out_dir), overrides=overrides,
             device=args.device, precision=args.precision, batch_size=args.batch_size,
             tile=args.tile, overlap=args.overlap, bits=args.bits, relight=args.relight, sample_ranks=args.sample_ranks,
         )

@@ -91,8 +91,8 @@ class Training:
 @entry
 def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Submit a run, show its batch file, or compare nodes (`--doctor`, exit code 1 if they differ)."""
-    args, words = parser(prog).parse_known_args(argv)
-    start = train.start_of(train.parser(prog).parse_args(words))
+    args, train_argv = parser(prog).parse_known_args(argv)
+    start = train.start_of(train.parser(prog).parse_args(train_argv))
     cfg = start.overrides.configuration()  # a wrong word or field fails here, not in the queue
     if args.doctor:
         from neuropbr_dist.training.doctor import doctor

@@ -32,18 +32,18 @@ class Table:
             names.add_parser(name, help=text, add_help=False)
         return p
 
-    def find(self, words: Sequence[str], prog: str | None = None) -> tuple[ModuleType, list[str], str]:
-        """Return the module of the command that `words` begin with, the words after its name, and its `prog`.
+    def find(self, argv: Sequence[str], prog: str | None = None) -> tuple[ModuleType, list[str], str]:
+        """Return the module of the command whose name `argv` begins with, the arguments after it, and its `prog`.
 
         Raises:
-            SystemExit: `words` begin with `--help`, or with no command's name.
+            SystemExit: `argv` begins with `--help`, or with no command's name.
         """
         prog = prog or Path(sys.argv[0]).name
-        name = self.parser(prog).parse_args(words[:1]).command
-        module, prog, rest = import_module(self.commands[name][0]), f"{prog} {name}", list(words[1:])
+        name = self.parser(prog).parse_args(argv[:1]).command
+        module, prog, rest = import_module(self.commands[name][0]), f"{prog} {name}", list(argv[1:])
         return module.COMMANDS.find(rest, prog) if hasattr(module, "COMMANDS") else (module, rest, prog)
 
     def run(self, argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-        """Call the command that the words begin with."""
-        module, words, prog = self.find(sys.argv[1:] if argv is None else argv, prog)
-        module.run(words, prog)
+        """Call the command whose name `argv` begins with; None: this process's arguments."""
+        module, rest, prog = self.find(sys.argv[1:] if argv is None else argv, prog)
+        module.run(rest, prog)

@@ -48,7 +48,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def start_of(args: argparse.Namespace) -> Start:
-    """Return how the parsed words start a run."""
+    """Return how the parsed arguments start a run."""
     for name in ("epochs", "steps"):
         if (limit := getattr(args, f"stop_after_{name}")) is not None and limit < 0:
             raise UserError(f"--stop-after-{name} {limit}; allowed: 0 or more")
@@ -64,13 +64,13 @@ def start_of(args: argparse.Namespace) -> Start:
     )
 
 
-def config_of(words: Sequence[str]) -> TrainConfig:
-    """Return the configuration that words of `neuropbr train` mean.
+def config_of(argv: Sequence[str]) -> TrainConfig:
+    """Return the configuration that the arguments of `neuropbr train` mean.
 
     Raises:
         UserError: a value or a combination that can't be.
     """
-    return overrides_of(parser().parse_args(words)).configuration()
+    return overrides_of(parser().parse_args(argv)).configuration()
 
 
 @entry

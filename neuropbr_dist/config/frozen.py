@@ -5,23 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from neuropbr_dist.config.schema import TrainConfig
-
-
-class Freezable:
-    """Base of the configuration's dataclasses: fields can be assigned until `frozen` has made its copy."""
-
-    __slots__ = ("_frozen",)  # a copy and a pickle take it along, after the fields
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if getattr(self, "_frozen", False):
-            raise dataclasses.FrozenInstanceError(
-                f"{type(self).__name__}.{name}: a run that is set up doesn't change; `with_fields` makes another"
-            )
-        super().__setattr__(name, value)
+from neuropbr_dist.config.schema import TrainConfig
 
 
 def frozen(cfg: TrainConfig) -> TrainConfig:

@@ -6,12 +6,10 @@ docs/configuration.md, and a value outside of its type is refused wherever it co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import FrozenInstanceError, dataclass, field
+from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, Len
-
-from neuropbr_dist.config.frozen import Freezable
 
 Text = Annotated[str, Len(1)]
 PositiveInt = Annotated[int, Interval(ge=1)]
@@ -23,6 +21,19 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 InnerFraction = Annotated[float, Interval(gt=0, lt=1)]
 Betas = Annotated[list[Fraction], Len(2, 2)]
 Side = Annotated[int, Interval(ge=16)]
+
+
+class Freezable:
+    """Base of the configuration's dataclasses: fields can be assigned until `frozen` has made its copy."""
+
+    __slots__ = ("_frozen",)  # a copy and a pickle take it along, after the fields
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if getattr(self, "_frozen", False):
+            raise FrozenInstanceError(
+                f"{type(self).__name__}.{name}: a run that is set up doesn't change; `with_fields` makes another"
+            )
+        super().__setattr__(name, value)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neuropbr_dist.data.files.entries import SOURCES, VIEW_FILES, Fault, Source
+from neuropbr_dist.data.files.entries import CURRICULA, VIEW_FILES, Fault, Renders
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import read_json, write_text
 from neuropbr_dist.materials.plane import ENCODED, PlaneCamera, canonical, encode, fault_of, scaled
@@ -38,18 +38,18 @@ Cameras = tuple[PlaneCamera | None, ...]
 class SampleCameras:
     """The cameras of one sample."""
 
-    views: Mapping[Source, Cameras]
+    views: Mapping[Renders, Cameras]
     """Cameras by folder of the views. Without `dirty`, `clean` is meant."""
     wrap: bool = False
     """Whether the plane repeats its tile."""
 
-    def of(self, source: str) -> Cameras:
+    def of(self, renders: str) -> Cameras:
         """Return the three cameras of one folder's views."""
-        return self.views.get(source) or self.views.get("clean") or (None,) * VIEWS  # type: ignore[call-overload]
+        return self.views.get(renders) or self.views.get("clean") or (None,) * VIEWS  # type: ignore[call-overload]
 
-    def encoded(self, source: str) -> npt.NDArray[np.float32]:
+    def encoded(self, renders: str) -> npt.NDArray[np.float32]:
         """Return the same as a batch carries them: float32 (3, 14), see `plane.encode`."""
-        return np.stack([encode(camera, self.wrap) for camera in self.of(source)])
+        return np.stack([encode(camera, self.wrap) for camera in self.of(renders)])
 
 
 NOT_KNOWN = np.zeros((VIEWS, ENCODED), np.float32)
@@ -102,11 +102,11 @@ def write_cameras(path: Path, samples: Mapping[str, SampleCameras]) -> None:
     lines = []
     for name, sample in samples.items():
         entry: dict[str, Any] = {} if sample.wrap == wrap else {"wrap": sample.wrap}
-        for source, cameras in sample.views.items():
+        for renders, cameras in sample.views.items():
             for camera in cameras:
                 if camera and (fault := fault_of(camera)):
                     raise ValueError(f"{name}: {fault}")
-            entry[source] = [camera and _written(camera, sample.wrap) for camera in cameras]
+            entry[renders] = [camera and _written(camera, sample.wrap) for camera in cameras]
         lines.append(f"  {json.dumps(name)}: {json.dumps(entry, allow_nan=False)}")
     head = f'{{"version": {VERSION}, "wrap": {json.dumps(wrap)}, "samples": {{'
     write_text(path, "\n".join([head, ",\n".join(lines), "}}"]) + "\n")
@@ -117,30 +117,30 @@ class _Fault(Exception):
 
 
 def _sample(entry: Any, wrap: bool) -> SampleCameras:
-    if not isinstance(entry, dict) or not entry.keys() & set(SOURCES[1]):
+    if not isinstance(entry, dict) or not entry.keys() & set(CURRICULA[1]):
         raise _Fault(f"{_shown(entry)}; allowed: an object with clean, dirty or both, and wrap")
-    if unknown := entry.keys() - {*SOURCES[1], "wrap"}:
+    if unknown := entry.keys() - {*CURRICULA[1], "wrap"}:
         raise _Fault(f"unknown key {min(unknown)!r}; allowed: clean, dirty, wrap")
     wrap = entry.get("wrap", wrap)
     if not isinstance(wrap, bool):
         raise _Fault(f"wrap is {_shown(wrap)}; allowed: true or false")
-    views: dict[Source, Cameras] = {}
-    for source in SOURCES[1]:
-        if source in entry:
-            views[source] = _cameras(entry[source], source, wrap)
+    views: dict[Renders, Cameras] = {}
+    for renders in CURRICULA[1]:
+        if renders in entry:
+            views[renders] = _cameras(entry[renders], renders, wrap)
     return SampleCameras(views, wrap)
 
 
-def _cameras(value: Any, source: str, wrap: bool) -> Cameras:
+def _cameras(value: Any, renders: str, wrap: bool) -> Cameras:
     if not isinstance(value, list) or len(value) != VIEWS:
         count = len(value) if isinstance(value, list) else _shown(value)
-        raise _Fault(f"{source}: {count}; allowed: a list of {VIEWS} cameras, null for one that isn't known")
+        raise _Fault(f"{renders}: {count}; allowed: a list of {VIEWS} cameras, null for one that isn't known")
     found = []
     for number, camera in enumerate(value):
         try:
             found.append(None if camera is None else _camera(camera, wrap))
         except _Fault as fault:
-            raise _Fault(f"{source}, view {number}: {fault}") from None
+            raise _Fault(f"{renders}, view {number}: {fault}") from None
     return tuple(found)
 
 

@@ -101,7 +101,7 @@ def load_rendered(
         changes=None if augmentation is None else stacked([each.changes for each in drawn]),
         partners=partners_of(source, entries, [each.partner for each in drawn]),
         parts=any(each.shows_a_part for each in drawn),
-        dirty=any(entry.source == "dirty" for entry in chosen),
+        dirty=any(entry.renders == "dirty" for entry in chosen),
     )
     cameras = None
     if alignment:

@@ -21,7 +21,7 @@ from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.load import MORE_SHARED, load_batch
-from neuropbr_dist.data.order import SampleOrder, Slot, plan_step, rank_share
+from neuropbr_dist.data.order import SampleOrder, Slot, rank_share, step_micro_batches
 from neuropbr_dist.data.sources import Entry, Source
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.processes import ignore_stop_signals
@@ -69,7 +69,7 @@ def training_slots(
 ) -> Iterator[list[Slot]]:
     """Yield this rank's micro-batches from a cursor to the end of the run, as lists of slots."""
     for at in range(cursor, order.total_samples, order.global_batch):
-        yield from plan_step(order, at, world, rank, batch_size)
+        yield from step_micro_batches(order, at, world, rank, batch_size)
 
 
 def validation_slots(n: int, world: int, rank: int, batch_size: int) -> list[list[Slot]]:

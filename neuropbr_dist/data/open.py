@@ -18,7 +18,7 @@ from neuropbr_dist.data.alignment import known
 from neuropbr_dist.data.builtin.cache import BuiltinCache
 from neuropbr_dist.data.cameras import CAMERAS_FILE
 from neuropbr_dist.data.files.check import checked_side
-from neuropbr_dist.data.files.entries import SOURCES, Sample
+from neuropbr_dist.data.files.entries import CURRICULA, Sample
 from neuropbr_dist.data.files.headers import roles_of
 from neuropbr_dist.data.files.layout import index_materials, scan, subfolders
 from neuropbr_dist.data.packed.index import HEAD, INDEX_FILES
@@ -132,7 +132,7 @@ def described(source: Source, data: DataConfig) -> str:
     Args:
         data: that means the set, resolved.
     """
-    renders = " and ".join(SOURCES[data.render_curriculum])
+    renders = " and ".join(CURRICULA[data.render_curriculum])
     if isinstance(source, RenderedSource):
         where = packed_folder(data) or materials_folder(data)
         kind = "built-in materials" if where is None else f"materials of {where}"
@@ -306,7 +306,7 @@ def _open_rendered(cfg: TrainConfig, data: DataConfig) -> Samples:
 
 def _rendered(materials: Materials, data: DataConfig, seed: int) -> RenderedSource:
     """Return the entries that an epoch shows; `renders_per_epoch`, if it is open, makes them `LEAST_OF_AN_EPOCH`."""
-    folders = len(SOURCES[data.render_curriculum])
+    folders = len(CURRICULA[data.render_curriculum])
     repeats = data.renders_per_epoch
     if repeats is None:
         trained_on = len(materials.names) - len(_held_out(materials, data, seed))

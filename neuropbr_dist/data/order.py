@@ -26,7 +26,7 @@ class Slot(NamedTuple):
     """1 for a sample of the batch, 0 for filler."""
 
 
-class MicroBatchPlan(NamedTuple):
+class MicroBatching(NamedTuple):
     """Cut of a rank's slots into micro-batches; the same on every rank and in every step."""
 
     size: int
@@ -117,7 +117,7 @@ def rank_share(count: int, world_size: int, rank: int) -> tuple[int, int]:
 
 def micro_batches(
     global_batch: int, world_size: int, batch_size: int, sample_ranks: int = 1
-) -> MicroBatchPlan:
+) -> MicroBatching:
     """Cut the largest share of a global batch into equal micro-batches.
 
     The micro-batch is the largest divisor of the share that is at most `batch_size`.
@@ -137,10 +137,10 @@ def micro_batches(
         )
     slots = -(-global_batch // world_size)
     size = max(d for d in range(1, min(batch_size, slots) + 1) if slots % d == 0)
-    return MicroBatchPlan(size, slots // size)
+    return MicroBatching(size, slots // size)
 
 
-def plan_step(
+def step_micro_batches(
     order: SampleOrder, cursor: int, world_size: int, rank: int, batch_size: int
 ) -> list[list[Slot]]:
     """Return a rank's micro-batches of the step that begins at `cursor`.

@@ -22,7 +22,7 @@ from neuropbr_dist.data.builtin.cache import (
 from neuropbr_dist.data.cameras import NOT_KNOWN
 from neuropbr_dist.data.files.cache import MapFiles
 from neuropbr_dist.data.files.decode import read_views
-from neuropbr_dist.data.files.entries import SOURCES, Entry, Sample
+from neuropbr_dist.data.files.entries import CURRICULA, Entry, Sample
 from neuropbr_dist.errors import UserError
 
 BUILTIN_SIZE = 2048
@@ -72,7 +72,7 @@ class BuiltinEntry:
     """A procedural sample; one material an index."""
 
     index: int
-    source: Literal["clean", "dirty"]
+    renders: Literal["clean", "dirty"]
     material: str
 
     @property
@@ -81,7 +81,7 @@ class BuiltinEntry:
 
     @property
     def key(self) -> str:
-        return f"{self.source}/{self.name}"
+        return f"{self.renders}/{self.name}"
 
 
 class FileSource(Source):
@@ -128,7 +128,7 @@ class BuiltinSource(Source):
     def __init__(self, data: DataConfig, seed: int) -> None:
         self.size = data.image_size or BUILTIN_SIZE
         self.cache = BuiltinCache(data.builtin_cache, seed, self.size)
-        self.folders = SOURCES[data.render_curriculum]
+        self.folders = CURRICULA[data.render_curriculum]
         self._cameras: dict[int, np.ndarray] = {}  # clean and dirty views share them
         self.entries = [
             BuiltinEntry(i, folder, material_name(seed, i))
@@ -143,11 +143,11 @@ class BuiltinSource(Source):
 
     def cameras(self, entry: BuiltinEntry) -> np.ndarray:
         if entry.index not in self._cameras:
-            self._cameras[entry.index] = sample_cameras(self.cache.seed, entry.index).encoded(entry.source)
+            self._cameras[entry.index] = sample_cameras(self.cache.seed, entry.index).encoded(entry.renders)
         return self._cameras[entry.index]
 
     def load(self, entry: BuiltinEntry) -> tuple[np.ndarray, np.ndarray]:
-        return self.cache.views(entry.index, entry.source), self.maps(entry)
+        return self.cache.views(entry.index, entry.renders), self.maps(entry)
 
     def maps(self, entry: BuiltinEntry) -> np.ndarray:
         return self.cache.maps(entry.index)

@@ -47,7 +47,7 @@ class Request:
 
     Args:
         checkpoint: whatever `load_generator` takes.
-        source: the materials.
+        materials: folders of photos, or samples of a set.
         out_dir: where files go; several materials get a folder each in it. `{name}` in it is the material's.
         overrides: fields of `data` in place of the run's own; `data.image_size` is the side that views are resized to.
         device: as `training.device`.
@@ -60,7 +60,7 @@ class Request:
     """
 
     checkpoint: str
-    source: SetSamples | Own
+    materials: SetSamples | Own
     out_dir: Path
     overrides: Overrides = field(default_factory=Overrides)
     device: str = "auto"
@@ -75,7 +75,7 @@ class Request:
     @property
     def wants_all(self) -> bool:
         """Whether a whole set, or a side of it, is wanted."""
-        return isinstance(self.source, SetSamples) and self.source.index == "all"
+        return isinstance(self.materials, SetSamples) and self.materials.index == "all"
 
 
 def infer(request: Request) -> None:
@@ -156,8 +156,8 @@ def open_inputs(request: Request, model: InferenceGenerator) -> OpenedSet | Want
         UserError: there is no such set, or `--out-dir` lies in it.
     """
     cfg = configured(request, model)
-    if isinstance(request.source, SetSamples):
-        opened = OpenedSet(cfg, request.source)
+    if isinstance(request.materials, SetSamples):
+        opened = OpenedSet(cfg, request.materials)
         check_apart(request.out_dir, opened.config.data)
         return opened
     said = "data.image_size" in request.overrides.named()
@@ -172,7 +172,7 @@ def configured(request: Request, model: InferenceGenerator) -> TrainConfig:
     """
     cfg = from_yaml(to_yaml(model.config), str(model.origin))
     request.overrides.apply(asked := TrainConfig())
-    if isinstance(request.source, SetSamples):
+    if isinstance(request.materials, SetSamples):
         check_cache_asked(
             cfg.data.builtin_cache, asked.data.builtin_cache, f"--checkpoint {request.checkpoint}"
         )
@@ -242,9 +242,9 @@ def placed(out: Path, name: str) -> Path:
 
 def subjects(request: Request, opened: OpenedSet | Wanted) -> Iterator[Placed]:
     """Yield what to predict, one at a time, and the folder for each."""
-    source, out = request.source, request.out_dir
+    materials, out = request.materials, request.out_dir
     if isinstance(opened, OpenedSet):
         for subject in opened.subjects():
             yield subject, out / subject.name if request.wants_all else placed(out, subject.name)
-    elif isinstance(source, Own):
-        yield from open_own(source, opened, out)
+    elif isinstance(materials, Own):
+        yield from open_own(materials, opened, out)

@@ -110,7 +110,7 @@ class OpenedSet:
             if index == "all"
             else [_place(entries, index, f"{self.where}, --split {part}")]
         )
-        several = len({entry.source for entry in entries}) > 1
+        several = len({entry.renders for entry in entries}) > 1
         known = self.wanted.place.named or part != "all"
         held_out = set() if known else {entry.key for entry in self._side("val")}
         for i in chosen:
@@ -167,7 +167,7 @@ def _as_counted(entry: Any) -> tuple[Any, ...]:
     """Return a key that sorts entries by name, numbers in it as numbers; clean before dirty."""
     parts = re.split(r"(\d+)", entry.name)
     counted = [(part.isdecimal(), int(part)) if part.isdecimal() else (False, part) for part in parts]
-    return counted, entry.name, entry.source
+    return counted, entry.name, entry.renders
 
 
 def _place(entries: Sequence[Any], index: int | str, where: str) -> int:

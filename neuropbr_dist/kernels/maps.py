@@ -11,8 +11,6 @@ from torch import Tensor
 from neuropbr_dist.kernels.dispatch import channels_last, full_precision, usable
 
 SMALLEST_LENGTH = 1e-6  # of a normal before it is made a unit vector
-
-
 STEEPEST = 3.0  # slope of a normal given by slopes: 72 degrees from straight up along x or y
 
 
@@ -47,11 +45,11 @@ class ActivateMaps(torch.autograd.Function):
 
         raw = channels_last(raw)
         ctx.save_for_backward(raw)
-        return activate(raw)
+        return activate(raw, SMALLEST_LENGTH)
 
     @staticmethod
     def backward(ctx: Any, dmaps: Tensor) -> Tensor:  # type: ignore[override]
         from neuropbr_dist.kernels.maps_triton import activate_gradient
 
         (raw,) = ctx.saved_tensors
-        return activate_gradient(dmaps.contiguous(), raw)
+        return activate_gradient(dmaps.contiguous(), raw, SMALLEST_LENGTH)

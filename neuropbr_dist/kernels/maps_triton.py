@@ -7,8 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from neuropbr_dist.kernels.maps import SMALLEST_LENGTH
-
 BLOCK = 512  # pixels
 
 
@@ -59,17 +57,17 @@ def activate_gradient_kernel(dmaps, raw, draw, P, smallest, BLOCK: tl.constexpr)
     tl.store(draw + at + 7, ((c - z * along) * r).to(draw.dtype.element_ty), inside)
 
 
-def activate(raw: Tensor) -> Tensor:
+def activate(raw: Tensor, smallest: float) -> Tensor:
     """Turn raw (N, 8, H, W) channels-last -> maps (N, 8, H, W) float32, contiguous."""
     n, c, h, w = raw.shape
     maps = torch.empty((n, c, h, w), dtype=torch.float32, device=raw.device)
-    activate_kernel[(triton.cdiv(h * w, BLOCK), n)](raw, maps, h * w, SMALLEST_LENGTH, BLOCK)
+    activate_kernel[(triton.cdiv(h * w, BLOCK), n)](raw, maps, h * w, smallest, BLOCK)
     return maps
 
 
-def activate_gradient(dmaps: Tensor, raw: Tensor) -> Tensor:
+def activate_gradient(dmaps: Tensor, raw: Tensor, smallest: float) -> Tensor:
     """Return the gradient of `raw`, laid out like it; dmaps float32 contiguous."""
     n, _, h, w = raw.shape
     draw = torch.empty_like(raw)
-    activate_gradient_kernel[(triton.cdiv(h * w, BLOCK), n)](dmaps, raw, draw, h * w, SMALLEST_LENGTH, BLOCK)
+    activate_gradient_kernel[(triton.cdiv(h * w, BLOCK), n)](dmaps, raw, draw, h * w, smallest, BLOCK)
     return draw

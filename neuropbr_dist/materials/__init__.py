@@ -14,6 +14,7 @@ environment   pictures of real surroundings, read and blurred beforehand
 lens          dirt put on pictures, on the device
 render        pictures of scenes, on the device
 views         the built-in set's stored pictures
+relighting    lamps and eyes of the rendering loss, drawn on the host
 bench         a material seen from above under one lamp that moves
 vectors       vectors in torch
 noise         tileable noise and cells that families are made of

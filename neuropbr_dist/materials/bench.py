@@ -45,7 +45,7 @@ def relit(maps: Array, lamp: Array) -> Array:
     Returns:
         uint8 sRGB (S, S, 3).
     """
-    lighting = Lighting((Lamp(lamp, INTENSITY * _GREY, LAMP_RADIUS),), SKY, EXPOSURE, early=True)
+    lighting = Lighting((Lamp(lamp, INTENSITY * _GREY, LAMP_RADIUS),), SKY, EXPOSURE, legacy=True)
     camera = Camera(np.array([0, 0, CAMERA_HEIGHT]), np.zeros(3)).on_plane()
     picture = linear_view(maps, camera, lighting, maps.shape[1], samples=1)
     return quantise(linear_to_srgb(picture.clip(0, 1))).transpose(1, 2, 0)

@@ -116,7 +116,7 @@ class Lighting:
     """Factor from radiance to the picture's linear value."""
     environment: Environment | None = None
     """Adds to the sky, which is usually dark then."""
-    early: bool = False
+    legacy: bool = False
     """Shaded as the first built-in set was, so that this set and the bench stay what they were: wide lamps' highlights
     are too dim on smooth surfaces, the sky's reflections too sharp on rough ones, metals reflect the sky too little."""
 
@@ -164,7 +164,7 @@ def random_lighting(rng: np.random.Generator) -> Lighting:
         distance, tilt = rng.uniform(2.0, 3.2), np.radians(rng.uniform(20, 60))
         intensity = np.pi * share * distance**2 / np.cos(tilt) * tint(rng, 0.08)
         lamps.append(Lamp(distance * direction(tilt, rng.uniform(0, 2 * np.pi)), intensity, radius))
-    return Lighting(tuple(lamps), sky, rng.uniform(0.72, 0.92) / (1 + key + fill), early=True)
+    return Lighting(tuple(lamps), sky, rng.uniform(0.72, 0.92) / (1 + key + fill), legacy=True)
 
 
 def wide_lighting(rng: np.random.Generator, environments: int = 0, least: int = 0) -> Lighting:

@@ -206,12 +206,12 @@ def shaded(view: View, material: Tensor, points: Tensor, *, shadow: bool) -> Ten
     """Return the light (B, V, 3, H, W) that points (B, V, 3, H, W) of a material (B, V, 8, H, W) send to the camera."""
     scene = view.scene
     seen = surface(material, unit(column(view.camera[..., EYE]) - points))
-    early = column(scene.early)
+    legacy = column(scene.legacy)
     lit = lamp_light(
         Surface(*(part.unsqueeze(-4) for part in seen)),
         points.unsqueeze(-4),
         scene.lamps,
-        early.unsqueeze(-4),
+        legacy.unsqueeze(-4),
     )
     key, others = lit[..., 0, :, :, :], lit[..., 1:, :, :, :].sum(-4)
     if shadow:
@@ -243,8 +243,8 @@ def look_up(plane: Plane, points: Tensor) -> Tensor:
 def _from_afar(view: View, seen: Surface) -> Tensor:
     """Return the light of sky and surroundings; reflections that point below the surface show the plane itself."""
     scene = view.scene
-    early = column(scene.early)
-    blur = sky_blur(seen.roughness, early)
+    legacy = column(scene.legacy)
+    blur = sky_blur(seen.roughness, legacy)
     mirrored = 2 * dot(seen.normal, seen.view) * seen.normal - seen.view
     radiance = sky_radiance(scene.gradient, scene.windows, mirrored, blur)
     irradiance = irradiance_at(scene.irradiance, seen.normal)
@@ -260,4 +260,4 @@ def _from_afar(view: View, seen: Surface) -> Tensor:
         from_above = from_above + around.irradiance(up)
     ground = albedo * (from_above / math.pi)
     above = (0.5 + mirrored[..., 2:, :, :] / (0.15 + blur)).clamp(0, 1)
-    return environment_light(seen, ground + (radiance - ground) * above, irradiance, early)
+    return environment_light(seen, ground + (radiance - ground) * above, irradiance, legacy)

@@ -44,7 +44,7 @@ _LAYOUT = {
     "windows": (WINDOWS, WINDOW),
     "irradiance": (3, HARMONICS),
     "environment": (4,),
-    "early": (1,),
+    "legacy": (1,),
     "exposure": (1,),
     "gain": (3,),
     "noise": (2,),
@@ -84,7 +84,7 @@ class EncodedScene:
     """(..., 3, 9) the sky's, see `surroundings`."""
     environment: Tensor
     """(..., 4) which picture, cosine and sine of its turn, strength."""
-    early: Tensor
+    legacy: Tensor
     """(..., 1) 1 for light that is shaded as the first built-in set was, else 0."""
     exposure: Tensor
     """(..., 1) factor from radiance to linear values, before dirt."""
@@ -167,7 +167,7 @@ def _encode_view(scene: Scene, view: int) -> npt.NDArray[np.float32]:
         "gradient": gradient,
         "windows": windows,
         "irradiance": light.sky.irradiance,
-        "early": [light.early],
+        "legacy": [light.legacy],
         "exposure": [light.exposure],
         "gain": response.gain[view],
         "noise": [response.shot, response.read],

@@ -113,64 +113,64 @@ def lit(seen: Surface, light: Tensor, lobe: tuple[Tensor, Tensor] | None = None)
     return (fresnel * (mirror - seen.diffuse) + seen.diffuse) * n_l
 
 
-def _spread(roughness: Tensor, angle: Tensor, early: Tensor | float) -> tuple[Tensor, Tensor]:
+def _spread(roughness: Tensor, angle: Tensor, legacy: Tensor | float) -> tuple[Tensor, Tensor]:
     """Return height and squared width of the GGX distribution as a round light of this size spreads it.
 
     Half vectors to a disc are off by up to half its angle, by half of that squared on average: variances add, and the
-    light in the highlight stays. Early ones: alpha grows by the angle's half instead (Karis 2013, "Real Shading in
+    light in the highlight stays. Legacy ones: alpha grows by the angle's half instead (Karis 2013, "Real Shading in
     Unreal Engine 4") and the height, which would have to follow, stays.
 
     Args:
         roughness: (..., 1, H, W).
         angle: (..., 1, H, W) radius of the light over its distance.
-        early: (..., 1, 1, 1) 0 or 1.
+        legacy: (..., 1, 1, 1) 0 or 1.
     """
     alpha, offset = roughness**2, angle / 2
     wide = (alpha**2 + offset**2 / 2).clamp_max(1)
     karis = (alpha + offset).clamp_max(1) ** 2
-    return wide + early * (alpha**2 - wide), wide + early * (karis - wide)
+    return wide + legacy * (alpha**2 - wide), wide + legacy * (karis - wide)
 
 
-def lamp_light(seen: Surface, points: Tensor, lamp: Tensor, early: Tensor | float = 0.0) -> Tensor:
+def lamp_light(seen: Surface, points: Tensor, lamp: Tensor, legacy: Tensor | float = 0.0) -> Tensor:
     """Return the light (..., 3, H, W) of a small round lamp that the surface sends to the viewer.
 
     Args:
         points: (..., 3, H, W) of the plane.
         lamp: (..., 7) position, radiant intensity RGB (irradiance is intensity * cos / distance^2), radius.
-        early: (..., 1, 1, 1) 0 or 1, see `lights.Lighting`.
+        legacy: (..., 1, 1, 1) 0 or 1, see `lights.Lighting`.
     """
     to_lamp = column(lamp[..., 0:3]) - points
     near = dot(to_lamp, to_lamp).clamp_min(1e-12).rsqrt()
-    lobe = _spread(seen.roughness, column(lamp[..., 6:7]) * near, early)
+    lobe = _spread(seen.roughness, column(lamp[..., 6:7]) * near, legacy)
     return lit(seen, to_lamp * near, lobe) * (column(lamp[..., 3:6]) * near**2)
 
 
 def environment_light(
-    seen: Surface, radiance: Tensor, irradiance: Tensor, early: Tensor | float = 0.0
+    seen: Surface, radiance: Tensor, irradiance: Tensor, legacy: Tensor | float = 0.0
 ) -> Tensor:
     """Return the light of surroundings by the split-sum approximation: blurred reflection times the BRDF's response.
 
     Args:
         radiance: (..., 3, H, W) of the surroundings around the mirrored view, blurred by roughness, see `sky_blur`.
         irradiance: (..., 3, H, W) of the surroundings at the normal.
-        early: (..., 1, 1, 1) 0 or 1, see `lights.Lighting`.
+        legacy: (..., 1, 1, 1) 0 or 1, see `lights.Lighting`.
     """
     response = (
         _response(seen)
-        if isinstance(early, float)
-        else torch.lerp(_response(seen), _karis_response(seen), early)
+        if isinstance(legacy, float)
+        else torch.lerp(_response(seen), _karis_response(seen), legacy)
     )
     return radiance * response + irradiance * seen.diffuse * (1 - response)
 
 
-def sky_blur(roughness: Tensor, early: Tensor | float = 0.0) -> Tensor:
+def sky_blur(roughness: Tensor, legacy: Tensor | float = 0.0) -> Tensor:
     """Return how wide a sky is to be averaged for `environment_light`, (..., 1, H, W); see `sky_radiance`.
 
-    Fitted to skies averaged by the GGX lobe: 5 to 11 % off on average, the early ones 7 to 22 %.
+    Fitted to skies averaged by the GGX lobe: 5 to 11 % off on average, the legacy fit 7 to 22 %.
     """
     alpha = roughness**2
     blur = 0.02 + 1.45 * (1 - torch.exp(-3.4 * alpha))
-    return blur + early * (0.03 + 1.4 * alpha - blur)
+    return blur + legacy * (0.03 + 1.4 * alpha - blur)
 
 
 def _response(seen: Surface) -> Tensor:

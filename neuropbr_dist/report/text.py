@@ -85,7 +85,7 @@ def tile(label: str, value: str, unit: str, note: str) -> str:
 def time_spent(run: RunFolder) -> str:
     """Return wall time from each start to its end; of one without an end, to the last line written."""
     seconds = 0.0
-    for start, end in lives(run):
+    for start, end in starts_and_ends(run):
         ended = datetime.fromisoformat(end["time"]) if end else None
         if ended is None and start is run.starts[-1]:
             ended = run.written
@@ -109,7 +109,7 @@ def duration(seconds: float) -> str:
 # -- history -------------------------------------------------------------------------------
 
 
-def lives(run: RunFolder) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
+def starts_and_ends(run: RunFolder) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
     """Return each start with the end that followed it, if one did."""
     found: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
     for line in run.history:
@@ -125,7 +125,7 @@ def history_table(run: RunFolder) -> str:
     if not run.starts:
         return "<p class='quiet'>This run was started before starts were recorded.</p>"
     rows = []
-    for start, end in lives(run):
+    for start, end in starts_and_ends(run):
         engine = start["engine"]
         if start["engine_discriminator"] not in (None, engine):
             engine += f" (discriminator: {start['engine_discriminator']})"

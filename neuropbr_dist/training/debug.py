@@ -168,11 +168,11 @@ def overfit(
     steps = max(steps, 2)
     for step in range(steps if d is None else steps + 1):
         gan = d if step == steps else None
-        report = gan_step(g, gan, [batch], objective)
+        result = gan_step(g, gan, [batch], objective)
         if gan is None:
-            losses.append(float(report.losses["G_loss"]))
-        log.info(f"step {step + 1:>3}  " + "  ".join(f"{k} {float(v):.4f}" for k, v in report.losses.items()))
-        if not bool(report.generator.finite):
+            losses.append(float(result.losses["G_loss"]))
+        log.info(f"step {step + 1:>3}  " + "  ".join(f"{k} {float(v):.4f}" for k, v in result.losses.items()))
+        if not bool(result.generator.finite):
             raise UserError(f"step {step + 1}: the generator's gradient is not finite")
         first = first or predict(g, batch)
     before, after = folder / "first_batch.png", folder / "after.png"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from neuropbr_dist.data.loader import Interrupted
 from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.ranks import all_gather_object
-from neuropbr_dist.training.step import StepReport
+from neuropbr_dist.training.step import GanStepResult
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,23 @@ class Fault:
             raise self.error
 
 
+class Noted(NamedTuple):
+    """One network's update of one step, as it is kept until the host reads it."""
+
+    step: int
+    part: str
+    keys: Sequence[str]
+    """Keys of this rank's samples."""
+    finite: Tensor
+    """Whether the update was made, on the device; the same on every rank."""
+    losses: dict[str, Tensor]
+    """Losses of this rank's samples, on the device."""
+
+    @property
+    def losses_are_finite(self) -> bool:
+        return bool(torch.stack(list(self.losses.values())).isfinite().all())
+
+
 class FaultWatch:
     """Keeps each step's flags on the device until the host looks.
 
@@ -56,30 +74,27 @@ class FaultWatch:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._pending: list[tuple[int, str, Sequence[str], Tensor, dict[str, Tensor]]] = []
+        self._pending: list[Noted] = []
         self._in_row = {"generator": 0, "discriminator": 0}
 
-    def note(self, step: int, keys: Sequence[str], report: StepReport) -> None:
+    def note(self, step: int, keys: Sequence[str], result: GanStepResult) -> None:
         """Keep the flags of a step; `keys` are this rank's samples."""
-        for part, result in (("generator", report.generator), ("discriminator", report.discriminator)):
-            if result is not None:
-                self._pending.append((step, part, keys, result.finite, report.losses))
+        for part, update in (("generator", result.generator), ("discriminator", result.discriminator)):
+            if update is not None:
+                self._pending.append(Noted(step, part, keys, update.finite, result.losses))
 
-    def look(self, skipped: dict[str, int]) -> None:
-        """Read the flags noted since the last look; add to `skipped`. Collective.
+    def collect(self, skipped: dict[str, int]) -> None:
+        """Read the flags noted since the last call; add to `skipped`. Collective.
 
         Raises:
             UserError: on all ranks: `limit` updates of a network in a row were skipped.
         """
         pending, self._pending = self._pending, []
-        updated = [bool(flags[3]) for flags in pending]  # the same on every rank
-        bad = {
-            step: (keys, bool(torch.stack(list(losses.values())).isfinite().all()))
-            for (step, _, keys, _, losses), fine in zip(pending, updated, strict=True)
-            if not fine
-        }
-        names = culprits(bad) if bad else {}
-        for (step, part, *_), fine in zip(pending, updated, strict=True):
+        made = [bool(noted.finite) for noted in pending]
+        faulty = {noted.step: noted for noted, fine in zip(pending, made, strict=True) if not fine}
+        names = culprits(faulty) if faulty else {}
+        for noted, fine in zip(pending, made, strict=True):
+            step, part = noted.step, noted.part
             if fine:
                 self._in_row[part] = 0
                 continue
@@ -96,16 +111,17 @@ class FaultWatch:
                 )
 
 
-def culprits(steps: dict[int, tuple[Sequence[str], bool]]) -> dict[int, str]:
+def culprits(faulty: dict[int, Noted]) -> dict[int, str]:
     """Return the samples to look at for each step, of all ranks. Collective.
 
     Args:
-        steps: each with this rank's samples, and whether their losses were finite. Where all ranks' were, the
-            gradients of any can have been at fault.
+        faulty: this rank's part of each step whose update wasn't finite. Where all ranks' losses were, the gradients
+            of any can have been at fault.
     """
-    ranks, names = all_gather_object(steps), {}
-    for step in steps:
+    own = {step: (noted.keys, noted.losses_are_finite) for step, noted in faulty.items()}
+    ranks, names = all_gather_object(own), {}
+    for step in own:
         found = [rank[step] for rank in ranks]
-        faulty = [keys for keys, sound in found if not sound] or [keys for keys, _ in found]
-        names[step] = some(dict.fromkeys(key for own in faulty for key in own), MOST_NAMES)
+        keys_at_fault = [keys for keys, sound in found if not sound] or [keys for keys, _ in found]
+        names[step] = some(dict.fromkeys(key for keys in keys_at_fault for key in keys), MOST_NAMES)
     return names

@@ -277,13 +277,13 @@ class Trainer:
             torch.manual_seed(hash((cfg.training.seed, p.step, group)) % 2**63)
         d = self.networks["discriminator"] if self.gan_on else None
         g, d_steps = self.networks["generator"], cfg.training.d_steps_per_g_step
-        report = gan_step(g, d, batch, self.objective, d_steps=d_steps)
+        result = gan_step(g, d, batch, self.objective, d_steps=d_steps)
         if self.ema is not None:
-            self.ema.update(report.generator)
+            self.ema.update(result.generator)
         if cfg.training.log_samples and self.env.rank == 0:
             log_samples(self.log, order, self.stage.samples.train, p.step + 1, p.cursor)
         p.step, p.cursor = p.step + 1, p.cursor + samples
-        self.step_log.note(p.step, [key for micro in host for key in micro.keys], samples, report)
+        self.step_log.note(p.step, [key for micro in host for key in micro.keys], samples, result)
 
     def set_learning_rates(self, epochs: float) -> None:
         """Set the rates of the step that ends at `epochs` epochs into the run."""

@@ -78,7 +78,7 @@ def train(cfg: TrainConfig, start: Start) -> StopReason | None:
         check_stages(cfg, env.world_size)
         samples = open_run(cfg)
         describe_samples(cfg, samples)
-        run, backbone = settle(cfg, env, device, samples, fresh=checkpoint is None and first is None)
+        run, backbone = set_up_all(cfg, env, device, samples, fresh=checkpoint is None and first is None)
         if first is not None:
             first.check(run.cfg)
             first.say(run.cfg)
@@ -97,7 +97,7 @@ def train(cfg: TrainConfig, start: Start) -> StopReason | None:
         return trainer.train(lock, end)
 
 
-def settle(
+def set_up_all(
     cfg: TrainConfig, env: Environment, device: torch.device, samples: Samples, fresh: bool
 ) -> tuple[StagedRun, Weights | None]:
     """Return the set-up of all stages and, for a fresh run, the pretrained weights that it asks for and that can be had. Collective."""

@@ -24,7 +24,7 @@ from neuropbr_dist.config import (
 )
 from neuropbr_dist.config.deepspeed import resolve as resolve_deepspeed
 from neuropbr_dist.data.open import Align, Samples
-from neuropbr_dist.data.order import MicroBatchPlan, micro_batches
+from neuropbr_dist.data.order import MicroBatching, micro_batches
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.kernels import VIEWS
 from neuropbr_dist.models import size_multiple, smallest_side, view_channels
@@ -75,7 +75,7 @@ class Setup:
     samples: SampleFacts
     precision: str
     """Compute precision: bf16, fp16 or fp32."""
-    micro: MicroBatchPlan
+    micro: MicroBatching
     """A rank's cut of its share of the global batch."""
     networks: Mapping[str, NetworkSetup]
     """Choices of each network: `generator` and, with a GAN, `discriminator`."""
@@ -216,7 +216,7 @@ def batch_of(stage: Stage, world: int) -> int:
 
 
 def network_setup(
-    cfg: TrainConfig, env: Environment, device: torch.device, precision: str, micro: MicroBatchPlan, part: str
+    cfg: TrainConfig, env: Environment, device: torch.device, precision: str, micro: MicroBatching, part: str
 ) -> NetworkSetup:
     """Return how one network is spread, computed and optimised; without what is computed again."""
     t, o, is_g = cfg.training, cfg.optimizer, part == "generator"
@@ -269,7 +269,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 def why_not_replayed(
-    cfg: TrainConfig, net: NetworkSetup, micro: MicroBatchPlan, side: int, device: torch.device
+    cfg: TrainConfig, net: NetworkSetup, micro: MicroBatching, side: int, device: torch.device
 ) -> str | None:
     """Return why the generator's passes are not recorded as CUDA graphs; None where they are.
 

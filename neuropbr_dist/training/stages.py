@@ -43,6 +43,7 @@ class RunStage:
     number: int
     """Number of the stage, from 1."""
     wanted: Stage
+    """The stage as configured: the side, batch and rate that were asked for."""
     setup: Setup
     """Choices of a run whose only stage this is."""
     samples: Samples
@@ -92,7 +93,7 @@ def check_stages(cfg: TrainConfig, world: int) -> None:
     if not cfg.training.stages:
         check_sharing(cfg.model, world, cfg.training.sample_ranks, cfg.data.image_size)
     for number, stage in enumerate(cfg.training.stages, 1):
-        with of_stage(cfg, number):
+        with naming_stage(cfg, number):
             check_sharing(cfg.model, world, stage.sample_ranks, stage.image_size)
             groups, batch = groups_of(world, stage.sample_ranks), batch_of(stage, world)
             if stage.image_size is not None:
@@ -103,7 +104,7 @@ def check_stages(cfg: TrainConfig, world: int) -> None:
 
 
 @contextmanager
-def of_stage(cfg: TrainConfig, number: int) -> Iterator[None]:
+def naming_stage(cfg: TrainConfig, number: int) -> Iterator[None]:
     """Say in a UserError which stage it is about, where there are several; fields are called as a stage calls them."""
     try:
         yield
@@ -139,7 +140,7 @@ def set_up_run(
     stages = []
     for number, stage in enumerate(stages_of(whole), 1):
         there = samples.at(stage.image_size or samples.source.size)
-        with of_stage(cfg, number):
+        with naming_stage(cfg, number):
             setup = set_up(as_one_stage(whole, stage), env, device, SampleFacts.of(there), room)
         t = setup.cfg.training
         order = SampleOrder(len(there.train), t.global_batch_size or 1, t.epochs, t.seed)

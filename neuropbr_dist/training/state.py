@@ -25,6 +25,10 @@ AVERAGE = f"generator/{PREFIX}"
 """Beginning of the averaged weights' names in a checkpoint."""
 
 
+FORMER_NAMES = {"lives": "starts"}
+"""Names of fields in older saves -> today's."""
+
+
 @dataclass
 class Progress:
     """Progress of a run; JSON in every checkpoint."""
@@ -42,7 +46,7 @@ class Progress:
     plateau: dict[str, dict[str, int | float | None]] = field(default_factory=dict)
     counters: dict[str, dict[str, float]] = field(default_factory=dict)
     """Adam's step count (and fp16's loss scale) of each network."""
-    lives: list[dict[str, int | str]] = field(default_factory=list)
+    starts: list[dict[str, int | str]] = field(default_factory=list)
     """Each start of the run: from which step, at which world size, on which engine."""
 
     @classmethod
@@ -56,6 +60,7 @@ class Progress:
             UserError: it isn't a run's state: a value is missing or of another type.
         """
         kinds, where = get_type_hints(cls, include_extras=True), "state.json"
+        state = {FORMER_NAMES.get(name, name): value for name, value in state.items()}
         if unknown := state.keys() - kinds.keys():
             raise UserError(f"{where}: unknown key {shown(min(unknown))}")
         if missing := {"step", "cursor"} - state.keys():
@@ -73,7 +78,7 @@ class Progress:
     def begin(self, global_batch: int, data: str, world_size: int, engine: str) -> None:
         """Note that another start begins here; `data` is the training set's fingerprint."""
         self.global_batch, self.data = global_batch, data
-        self.lives.append({"step": self.step, "world_size": world_size, "engine": engine})
+        self.starts.append({"step": self.step, "world_size": world_size, "engine": engine})
 
 
 def fragments(networks: dict[str, Network], ema: WeightAverage | None = None) -> list[Fragment]:
@@ -105,8 +110,8 @@ def snapshot(progress: Progress, networks: dict[str, Network]) -> dict[str, Any]
     """
     for part, network in networks.items():
         average_running_statistics(network.module)
-        reports = all_gather_object(network.counters())
-        progress.counters[part] = {key: max(r[key] for r in reports) for key in reports[0]}
+        counters = all_gather_object(network.counters())
+        progress.counters[part] = {key: max(r[key] for r in counters) for key in counters[0]}
     return asdict(progress)
 
 

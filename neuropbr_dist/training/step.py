@@ -20,7 +20,7 @@ from neuropbr_dist.parallel import Network, StepResult
 from neuropbr_dist.training.objective import Objective
 
 
-class StepReport(NamedTuple):
+class GanStepResult(NamedTuple):
     """Losses and updates of one step; all tensors stay on the device."""
 
     losses: dict[str, Tensor]
@@ -31,7 +31,7 @@ class StepReport(NamedTuple):
 
 def gan_step(
     g: Network, d: Network | None, batch: Sequence[DeviceBatch], objective: Objective, *, d_steps: int = 1
-) -> StepReport:
+) -> GanStepResult:
     """Update both networks once (and the discriminator `d_steps - 1` times before), and return losses and updates.
 
     Args:
@@ -72,7 +72,7 @@ def gan_step(
         for name, value in {"G_loss": loss.detach(), **terms}.items():
             losses[name] += value
     d_result = d.step() if d else None
-    return StepReport(dict(losses), g.step(), d_result)
+    return GanStepResult(dict(losses), g.step(), d_result)
 
 
 def with_last(batch: Sequence[DeviceBatch]) -> Iterator[tuple[DeviceBatch, bool]]:

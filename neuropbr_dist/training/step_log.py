@@ -17,7 +17,7 @@ from neuropbr_dist.training.faults import FaultWatch
 from neuropbr_dist.training.flops import matmul_flops, sample_flops
 from neuropbr_dist.training.setup import Setup
 from neuropbr_dist.training.state import Progress
-from neuropbr_dist.training.step import StepReport
+from neuropbr_dist.training.step import GanStepResult
 
 
 def log_samples(log: RunLog, order: SampleOrder, entries: Sequence[Entry], step: int, cursor: int) -> None:
@@ -52,7 +52,7 @@ class StepLog:
             peak = matmul_flops(setup.device, setup.need.dtype)
         self.meter = Meter(setup.device, peak)
 
-    def note(self, step: int, keys: Sequence[str], samples: int, report: StepReport) -> None:
+    def note(self, step: int, keys: Sequence[str], samples: int, result: GanStepResult) -> None:
         """Keep what step `step` came to; the host reads nothing.
 
         Args:
@@ -60,17 +60,17 @@ class StepLog:
             samples: of the global batch.
         """
         world = self.setup.env.world_size
-        for name, value in report.losses.items():
+        for name, value in result.losses.items():
             self._sums[name] += value  # this rank's part of what all ranks' parts add up to
-        for part, result in (("G", report.generator), ("D", report.discriminator)):
-            if result is not None:  # every rank holds the whole norm
-                self._sums[f"{part}_grad_norm"] += result.grad_norm.to(self.setup.device) / world
-        self._faults.note(step, keys, report)
+        for part, update in (("G", result.generator), ("D", result.discriminator)):
+            if update is not None:  # every rank holds the whole norm
+                self._sums[f"{part}_grad_norm"] += update.grad_norm.to(self.setup.device) / world
+        self._faults.note(step, keys, result)
         self.steps += 1
         flops = 0.0
         if self._flops is not None:
             d_steps = self.setup.cfg.training.d_steps_per_g_step
-            flops = samples / world * self._flops.step(gan=report.discriminator is not None, d_steps=d_steps)
+            flops = samples / world * self._flops.step(gan=result.discriminator is not None, d_steps=d_steps)
         self.meter.step(samples, flops)
         self.console.advance()
 
@@ -83,7 +83,7 @@ class StepLog:
             rates: `lr` and, with a GAN, `D_lr`.
         """
         means = self._means()
-        self._faults.look(progress.skipped)
+        self._faults.collect(progress.skipped)
         speed = self.meter.read()
         values = {f"train/{name}": value for name, value in means.items()}
         if "ssim_loss" in means:

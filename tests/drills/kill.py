@@ -48,7 +48,7 @@ STEPS_AFTER = 3
 
 
 @dataclass
-class Report:
+class DrillOutcome:
     kills: int = 0
     amid_saves: int = 0
     """Kills that left an unfinished save behind."""
@@ -67,33 +67,33 @@ class Report:
         )
 
 
-def drill(folder: Path, *, kills: int, world: int, engine: str, seed: int = 0) -> Report:
+def drill(folder: Path, *, kills: int, world: int, engine: str, seed: int = 0) -> DrillOutcome:
     """Run the drill in an empty folder.
 
     Raises:
         AssertionError: a checkpoint is damaged, older than it should be, or the end differs.
     """
-    chance, report, begin = random.Random(seed), Report(), time.monotonic()
+    chance, outcome, begin = random.Random(seed), DrillOutcome(), time.monotonic()
     words = ["--resume", "auto", *ENGINES[engine]]
     for _ in range(kills):
         launch = start(folder / "killed", *words, world=world, **SETTINGS)
-        reached = report.steps
+        reached = outcome.steps
         wait_for_the_moment(launch, folder / "killed", chance)
-        report.stuck += kill(launch, chance)
-        report.kills += 1
-        report.amid_saves += bool(list((folder / "killed").glob("*.tmp-*")))
-        report.steps = newest_step(folder / "killed")
-        assert report.steps >= reached
-        report.before_saves += report.steps == reached
-        report.seconds = time.monotonic() - begin
-    report.steps += STEPS_AFTER
+        outcome.stuck += kill(launch, chance)
+        outcome.kills += 1
+        outcome.amid_saves += bool(list((folder / "killed").glob("*.tmp-*")))
+        outcome.steps = newest_step(folder / "killed")
+        assert outcome.steps >= reached
+        outcome.before_saves += outcome.steps == reached
+        outcome.seconds = time.monotonic() - begin
+    outcome.steps += STEPS_AFTER
     for name in ("killed", "whole"):
-        until = ["--stop-after-steps", str(report.steps)]
+        until = ["--stop-after-steps", str(outcome.steps)]
         ended = start(folder / name, *words, *until, world=world, **SETTINGS).wait()
         assert ended.code == 0, ended.err
     assert_same_run(folder / "killed", folder / "whole")
     assert leftovers(folder / "killed") == []
-    return report
+    return outcome
 
 
 def leftovers(folder: Path) -> list[Path]:

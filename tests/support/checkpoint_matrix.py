@@ -147,13 +147,13 @@ def train(
     goal, records = objective(case), []
     for step in steps:
         d = nets["discriminator"] if step >= case.gan_from else None
-        report = gan_step(
+        result = gan_step(
             nets["generator"], d, rank_batch(stage or case, row, step), goal, d_steps=case.d_steps
         )
         if ema is not None:
-            ema.update(report.generator)
-        record = {"G_loss": over_ranks(report.losses["G_loss"]), "G_norm": norm_of(report.generator)}
-        if report.discriminator is not None:
-            record |= {"D_loss": over_ranks(report.losses["D_loss"]), "D_norm": norm_of(report.discriminator)}
+            ema.update(result.generator)
+        record = {"G_loss": over_ranks(result.losses["G_loss"]), "G_norm": norm_of(result.generator)}
+        if result.discriminator is not None:
+            record |= {"D_loss": over_ranks(result.losses["D_loss"]), "D_norm": norm_of(result.discriminator)}
         records.append({"D_loss": 0.0, "D_norm": 0.0} | record)
     return records

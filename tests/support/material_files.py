@@ -24,16 +24,16 @@ def write_set(
     root: Path,
     metadata: dict[str, str] | None = None,
     *,
-    sources: Sequence[str] = ("clean",),
+    renders: Sequence[str] = ("clean",),
     size: int = 16,
     seed: int = 0,
 ) -> tuple[Path, Path]:
-    """Write every sample of `metadata` to every source, and every material; returns (input, output)."""
+    """Write every sample of `metadata` to each of `renders`, and every material; returns (input, output)."""
     metadata = metadata or {"sample_0000": "wood", "sample_0001": "steel", "sample_0002": "wood"}
     rng = np.random.default_rng(seed)
-    for source in sources:
+    for each in renders:
         for name in metadata:
-            write_views(root / "input" / source / name, size, rng)
+            write_views(root / "input" / each / name, size, rng)
     for material in sorted(set(metadata.values())):
         write_material(root / "output" / material, size, rng)
     (root / "input" / "render_metadata.json").write_text(json.dumps(metadata))

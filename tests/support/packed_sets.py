@@ -26,8 +26,8 @@ def assert_same_as_files(
     ours, theirs = PackedSource(dest, curriculum, size), files(pictures, curriculum, size)
     ours.check_shards()
     assert ours.size == theirs.size
-    assert [(e.key, e.name, e.source, e.material) for e in ours.entries] == [
-        (e.key, e.name, e.source, e.material) for e in theirs.entries
+    assert [(e.key, e.name, e.renders, e.material) for e in ours.entries] == [
+        (e.key, e.name, e.renders, e.material) for e in theirs.entries
     ]
     for entry, sample in zip(ours.entries, theirs.entries, strict=True):
         for mine, other in zip(ours.load(entry), theirs.load(sample), strict=True):

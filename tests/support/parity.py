@@ -18,14 +18,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuropbr_dist.config import LossConfig, ModelConfig, TrainConfig, TransformConfig
+from neuropbr_dist.config import LossConfig, TrainConfig, TransformConfig
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.data.device import to_device
 from neuropbr_dist.data.keyed import uniforms
 from neuropbr_dist.data.load import load_batch
-from neuropbr_dist.data.order import SampleOrder, Slot, micro_batches, plan_step
+from neuropbr_dist.data.order import SampleOrder, Slot, micro_batches, step_micro_batches
 from neuropbr_dist.data.rendered.materials import Materials
 from neuropbr_dist.data.rendered.source import RenderedSource
 from neuropbr_dist.materials.relighting import relighting
@@ -40,6 +40,7 @@ from neuropbr_dist.strip import Strip
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.step import gan_step
 from tests.support.material_files import random_normals
+from tests.support.tiny import tiny_model
 
 # eps as large as the moments' roots: a tiny one makes Adam blind to the gradients' scale.
 ADAM = Adam(lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-2, eps=1e-3)
@@ -137,16 +138,14 @@ def made_strip(sample_ranks: int) -> Strip | None:
 
 def config(case: Case) -> TrainConfig:
     cfg = TrainConfig()
-    cfg.model = ModelConfig(
+    cfg.model = tiny_model(
         encoder_type="resnet" if case.resnet else "unet",
         encoder_backbone="resnet18",
-        encoder_channels=[8, 16],
-        encoder_pretrained=False,
         align="plane" if case.plane else "none",
         skip_merge="max_mean_var" if case.plane else "mean",
         token_embedding="view" if case.plane else "none",
-        norm=case.norm,  # type: ignore[arg-type]
-        encoder_norm=case.norm,  # type: ignore[arg-type]
+        norm=case.norm,
+        encoder_norm=case.norm,
         transformer_dim=case.width,
         transformer_num_heads=case.heads,
         transformer_depth=case.depth,
@@ -308,7 +307,9 @@ def rank_batch(case: Case, row: Row, step: int) -> list[DeviceBatch]:
     """This rank's micro-batches of a step."""
     rank = dist.get_rank() if row.world > 1 else 0
     groups, group = row.world // row.sample_ranks, rank // row.sample_ranks
-    cut = plan_step(sample_order(case), step * case.batch, groups, group, largest_micro_batch(case, row))
+    cut = step_micro_batches(
+        sample_order(case), step * case.batch, groups, group, largest_micro_batch(case, row)
+    )
     micros = [device_batch(case, slots, row.device, row.strip) for slots in cut]
     assert len(micros) == row.accumulation
     return micros
@@ -377,14 +378,14 @@ def train_stages(stages: Sequence[tuple[Case, Row]]) -> dict[str, Any]:
             change_network(net, setup_of(*before, engine), setup_of(case, row, engine), row.strip)
         before, goal = (case, row), objective(case, row.strip)
         for step in range(case.steps):
-            report = gan_step(*nets, rank_batch(case, row, step), goal, d_steps=case.d_steps)
-            assert report.discriminator is not None
+            result = gan_step(*nets, rank_batch(case, row, step), goal, d_steps=case.d_steps)
+            assert result.discriminator is not None
             records.append(
                 {
-                    "G_loss": over_ranks(report.losses["G_loss"]),
-                    "D_loss": over_ranks(report.losses["D_loss"]),
-                    "G_norm": norm_of(report.generator),
-                    "D_norm": norm_of(report.discriminator),
+                    "G_loss": over_ranks(result.losses["G_loss"]),
+                    "D_loss": over_ranks(result.losses["D_loss"]),
+                    "G_norm": norm_of(result.generator),
+                    "D_norm": norm_of(result.discriminator),
                 }
             )
     return {"state": whole_state(*nets), "records": records}

@@ -14,7 +14,7 @@ from neuropbr_dist.commands.flags import add_debug, named, new_parser
 from neuropbr_dist.errors import UserError
 
 if TYPE_CHECKING:
-    from neuropbr_dist.data.importer.jobs import Source
+    from neuropbr_dist.data.importer.jobs import Library
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -25,7 +25,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     p.add_argument("src", type=named, metavar="SRC",
                    help="folder of any depth, parquet file or folder of them, or hub:OWNER/NAME")  # fmt: skip
     p.add_argument("dest", type=Path, metavar="DEST", help="folder; an interrupted call goes on")
-    p.add_argument("--size", type=int, metavar="S", help="side in pixels; default the source's")
+    p.add_argument("--size", type=int, metavar="S", help="side in pixels; default the pictures' own")
     p.add_argument("--bits", type=int, choices=(8, 16), default=8, help="default %(default)s")
     p.add_argument("--normals", choices=("opengl", "directx"),
                    help="of normal maps where neither their name nor their slopes tell")  # fmt: skip
@@ -52,40 +52,40 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         raise UserError(f"--size {args.size}: must be 4 or more")
     from neuropbr_dist.checkpoint import RunLock
     from neuropbr_dist.data.importer.convert import Options
-    from neuropbr_dist.data.importer.run import claim, import_materials
+    from neuropbr_dist.data.importer.run import import_materials, prepare_folder
 
-    source = _open(args)
-    claim(args.dest)  # before the lock's file is in it
+    library = _open(args)
+    prepare_folder(args.dest)  # before the lock's file is in it
     with RunLock(args.dest, who="importer", remedy="wait for it, or name another DEST"):
-        report = import_materials(
-            source, args.dest,
+        summary = import_materials(
+            library, args.dest,
             Options(args.size, args.bits, args.normals, args.tiles, args.flip_green, args.linear_albedo),
             workers=workers, strict=args.strict,
         )  # fmt: skip
-    print(report)
-    if args.strict and not report.clean:
+    print(summary)
+    if args.strict and not summary.clean:
         print("Nothing is written (--strict)")
-    elif report.imported:
+    elif summary.imported:
         print(f"In {args.dest}: look at contact_sheet_1.jpg; import.txt has this table")
-    if not report.clean:
+    if not summary.clean:
         sys.exit(1)
 
 
-def _open(args: argparse.Namespace) -> Source:
-    from neuropbr_dist.data.importer.folders import FolderSource
-    from neuropbr_dist.data.importer.matsynth import HUB, HubSource, ParquetSource, Wanted, is_parquet
+def _open(args: argparse.Namespace) -> Library:
+    from neuropbr_dist.data.importer.folders import FolderLibrary
+    from neuropbr_dist.data.importer.matsynth import HUB, HubLibrary, ParquetLibrary, Wanted, is_parquet
 
     wanted = Wanted(args.licence, args.category, args.split)
     if args.src.startswith(HUB):
-        return HubSource(args.src.removeprefix(HUB), wanted)
+        return HubLibrary(args.src.removeprefix(HUB), wanted)
     src = Path(args.src)
     if is_parquet(src):
-        return ParquetSource(src, wanted)
+        return ParquetLibrary(src, wanted)
     if wanted != Wanted():
         raise UserError(
             f"{src}: --licence, --category and --split are for MatSynth: a folder of pictures has none"
         )
-    return FolderSource(src, args.dest)
+    return FolderLibrary(src, args.dest)
 
 
 def _list(text: str) -> tuple[str, ...]:

@@ -35,19 +35,19 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     workers, folders = workers_of(args), set_of(args)
     from neuropbr_dist.checkpoint import RunLock
     from neuropbr_dist.data.packed.index import read_head
-    from neuropbr_dist.data.packed.pack import claim, pack
+    from neuropbr_dist.data.packed.pack import pack, prepare_folder
     from neuropbr_dist.data.packed.records import level_sides
     from neuropbr_dist.materials.conventions import Conventions
 
-    claim(args.dest)  # before the lock's file is in it
+    prepare_folder(args.dest)  # before the lock's file is in it
     with RunLock(args.dest, who="packer", remedy="wait for it, or name another DEST"):
-        report = pack(
+        verification = pack(
             *folders, args.dest, args.metadata,
             workers=workers, skip_faulty=args.skip_faulty,
             conventions=Conventions(args.flip_green, args.linear_albedo, args.linear_views),
         )  # fmt: skip
-    print(report)
-    if not report.clean and not args.skip_faulty:
+    print(verification)
+    if not verification.clean and not args.skip_faulty:
         print(f"Nothing is packed: mend the faults and start again, or --skip-faulty ({args.dest} goes on)")
         sys.exit(1)
     head = read_head(args.dest)

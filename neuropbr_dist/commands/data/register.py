@@ -53,11 +53,11 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     require_opencv()
     from neuropbr_dist.data.register.run import register
 
-    report = register(
+    registration = register(
         args.input_dir, args.output_dir, args.metadata, to=args.to, sheet=args.sheet, prior=args.prior,
         field_of_view=args.fov, wrap=args.wrap, overwrite=args.overwrite, workers=workers,
     )  # fmt: skip
-    print(report)
-    if report.share < args.least:
-        print(f"{report.share:.0%} of the views got a sure camera, fewer than --least {args.least:g}")
+    print(registration)
+    if registration.share < args.least:
+        print(f"{registration.share:.0%} of the views got a sure camera, fewer than --least {args.least:g}")
         sys.exit(1)

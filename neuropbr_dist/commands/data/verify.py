@@ -27,15 +27,15 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 @entry
 def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Print the report; exit code 1 where the set has faults."""
+    """Print what was found; exit code 1 where the set has faults."""
     args = parser(prog).parse_args(argv)
     workers, folders = workers_of(args), set_of(args)
     from neuropbr_dist.data.files.verify import verify
 
-    report = verify(
+    verification = verify(
         *folders, args.metadata,
         workers=workers, fix_list=args.fix_list, resume=args.resume, cameras=not args.no_cameras,
     )  # fmt: skip
-    print(report)
-    if not report.clean:
+    print(verification)
+    if not verification.clean:
         sys.exit(1)

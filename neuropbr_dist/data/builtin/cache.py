@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from neuropbr_dist.data.cameras import SampleCameras
-from neuropbr_dist.data.files.entries import SOURCES, Source
+from neuropbr_dist.data.files.entries import CURRICULA, Renders
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import NOT_AN_ARRAY, write_bytes
 from neuropbr_dist.materials.cameras import builtin_cameras
@@ -38,13 +38,13 @@ def sample_cameras(seed: int, index: int) -> SampleCameras:
     return SampleCameras({"clean": tuple(c.on_plane() for c in builtin_cameras(seed, index))}, wrap=True)
 
 
-def sample_views(maps: Array, seed: int, index: int, source: Source) -> Array:
+def sample_views(maps: Array, seed: int, index: int, renders: Renders) -> Array:
     """Return the pictures of built-in sample (seed, index), see `render_views`."""
     from neuropbr_dist.materials.views import (
         render_views,  # torch: 2 s in each process that draws, and in no other
     )
 
-    return render_views(maps, seed, index, dirty=source == "dirty")
+    return render_views(maps, seed, index, dirty=renders == "dirty")
 
 
 def home() -> Path:
@@ -87,18 +87,18 @@ class BuiltinCache:
             f"{index:06d}_maps", shape, lambda: material_maps(self.seed, index, self.size)
         )
 
-    def views(self, index: int, source: Source) -> Array:
+    def views(self, index: int, renders: Renders) -> Array:
         """Return views, uint8 (3, 3, S, S), read-only and memory-mapped; made on first use. See `render_views`."""
         shape = (3, 3, self.size, self.size)
         return self._load_or_make(
-            f"{index:06d}_{source}", shape, lambda: sample_views(self.maps(index), self.seed, index, source)
+            f"{index:06d}_{renders}", shape, lambda: sample_views(self.maps(index), self.seed, index, renders)
         )
 
     def fill(
         self,
         indices: Iterable[int],
         progress: Callable[[int], object] | None = None,
-        sources: Iterable[Source] = SOURCES[1],
+        kinds: Iterable[Renders] = CURRICULA[1],
         workers: int = 1,
     ) -> None:
         """Make what is missing of these materials in `workers` processes.
@@ -108,20 +108,20 @@ class BuiltinCache:
         Raises:
             UserError: a file can't be written, or a process was killed. What is done stays.
         """
-        make = partial(self._make, sources=tuple(sources))
+        make = partial(self._make, kinds=tuple(kinds))
         for _ in in_parallel(make, list(indices), workers, chunk=1):
             if progress:
                 progress(1)
 
-    def missing(self, indices: Iterable[int], sources: Iterable[Source] = SOURCES[1]) -> list[int]:
+    def missing(self, indices: Iterable[int], kinds: Iterable[Renders] = CURRICULA[1]) -> list[int]:
         """Return those of `indices` that `fill` would have to make; looks at file names only."""
-        names = ("maps", *sources)
+        names = ("maps", *kinds)
         return [i for i in indices if not all((self.folder / f"{i:06d}_{n}.npy").exists() for n in names)]
 
-    def _make(self, index: int, sources: tuple[Source, ...]) -> None:
+    def _make(self, index: int, kinds: tuple[Renders, ...]) -> None:
         self.maps(index)
-        for source in sources:
-            self.views(index, source)
+        for renders in kinds:
+            self.views(index, renders)
 
     def _load_or_make(self, name: str, shape: tuple[int, ...], make: Callable[[], Array]) -> Array:
         """Return an array of the cache. Raises a UserError if it can't be kept there."""

@@ -16,7 +16,7 @@ from neuropbr_dist.data.builtin.cache import (
     sample_views,
 )
 from neuropbr_dist.data.cameras import CAMERAS_FILE, write_cameras
-from neuropbr_dist.data.files.entries import Source
+from neuropbr_dist.data.files.entries import Renders
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import read_json, remove_leftovers, replacing_folder, write_json, writing
 from neuropbr_dist.materials.channels import MAP_SLICES
@@ -106,17 +106,17 @@ def _claim(out: Path, wanted: dict[str, int], count: int) -> None:
 def _write_sample(out: Path, seed: int, size: int, with_dirty: bool, index: int) -> None:
     """Write what is missing of a sample; each of its folders appears whole, by one rename."""
     target = out / "output" / material_name(seed, index)
-    sources: tuple[Source, ...] = ("clean", "dirty") if with_dirty else ("clean",)
-    missing = [s for s in sources if not (out / "input" / s / sample_name(index)).exists()]
+    kinds: tuple[Renders, ...] = ("clean", "dirty") if with_dirty else ("clean",)
+    missing = [s for s in kinds if not (out / "input" / s / sample_name(index)).exists()]
     if target.exists() and not missing:
         return
     maps = material_maps(seed, index, size)
     if not target.exists():
         _write_pictures(target, {name: maps[channels] for name, channels in MAP_SLICES.items()})
-    for source in missing:
-        views = sample_views(maps, seed, index, source)
+    for renders in missing:
+        views = sample_views(maps, seed, index, renders)
         _write_pictures(
-            out / "input" / source / sample_name(index), {str(k): view for k, view in enumerate(views)}
+            out / "input" / renders / sample_name(index), {str(k): view for k, view in enumerate(views)}
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from neuropbr_dist.data.files.decode import Role
-from neuropbr_dist.data.files.headers import HeaderReport, check_headers
+from neuropbr_dist.data.files.headers import HeaderCheck, check_headers
 from neuropbr_dist.data.files.layout import list_faults
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.ranks import all_gather_object, on_each_rank, rank, world_size
@@ -35,19 +35,19 @@ def checked_side(
         UserError: on all ranks: all faults in one message.
     """
 
-    def look() -> HeaderReport:
+    def own_share() -> HeaderCheck:
         run_folder.mkdir(parents=True, exist_ok=True)
         seen = run_folder / f"headers-{rank()}.json"
         return check_headers(roles, image_size, rank=rank(), world_size=world_size(), cache=seen)
 
-    report = on_each_rank(look) if roles else HeaderReport([], None)
-    found = by_host(all_gather_object((socket.gethostname(), report.faults)))
+    checked = on_each_rank(own_share) if roles else HeaderCheck([], None)
+    found = by_host(all_gather_object((socket.gethostname(), checked.faults)))
     faults = [*known_faults, *found]
     if faults:
         raise UserError(f"{where}: the data set has faults, nothing was trained: {list_faults(faults)}")
-    size = image_size or report.native_size
+    size = image_size or checked.native_size
     assert size is not None  # an unreadable first picture is a fault
-    return size, report.native_size
+    return size, checked.native_size
 
 
 def by_host(found: Sequence[tuple[str, list[str]]]) -> list[str]:

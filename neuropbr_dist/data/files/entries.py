@@ -14,8 +14,8 @@ from neuropbr_dist.materials.channels import MAP_NAMES
 VIEW_FILES = ("0.png", "1.png", "2.png")
 MAP_FILES = tuple(f"{name}.png" for name in MAP_NAMES)
 
-Source = Literal["clean", "dirty"]
-SOURCES: dict[int, tuple[Source, ...]] = {0: ("clean",), 1: ("clean", "dirty"), 2: ("dirty",)}
+Renders = Literal["clean", "dirty"]
+CURRICULA: dict[int, tuple[Renders, ...]] = {0: ("clean",), 1: ("clean", "dirty"), 2: ("dirty",)}
 """Render curriculum -> the folders it draws from."""
 
 
@@ -25,7 +25,7 @@ class Entry(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def source(self) -> str: ...
+    def renders(self) -> str: ...
     @property
     def material(self) -> str: ...
     @property
@@ -37,7 +37,7 @@ class Sample:
     """Three renders of a material and its four maps, as files."""
 
     name: str
-    source: Source
+    renders: Renders
     material: str
     views: tuple[Path, Path, Path]
     """`0.png`, `1.png`, `2.png`."""
@@ -49,7 +49,7 @@ class Sample:
     @property
     def key(self) -> str:
         """Name that is unique within a set: a sample may stand in both folders."""
-        return f"{self.source}/{self.name}"
+        return f"{self.renders}/{self.name}"
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Header(NamedTuple):
     """PNG colour type."""
 
 
-class HeaderReport(NamedTuple):
+class HeaderCheck(NamedTuple):
     """Faults of one rank's share, and the side in pixels of the set's first picture (None: unreadable)."""
 
     faults: list[str]
@@ -66,7 +66,7 @@ def check_headers(
     rank: int = 0,
     world_size: int = 1,
     cache: Path | None = None,
-) -> HeaderReport:
+) -> HeaderCheck:
     """Check this rank's share of a set's pictures.
 
     Every picture must be a whole square PNG of a kind that its role allows, and, unless
@@ -101,7 +101,7 @@ def check_headers(
         if fault:
             faults.append(f"{path}: {fault}")
     _save_cache(cache, results)
-    return HeaderReport(faults, native_size)
+    return HeaderCheck(faults, native_size)
 
 
 def read_header(path: Path) -> Header:

@@ -17,12 +17,12 @@ from pathlib import Path
 from neuropbr_dist.config.text import shown
 from neuropbr_dist.data.cameras import CAMERAS_FILE, CameraSet, read_cameras
 from neuropbr_dist.data.files.entries import (
+    CURRICULA,
     MAP_FILES,
-    SOURCES,
     VIEW_FILES,
     Fault,
+    Renders,
     Sample,
-    Source,
 )
 from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.files import read_json
@@ -95,12 +95,12 @@ def index_set(
     _require_folder(input_dir, "data.input_dir")
     _require_folder(output_dir, "data.output_dir")
     metadata = read_metadata(Path(metadata_path) if metadata_path else input_dir / METADATA_FILE)
-    names = {source: subfolders(input_dir / source) for source in SOURCES[1]}
-    if not any(names[source] for source in SOURCES[curriculum]):
+    names = {renders: subfolders(input_dir / renders) for renders in CURRICULA[1]}
+    if not any(names[renders] for renders in CURRICULA[curriculum]):
         raise UserError(_no_samples(input_dir, curriculum, names))
 
     index = Index()
-    entries = sorted((name, source) for source in SOURCES[curriculum] for name in names[source])
+    entries = sorted((name, renders) for renders in CURRICULA[curriculum] for name in names[renders])
     users: dict[str, list[str]] = {}
     for name, _ in entries:
         if name in metadata:
@@ -108,8 +108,8 @@ def index_set(
     materials = _index_materials(output_dir, users, index)
     found_cameras = _cameras(input_dir) if cameras else CameraSet()
     index.faults += found_cameras.faults
-    for name, source in entries:
-        folder = input_dir / source / name
+    for name, renders in entries:
+        folder = input_dir / renders / name
         faults = [] if name in metadata else [f"{folder}: not in the metadata"]
         try:
             found = _png_files(folder)
@@ -124,8 +124,8 @@ def index_set(
             albedo, roughness, metallic, normal = maps
             pictures = (view_0, view_1, view_2), (albedo, roughness, metallic, normal)
             known = found_cameras.samples.get(name)
-            encoded = known.encoded(source) if known else None
-            index.samples.append(Sample(name, source, metadata[name], *pictures, encoded))
+            encoded = known.encoded(renders) if known else None
+            index.samples.append(Sample(name, renders, metadata[name], *pictures, encoded))
         else:
             index.faults += [Fault(fault, (name,)) for fault in faults]
             index.partial.setdefault(name, []).extend([*views, *maps])
@@ -232,11 +232,11 @@ def is_utf8(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _no_samples(input_dir: Path, curriculum: int, names: dict[Source, set[str]]) -> str:
-    wanted = " or ".join(f"{input_dir / source}" for source in SOURCES[curriculum])
+def _no_samples(input_dir: Path, curriculum: int, names: dict[Renders, set[str]]) -> str:
+    wanted = " or ".join(f"{input_dir / renders}" for renders in CURRICULA[curriculum])
     others = [
-        f"{other} would have {sum(len(names[source]) for source in SOURCES[other])}"
-        for other in SOURCES
+        f"{other} would have {sum(len(names[renders]) for renders in CURRICULA[other])}"
+        for other in CURRICULA
         if other != curriculum
     ]
     return (

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from neuropbr_dist.data.files.decode import Role
 from neuropbr_dist.data.files.entries import Fault, Sample
-from neuropbr_dist.data.files.judge import Finding, is_finding, judge
 from neuropbr_dist.data.files.layout import Index, index_materials, index_set
+from neuropbr_dist.data.files.picture_check import PictureCheck, inspect_picture, is_picture_check
 from neuropbr_dist.data.register import has_opencv
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import JsonLines, writing
@@ -29,8 +29,8 @@ Picture = tuple[Path, Role]
 
 
 @dataclass
-class Report:
-    """All that a verification found. `str(report)` is the table that a person reads."""
+class Verification:
+    """All that a verification found. `str(verification)` is the table that a person reads."""
 
     samples: int
     """Complete sample entries, clean and dirty counted apart; materials where there are no renders."""
@@ -71,16 +71,16 @@ def verify(
     fix_list: Path | None = None,
     resume: Path | None = None,
     cameras: bool = True,
-) -> Report:
-    """Decode and judge every picture of every sample, clean and dirty, or of every material.
+) -> Verification:
+    """Decode and inspect every picture of every sample, clean and dirty, or of every material.
 
     Args:
         input_dir: None: a folder of materials alone, which may differ in size.
         cameras: where the set has some, lay views on their maps by them; this needs OpenCV.
         workers: Processes that decode; up to 1 stays in this one.
         fix_list: File to write the faulty samples' names to, one a line.
-        resume: JSON-lines state file of pictures already judged, by path, role, size and
-            modification time. It is read, and grows as pictures are judged, so that an
+        resume: JSON-lines state file of pictures already inspected, by path, role, size and
+            modification time. It is read, and grows as pictures are inspected, so that an
             interrupted verification goes on where it was.
 
     Raises:
@@ -91,29 +91,31 @@ def verify(
         if path:
             check_writable(path)
     index = index_all(input_dir, output_dir, metadata_path)
-    report = summarise(index, _judge_all(list(pictures_of(index)), workers, progress, resume))
+    verification = summarise(index, _inspect_all(list(pictures_of(index)), workers, progress, resume))
     if cameras:
-        _check_cameras(report, index.samples, workers, progress)
+        _check_cameras(verification, index.samples, workers, progress)
     if fix_list:
         with writing(fix_list):
-            fix_list.write_text("".join(f"{name}\n" for name in report.faulty_samples))
-    return report
+            fix_list.write_text("".join(f"{name}\n" for name in verification.faulty_samples))
+    return verification
 
 
-def _check_cameras(report: Report, samples: Sequence[Sample], workers: int, progress: bool) -> None:
+def _check_cameras(
+    verification: Verification, samples: Sequence[Sample], workers: int, progress: bool
+) -> None:
     """Add what is wrong with cameras, and how far views and maps are apart."""
     if not any(sample.cameras is not None for sample in samples):
         return
     if not has_opencv():
-        report.notes.append(
+        verification.notes.append(
             "cameras: views weren't laid on their maps: this needs OpenCV (opencv-python-headless)"
         )
         return
     from neuropbr_dist.data.register.check import misplaced  # OpenCV is an extra
 
     faults, notes = misplaced(samples, workers, progress)
-    report.faults += faults
-    report.notes += notes
+    verification.faults += faults
+    verification.notes += notes
 
 
 def index_all(
@@ -135,26 +137,26 @@ def check_writable(path: Path) -> None:
         raise UserError(f"{path}: can't be written: no right to")
 
 
-def summarise(index: Index, findings: dict[Picture, Finding]) -> Report:
-    """Return one report of the faults of single pictures and of those seen only across pictures."""
+def summarise(index: Index, checks: dict[Picture, PictureCheck]) -> Verification:
+    """Return a verification with the faults of single pictures and of those seen only across pictures."""
     users = pictures_of(index)
     count, what = (len(index.samples), "sample") if index.samples else (len(index.materials), "material")
-    report = Report(count, len(findings), list(index.faults), list(index.notes), what)
-    for (path, role), finding in findings.items():
-        if finding.fault:
-            report.faults.append(Fault(finding.fault, users[path, role]))
-        if finding.note:
-            report.notes.append(finding.note)
+    verification = Verification(count, len(checks), list(index.faults), list(index.notes), what)
+    for (path, role), check in checks.items():
+        if check.fault:
+            verification.faults.append(Fault(check.fault, users[path, role]))
+        if check.note:
+            verification.notes.append(check.note)
     if index.materials:
         for name, paths in index.materials.items():
-            report.faults += _odd_sizes(
-                {picture: findings[picture] for picture in map(picture_at, paths)}, users, name
+            verification.faults += _odd_sizes(
+                {picture: checks[picture] for picture in map(picture_at, paths)}, users, name
             )
     else:
-        report.faults += _odd_sizes(findings, users, "")
-    report.faults += _repeated_views(index.samples, findings)
-    report.faults += _repeated_materials(index, findings)
-    return report
+        verification.faults += _odd_sizes(checks, users, "")
+    verification.faults += _repeated_views(index.samples, checks)
+    verification.faults += _repeated_materials(index, checks)
+    return verification
 
 
 def pictures_of(index: Index) -> dict[Picture, tuple[str, ...]]:
@@ -174,29 +176,31 @@ def picture_at(path: Path) -> Picture:
     return path, next((name for name in MAP_NAMES if name == path.stem), "view")
 
 
-def _judge_all(
+def _inspect_all(
     pictures: Sequence[Picture], workers: int, progress: bool, resume: Path | None
-) -> dict[Picture, Finding]:
+) -> dict[Picture, PictureCheck]:
     stamps = {picture: stamp(*picture) for picture in pictures}
-    state = JsonLines(resume, "a state file of verify", _is_judgement) if resume else None
-    known = {tuple(line[0]): Finding(**line[1]) for line in (state.keep(lambda _line: True) if state else [])}
-    findings = {picture: known[stamps[picture]] for picture in pictures if stamps[picture] in known}
-    rest = [picture for picture in pictures if picture not in findings]
-    with tqdm(total=len(pictures), initial=len(findings), unit="file", disable=not progress) as bar:
-        for picture, finding in in_parallel(_judge, rest, workers):
-            findings[picture] = finding
+    state = JsonLines(resume, "a state file of verify", _is_inspection) if resume else None
+    known = {
+        tuple(line[0]): PictureCheck(**line[1]) for line in (state.keep(lambda _line: True) if state else [])
+    }
+    checks = {picture: known[stamps[picture]] for picture in pictures if stamps[picture] in known}
+    rest = [picture for picture in pictures if picture not in checks]
+    with tqdm(total=len(pictures), initial=len(checks), unit="file", disable=not progress) as bar:
+        for picture, check in in_parallel(_inspect, rest, workers):
+            checks[picture] = check
             if state:
-                state.append([stamps[picture], vars(finding)])
+                state.append([stamps[picture], vars(check)])
             bar.update()
-    return {picture: findings[picture] for picture in pictures}
+    return {picture: checks[picture] for picture in pictures}
 
 
-def _judge(picture: Picture) -> Finding:
-    return judge(*picture)[0]
+def _inspect(picture: Picture) -> PictureCheck:
+    return inspect_picture(*picture)[0]
 
 
-def _is_judgement(line: object) -> bool:
-    return isinstance(line, list) and len(line) == 2 and fits(line[0], STAMP) and is_finding(line[1])
+def _is_inspection(line: object) -> bool:
+    return isinstance(line, list) and len(line) == 2 and fits(line[0], STAMP) and is_picture_check(line[1])
 
 
 Stamp = tuple[str, str, int, int]
@@ -205,7 +209,7 @@ STAMP = str, str, int, int
 
 
 def stamp(path: Path, role: Role) -> Stamp:
-    """Return the state of a file for which a finding holds: path, role, size and time; a changed file has another."""
+    """Return the state of a file for which a check holds: path, role, size and time; a changed file has another."""
     try:
         status = path.stat()
     except OSError:
@@ -214,28 +218,28 @@ def stamp(path: Path, role: Role) -> Stamp:
 
 
 def _odd_sizes(
-    findings: dict[Picture, Finding], users: dict[Picture, tuple[str, ...]], material: str
+    checks: dict[Picture, PictureCheck], users: dict[Picture, tuple[str, ...]], material: str
 ) -> list[Fault]:
     """Return faults of pictures of another size than most, of a set or of one material."""
-    sides = Counter(finding.side for finding in findings.values() if finding.side)
+    sides = Counter(check.side for check in checks.values() if check.side)
     if len(sides) < 2:
         return []
     usual, count = sides.most_common(1)[0]
     whose = f" of {material!r}" if material else ""
     return [
         Fault(
-            f"{path}: {finding.side} px, but {count} of {sides.total()} pictures{whose} are {usual} px",
+            f"{path}: {check.side} px, but {count} of {sides.total()} pictures{whose} are {usual} px",
             users[path, role],
         )
-        for (path, role), finding in findings.items()
-        if finding.side not in (0, usual)
+        for (path, role), check in checks.items()
+        if check.side not in (0, usual)
     ]
 
 
-def _repeated_views(samples: Iterable[Sample], findings: dict[Picture, Finding]) -> list[Fault]:
+def _repeated_views(samples: Iterable[Sample], checks: dict[Picture, PictureCheck]) -> list[Fault]:
     faults = []
     for sample in samples:
-        contents = [findings[path, "view"].content for path in sample.views]
+        contents = [checks[path, "view"].content for path in sample.views]
         if all(contents) and len(set(contents)) < 3:
             faults.append(
                 Fault(f"{sample.views[0].parent}: two of its views are the same picture", (sample.name,))
@@ -243,7 +247,7 @@ def _repeated_views(samples: Iterable[Sample], findings: dict[Picture, Finding])
     return faults
 
 
-def _repeated_materials(index: Index, findings: dict[Picture, Finding]) -> list[Fault]:
+def _repeated_materials(index: Index, checks: dict[Picture, PictureCheck]) -> list[Fault]:
     """Return faults of materials with the albedo and the normals of another, which a split would tear apart."""
     users: dict[str, dict[str, None]] = {name: {name: None} for name in index.materials}
     maps: dict[str, list[Picture]] = {
@@ -255,7 +259,7 @@ def _repeated_materials(index: Index, findings: dict[Picture, Finding]) -> list[
     faults = []
     first: dict[tuple[str, str], tuple[str, list[str]]] = {}
     for material in sorted(maps):
-        contents = [findings[picture].content for picture in maps[material]]
+        contents = [checks[picture].content for picture in maps[material]]
         key = contents[0], contents[3]
         if not all(key):
             continue

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from neuropbr_dist.data.files.judge import NON_UNIT_SHARE, looks_like_normals, non_unit_share, normals_fault
+from neuropbr_dist.data.files.picture_check import (
+    NON_UNIT_SHARE,
+    looks_like_normals,
+    non_unit_share,
+    normals_fault,
+)
 from neuropbr_dist.data.importer.assign import Take
 from neuropbr_dist.data.importer.normals import judge_convention
 from neuropbr_dist.data.importer.squares import as_bits, full_scale, normalised, squared, unsigned
@@ -40,7 +45,7 @@ class Options:
     """Wishes that the user may have."""
 
     size: int | None = None
-    """Side in pixels; None: the source's."""
+    """Side in pixels; None: the pictures' own."""
     bits: int = 8
     """8 or 16."""
     normals: Convention | None = None

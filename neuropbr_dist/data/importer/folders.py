@@ -16,7 +16,7 @@ from neuropbr_dist.files import realpath
 _PROGRAM_SUFFIX = re.compile(r"\.(blend|gltf|fbx|usd[acz]?|mtlx|max|c4d)$", re.IGNORECASE)
 
 
-class FolderSource:
+class FolderLibrary:
     """The materials below a folder, by the names of their files.
 
     Args:

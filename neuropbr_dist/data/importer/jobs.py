@@ -96,11 +96,11 @@ class Job:
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
 
 
-class Source(Protocol):
+class Library(Protocol):
     """Materials of one origin."""
 
     origin: str
-    """Name of the source: materials of two sources don't take each other's places."""
+    """Name of the library: materials of two libraries don't take each other's places."""
     total: int | None
     """Number of materials, if it is known before they are read."""
     strays: list[str]

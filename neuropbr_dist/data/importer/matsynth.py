@@ -80,7 +80,7 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-class ParquetSource:
+class ParquetLibrary:
     """Rows of local parquet files.
 
     Args:
@@ -96,15 +96,15 @@ class ParquetSource:
         self.origin = str(realpath(src))
         files = [src] if src.is_file() else sorted(src.rglob("*.parquet"))
         tally = Tally(wanted)
-        self._planned: list[tuple[Path, int, int, Job]] = []
+        self._listed: list[tuple[Path, int, int, Job]] = []
         for path in files:
-            self._plan(path, wanted, tally)
+            self._list(path, wanted, tally)
         tally.require_some(src)
-        self.total: int | None = len(self._planned)
+        self.total: int | None = len(self._listed)
 
     def jobs(self, skip: Callable[[Job], bool]) -> Iterator[Job]:
         """Yield the materials in the order of the files: one row is in memory at a time."""
-        rest = [one for one in self._planned if not skip(one[3])]
+        rest = [one for one in self._listed if not skip(one[3])]
         groups: dict[tuple[Path, int], dict[int, Job]] = {}
         for path, group, row, job in rest:
             groups.setdefault((path, group), {})[row] = job
@@ -123,15 +123,15 @@ class ParquetSource:
                 if row in rows:
                     yield row, batch.to_pylist()[0]
 
-    def _plan(self, path: Path, wanted: Wanted, tally: Tally) -> None:
+    def _list(self, path: Path, wanted: Wanted, tally: Tally) -> None:
         split = split_of(path)
         if wanted.splits and split not in wanted.splits:
             tally.left_out["split " + str(split)] += 1
             return
         with readable(path):
-            self._plan_file(path, split, tally)
+            self._list_file(path, split, tally)
 
-    def _plan_file(self, path: Path, split: str | None, tally: Tally) -> None:
+    def _list_file(self, path: Path, split: str | None, tally: Tally) -> None:
         file = self._open(path)
         missing = {"name", *COLUMNS.values()} - {"metallic"} - set(file.schema_arrow.names)
         if missing:
@@ -144,14 +144,14 @@ class ParquetSource:
                 stamp = (path.name, status.st_size, status.st_mtime_ns, group, row)
                 job = tally.job(values, split, categories, stamp)
                 if job:
-                    self._planned.append((path, group, row, job))
+                    self._listed.append((path, group, row, job))
 
     def _open(self, path: Path) -> Any:
         require_file(path)
         return self._parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
 
 
-class HubSource:
+class HubLibrary:
     """Rows streamed from the hub, or from a folder that is laid out as it is there, through `datasets`.
 
     Args:

@@ -1,9 +1,9 @@
-"""The import: materials converted in parallel, each visible at once and whole, and a report of what was taken for what.
+"""The import: materials converted in parallel, each visible at once and whole, and a summary of what was taken for what.
 
     DEST/<material>/{albedo,roughness,metallic,normal}.png
     DEST/import.txt, contact_sheet_<n>.jpg    what was taken for what, in words and to look at
     DEST/sources.json                         licence and source of each material
-    DEST/split.json                           where the source has a split of its own
+    DEST/split.json                           where the library has a split of its own
     DEST/.import/                             what is done, for going on
 
 Whatever ends it, the same command goes on: a material is noted once its pictures are on disk under `.import/ready`,
@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from neuropbr_dist.data.files.png import encoded
 from neuropbr_dist.data.importer.convert import Maps, Options, convert
-from neuropbr_dist.data.importer.jobs import Job, Source, folder_name
-from neuropbr_dist.data.importer.report import Report, Row, write_report
+from neuropbr_dist.data.importer.jobs import Job, Library, folder_name
 from neuropbr_dist.data.importer.sheet import write_strip
+from neuropbr_dist.data.importer.summary import ImportSummary, Row, write_summary
 from neuropbr_dist.data.split import SPLIT_FILE
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import (
@@ -50,7 +50,7 @@ class Outcome:
 
     name: str
     origin: str
-    """The source."""
+    """The library."""
     key: str
     """See `Job.key`."""
     outputs: list[dict[str, Any]] = field(default_factory=list)
@@ -64,15 +64,15 @@ class Outcome:
 
 
 def import_materials(
-    source: Source,
+    library: Library,
     dest: Path,
     options: Options,
     *,
     workers: int = 1,
     strict: bool = False,
     progress: bool = True,
-) -> Report:
-    """Convert every material of `source` into `dest`; goes on with what an interrupted call has left there.
+) -> ImportSummary:
+    """Convert every material of `library` into `dest`; goes on with what an interrupted call has left there.
 
     The caller sees to it that nobody else imports into `dest` at the same time.
 
@@ -80,24 +80,24 @@ def import_materials(
         strict: write nothing unless everything was understood.
 
     Returns:
-        What was taken for what; `Report.clean` is false where anything was left out.
+        What was taken for what; `ImportSummary.clean` is false where anything was left out.
 
     Raises:
-        UserError: `dest` holds something else, can't be written to, or the source can't be read.
+        UserError: `dest` holds something else, can't be written to, or the library can't be read.
     """
-    claim(dest)
+    prepare_folder(dest)
     with writing(dest):
-        importer = _Importer(source, dest, options, workers, progress)
+        importer = _Importer(library, dest, options, workers, progress)
         importer.convert_all(publish=not strict)
-        report = importer.report()
-        if strict and not report.clean:
+        summary = importer.summary()
+        if strict and not summary.clean:
             importer.withdraw()
         else:
-            importer.finish(report)
-    return report
+            importer.finish(summary)
+    return summary
 
 
-def claim(dest: Path) -> None:
+def prepare_folder(dest: Path) -> None:
     """Make `dest`, unless it holds somebody's files.
 
     Raises:
@@ -112,8 +112,8 @@ def claim(dest: Path) -> None:
 
 
 class _Importer:
-    def __init__(self, source: Source, dest: Path, options: Options, workers: int, progress: bool) -> None:
-        self.source, self.dest, self.options = source, dest, options
+    def __init__(self, library: Library, dest: Path, options: Options, workers: int, progress: bool) -> None:
+        self.library, self.dest, self.options = library, dest, options
         self.workers, self.progress = workers, progress
         self.state = dest / STATE
         self.journal = JsonLines(self.state / JOURNAL, "the journal of an import", _is_line)
@@ -123,7 +123,7 @@ class _Importer:
 
     def convert_all(self, *, publish: bool) -> None:
         """Convert what isn't done yet; with `publish` each material moves to its place as it is done."""
-        with tqdm(total=self.source.total, unit="material", disable=not self.progress) as bar:
+        with tqdm(total=self.library.total, unit="material", disable=not self.progress) as bar:
 
             def skip(job: Job) -> bool:
                 known = self._known(job)
@@ -132,15 +132,15 @@ class _Importer:
                     bar.update()
                 return known is not None
 
-            work = _Work(self.state, self.source.origin, self.options)
-            for job, outcome in in_parallel(work, self.source.jobs(skip), self.workers, chunk=1):
+            work = _Work(self.state, self.library.origin, self.options)
+            for job, outcome in in_parallel(work, self.library.jobs(skip), self.workers, chunk=1):
                 self._replace(self.before.get(job.name), outcome)
                 self.journal.append(asdict(outcome))
                 self._take(outcome, publish)
                 bar.update()
 
-    def report(self) -> Report:
-        """Return a report of all materials that are there, and of those of this source that aren't.
+    def summary(self) -> ImportSummary:
+        """Return a summary of all materials that are there, and of those of this library that aren't.
 
         Copies of other materials count as left out.
         """
@@ -161,21 +161,21 @@ class _Importer:
                         outcome.about, outcome.validation,
                     )
                 )  # fmt: skip
-        return Report(rows, sorted(self.source.strays))
+        return ImportSummary(rows, sorted(self.library.strays))
 
-    def finish(self, report: Report) -> None:
+    def finish(self, summary: ImportSummary) -> None:
         """Leave what was taken in its place, and write what tells of it."""
         for outcome in self.done:
             self._publish(outcome)
-        for row in report.rows:
+        for row in summary.rows:
             if row.reason and row.side and (self.dest / row.name).exists():
                 # A copy: kept, out of sight, for the day that its original changes.
                 move_folder(self.dest / row.name, self.state / READY / row.name)
-        write_json(self.dest / SOURCES_FILE, {row.name: row.about for row in report.imported}, indent=1)
-        validation = [row.name for row in report.imported if row.validation]
-        if 0 < len(validation) < len(report.imported):
+        write_json(self.dest / SOURCES_FILE, {row.name: row.about for row in summary.imported}, indent=1)
+        validation = [row.name for row in summary.imported if row.validation]
+        if 0 < len(validation) < len(summary.imported):
             write_json(self.dest / SPLIT_FILE, {"validation": validation}, indent=1)
-        write_report(report, self.dest, self.state / STRIPS)
+        write_summary(summary, self.dest, self.state / STRIPS)
 
     def withdraw(self) -> None:
         """Leave nothing behind of a strict call; of a folder that was begun earlier, that."""
@@ -185,13 +185,13 @@ class _Importer:
                 shutil.rmtree(self.dest)
 
     def _known(self, job: Job) -> Outcome | None:
-        """Return an earlier call's outcome of a job, if it still holds; a refusal where its name is another source's."""
+        """Return an earlier call's outcome of a job, if it still holds; a refusal where its name is another library's."""
         known = self.before.get(job.name)
         if known is None or not self._is_there(known):
             return None
-        if known.origin != self.source.origin and known.outputs:
+        if known.origin != self.library.origin and known.outputs:
             reason = f"{self.dest / job.name} was imported from {known.origin}; name another DEST"
-            return Outcome(job.name, self.source.origin, "", reason=reason)
+            return Outcome(job.name, self.library.origin, "", reason=reason)
         return known if known.key == job.key(self.options) else None
 
     def _tidy(self) -> None:

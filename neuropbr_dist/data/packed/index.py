@@ -1,7 +1,7 @@
 """The index of a packed set: everything but the pictures.
 
     DEST/packed.json     format version, sides, shards and their sizes, checksums of the index; written last
-    DEST/samples.npy     one row a sample entry, in the order of training: name, source, material, record
+    DEST/samples.npy     one row a sample entry, in the order of training: name, source (FOLDERS), material, record
     DEST/materials.npy   one row a material: name, record
     DEST/records.npy     one row a record: shard, offset, bytes, length and CRC-32 of its header
     DEST/<column>.npy    optional: something small of every sample entry, a row each, as in samples.npy (`COLUMNS`)
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from neuropbr_dist.data.files.entries import SOURCES
+from neuropbr_dist.data.files.entries import CURRICULA
 from neuropbr_dist.data.packed.records import LARGEST_SIDE
 from neuropbr_dist.data.packed.shards import REPACK, Place, used_bytes
 from neuropbr_dist.errors import UserError
@@ -38,7 +38,7 @@ HEAD = "packed.json"
 SHARDS = "shards"
 JOURNAL = "journal.jsonl"
 INDEX_FILES = ("samples.npy", "materials.npy", "records.npy")
-FOLDERS = SOURCES[1]
+FOLDERS = CURRICULA[1]
 """The column `source` of `samples.npy` counts in it."""
 
 COLUMNS: dict[str, tuple[np.dtype, tuple[int, ...]]] = {"cameras": (np.dtype("<f4"), (3, ENCODED))}
@@ -117,7 +117,7 @@ def write_index(
     A set that is visible with another index is not while this writes.
 
     Args:
-        entries: (name, source, material) in the order of training.
+        entries: (name, renders, material) in the order of training.
         views: places of their views.
         maps: material to the place of its maps; also of materials that no entry names.
         columns: name to an array with a row for each entry; see `COLUMNS`.
@@ -154,8 +154,8 @@ def _tables(
 ) -> dict[str, np.ndarray]:
     materials = {material: row for row, material in enumerate(maps)}
     rows = [
-        (name.encode(), FOLDERS.index(source), materials[material], row)  # type: ignore[arg-type]
-        for row, (name, source, material) in enumerate(entries)
+        (name.encode(), FOLDERS.index(renders), materials[material], row)  # type: ignore[arg-type]
+        for row, (name, renders, material) in enumerate(entries)
     ]
     named = [(material.encode(), len(entries) + row) for material, row in materials.items()]
     stored = [(place.shard.encode(), *place[1:]) for place in places]

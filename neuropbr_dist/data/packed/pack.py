@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from neuropbr_dist.data.cameras import NOT_KNOWN
 from neuropbr_dist.data.files.entries import Sample
-from neuropbr_dist.data.files.judge import judge
 from neuropbr_dist.data.files.layout import Index, subfolders
+from neuropbr_dist.data.files.picture_check import inspect_picture
 from neuropbr_dist.data.files.verify import (
     Picture,
-    Report,
     Stamp,
+    Verification,
     index_all,
     picture_at,
     pictures_of,
@@ -85,7 +85,7 @@ def pack(
     columns: Columns = cameras_of,
     progress: bool = True,
     shard_bytes: int = SHARD_BYTES,
-) -> Report:
+) -> Verification:
     """Pack all clean and dirty entries; goes on with what an interrupted call has left in `dest`.
 
     The caller sees to it that nobody else packs into `dest` at the same time (`RunLock`).
@@ -98,7 +98,7 @@ def pack(
             A set that is packed already gets the new ones, and keeps its pictures.
 
     Returns:
-        What `verify` would report. The set is packed if it is clean, or with `skip_faulty`.
+        What `verify` would find. The set is packed if it is clean, or with `skip_faulty`.
 
     Raises:
         UserError: as `verify`; `dest` holds something else; it can't be written to (disk full:
@@ -107,7 +107,7 @@ def pack(
     dest = Path(dest)
     index = index_all(input_dir, output_dir, metadata_path)
     tasks = _tasks(index)
-    claim(dest)
+    prepare_folder(dest)
     if (dest / HEAD).exists():
         read_head(dest)  # of another format version?
     origin = {
@@ -125,16 +125,16 @@ def pack(
     elif len(done) < len(tasks):
         PackedIndex(dest).check_shards()  # a lost one is no other picture
         raise UserError(_HOLDS_ANOTHER.format(dest))
-    findings = {
-        picture: finding
+    checks = {
+        picture: check
         for task in tasks
-        for picture, finding in zip(task.pictures, done[task.name].findings, strict=True)
+        for picture, check in zip(task.pictures, done[task.name].checks, strict=True)
     }
-    report = summarise(index, findings)
-    if report.clean or skip_faulty:
-        packed = _finish(dest, index, report, done, columns, conventions)
+    verification = summarise(index, checks)
+    if verification.clean or skip_faulty:
+        packed = _finish(dest, index, verification, done, columns, conventions)
         _write_split(dest, validation, packed)
-    return report
+    return verification
 
 
 def _tasks(index: Index) -> list[Task]:
@@ -162,7 +162,7 @@ def _maps_of(material: str) -> str:
     return f"maps:{material}"
 
 
-def claim(dest: Path) -> None:
+def prepare_folder(dest: Path) -> None:
     """Make `dest`, unless it holds somebody's files: nothing is written among them.
 
     Raises:
@@ -207,20 +207,20 @@ def _open_writer(folder: Path, attempt: int, shard_bytes: int) -> None:
 
 
 def _pack(task: Task, conventions: Conventions) -> tuple[list[Stamp], Done]:
-    """Decode, judge and write, in a working process. The stamps are from before the reading."""
+    """Decode, inspect and write, in a working process. The stamps are from before the reading."""
     stamps = task.stamps
-    findings, pictures = [], []
+    checks, pictures = [], []
     for picture in task.pictures:
-        finding, pixels = judge(*picture)
-        findings.append(finding)
-        if pixels is not None and not finding.fault:
+        check, pixels = inspect_picture(*picture)
+        checks.append(check)
+        if pixels is not None and not check.fault:
             pictures.append(conventions.converted(picture[1], pixels))
     sound = len(pictures) == len(task.pictures) and len({picture.shape[1:] for picture in pictures}) == 1
     if task.array is None or not sound:
-        return stamps, Done(findings, None)
+        return stamps, Done(checks, None)
     assert _writer is not None
     array = np.stack(pictures) if task.array == "views" else np.concatenate(pictures)
-    return stamps, Done(findings, _writer.append({task.array: array}))
+    return stamps, Done(checks, _writer.append({task.array: array}))
 
 
 def _next_attempt(folder: Path) -> int:
@@ -243,17 +243,17 @@ def _drop_unused(dest: Path, done: Iterable[Done]) -> None:
 def _finish(
     dest: Path,
     index: Index,
-    report: Report,
+    verification: Verification,
     done: dict[str, Done],
     columns: Columns,
     conventions: Conventions,
 ) -> frozenset[str]:
     """Leave out faulty samples and make the rest visible; return the materials that are packed."""
-    faulty = set(report.faulty_samples)
+    faulty = set(verification.faulty_samples)
     samples = [sample for sample in index.samples if sample.name not in faulty]
     materials = {sample.material for sample in samples} | (index.materials.keys() - faulty)
     if not materials:
-        raise UserError(f"{dest}: every {report.what} has a fault; nothing was packed")
+        raise UserError(f"{dest}: every {verification.what} has a fault; nothing was packed")
     views = [done[_views_of(sample)] for sample in samples]
     maps = {material: done[_maps_of(material)] for material in sorted(materials)}
     origin = _origin(samples, views, maps, conventions)
@@ -261,11 +261,11 @@ def _finish(
         raise UserError(_HOLDS_ANOTHER.format(dest))
     write_index(
         dest,
-        [(sample.name, sample.source, sample.material) for sample in samples],
+        [(sample.name, sample.renders, sample.material) for sample in samples],
         [_place(result) for result in views],
         {material: _place(result) for material, result in maps.items()},
         columns(samples),
-        sides=[finding.side for result in (*views, *maps.values()) for finding in result.findings],
+        sides=[check.side for result in (*views, *maps.values()) for check in result.checks],
         origin=origin,
     )
     _drop_unused(dest, [*views, *maps.values()])
@@ -293,10 +293,8 @@ def _origin(
     """Return a hash of the decoded pixels, the names they go by, and how they were converted."""
     digest = hashlib.sha256(str(conventions).encode())
     for sample, pictures in zip(samples, views, strict=True):
-        contents = [finding.content for finding in (*pictures.findings, *maps[sample.material].findings)]
-        digest.update(json.dumps([sample.name, sample.source, sample.material, contents]).encode())
+        contents = [check.content for check in (*pictures.checks, *maps[sample.material].checks)]
+        digest.update(json.dumps([sample.name, sample.renders, sample.material, contents]).encode())
     for material in () if samples else maps:
-        digest.update(
-            json.dumps([material, [finding.content for finding in maps[material].findings]]).encode()
-        )
+        digest.update(json.dumps([material, [check.content for check in maps[material].checks]]).encode())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuropbr_dist.data.files.judge import Finding, is_finding
+from neuropbr_dist.data.files.picture_check import PictureCheck, is_picture_check
 from neuropbr_dist.data.files.verify import STAMP, Stamp
 from neuropbr_dist.data.packed.index import HEAD, JOURNAL, SHARDS, VERSION
 from neuropbr_dist.data.packed.shards import REPACK, Place
@@ -24,7 +24,7 @@ from neuropbr_dist.kinds import fits
 class Done:
     """The outcome of a task. It has no place if a picture has a fault."""
 
-    findings: list[Finding]
+    checks: list[PictureCheck]
     place: Place | None
 
 
@@ -57,7 +57,7 @@ class Progress:
             # After a power cut the journal may name what the disk never got.
             lost = place is not None and sizes.get(place.shard, 0) < place.offset + place.nbytes
             if not lost and wanted.get(line["task"]) == [tuple(one) for one in line["stamps"]]:
-                done[line["task"]] = Done([Finding(**finding) for finding in line["findings"]], place)
+                done[line["task"]] = Done([PictureCheck(**check) for check in line["checks"]], place)
         return done
 
     def note(self, task: str, stamps: list[Stamp], done: Done) -> None:
@@ -66,8 +66,8 @@ class Progress:
         Raises:
             UserError: It can't be written (disk full, say).
         """
-        findings = [vars(finding) for finding in done.findings]
-        self._lines.append({"task": task, "stamps": stamps, "findings": findings, "place": done.place})
+        checks = [vars(check) for check in done.checks]
+        self._lines.append({"task": task, "stamps": stamps, "checks": checks, "place": done.place})
 
     def _begin(self, begun: dict[str, Any]) -> None:
         if (self.dest / HEAD).exists():
@@ -98,13 +98,13 @@ def _is_line(line: Any) -> bool:
         return False
     if "version" in line:
         return {"input_dir", "output_dir"} < line.keys()
-    kinds = {"task": str, "stamps": list, "findings": list, "place": (str, int, int, int, int)}
+    kinds = {"task": str, "stamps": list, "checks": list, "place": (str, int, int, int, int)}
     line = line if line.get("place") is not None else {**line, "place": ["", 0, 0, 0, 0]}
     return (
         fits(line, kinds)
         and all(fits(stamp, STAMP) for stamp in line["stamps"])
-        and all(map(is_finding, line["findings"]))
-        and len(line["findings"]) == len(line["stamps"])
+        and all(map(is_picture_check, line["checks"]))
+        and len(line["checks"]) == len(line["stamps"])
         and min(line["place"][1:]) >= 0
         and max(line["place"][3:]) < 2**32  # as the index holds them
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from neuropbr_dist.data.cameras import NOT_KNOWN
 from neuropbr_dist.data.files.decode import resize
-from neuropbr_dist.data.files.entries import SOURCES
+from neuropbr_dist.data.files.entries import CURRICULA
 from neuropbr_dist.data.packed.index import FOLDERS, SHARDS, PackedIndex
 from neuropbr_dist.data.packed.records import level_sides
 from neuropbr_dist.data.packed.shards import Record, ShardReader
@@ -23,14 +23,14 @@ class PackedEntry(NamedTuple):
     """A sample from one of its render folders."""
 
     name: str
-    source: str
+    renders: str
     material: str
     row: int
     """Row of the entry in `samples.npy`, and in every column."""
 
     @property
     def key(self) -> str:
-        return f"{self.source}/{self.name}"
+        return f"{self.renders}/{self.name}"
 
 
 class PackedEntries(Sequence[PackedEntry]):
@@ -43,12 +43,12 @@ class PackedEntries(Sequence[PackedEntry]):
         return len(self._samples)
 
     def __getitem__(self, row: int) -> PackedEntry:  # type: ignore[override]
-        name, source, material, _ = self._samples[row].item()
-        return PackedEntry(name.decode(), FOLDERS[source], self._materials["name"][material].decode(), row)
+        name, renders, material, _ = self._samples[row].item()
+        return PackedEntry(name.decode(), FOLDERS[renders], self._materials["name"][material].decode(), row)
 
     def of(self, curriculum: int) -> Subset[PackedEntry]:
         """Return those of a render curriculum."""
-        chosen = [FOLDERS.index(folder) for folder in SOURCES[curriculum]]
+        chosen = [FOLDERS.index(folder) for folder in CURRICULA[curriculum]]
         return Subset(self, np.flatnonzero(np.isin(self._samples["source"], chosen)))
 
 
@@ -145,7 +145,7 @@ class PackedSource(Source):
             held = f"{others} of the other kind" if others else f"{materials} materials without renders"
             raise UserError(
                 f"{self.folder}: no samples for data.render_curriculum = {curriculum} "
-                f"({' or '.join(SOURCES[curriculum])} renders); it holds {held}"
+                f"({' or '.join(CURRICULA[curriculum])} renders); it holds {held}"
             )
 
     def __reduce__(self) -> tuple[Any, ...]:

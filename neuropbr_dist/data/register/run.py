@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from neuropbr_dist.data.cameras import CAMERAS_FILE, Cameras, SampleCameras, read_cameras, write_cameras
 from neuropbr_dist.data.files.decode import read_picture
-from neuropbr_dist.data.files.entries import Sample, Source
+from neuropbr_dist.data.files.entries import Renders, Sample
 from neuropbr_dist.data.files.layout import index_set, list_faults
 from neuropbr_dist.data.files.verify import check_writable
 from neuropbr_dist.data.register.mixups import mixed_up
-from neuropbr_dist.data.register.report import Report
+from neuropbr_dist.data.register.registration import Registration
 from neuropbr_dist.data.register.search import Prior, Settings
 from neuropbr_dist.data.register.sheet import write_sheet
 from neuropbr_dist.data.register.threads import one_thread_each
@@ -48,7 +48,7 @@ def register(
     overwrite: bool = False,
     workers: int = 1,
     progress: bool = True,
-) -> Report:
+) -> Registration:
     """Find each view's camera and write the set's camera file.
 
     Args:
@@ -85,7 +85,7 @@ def register(
         write_cameras(to, _merged(kept, outcomes, wrap))
         write_sheet(sheet, jobs, outcomes, wrap)
         work.journal.path.unlink(missing_ok=True)
-    return Report(outcomes, remarks)
+    return Registration(outcomes, remarks)
 
 
 class _Work:
@@ -170,9 +170,9 @@ def _jobs(samples: Sequence[Sample], kept: Mapping[str, SampleCameras]) -> list[
         by_name.setdefault(sample.name, []).append(sample)
     jobs = []
     for name, entries in by_name.items():
-        views: dict[Source, tuple[Path, ...]] = {entry.source: entry.views for entry in entries}  # type: ignore[misc]
+        views: dict[Renders, tuple[Path, ...]] = {entry.renders: entry.views for entry in entries}  # type: ignore[misc]
         old = kept.get(name)
-        known = {source: old.of(source) for source in views} if old else {}
+        known = {renders: old.of(renders) for renders in views} if old else {}
         jobs.append(Job(name, entries[0].material, entries[0].maps, views, known))
     return jobs
 
@@ -183,9 +183,9 @@ def _merged(
     """Return the new file's content: samples that this set hasn't stay, too."""
     merged = dict(kept)
     for outcome in outcomes:
-        views: dict[Source, Cameras] = {
-            source: tuple(view.camera for view in views)
-            for source, views in outcome.views.items()  # type: ignore[misc]
+        views: dict[Renders, Cameras] = {
+            renders: tuple(view.camera for view in views)
+            for renders, views in outcome.views.items()  # type: ignore[misc]
         }
         if len(views) == 2 and all(map(_equal, views["clean"], views["dirty"])):
             views["clean"] = tuple(map(_surer, views["clean"], views.pop("dirty")))

@@ -66,8 +66,8 @@ Cell = tuple[np.ndarray, tuple[int, int, int] | str]
 
 def _row(job: Job, outcome: Outcome, wrap: bool) -> list[Cell]:
     cells: list[Cell] = [(_thumb(job.maps[0]), "white")]
-    for source, paths in job.views.items():
-        for path, view in zip(paths, outcome.views[source], strict=True):
+    for renders, paths in job.views.items():
+        for path, view in zip(paths, outcome.views[renders], strict=True):
             cells.append((_rectified(path, view, wrap), _colour(view)))
     return cells
 
@@ -104,7 +104,7 @@ def _title(outcome: Outcome) -> str:
     def told(views: Iterable[ViewOutcome]) -> str:
         return " ".join("-" if view.map_to_view is None else f"{view.confidence:.2f}" for view in views)
 
-    parts: Mapping[str, str] = {source: told(views) for source, views in outcome.views.items()}
+    parts: Mapping[str, str] = {renders: told(views) for renders, views in outcome.views.items()}
     return f"{outcome.name}  {outcome.material}   " + "   ".join(
-        f"{source} {text}" for source, text in parts.items()
+        f"{renders} {text}" for renders, text in parts.items()
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 from neuropbr_dist.data.cameras import Cameras
 from neuropbr_dist.data.files.decode import read_picture
-from neuropbr_dist.data.files.entries import SOURCES, VIEW_FILES, Source
+from neuropbr_dist.data.files.entries import CURRICULA, VIEW_FILES, Renders
 from neuropbr_dist.data.register.pose import Pose, error_on_map
 from neuropbr_dist.data.register.pyramid import Bytes, ViewPyramid
 from neuropbr_dist.data.register.search import COARSE, Found, Material, Search, Settings
@@ -37,9 +37,9 @@ class Job:
     name: str
     material: str
     maps: tuple[Path, ...]
-    views: Mapping[Source, tuple[Path, ...]]
+    views: Mapping[Renders, tuple[Path, ...]]
     """Picture files of the views, by folder."""
-    known: Mapping[Source, Cameras] = field(default_factory=dict)
+    known: Mapping[Renders, Cameras] = field(default_factory=dict)
     """Cameras that are kept, by folder; None for a view that is looked for."""
 
     def key(self) -> list[list[int]]:
@@ -83,7 +83,7 @@ class Outcome:
     name: str
     material: str
     key: list[list[int]]
-    views: dict[Source, list[ViewOutcome]]
+    views: dict[Renders, list[ViewOutcome]]
     """Outcomes of the views by folder, three each."""
     remarks: list[str] = field(default_factory=list)
     """Sentences about the sample as a whole."""
@@ -95,7 +95,7 @@ class Outcome:
     @staticmethod
     def of_line(line: dict[str, Any]) -> Outcome:
         """Return the outcome that `line` made the JSON of."""
-        views = {source: [ViewOutcome(**view) for view in views] for source, views in line["views"].items()}
+        views = {renders: [ViewOutcome(**view) for view in views] for renders, views in line["views"].items()}
         return Outcome(line["name"], line["material"], line["key"], views, line["remarks"])
 
     @property
@@ -126,8 +126,8 @@ def is_line(value: Any) -> bool:
     if fits(value, {"call": dict}):
         return True
     return fits(value, {"prior": str, "outcome": _OUTCOME}) and all(
-        source in SOURCES[1] and len(views) == len(VIEW_FILES) and all(map(_is_view, views))
-        for source, views in value["outcome"]["views"].items()
+        renders in CURRICULA[1] and len(views) == len(VIEW_FILES) and all(map(_is_view, views))
+        for renders, views in value["outcome"]["views"].items()
     )
 
 
@@ -158,18 +158,18 @@ def register_sample(job: Job) -> Outcome:
         material = _material(job.maps, _settings.wrap)
     except UserError as error:
         views = {
-            source: [ViewOutcome(reason=str(error)) for _ in paths] for source, paths in job.views.items()
+            renders: [ViewOutcome(reason=str(error)) for _ in paths] for renders, paths in job.views.items()
         }
         return Outcome(job.name, job.material, key, views)
     outcome = Outcome(job.name, job.material, key, {})
     poses: dict[int, Pose] = {}
-    for source, paths in job.views.items():
+    for renders, paths in job.views.items():
         pictures = [_read(path) for path in paths]
         if copies := _copies(pictures):
-            outcome.remarks.append(f"{copies} of its {source} views are the same picture")
-        known = job.known.get(source, (None,) * len(paths))
-        outcome.views[source] = [
-            _view_outcome(material, picture, camera, poses, number, f"{job.name}/{source}/{number}")
+            outcome.remarks.append(f"{copies} of its {renders} views are the same picture")
+        known = job.known.get(renders, (None,) * len(paths))
+        outcome.views[renders] = [
+            _view_outcome(material, picture, camera, poses, number, f"{job.name}/{renders}/{number}")
             for number, (picture, camera) in enumerate(zip(pictures, known, strict=True))
         ]
     return outcome

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neuropbr_dist.data.augment import Augmentation
 from neuropbr_dist.data.batch import Rendering
-from neuropbr_dist.data.files.entries import SOURCES
+from neuropbr_dist.data.files.entries import CURRICULA
 from neuropbr_dist.data.rendered import draws
 from neuropbr_dist.data.rendered.changes import unchanged
 from neuropbr_dist.data.rendered.materials import Materials
@@ -31,21 +31,21 @@ class RenderedEntry(NamedTuple):
     """A material, the number of its repeat, and whether the scene is dirty."""
 
     name: str
-    source: str
+    renders: str
     material: str
     number: int
     """The material's place in its set."""
 
     @property
     def key(self) -> str:
-        return f"{self.source}/{self.name}"
+        return f"{self.renders}/{self.name}"
 
 
 class RenderedEntries(Sequence[RenderedEntry]):
     """Material by material, repeat by repeat, clean before dirty; each is made when it is asked for."""
 
     def __init__(self, materials: Sequence[str], repeats: int, curriculum: int) -> None:
-        self._materials, self._repeats, self._folders = materials, repeats, SOURCES[curriculum]
+        self._materials, self._repeats, self._folders = materials, repeats, CURRICULA[curriculum]
 
     def __len__(self) -> int:
         return len(self._materials) * self._repeats * len(self._folders)
@@ -96,7 +96,7 @@ class RenderedSource(Source):
     def scene(self, entry: RenderedEntry, epoch: int | None = None) -> draws.Scene:
         """Return the scene of an entry in an epoch; None: when it isn't trained on."""
         count = 0 if self.environments is None else len(self.environments)
-        dirty = entry.source == "dirty"
+        dirty = entry.renders == "dirty"
         return draws.scene(self.seed, epoch, entry.name, dirty=dirty, environments=count)
 
     def draw(
@@ -135,7 +135,7 @@ class RenderedSource(Source):
         """Return views of the scene that an entry has when it isn't trained on, rendered here, and the maps."""
         scene, maps = self.scene(entry), self.maps(entry)
         encoded, cameras, keys = (torch.from_numpy(part)[None] for part in scene)
-        rendering = Rendering(encoded, cameras, keys, dirty=entry.source == "dirty")
+        rendering = Rendering(encoded, cameras, keys, dirty=entry.renders == "dirty")
         _, views = Renderer(self.environments)(decode_maps(torch.from_numpy(maps)[None]), None, rendering)
         return quantise(views[0].numpy()), maps
 

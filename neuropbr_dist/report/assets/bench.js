@@ -3,11 +3,9 @@
 
 const TURN = 40; // degrees a second
 
-/** `canvases`: elements; `controls`: {light, play, engine}. Returns {setMaterials}. */
+/** `canvases`: elements; `controls`: {light, play}. Returns {setMaterials}. Needs WebGL. */
 function makeBench(canvases, controls, bench) {
-  const makeShader = hasWebGL() ? glShader : canvasShader;
   const shaders = canvases.map((canvas) => makeShader(canvas, bench));
-  controls.engine.textContent = `Shaded by ${shaders[0].kind}: GGX, as the built-in materials are.`;
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   let angle = Number(controls.light.value); // exact: the slider rounds it
   let lamp = orbit(angle), playing = !still, shown = [], visible = true, wanted = false;

@@ -83,6 +83,8 @@ function errorAt(channels, a, b, p) {
   return (360 / Math.PI) * half;
 }
 
+function clamp(value) { return value < 0 ? 0 : value > 1 ? 1 : value; }
+
 function heatColour(share) {
   const i = 3 * Math.round(255 * clamp(share));
   return [DATA.heat[i], DATA.heat[i + 1], DATA.heat[i + 2]];
@@ -129,7 +131,9 @@ function showMaterial() {
   element("material").hidden = samples.length === 0;
   element("no-material").hidden = samples.length > 0;
   if (samples.length === 0) return;
-  const bench = makeBench([element("relit-pred"), element("relit-true")], { light: element("light"), play: element("play"), engine: element("engine") }, DATA.bench);
+  const lit = hasWebGL();
+  element("material").classList.toggle("unlit", !lit);
+  const bench = lit && makeBench([element("relit-pred"), element("relit-true")], { light: element("light"), play: element("play") }, DATA.bench);
   const slider = element("epoch");
   let sample, cards, asked = 0;
 
@@ -139,7 +143,7 @@ function showMaterial() {
     slider.setAttribute("aria-valuetext", element("when").textContent);
     const [pred, truth] = await Promise.all([decode(look.maps, size), sample.true ? decode(sample.true, size) : null]);
     if (turn !== asked) return; // the slider has moved on
-    bench.setMaterials([pred, truth]);
+    if (lit) bench.setMaterials([pred, truth]);
     for (const card of cards) {
       paintMap(card.pred, pred, card.channels);
       if (!truth) continue;

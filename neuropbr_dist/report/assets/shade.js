@@ -1,6 +1,6 @@
 "use strict";
 // A material on a bench under one lamp and a grey sky: the shading model of the built-in materials
-// (GGX, height-correlated Smith, Schlick, Lambert; a split-sum sky), once for WebGL and once for a 2D canvas.
+// (GGX, height-correlated Smith, Schlick, Lambert; a split-sum sky), in WebGL.
 // A material is {size: [width, height], channels: [8 Uint8Arrays]}: albedo R, G, B in sRGB, roughness,
 // metallic, normal X, Y, Z as (n + 1) / 2.
 
@@ -60,12 +60,7 @@ void main() {
   gl_FragColor = vec4(encoded(clamp(light * exposure, 0.0, 1.0)), 1.0);
 }`;
 
-function toLinear(c) { return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; }
-const LINEAR = Float32Array.from({ length: 256 }, (_, i) => toLinear(i / 255));
-const ENCODED = Uint8ClampedArray.from({ length: 4097 }, (_, i) => {
-  const c = i / 4096;
-  return 255 * (c <= 0.0031308 ? c * 12.92 : 1.055 * c ** (1 / 2.4) - 0.055) + 0.5 | 0;
-});
+const LINEAR = Float32Array.from({ length: 256 }, (_, i) => i <= 10 ? i / 255 / 12.92 : ((i / 255 + 0.055) / 1.055) ** 2.4);
 
 /** Light that the material itself sends up to reflections that point below it: [r, g, b]. */
 function groundOf(material, bench) {
@@ -77,14 +72,14 @@ function groundOf(material, bench) {
   });
 }
 
-/** Whether fragments are shaded in 32-bit floats; asked of a canvas of its own, as one that had WebGL has no 2D. */
+/** Whether this browser shades fragments in 32-bit floats. */
 function hasWebGL() {
   const gl = document.createElement("canvas").getContext("webgl");
   return gl !== null && gl.getShaderPrecisionFormat(gl.FRAGMENT_SHADER, gl.HIGH_FLOAT).precision >= 23;
 }
 
-/** Shades on the GPU. */
-function glShader(canvas, bench) {
+/** Returns {setMaterial, draw}. */
+function makeShader(canvas, bench) {
   const gl = canvas.getContext("webgl", { preserveDrawingBuffer: true, antialias: false });
   const program = gl.createProgram();
   for (const [kind, source] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
@@ -113,7 +108,6 @@ function glShader(canvas, bench) {
     return unit;
   });
   return {
-    kind: "WebGL",
     setMaterial(material) {
       const [width, height] = material.size, c = material.channels;
       [canvas.width, canvas.height] = [width, height];
@@ -133,78 +127,3 @@ function glShader(canvas, bench) {
     },
   };
 }
-
-/** The same on the processor. What doesn't depend on the lamp is worked out once. */
-function canvasShader(canvas, bench) {
-  const context = canvas.getContext("2d");
-  let picture, fixed;
-  const STRIDE = 16; // normal, n·v, alpha, metallic, f0, diffuse and the sky's light, each in RGB
-  return {
-    kind: "2D canvas",
-    setMaterial(material) {
-      const [width, height] = material.size, c = material.channels;
-      [canvas.width, canvas.height] = [width, height];
-      picture = context.createImageData(width, height);
-      fixed = new Float32Array(STRIDE * width * height);
-      const ground = groundOf(material, bench), m = bench.irradiance;
-      for (let p = 0; p < width * height; p++) {
-        const px = ((p % width) + 0.5) / width - 0.5, py = 0.5 - (Math.floor(p / width) + 0.5) / height;
-        let nx = c[5][p] / 127.5 - 1, ny = c[6][p] / 127.5 - 1, nz = c[7][p] / 127.5 - 1;
-        const length = Math.hypot(nx, ny, nz);
-        nx /= length; ny /= length; nz /= length;
-        const away = Math.hypot(px, py, bench.cameraHeight), vx = -px / away, vy = -py / away, vz = bench.cameraHeight / away;
-        const dot = nx * vx + ny * vy + nz * vz, nv = Math.max(dot, 1e-3);
-        const roughness = Math.max(c[3][p] / 255, 0.045), metallic = c[4][p] / 255, alpha = roughness * roughness;
-        const mirrored = 2 * dot * nz - vz;
-        const above = clamp(0.5 + mirrored / (0.18 + 1.4 * alpha)), sky = bench.horizon + (bench.zenith - bench.horizon) * clamp(mirrored);
-        const grazing = Math.min((1 - roughness) ** 2, 2 ** (-9.28 * nv)) * (1 - roughness) + 0.0425 - 0.0275 * roughness;
-        const received = Math.max(0,
-          m[0] * nx * nx + m[5] * ny * ny + m[10] * nz * nz + 2 * (m[1] * nx * ny + m[2] * nx * nz + m[6] * ny * nz) +
-          2 * (m[3] * nx + m[7] * ny + m[11] * nz) + m[15]);
-        const at = STRIDE * p;
-        fixed.set([nx, ny, nz, nv, alpha, metallic], at);
-        for (let i = 0; i < 3; i++) {
-          const albedo = LINEAR[c[i][p]], f0 = 0.04 + (albedo - 0.04) * metallic, diffuse = albedo * (1 - metallic) / Math.PI;
-          const response = f0 * (-1.04 * grazing + 1.04 - 0.572 * roughness) + 1.04 * grazing - 0.04 + 0.022 * roughness;
-          const seen = ground[i] + (sky - ground[i]) * above;
-          fixed[at + 6 + i] = f0;
-          fixed[at + 9 + i] = diffuse;
-          fixed[at + 12 + i] = seen * response + received * diffuse * (1 - response);
-        }
-      }
-    },
-    draw([lx, ly, lz]) {
-      const { width, height, data } = picture;
-      for (let p = 0; p < width * height; p++) {
-        const at = STRIDE * p, nx = fixed[at], ny = fixed[at + 1], nz = fixed[at + 2], nv = fixed[at + 3], alpha = fixed[at + 4];
-        const px = ((p % width) + 0.5) / width - 0.5, py = 0.5 - (Math.floor(p / width) + 0.5) / height;
-        const inverse = 1 / Math.sqrt(px * px + py * py + bench.cameraHeight * bench.cameraHeight);
-        const vx = -px * inverse, vy = -py * inverse, vz = bench.cameraHeight * inverse;
-        let x = lx - px, y = ly - py, z = lz;
-        const squared = x * x + y * y + z * z, distance = Math.sqrt(squared);
-        x /= distance; y /= distance; z /= distance;
-        const nl = Math.max(nx * x + ny * y + nz * z, 0);
-        let hx = x + vx, hy = y + vy, hz = z + vz;
-        const length = Math.sqrt(hx * hx + hy * hy + hz * hz);
-        hx /= length; hy /= length; hz /= length;
-        const nh = Math.max(nx * hx + ny * hy + nz * hz, 0), vh = Math.max(vx * hx + vy * hy + vz * hz, 0);
-        const wide = Math.min(alpha + bench.lampRadius / 2 / distance, 1), a2 = alpha * alpha;
-        const d = nh * nh * (wide * wide - 1) + 1;
-        const smith = nl * Math.sqrt(nv * nv * (1 - a2) + a2) + nv * Math.sqrt(nl * nl * (1 - a2) + a2);
-        const shine = (a2 / (Math.PI * d * d)) * 0.5 / Math.max(smith, 1e-6), schlick = (1 - vh) ** 5, received = bench.intensity * nl / squared;
-        for (let i = 0; i < 3; i++) {
-          const f0 = fixed[at + 6 + i], fresnel = f0 + (1 - f0) * schlick;
-          const light = fixed[at + 12 + i] + (fresnel * shine + (1 - fresnel) * fixed[at + 9 + i]) * received;
-          const value = light * bench.exposure;
-          data[4 * p + i] = value < 1 ? (value < 0.02 ? encode(value) : ENCODED[(value * 4096 + 0.5) | 0]) : 255;
-        }
-        data[4 * p + 3] = 255;
-      }
-      context.putImageData(picture, 0, 0);
-    },
-  };
-}
-
-function clamp(value) { return value < 0 ? 0 : value > 1 ? 1 : value; }
-/** Near black the table's steps are wider than the picture's. */
-function encode(c) { return (255 * (c <= 0.0031308 ? c * 12.92 : 1.055 * c ** (1 / 2.4) - 0.055) + 0.5) | 0; }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,37 +13,35 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
+from benchmarks.judging import (
+    all_shifted,
+    as_they_are,
+    cameras_of,
+    evaluate,
+    held_out,
+    jittered,
+    judged_sets,
+    one_missing,
+    predict,
+    thumbnail,
+)
 from benchmarks.runs import ms_per_step
-from neuropbr_dist.config import DataConfig, LossConfig, TransformConfig
-from neuropbr_dist.data.alignment import Alignment, known, shift
+from neuropbr_dist.config import TransformConfig
 from neuropbr_dist.data.builtin.cache import sample_cameras
 from neuropbr_dist.data.device import normalise_views
-from neuropbr_dist.data.open import open_source, split_entries
-from neuropbr_dist.data.sources import Source
 from neuropbr_dist.inference import load_generator
 from neuropbr_dist.inference.generator import InferenceGenerator
-from neuropbr_dist.inference.predict import resolve_precision
 from neuropbr_dist.materials.channels import as_stored
-from neuropbr_dist.materials.decoding import decode_maps
 from neuropbr_dist.materials.rectify import rectify
 from neuropbr_dist.monitor.run_logs import HISTORY, run_log
-from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
 from neuropbr_dist.training.facts import device_name, versions
 
-BATCH = 8
-SHIFT = 4 / 512
-"""Of every view, in a direction of its own, as a share of its side."""
 SHOWN, CELL, LABEL = 6, 112, 16
 COLUMNS = (
     ("albedo_mae", "albedo", 4), ("roughness_mae", "roughness", 4), ("metallic_mae", "metallic", 4),
     ("normal_angle_mean", "normals, °", 2), ("albedo_ssim", "SSIM of the albedo", 3),
 )  # fmt: skip
-
-Encoded = np.ndarray
-Change = Callable[[Encoded, str], list[Encoded]]
-"""An entry's cameras (3, 14) and its key -> the cameras that it is judged with, one or several."""
 
 
 @dataclass
@@ -81,106 +78,13 @@ def judge(name: str, folder: Path, real: Sequence[str] | None, samples: Sequence
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_generator(folder).to(device)
     found = Judged(name, model, run_log(folder, HISTORY).read()[0], ms_per_step(folder))
-    sets: dict[str, tuple[Source, Sequence[Any]]] = {"held-out built-ins": held_out(model)}
-    if real is not None:
-        other, all_of_it = with_cameras(real, model.config.data.image_size)
-        if samples:
-            sets["real, named samples"] = other, [entry for entry in all_of_it if entry.name in samples]
-        sets["real, all with cameras"] = other, all_of_it
-    for where, (source, entries) in sets.items():
+    for where, (source, entries) in judged_sets(model, real, samples).items():
         found.rows[where] = evaluate(model, source, entries, as_they_are)
         if model.on_plane:
             found.rows[f"{where}, a view missing"] = evaluate(model, source, entries, one_missing)
             found.rows[f"{where}, jittered by up to 4/512"] = evaluate(model, source, entries, jittered)
             found.rows[f"{where}, each shifted by 4/512"] = evaluate(model, source, entries, all_shifted)
     return found
-
-
-def held_out(model: InferenceGenerator) -> tuple[Source, Sequence[Any]]:
-    """The run's own validation samples."""
-    cfg = model.config
-    source = open_source(cfg.data, cfg.training.seed)
-    return source, split_entries(source, cfg.data, cfg.model.align, cfg.training.seed)[1]
-
-
-def with_cameras(real: Sequence[str], size: int | None) -> tuple[Source, list[Any]]:
-    """Another set's clean samples of which a view has a camera."""
-    data = DataConfig(input_dir=real[0], output_dir=real[1], image_size=size)
-    source = open_source(data, 0)
-    return source, [e for e in source.entries if known(source.cameras(e), data.min_confidence).any()]
-
-
-# -- what is done to cameras ---------------------------------------------------------------
-
-
-def as_they_are(cameras: Encoded, _key: str) -> list[Encoded]:
-    """No change."""
-    return [cameras]
-
-
-def one_missing(cameras: Encoded, _key: str) -> list[Encoded]:
-    """Each of the views missing once; of one alone none is."""
-    views = np.flatnonzero(known(cameras, 0))
-    if len(views) < 2:
-        return [cameras]
-    return [np.where(np.arange(len(cameras))[:, None] == view, np.float32(0), cameras) for view in views]
-
-
-def jittered(cameras: Encoded, key: str) -> list[Encoded]:
-    """As in training with `data.camera_jitter = 4/512`: every view by up to that, in a direction of its own; three draws."""
-    alignment = Alignment(min_confidence=0, jitter=SHIFT)
-    return [alignment.of(cameras, draw, key) for draw in range(3)]
-
-
-def all_shifted(cameras: Encoded, key: str) -> list[Encoded]:
-    """Every view by `SHIFT`, in a direction that the key says."""
-    moved, rng = cameras.copy(), np.random.default_rng(list(key.encode()))
-    for camera in moved:
-        angle = rng.uniform(0, 2 * math.pi)
-        shift(camera, SHIFT * math.cos(angle), SHIFT * math.sin(angle))
-    return [moved]
-
-
-# -- metrics -------------------------------------------------------------------------------
-
-
-def evaluate(
-    model: InferenceGenerator, source: Source, entries: Sequence[Any], change: Change
-) -> dict[str, float]:
-    """Metrics over entries, each as often as `change` gives cameras for it."""
-    device = next(model.parameters()).device
-    sums = MetricSums(ReconstructionLoss(LossConfig()), device)
-    jobs = [(entry, cameras) for entry in entries for cameras in cameras_of(model, source, entry, change)]
-    for i in range(0, len(jobs), BATCH):
-        pred, maps = predict(
-            [entry for entry, _ in jobs[i : i + BATCH]], [c for _, c in jobs[i : i + BATCH]], model, source
-        )
-        sums.update(pred, maps)
-    return sums.result()
-
-
-def cameras_of(model: InferenceGenerator, source: Source, entry: Any, change: Change) -> list[Encoded | None]:
-    """None for a network that takes views as they are."""
-    alignment = Alignment.of_run(model.config, training=False)
-    if alignment is None:
-        return [None]
-    return list(change(alignment.of(source.cameras(entry), 0, entry.key), entry.key))
-
-
-@torch.no_grad()
-def predict(
-    entries: Sequence[Any], cameras: Sequence[Encoded | None], model: InferenceGenerator, source: Source
-) -> tuple[Tensor, Tensor]:
-    """Predicted and true maps (B, 8, S, S) on the model's device."""
-    device = next(model.parameters()).device
-    loaded = [source.load(entry) for entry in entries]
-    views, maps = (torch.from_numpy(np.stack(pictures)).to(device) for pictures in zip(*loaded, strict=True))
-    rows = [row for row in cameras if row is not None]
-    ready = model.prepare(views, torch.from_numpy(np.stack(rows)) if rows else None)
-    bf16 = resolve_precision("auto", device) == "bf16"
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        pred = model(ready)
-    return pred.float(), decode_maps(maps)
 
 
 def rectification_ms(sides: Sequence[tuple[int, int]] = ((2048, 1), (256, 8))) -> dict[str, float]:
@@ -253,9 +157,9 @@ def picture(found: Sequence[Judged], path: Path) -> None:
         views = torch.from_numpy(np.array(source.load(entry)[0]))
         known_cameras = torch.from_numpy(source.cameras(entry))
         seen = after.model.seen(views, known_cameras if after.model.on_plane else None)
-        cells = [as_image(views[0] / 255), as_image(seen[0] / 255)]
+        cells = [thumbnail(views[0] / 255, CELL), thumbnail(seen[0] / 255, CELL)]
         for part in (slice(0, 3), slice(3, 4), slice(5, 8)):
-            cells += [as_image(maps[i, part].expand(3, -1, -1)) for maps in predicted]
+            cells += [thumbnail(maps[i, part].expand(3, -1, -1), CELL) for maps in predicted]
         rows.append(np.hstack(cells))
     names = [*(one.name for one in shown_runs), "true"]
     titles = [
@@ -269,9 +173,3 @@ def picture(found: Sequence[Judged], path: Path) -> None:
         draw.text((i * CELL + 2, 2), title, fill="black", font=ImageFont.load_default(10))
     sheet.paste(Image.fromarray(np.vstack(rows)), (0, LABEL))
     sheet.save(path)
-
-
-def as_image(values: Tensor) -> np.ndarray:
-    """(3, H, W) in [0, 1] -> (CELL, CELL, 3) uint8."""
-    pixels = (values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return np.asarray(Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.BOX))

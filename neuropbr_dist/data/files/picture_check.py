@@ -22,7 +22,7 @@ NORMAL_MEAN_SLACK = 0.25
 
 
 @dataclass(frozen=True)
-class Finding:
+class PictureCheck:
     """Result of decoding one picture."""
 
     side: int = 0
@@ -33,28 +33,28 @@ class Finding:
     note: str = ""
 
 
-def is_finding(value: object) -> bool:
-    """Return whether a value read from JSON holds the fields of a `Finding`."""
+def is_picture_check(value: object) -> bool:
+    """Return whether a value read from JSON holds the fields of a `PictureCheck`."""
     return fits(value, {"side": int, "content": str, "fault": str, "note": str})
 
 
-def judge(path: Path, role: Role) -> tuple[Finding, np.ndarray | None]:
+def inspect_picture(path: Path, role: Role) -> tuple[PictureCheck, np.ndarray | None]:
     """Decode one picture and look at its pixels; None where it can't be read."""
     try:
         pixels = read_picture(path, role)
     except UserError as error:
-        return Finding(fault=str(error)), None
+        return PictureCheck(fault=str(error)), None
     fault = normals_fault(pixels) if role == "normal" else ""
     if role == "albedo" and looks_like_normals(pixels):
         fault = "looks swapped: an albedo map that holds unit normals"
     flat = role != "normal" and bool((pixels == pixels[:, :1, :1]).all())
-    finding = Finding(
+    check = PictureCheck(
         side=pixels.shape[1],
         content=blake2b(pixels.data, digest_size=16).hexdigest(),
         fault=f"{path}: {fault}" if fault else "",
         note=f"{path}: one value throughout ({', '.join(map(str, pixels[:, 0, 0]))})" if flat else "",
     )
-    return finding, pixels
+    return check, pixels
 
 
 def normals_fault(pixels: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Report of an import, which map was taken from which file: a table for the terminal and a file, and pictures."""
+"""ImportSummary of an import, which map was taken from which file: a table for the terminal and a file, and pictures."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Row:
     about: Mapping[str, Any] = field(default_factory=dict)
     """Licence, source, …"""
     validation: bool | None = None
-    """Whether it is on the validation side of its source's split; None: that has none."""
+    """Whether it is on the validation side of its library's split; None: that has none."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """All that an import did. `str(report)` is the table that a person reads."""
+class ImportSummary:
+    """All that an import did. `str(summary)` is the table that a person reads."""
 
     rows: list[Row]
     strays: list[str]
@@ -83,7 +83,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return row.name, str(row.side), folder or "-", *files, "; ".join(row.notes)
 
 
-def write_report(report: Report, dest: Path, strips: Path) -> None:
+def write_summary(summary: ImportSummary, dest: Path, strips: Path) -> None:
     """Write the table and the contact sheets.
 
     Args:
@@ -92,5 +92,5 @@ def write_report(report: Report, dest: Path, strips: Path) -> None:
     Raises:
         OSError: they can't be written.
     """
-    write_text(dest / TABLE, f"{report}\n")
-    write_sheets(dest, [(row.name, strips / f"{row.name}.jpg") for row in report.imported])
+    write_text(dest / TABLE, f"{summary}\n")
+    write_sheets(dest, [(row.name, strips / f"{row.name}.jpg") for row in summary.imported])

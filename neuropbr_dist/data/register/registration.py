@@ -1,4 +1,4 @@
-"""Report of a registration: a table by material, and a sentence for each thing that a person should look at."""
+"""The registration of a set: a table by material, and a sentence for each thing that a person should look at."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _HEAD = ("material", "samples", "views", "found", "doubtful", "not found", "corr
 
 
 @dataclass(frozen=True)
-class Report:
-    """All that was found. `str(report)` is the table that a person reads."""
+class Registration:
+    """All that was found. `str(registration)` is the table that a person reads."""
 
     outcomes: list[Outcome]
     """Outcomes by sample name."""
@@ -59,13 +59,13 @@ def _sentences(outcome: Outcome) -> list[str]:
     """Return a sentence for each view that isn't found, or one for all where all have the same reason."""
     who = f"{outcome.name} ({outcome.material})"
     found = [f"{who}: {remark}" for remark in outcome.remarks]
-    for source, views in outcome.views.items():
+    for renders, views in outcome.views.items():
         reasons = [view.reason for view in views]
         if reasons[0] and len(set(reasons)) == 1:
-            found.append(f"{who}, {source} views: {_state(views[0])}: {reasons[0]}")
+            found.append(f"{who}, {renders} views: {_state(views[0])}: {reasons[0]}")
             continue
         found += [
-            f"{who}, {source} view {number}: {_state(view)}: {view.reason}"
+            f"{who}, {renders} view {number}: {_state(view)}: {view.reason}"
             for number, view in enumerate(views)
             if view.reason
         ]

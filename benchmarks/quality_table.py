@@ -1,0 +1,224 @@
+"""Judgement of `quality.py`'s runs, and its page and picture."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from benchmarks.judging import (
+    as_they_are,
+    cameras_of,
+    evaluate,
+    evaluate_constant,
+    held_out,
+    judged_sets,
+    one_missing,
+    predict,
+    thumbnail,
+)
+from benchmarks.runs import ms_per_step
+from neuropbr_dist.data.open import open_source, split_entries
+from neuropbr_dist.inference import load_generator
+from neuropbr_dist.inference.generator import InferenceGenerator
+from neuropbr_dist.materials.channels import MAP_SLICES, as_stored
+from neuropbr_dist.monitor.run_logs import HISTORY, METRICS, run_log
+from neuropbr_dist.training.baseline import mean_maps
+from neuropbr_dist.training.facts import device_name, versions
+
+COLUMNS = (
+    ("albedo_mae", "albedo", 4), ("roughness_mae", "roughness", 4), ("metallic_mae", "metallic", 4),
+    ("normal_angle_mean", "normals, °", 2), ("albedo_ssim", "SSIM of the albedo", 3),
+    ("relit_rmse", "re-rendered RMSE", 3), ("relit_ssim", "re-rendered SSIM", 3),
+)  # fmt: skip
+RIVALS = (("train/D_loss", "D loss"), ("train/G_gan_loss", "adversarial loss of G"))
+MEAN = "mean maps, flat normals"
+SHOWN, CELL, LABEL = 5, 128, 18
+
+
+@dataclass
+class Result:
+    """One finished run and how good it is."""
+
+    name: str
+    """VARIANT-SEED."""
+    folder: Path
+    model: InferenceGenerator
+    rows: dict[str, dict[str, float]]
+    """What it is judged on -> metrics (`MetricSums.result`)."""
+    baseline: dict[str, dict[str, float]]
+    """What it is judged on -> metrics of the training set's mean maps, whose normals are flat."""
+
+    @property
+    def variant(self) -> str:
+        return self.name.rsplit("-", 1)[0]
+
+    @property
+    def ms(self) -> float:
+        """Median of a step."""
+        return ms_per_step(self.folder)
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """The run's first line in `history.jsonl`."""
+        return run_log(self.folder, HISTORY).read()[0]
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        return run_log(self.folder, METRICS).read()
+
+    def last(self, name: str) -> float | None:
+        """The last logged value of this name."""
+        found = [line[name] for line in self.lines if name in line]
+        return float(found[-1]) if found else None
+
+
+def judged(name: str, folder: Path, real: Sequence[str] | None, samples: Sequence[str] | None) -> Result:
+    """Judge a run's newest weights, and mean maps beside them; see `judged_sets`."""
+    model = load_generator(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    sets = judged_sets(model, real, samples)
+    rows = {where: evaluate(model, *there, as_they_are) for where, there in sets.items()}
+    if model.on_plane:
+        rows |= {
+            f"{where}, a view missing": evaluate(model, *there, one_missing) for where, there in sets.items()
+        }
+    mean = mean_of_training_set(model)
+    baseline = {where: evaluate_constant(mean, *there) for where, there in sets.items()}
+    return Result(name, folder, model, rows, baseline)
+
+
+def mean_of_training_set(model: InferenceGenerator) -> Tensor:
+    """The mean maps (8, 1, 1) of what the run was trained on."""
+    cfg = model.config
+    source = open_source(cfg.data, cfg.training.seed)
+    train, _ = split_entries(source, cfg.data, cfg.model.align, cfg.training.seed)
+    return mean_maps(source, train)
+
+
+# -- page ----------------------------------------------------------------------------------
+
+
+def quality_page(
+    results: Sequence[Result], argv: Sequence[str], variants: Mapping[str, Sequence[str]]
+) -> str:
+    """Markdown: what ran, and a table for each thing that the runs are judged on."""
+    first, start = results[0], results[0].start
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    names = list(dict.fromkeys(one.variant for one in results))
+    lines = [
+        "# How good the maps get\n",
+        f"- **Hardware**: {device_name(device)}",
+        f"- **Software**: {', '.join(f'{name} {version}' for name, version in versions().items())}",
+        f"- **Command**: `python launch/benchmark.py quality {shlex.join(argv)}`",
+        f"- **Data**: {start['source']}; {start['train_samples']} entries to train on, {start['image_size']} px; "
+        f"batch {start['global_batch']}",
+        f"- **Network**: {network_of(first.model)}, {start['parameters']['generator'] / 1e6:.1f} M parameters",
+        "- Mean absolute errors of maps in [0, 1], mean angle between normals, SSIM; × flat: the angle over that of flat",
+        "  normals; re-rendered: radiance under 16 fixed lamps, in log space; the last weights\n",
+        *variants_table(results),
+    ]
+    for where in first.rows:
+        lines += [f"\n## {where[0].upper()}{where[1:]}\n", *table(results, where)]
+    lines += [
+        "\n## Variants\n",
+        *(f"- `{name}`: {' '.join(variants[name]) or 'as it is'}" for name in names),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def network_of(model: InferenceGenerator) -> str:
+    """What was trained, in a few words."""
+    m = model.config.model
+    encoder = m.encoder_backbone if m.encoder_type == "resnet" else f"U-Net encoder {m.encoder_channels}"
+    return f"{encoder}, transformer {m.transformer_dim} wide, {m.transformer_depth} deep"
+
+
+def variants_table(results: Sequence[Result]) -> list[str]:
+    """A row a run: how long it trained, and how the GAN's two sides stood in the end."""
+    rows = [["run", "steps", "ms a step", *(title for _, title in RIVALS)]]
+    for one in results:
+        rivals = [one.last(name) for name, _ in RIVALS]
+        shown = ["" if value is None else f"{value:.3f}" for value in rivals]
+        rows.append([one.name, f"{one.model.step:,}", f"{one.ms:.1f}", *shown])
+    return markdown(rows)
+
+
+def table(results: Sequence[Result], where: str) -> list[str]:
+    """A row a run, one for each variant's mean over its seeds, and the mean maps'."""
+    rows = [["run", *(title for _, title, _ in COLUMNS), "× flat"]]
+    baseline = results[0].baseline[where.removesuffix(", a view missing")]
+    flat = baseline["normal_angle_mean"]
+    rows.append(row_of(MEAN, baseline, flat))
+    for variant in dict.fromkeys(one.variant for one in results):
+        those = [one for one in results if one.variant == variant]
+        rows += [row_of(one.name, one.rows[where], flat) for one in those]
+        if len(those) > 1:
+            means = {name: statistics.fmean(one.rows[where][name] for one in those) for name, _, _ in COLUMNS}
+            rows.append(row_of(f"**{variant}, mean**", means, flat))
+    return markdown(rows)
+
+
+def row_of(label: str, metrics: Mapping[str, float], flat: float) -> list[str]:
+    """The cells of a row of `table`."""
+    cells = [f"{metrics[name]:.{digits}f}" for name, _, digits in COLUMNS]
+    return [label, *cells, f"{metrics['normal_angle_mean'] / flat:.2f}"]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table; the first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+
+
+# -- picture -------------------------------------------------------------------------------
+
+
+def picture(results: Sequence[Result], path: Path) -> None:
+    """Held-out built-in materials, one below the other: what the network sees, the true maps, and every run's."""
+    source, entries = held_out(results[0].model)
+    entries = list(entries[:SHOWN])
+    cameras = [cameras_of(results[0].model, source, entry, as_they_are)[0] for entry in entries]
+    columns = [("view", views_of(results[0].model, source, entries))]
+    for one in results:
+        pred, true = predict(
+            entries, [row if one.model.on_plane else None for row in cameras], one.model, source
+        )
+        columns += [("true", maps_of(true))] if len(columns) == 1 else []
+        columns.append((one.name, maps_of(pred)))
+    width = sum(cells[0].shape[1] for _, cells in columns)
+    sheet = Image.new("RGB", (width, LABEL + CELL * len(entries)), "white")
+    draw, left = ImageDraw.Draw(sheet), 0
+    for label, cells in columns:
+        draw.text((left + 3, 2), label, fill="black", font=ImageFont.load_default(11))
+        sheet.paste(Image.fromarray(np.vstack(cells)), (left, LABEL))
+        left += cells[0].shape[1]
+    sheet.save(path, quality=88)
+
+
+def views_of(model: InferenceGenerator, source: Any, entries: Sequence[Any]) -> list[np.ndarray]:
+    """Each entry's first view as the network sees it."""
+    found = []
+    for entry in entries:
+        views = torch.from_numpy(np.array(source.load(entry)[0]))
+        cameras = torch.from_numpy(source.cameras(entry)) if model.on_plane else None
+        found.append(thumbnail(model.seen(views, cameras)[0] / 255, CELL))
+    return found
+
+
+def maps_of(maps: Tensor) -> list[np.ndarray]:
+    """Each material's four maps (B, 8, S, S) beside each other."""
+    stored = as_stored(maps).cpu()
+    return [
+        np.hstack([thumbnail(one[part].expand(3, -1, -1), CELL) for part in MAP_SLICES.values()])
+        for one in stored
+    ]
