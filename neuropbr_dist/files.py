@@ -12,7 +12,7 @@ import stat
 import tokenize
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -101,14 +101,19 @@ def move_folder(folder: Path, place: Path) -> None:
     os.replace(folder, place)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that were killed have left in a folder. For the only process that writes there.
+def remove_leftovers(folder: Path, suffixes: Collection[str] | None = None, *, deep: bool = False) -> None:
+    """Delete what writers that were killed have left in a folder. For the only process that writes such files there.
+
+    Args:
+        suffixes: of the files whose writers are meant; None: all, folders too.
+        deep: in the folders below it, too.
 
     Raises:
         OSError: it can't be deleted.
     """
-    for path in folder.glob(".*"):
-        if _TEMPORARY.fullmatch(path.name):
+    for path in sorted((folder.rglob if deep else folder.glob)(".*")):  # a folder before what is in it
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and os.path.lexists(path) and (suffixes is None or (found[1] or "") in suffixes):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -142,6 +147,12 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def realpath(path: Path) -> Path:
+    """Return where a path leads, links followed; of links that lead in a circle, the path itself, where
+    `Path.resolve` raises before Python 3.13."""
+    return Path(os.path.realpath(path))
 
 
 def check_links(folder: Path) -> None:

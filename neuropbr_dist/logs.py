@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 SILENT = logging.CRITICAL + 1
 
@@ -16,23 +18,40 @@ class ConsoleHandler(logging.Handler):
     bar: Any = None
     """The `tqdm` bar that is up, if one is; whoever puts it up says so here."""
     outlive = False
-    """A stdout that is gone (`| head` has ended, the log's disk is full) is said once on stderr, not raised."""
+    """A stdout that is gone (`| head` has ended, the log's disk is full, the terminal is closed) is said once on stderr,
+    not raised."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
         if record.levelno >= logging.WARNING:
             text = f"{record.levelname}: {text}"
-        try:
+        with self.writing():
             if self.bar is not None:
                 self.bar.write(text, file=sys.stdout)
             else:
                 print(text, flush=True)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Guard whatever writes to stdout, lines or the bar; see `outlive`."""
+        try:
+            yield
         except OSError as error:
             if not self.outlive:
                 raise
             self.bar = None
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is in the old one's buffer can't be flushed at the exit
-            print(f"stdout: {error}; the run goes on and says no more here", file=sys.stderr, flush=True)
+            _drop(sys.stdout)
+            try:
+                print(f"stdout: {error}; the run goes on and says no more here", file=sys.stderr, flush=True)
+            except OSError:  # a closed terminal is both
+                _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Let all that is written to a stream go nowhere from now on, also what its buffer still holds."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 CONSOLE = ConsoleHandler()

@@ -29,6 +29,7 @@ from neuropbr_dist.checkpoint import (
     write,
 )
 from neuropbr_dist.checkpoint import clear as clear_run
+from neuropbr_dist.checkpoint.folders import temporary_name
 from neuropbr_dist.errors import UserError
 from tests.support.damage import Payload, rewrite_manifest
 from tests.support.disks import remount, small_disk
@@ -498,6 +499,8 @@ def test_a_state_of_another_kind_falls_back(tmp_path):
 
 def test_a_folder_is_tried_out_before_it_is_needed(tmp_path, monkeypatch):
     save_step(tmp_path, 1)
+    for name in (step_name(2), "probe"):  # of lives that were killed before they had saved
+        (tmp_path / temporary_name(name)).mkdir()
     check_folder(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", step_name(1)]
     (tmp_path / "latest").unlink()
@@ -516,6 +519,25 @@ def test_a_folder_is_tried_out_before_it_is_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "symlink_to", refused)
     with pytest.raises(UserError, match=r"no symbolic link can be made here .*--checkpoint-dir"):
         check_folder(tmp_path)
+
+
+def test_a_save_without_room_for_its_names_is_there(tmp_path):
+    """No file can be made any more, as where a file system's inodes are used up."""
+    with small_disk(tmp_path / "disk", "1m,nr_inodes=9") as folder:  # root, a folder, five files, a name
+        save_step(folder, 1)
+        shutil.rmtree(folder / step_name(1))
+        (folder / "another").touch()
+        with pytest.raises(
+            UserError, match=r"step_00000002 was saved, but its names weren't made: .*latest: .*No space"
+        ):
+            save_step(folder, 2)
+        assert sorted(path.name for path in folder.iterdir()) == ["another", "latest", step_name(2)]
+        with pytest.raises(UserError, match=r"disk: can't be written to: No space left"):
+            check_folder(folder)
+        remount(folder, "nr_inodes=20")
+        check_folder(folder)
+        with open_newest(folder) as checkpoint:
+            assert_holds(checkpoint, 2)
 
 
 def test_a_folder_that_was_moved_away_is_not_made_anew(tmp_path):

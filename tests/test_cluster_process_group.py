@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from neuropbr_dist.cluster.process_group import expand_segments, record_collecti
 from neuropbr_dist.errors import UserError
 from tests.support.distributed import run
 from tests.support.forked import call
+from tests.support.said import assert_names
 
 ALONE = Environment(launcher="none")
 SECOND_OF_TWO = Environment(launcher="torchrun", rank=1, world_size=2, local_rank=1, local_world_size=2)
@@ -163,3 +165,22 @@ def test_who_waits_says_for_whom(monkeypatch, capfd):
     refused = pytest.raises(UserError, match=r"can't meet the others at node1:20007: in use; .*MASTER_PORT")
     with refused, said_to_wait(env, 10):
         raise RuntimeError("in use")
+
+
+def test_a_stranger_at_the_port_is_not_waited_for_without_end():
+    """It takes the connection and says nothing: torch waits on, whatever its limit."""
+    code = (
+        "import sys, torch\n"
+        "from neuropbr_dist.cluster import detect, process_group\n"
+        "sys.modules[process_group.__module__].GIVE_UP_S = 1\n"
+        "with process_group(detect(), torch.device('cpu'), 0.02):\n"
+        "    pass\n"
+    )
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        port = stranger.getsockname()[1]
+        ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+        done = call(code, env={**ranks, "MASTER_PORT": str(port)})
+    assert done.code == 2
+    assert_names(done.err.strip(), ["rank 1: error: ", f"127.0.0.1:{port}", "no answer", "MASTER_PORT"])

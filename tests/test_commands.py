@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from neuropbr_dist.commands import COMMANDS, data, main
 from tests.support.distributed import ROOT
+from tests.support.forked import call
 
 NAMES = [
     words
@@ -53,6 +55,26 @@ def test_a_name_that_is_none_is_refused_with_those_that_are(words, capsys):
     said = capsys.readouterr().err
     table = data.COMMANDS if words[:1] == ["data"] else COMMANDS
     assert f"{{{','.join(table.commands)}}}" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "error: a/b: Permission denied\n"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "Traceback"),
+    ],
+)
+def test_a_file_that_the_system_refuses_is_one_line(error, said):
+    """Wherever nobody has said it better."""
+    program = (
+        "from neuropbr_dist.commands.entry import entry\n"
+        "@entry\n"
+        f"def run(argv, prog): raise {type(error).__name__}{(*error.args, *filter(None, [error.filename]))}\n"
+        "run()\n"
+    )
+    done = call(program)
+    assert done.code == (1 if said == "Traceback" else 2) and said in done.err
 
 
 def test_a_launcher_s_rank_may_come_before_the_name():

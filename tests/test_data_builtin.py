@@ -250,6 +250,17 @@ def test_cache_that_cannot_be_written_is_named(tmp_path, workers):
         BuiltinCache(tmp_path / "file", seed=1, size=16).fill([0, 1], workers=workers)
 
 
+def test_cache_that_breaks_in_use_is_named(tmp_path):
+    """What a loader process raises must be a person's to mend: a run that gets it saves first."""
+    cache = BuiltinCache(tmp_path, seed=1, size=16)
+    cache.fill([0])
+    for path in tmp_path.rglob("*.npy"):
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(UserError, match=r"can't keep built-in materials there: .*Is a directory"):
+        cache.maps(0)
+
+
 def test_cache_misses_what_is_asked_for_alone(tmp_path):
     cache = BuiltinCache(tmp_path, seed=1, size=16)
     cache.fill([0], kinds=["clean"])

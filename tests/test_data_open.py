@@ -172,9 +172,9 @@ def test_what_one_rank_meets_ends_all(cfg, tmp_path):
     assert pack(*folders, tmp_path / "packed", progress=False).clean
     cfg.data.input_dir, cfg.data.output_dir = map(str, folders)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "headers-1.json").write_text("{")
-    assert "headers-1.json: not a cache of picture headers" in open_on_two(cfg)
-    (tmp_path / "run" / "headers-1.json").unlink()
+    (tmp_path / "run" / "headers-1.json").mkdir()
+    assert "headers-1.json: can't be written" in open_on_two(cfg)
+    (tmp_path / "run" / "headers-1.json").rmdir()
     broken = folders[0] / "clean/sample_0001/2.png"
     broken.write_bytes(broken.read_bytes()[:-5])
     assert "nothing was trained" in open_on_two(cfg) and str(broken) in open_on_two(cfg)

@@ -115,13 +115,28 @@ def test_a_material_is_stored_once(packed):
     assert len({(record["name"], record["offset"]) for record in records}) == 16
 
 
-def test_a_spawned_process_maps_the_index_itself(packed):
+def test_a_spawned_process_reads_the_index_itself(packed):
     source = PackedSource(packed, 2, 20)
     text = pickle.dumps(source)
     assert len(text) < 400
     again = pickle.loads(text)
     assert again.size == 20 and [e.key for e in again.entries] == [e.key for e in source.entries]
-    assert isinstance(again.set.index.samples, np.memmap)
+    assert not again.set.index.samples.flags.writeable
+
+
+def test_what_is_cut_after_it_was_opened_is_an_error_not_the_end(packed, tmp_path):
+    """Of a memory map the process would end by SIGBUS."""
+    folder = shutil.copytree(packed, tmp_path / "set")
+    source = PackedSource(folder, 2, 20)
+    keys = [entry.key for entry in source.entries]
+    for table in folder.glob("*.npy"):
+        os.truncate(table, 0)
+    assert [entry.key for entry in source.entries] == keys and source.cameras(source.entries[0]).size
+    source.load(source.entries[0])
+    for shard in (folder / "shards").iterdir():
+        os.truncate(shard, 100)
+    with pytest.raises(UserError, match="truncated"):
+        source.load(source.entries[1])
 
 
 # -- levels --------------------------------------------------------------------------------

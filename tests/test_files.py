@@ -221,6 +221,17 @@ def test_what_a_killed_writer_left_can_be_removed(tmp_path):
     assert names(tmp_path) == [".hidden.tmp", "wood"]
 
 
+def test_only_what_is_meant_is_removed(tmp_path):
+    left = f".{'0' * 32}.tmp"
+    (tmp_path / "wood" / left / left).mkdir(parents=True)  # a folder in a folder
+    (tmp_path / f"{left}.html").touch()
+    (tmp_path / f"{left}.yaml").touch()
+    remove_leftovers(tmp_path, (".yaml", ""))
+    assert names(tmp_path) == [f"{left}.html", "wood"] and names(tmp_path / "wood") == [left]
+    remove_leftovers(tmp_path, deep=True)
+    assert names(tmp_path) == ["wood"] and names(tmp_path / "wood") == []
+
+
 def test_durable_flushes_the_file_before_the_rename_and_the_folder_after(tmp_path, monkeypatch):
     calls = []
 

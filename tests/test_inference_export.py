@@ -33,6 +33,14 @@ def expected(run):
     return load_generator(run)(some_views()[None])
 
 
+def test_nothing_is_written_into_a_checkpoint(run, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run", symlinks=True)
+    for write in (export_inference, consolidate):
+        with pytest.raises(UserError, match=r"lies in a checkpoint.*outside of .*step_"):
+            write(run, run / "latest" / "model.safetensors")
+    assert check(run)
+
+
 @pytest.mark.parametrize("out", ["model.safetensors", "folder"])
 def test_inference_file_loads_in_three_lines(run, expected, tmp_path, capsys, out):
     export(["inference", str(run), str(tmp_path / out)])

@@ -27,6 +27,7 @@ from neuropbr_dist.inference.pictures import maps_to_16_bit
 from neuropbr_dist.inference.run import Request, open_inputs
 from neuropbr_dist.inference.samples import OpenedSet, SetPlace, SetSamples
 from neuropbr_dist.monitor import maps_to_images
+from tests.support.disks import small_disk
 from tests.support.forked import call
 from tests.support.material_files import save, write_set, write_views
 from tests.support.trained_run import METADATA, SIZE, trained_run
@@ -157,6 +158,23 @@ def test_data_set_that_lies_elsewhere_now(run, tmp_path, capsys):
     assert "clean/only, one (split unknown), 32 px" in capsys.readouterr().out
     with pytest.raises(UserError, match="no such folder; say by --data-output-dir"):
         infer_to(tmp_path / "out", "--checkpoint", run, "--data-output-dir", tmp_path / "none")
+
+
+def test_results_go_nowhere_into_the_set(run, tmp_path):
+    """A material's folder holds files of the names that are written."""
+    folders = write_set(tmp_path / "set", {"sample_0000": "wood"}, size=SIZE)
+    data = ["--data-input-dir", folders[0], "--data-output-dir", folders[1]]
+    (tmp_path / "link").symlink_to(folders[1] / "wood")
+    for out in (folders[1] / "wood", folders[0] / "{name}", tmp_path / "link"):
+        with pytest.raises(UserError, match=r"lies in the data set .*name a folder outside"):
+            infer_to(out, "--checkpoint", run, *data)
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(run, tmp_path):
+    with small_disk(tmp_path / "disk", "16k") as folder:
+        with pytest.raises(UserError, match=r"\.png: can't be written: No space left on device"):
+            infer_to(folder / "out", "--checkpoint", run, "--size", "256")
+        assert not list(folder.rglob(".*"))
 
 
 def test_own_renders_are_taken_alphabetically_at_the_runs_size(run, tmp_path, capsys):

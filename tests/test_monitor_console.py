@@ -47,23 +47,24 @@ def shown():
 def test_a_stdout_that_is_gone_is_said_once_and_training_goes_on(monkeypatch, capsys, shown):
     """As behind `| head`, or with a full disk under the log."""
 
-    class Gone:
-        def write(self, _text):
-            raise BrokenPipeError(32, "Broken pipe")
+    def gone():
+        read, write = os.pipe()
+        os.close(read)
+        return open(write, "w")
 
-        def isatty(self):
-            return False
-
-    monkeypatch.setattr("sys.stdout", Gone())
+    monkeypatch.setattr("sys.stdout", gone())
     shown.info("one")
     shown.info("two")
     assert (
         capsys.readouterr().err == "stdout: [Errno 32] Broken pipe; the run goes on and says no more here\n"
     )
     to_console()
-    monkeypatch.setattr("sys.stdout", Gone())
+    unread = gone()
+    monkeypatch.setattr("sys.stdout", unread)
     with pytest.raises(BrokenPipeError):  # other commands end there
         shown.info("three")
+    with pytest.raises(BrokenPipeError):
+        unread.close()
 
 
 def test_a_warning_says_that_it_is_one_and_other_ranks_are_silent(capsys, shown):

@@ -11,8 +11,11 @@ import torch
 from benchmarks.compiling_row import Compiled
 from neuropbr_dist.training.step import gan_step
 from tests.support.code_generation import no_code_generation
+from tests.support.disks import small_disk
 from tests.support.distributed import run
+from tests.support.forked import call
 from tests.support.parity import Case, Row, networks, objective, rank_batch
+from tests.support.said import assert_names
 
 PHASES = ("gan off", "validation", "gan off", "validation", "gan on", "validation", "gan on", "gan off")
 SINGLE = Row(engine="single", world=1, compile=True, accumulation=2)
@@ -73,3 +76,23 @@ def test_nothing_is_compiled_after_a_phases_first_step(norm, recompute):
 def test_an_engine_changes_nothing_about_it(row):
     for found in run(2, f"{__name__}:frames_after_each_step", case=TINY, row=replace(row, compile=True)):
         assert found == alone(TINY, row.recompute)
+
+
+def test_a_full_disk_under_the_compilers_files_is_one_line(tmp_path):
+    program = (
+        "import torch\n"
+        "from neuropbr_dist.errors import UserError\n"
+        "from neuropbr_dist.parallel.blocks import compiled, compiler_files\n"
+        "try:\n"
+        "    with compiler_files():\n"
+        "        compiled(lambda x: x.sin() + 1)(torch.ones(64))\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    with small_disk(tmp_path / "disk", "8k") as folder:
+        (folder / "all").write_bytes(bytes(8192))
+        done = call(program, env={"TORCHINDUCTOR_CACHE_DIR": str(folder), "TMPDIR": str(folder)})
+    assert done.code == 0, done.err
+    assert_names(
+        done.out.strip(), ["torch.compile can't write its files", "No space left", "training.compile=off"]
+    )

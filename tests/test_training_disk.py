@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.drills.kill import WAIT_S, newest_step, saves, wait_until
-from tests.support.disks import remount, small_disk
+from tests.support.disks import real_disk, remount, repair, small_disk
 from tests.support.train_runs import Launch, command, start
 
 pytestmark = [
@@ -66,6 +66,17 @@ def test_full_disk(disk):
     assert_ended(launch, disk / "run", "No space left on device")
     remount(disk, "size=8m")
     assert_goes_on(disk / "run")
+
+
+def test_a_disk_fails_and_turns_read_only(tmp_path):
+    """What Linux does with a file system of which a write has failed; files that weren't flushed may be empty then."""
+    with real_disk(tmp_path / "disk") as disk:
+        launch = started(disk / "run")
+        remount(disk, "abort")
+        assert_ended(launch, disk / "run", "was ")
+        repair(disk)
+        (disk / "run" / "headers-0.json").write_bytes(b"")
+        assert_goes_on(disk / "run")
 
 
 def test_a_file_outgrows_what_is_allowed(tmp_path):

@@ -3,14 +3,17 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
+from neuropbr_dist.checkpoint import open_newest
 from neuropbr_dist.config import TrainConfig, with_fields
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference import consolidate, export_inference, load_generator
 from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.training.first_weights import FirstWeights
+from tests.support.damage import rewrite_manifest
 from tests.support.tiny import MODEL
 from tests.support.train_runs import (
     SINGLE_PROCESS_SAVES,
@@ -136,5 +139,12 @@ def test_it_is_said_in_one_line_what_is_wrong(tmp_path):
     assert nothing.code == 2 and "no such checkpoint or folder" in nothing.err
     copy = tmp_path / "copy"
     shutil.copytree(whole_run(), copy, symlinks=True)
+    save = open_newest(copy)
+    for shard in save.path.glob("shard*"):
+        shard.write_bytes(np.full(shard.stat().st_size // 4, np.nan, np.float32).tobytes())
+    save.close()
+    rewrite_manifest(save.path)
+    black = command(*words, "--checkpoint-dir", tmp_path / "run", "--init-from", save.path)
+    assert black.code == 2 and "are not finite" in black.err
     both = command("--checkpoint-dir", copy, "--resume", copy, "--init-from", whole_run())
     assert both.code == 2 and "a run that goes on has its own weights" in both.err

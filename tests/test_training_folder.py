@@ -28,6 +28,26 @@ def test_starting_into_a_folder_that_holds_a_run(stopped):
     assert sorted(path.name for path in stopped.iterdir()) == before
 
 
+@pytest.mark.parametrize("name", ["latest", "step_00000005", "latest/another"])
+def test_a_run_does_not_begin_in_a_checkpoint(stopped, name):
+    """`--checkpoint-dir RUN/latest` for RUN: a lock more in it would make the newest save a damaged one."""
+    for words in (["--resume", "auto"], ["--overwrite"]):
+        ended = run(stopped / name, *words)
+        assert ended.code == 2 and "lies in a checkpoint" in ended.err, ended
+    assert state(stopped)["step"] == 5
+
+
+def test_a_start_removes_what_killed_ones_were_writing(stopped):
+    left = f".{'0' * 32}.tmp"
+    views = next((stopped / "looks").rglob("view_0.png")).parent
+    page = stopped / f"{left}.html"  # somebody may be writing it just now
+    for path in (stopped / f"{left}.yaml", page, views / f"{left}.png"):
+        path.touch()
+    (views / left).mkdir()
+    assert resume(stopped, "--stop-after-epochs", "2").code == 0
+    assert list(stopped.rglob(".*")) == [page]
+
+
 def test_overwrite_starts_anew(uninterrupted, stopped):
     assert run(stopped, "--overwrite", training__save_every_n_epochs=2).code == 0
     assert_same_run(uninterrupted, stopped)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import select
 import shutil
 import signal
 import time
@@ -18,6 +20,7 @@ from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.resume import check_asked
 from neuropbr_dist.training.state import Progress
 from tests.drills.kill import wait_until
+from tests.support.forked import TRAIN, Launch
 from tests.support.slurm import Gate
 from tests.support.train_runs import (
     SINGLE_PROCESS_SAVES,
@@ -130,6 +133,40 @@ def test_a_signal_saves_and_the_run_goes_on(ten_epochs, tmp_path, number):
     assert marker.read_text().strip() == number.name
     assert resume(tmp_path / "cut").code == 0
     assert not marker.exists()
+    assert_same_run(ten_epochs, tmp_path / "cut")
+
+
+ON_A_TERMINAL = """
+import os, sys
+os.setsid()
+terminal = os.open(os.environ["TERMINAL"], os.O_RDWR)
+for descriptor in range(3):
+    os.dup2(terminal, descriptor)
+sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
+"""
+
+
+def test_a_closed_terminal_saves_and_the_run_goes_on(ten_epochs, tmp_path):
+    """Not the signal alone: from then on nothing can be written to stdout nor to stderr."""
+    ours, theirs = pty.openpty()
+    words = [
+        "--checkpoint-dir",
+        str(tmp_path / "cut"),
+        *tiny_words(training__epochs=10, training__log_samples=True),
+    ]
+    launch = Launch(words, env={"TERMINAL": os.ttyname(theirs)}, program=ON_A_TERMINAL + TRAIN)
+    shown = b""
+    while len(logged_samples(tmp_path / "cut")) < 3:
+        assert launch.process.is_alive(), shown
+        if select.select([ours], [], [], 0.01)[0]:
+            shown += os.read(ours, 1 << 16)
+    os.close(theirs)
+    os.close(ours)
+    assert launch.wait().code == 0
+    done = len(logged_samples(tmp_path / "cut"))
+    assert state(tmp_path / "cut")["step"] == done < 25
+    assert (tmp_path / "cut" / "requeue").read_text().strip() == "SIGHUP"
+    assert resume(tmp_path / "cut").code == 0
     assert_same_run(ten_epochs, tmp_path / "cut")
 
 

@@ -16,6 +16,7 @@ than what it left behind.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -25,14 +26,15 @@ import uuid
 from pathlib import Path
 
 from neuropbr_dist.checkpoint.lock import FileLock
-from neuropbr_dist.checkpoint.manifest import MANIFEST, MOST, Damaged, read_manifest
+from neuropbr_dist.checkpoint.manifest import MANIFEST, MOST, TENSORS, Damaged, read_manifest
 from neuropbr_dist.checkpoint.verify import verify
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import check_links, sync
+from neuropbr_dist.files import check_links, realpath, sync
 
 log = logging.getLogger(__name__)
 
 LATEST, BEST = "latest", "best_model"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _STEP = re.compile(r"step_\d+(-\d+)?")
 _TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{32}")
 
@@ -65,8 +67,18 @@ def find(path: str | os.PathLike) -> list[Path]:
     if path.name == LATEST and (path.is_symlink() or not path.exists()):
         return _saves(path.parent)
     if _is_checkpoint(path):
-        return [path.resolve()]
+        return [realpath(path)]
     return _saves(path)
+
+
+def check_outside(path: Path) -> None:
+    """Raise a UserError for a place in a checkpoint: a file more in it makes it a damaged one."""
+    real = realpath(path)
+    for place in (real, *real.parents):
+        if (place / MANIFEST).exists() and (place / TENSORS).exists():
+            raise UserError(
+                f"{path}: lies in a checkpoint, to which nothing is added; name a place outside of {place}"
+            )
 
 
 def free_name(folder: Path, name: str) -> Path:
@@ -88,7 +100,7 @@ def update_links(folder: Path) -> None:
     """Point each name to the newest save that carries it.
 
     Raises:
-        UserError: a name is taken by something that isn't a link, or the file system has no links.
+        UserError: a name is taken by something that isn't a link, or can't be made one.
     """
     targets = {}
     for path in reversed(_saves(folder)):
@@ -105,20 +117,22 @@ def update_links(folder: Path) -> None:
         fresh = folder / temporary_name(name)
         try:
             fresh.symlink_to(target)
+            fresh.replace(link)
         except OSError as error:
-            raise UserError(
-                f"{folder}: no symbolic link can be made here ({error}); take another folder"
-            ) from error
-        fresh.replace(link)
+            raise UserError(f"{link}: can't be made a link to {target}: {error.strerror}") from error
 
 
 def check_folder(folder: Path) -> None:
     """Try out what a save needs of a run's folder, and mend its names, before anything is trained.
 
+    What earlier saves left that were killed goes first: a disk that they have filled has room again. For the one
+    process that holds the run's lock.
+
     Raises:
         UserError: see `update_links`; or it can't be written to, or holds a link that leads out of it.
     """
     check_links(folder)
+    _clear_temporary(folder)
     probe = folder / temporary_name("probe")
     try:
         probe.mkdir()
@@ -127,12 +141,12 @@ def check_folder(folder: Path) -> None:
         sync(probe)
         moved = probe.rename(folder / temporary_name("probe"))
     except OSError as error:
-        raise UserError(
-            f"{folder}: can't be written to: {error.strerror}; name another --checkpoint-dir"
-        ) from error
+        raise _unwritable(folder, error) from error
     try:
         (moved / "link").symlink_to("file")
     except OSError as error:
+        if error.errno in FULL:
+            raise _unwritable(folder, error) from error
         raise UserError(
             f"{folder}: no symbolic link can be made here ({error.strerror}), and the names of saves are links; "
             "name a --checkpoint-dir on another file system"
@@ -198,17 +212,21 @@ def clear(folder: str | os.PathLike) -> None:
     _clear_temporary(folder)
 
 
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder}: can't be written to: {error.strerror}; name another --checkpoint-dir")
+
+
 def _saves(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    here = folder.resolve()
+    here = realpath(folder)
     saves = [path for path in here.iterdir() if not path.is_symlink() and _is_checkpoint(path)]
     return sorted(saves, key=lambda path: (_serial(path), path.name), reverse=True)
 
 
 def _is_checkpoint(path: Path) -> bool:
     # The name counts too: without its manifest a save is damaged, not absent.
-    name = path.resolve().name
+    name = realpath(path).name
     if not path.is_dir() or _TEMPORARY.fullmatch(name):
         return False
     return bool(_STEP.fullmatch(name)) or (path / MANIFEST).exists()

@@ -29,6 +29,7 @@ import threading
 import time
 import uuid
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -162,7 +163,10 @@ class RunLock:
             self._thread.join()
             if self._usurper is None:
                 assert self._lock.descriptor is not None
-                os.ftruncate(self._lock.descriptor, 0)
+                with suppress(
+                    OSError
+                ):  # a disk that takes nothing any more: why the run ends is said already
+                    os.ftruncate(self._lock.descriptor, 0)
         self._lock.release()
 
     def _acquire(self) -> None:

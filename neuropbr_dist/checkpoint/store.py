@@ -119,10 +119,12 @@ def write(
         sync(made)
         final = free_name(folder, plain_name(name))
         made.rename(final)
+        sealed.append(final)
         update_links(folder)
         sync(folder)  # a rename lasts only after this
         return final
 
+    sealed: list[Path] = []
     writer = ShardWriter(folder, temporary_name(name), seal)
     try:
         metadata = dcp.save(
@@ -134,9 +136,10 @@ def write(
         )
     except CheckpointException as failure:
         errors = {rank: error for rank, (error, _) in failure.failures.items()}
-        raise joint_error(
-            errors, f"checkpoint {folder / name} was not saved, earlier ones are untouched: "
-        ) from failure
+        what = (
+            "was saved, but its names weren't made" if sealed else "was not saved, earlier ones are untouched"
+        )
+        raise joint_error(errors, f"checkpoint {folder / name} {what}: ") from failure
     finally:
         writer.remove_unfinished()
     return Path(metadata.storage_meta.checkpoint_id)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from neuropbr_dist.checkpoint.folders import check_outside
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import replacing, require_file
 from neuropbr_dist.kinds import fits
@@ -47,7 +48,7 @@ def write_tensor_file(path: Path, content: TensorFile) -> None:
     """Write a file; it appears whole, by one rename, and replaces one of that name.
 
     Raises:
-        UserError: it can't be written there.
+        UserError: it can't be written there, or that is in a checkpoint.
     """
     metadata = {
         "format": FORMAT,
@@ -56,6 +57,7 @@ def write_tensor_file(path: Path, content: TensorFile) -> None:
         "state": json.dumps(content.state),
     }
     metadata["sha256"] = _checksum(content.tensors, metadata)
+    check_outside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:

@@ -88,9 +88,28 @@ def step_of(state: Mapping[str, Any]) -> int:
 
 
 def mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Return the tensors of `wanted` that aren't found in their shape, each with what is wrong."""
-    return [f"{name} (missing)" for name in wanted if name not in found] + [
-        f"{name} ({tuple(found[name].shape)}; its configuration means {tuple(tensor.shape)})"
-        for name, tensor in wanted.items()
-        if name in found and found[name].shape != tensor.shape
+    """Return the tensors of `wanted` that aren't found in their shape and kind, each with what is wrong."""
+    both = [(name, tensor, found[name]) for name, tensor in wanted.items() if name in found]
+    return [
+        *(f"{name} (missing)" for name in wanted if name not in found),
+        *(
+            f"{name} ({tuple(there.shape)}; its configuration means {tuple(tensor.shape)})"
+            for name, tensor, there in both
+            if there.shape != tensor.shape
+        ),
+        *(
+            f"{name} ({there.dtype})"
+            for name, tensor, there in both
+            if there.is_floating_point() != tensor.is_floating_point()
+        ),
     ]
+
+
+def check_finite(weights: Mapping[str, Tensor], where: str, harm: str) -> None:
+    """Raise a UserError for weights that hold a NaN or an infinity.
+
+    Args:
+        where, harm: whose weights they are, and what would come of them, for the message.
+    """
+    if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{where}: {len(bad)} of its weights are not finite ({bad[0]}); {harm}")

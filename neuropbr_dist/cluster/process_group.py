@@ -99,6 +99,12 @@ RECORDED_COLLECTIVES = 2000
 SAY_AFTER_S = 5.0
 OTHERS_SAY_AFTER_S = 30.0
 """Ranks beside the first say later that they wait: there may be a thousand of them."""
+REMEDY = (
+    "is the port free (MASTER_PORT names another), the address right (MASTER_ADDR), and every rank started?"
+)
+GIVE_UP_S = 15.0
+"""Time beyond the limit in which torch should have ended a wait: it waits on for an answer of whatever else listens at
+the port."""
 
 
 @contextmanager
@@ -133,7 +139,7 @@ def process_group(
 def said_to_wait(env: Environment, timeout_minutes: float) -> Iterator[None]:
     """Say what is waited for in here, if it takes a while, and let Ctrl-C end it, which Python alone wouldn't.
 
-    A wait for ranks that nobody has started looks like any other: in the shell of `srun --pty`, say. Errors become
+    A wait that torch doesn't end ends this process. A wait for ranks that nobody has started looks like any other: in the shell of `srun --pty`, say. Errors become
     `UserError`s: a port that is taken, an address that isn't there, ranks that never come.
     """
     others = f"rank {env.rank} of {env.world_size} ({env.launcher})"
@@ -147,26 +153,39 @@ def said_to_wait(env: Environment, timeout_minutes: float) -> Iterator[None]:
         f"{others} waits for the others at {place}, up to {timeout_minutes:g} minutes; Ctrl-C ends it{hint}"
     )
     timer = threading.Timer(SAY_AFTER_S if env.rank == 0 else OTHERS_SAY_AFTER_S, _say, (message,))
-    timer.daemon = True
+    last = threading.Timer(
+        60 * timeout_minutes + GIVE_UP_S,
+        _give_up,
+        (
+            f"{others} can't meet the others at {place}: no answer for {timeout_minutes:g} minutes; {REMEDY}",
+            env.rank,
+        ),
+    )
+    timer.daemon = last.daemon = True
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.SIG_DFL) if main and env.distributed else None
     timer.start()
+    last.start()
     try:
         yield
     except (RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{others} can't meet the others at {place}: {said}; is the port free (MASTER_PORT names another), the "
-            "address right (MASTER_ADDR), and every rank started?"
-        ) from error
+        raise UserError(f"{others} can't meet the others at {place}: {said}; {REMEDY}") from error
     finally:
         timer.cancel()
+        last.cancel()
         if before is not None:
             signal.signal(signal.SIGINT, before)
 
 
 def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
+
+
+def _give_up(message: str, rank: int) -> None:
+    """End as a `UserError` does, from beside a thread that nothing reaches."""
+    _say(f"error: {message}" if rank == 0 else f"rank {rank}: error: {message}")
+    os._exit(2)
 
 
 def record_collectives(env: MutableMapping[str, str], folder: Path) -> None:

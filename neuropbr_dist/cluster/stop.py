@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from types import FrameType
@@ -121,7 +122,8 @@ class StopFlag:
                 if self.signal is None:
                     self.signalled_at, self.signal = now, signal.Signals(number).name
                 elif now - self.signalled_at > SAME_SIGNAL_S:
-                    os.write(2, b"second stop signal: leaving now, the last checkpoint stands\n")
+                    with suppress(OSError):  # a closed terminal
+                        os.write(2, b"second stop signal: leaving now, the last checkpoint stands\n")
                     os._exit(FORCED_EXIT)
 
     def request(self, reason: StopReason) -> None:

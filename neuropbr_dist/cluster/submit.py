@@ -19,6 +19,7 @@ import submitit
 
 from neuropbr_dist.cluster.stop import StopReason
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import realpath
 
 NEWEST = "latest"
 JOB_ID = "%j"  # in a run's folder, as in Slurm's file names
@@ -59,7 +60,7 @@ class Job:
         if env.global_rank == 0 and reason is not None and reason.requeues and still_wanted(env):
             signal.signal(number, submitits)
             signal.raise_signal(number)
-        return str((folder / NEWEST).resolve())
+        return str(realpath(folder / NEWEST))
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Return what submitit is to run after the requeue. It asks rank 0 alone; everything is saved by now."""

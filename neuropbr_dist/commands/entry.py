@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import select
@@ -19,6 +20,7 @@ from neuropbr_dist.logs import to_console
 
 # Other ranks hold their message back so long: if rank 0 met the same fault, its launcher ends them first.
 RANK_0_FIRST_S = 3.0
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 READER_GONE = 128 + signal.SIGPIPE
 
 
@@ -37,8 +39,8 @@ class Run(Protocol):
 def entry(function: Callable[[Sequence[str] | None, str | None], None]) -> Run:
     """Decorate a command's call so that it ends as a program should.
 
-    A `UserError` becomes one line on stderr and exit code 2, Ctrl-C one word and 130; a traceback only under
-    `--debug`. Where nobody reads the output any more (`| head`), the exit code is 141, without a word.
+    A `UserError` becomes one line on stderr and exit code 2, and so does a file that the system refuses where nobody
+    has said it better; Ctrl-C one word and 130; a traceback only under `--debug`. Where nobody reads the output any more (`| head`), the exit code is 141, without a word.
     """
 
     @wraps(function)
@@ -57,25 +59,35 @@ def entry(function: Callable[[Sequence[str] | None, str | None], None]) -> Run:
             if not reader_gone():
                 raise
             os._exit(READER_GONE)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, MemoryError, OSError, UserError) as error:
             if "--debug" in (sys.argv if argv is None else argv):
                 raise
-            end("interrupted", 128 + signal.SIGINT)
-        except MemoryError as error:
-            if "--debug" in (sys.argv if argv is None else argv):
-                raise
-            end(f"error: not enough memory: {error}", 2)
-        except UserError as error:
-            if "--debug" in (sys.argv if argv is None else argv):
+            if isinstance(error, KeyboardInterrupt):
+                end("interrupted", 128 + signal.SIGINT)
+            if isinstance(error, OSError) and not of_a_disk(error):
                 raise
             rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
             if rank != "0":
                 signal.signal(signal.SIGTERM, lambda *_: os._exit(2))  # so srun's own exit code is 2 as well
                 time.sleep(RANK_0_FIRST_S)
-                end(f"rank {rank}: error: {error}", 2)
-            end(f"error: {error}", 2)
+                end(f"rank {rank}: error: {told(error)}", 2)
+            end(f"error: {told(error)}", 2)
 
     return run
+
+
+def of_a_disk(error: OSError) -> bool:
+    """Return whether the system refused a file: it names one, or says what only disks say."""
+    return error.filename is not None or error.errno in DISK_ERRORS
+
+
+def told(error: Exception) -> str:
+    """Return what an error is to a person, on one line."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error}"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
+    return str(error)
 
 
 def text_streams() -> list[io.TextIOWrapper]:
@@ -102,7 +114,7 @@ def reader_gone() -> bool:
 
 def end(message: str, code: int) -> NoReturn:
     """Say why and end at once: other threads and ranks may wait in a collective for ever."""
-    with suppress(BrokenPipeError):
+    with suppress(OSError):  # a reader that has gone, a closed terminal
         print(message, file=sys.stderr, flush=True)
         for stream in text_streams():
             stream.flush()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.checkpoint.tensor_file import TensorFile
-from neuropbr_dist.checkpoint.weights import mismatches, read_weights, step_of
+from neuropbr_dist.checkpoint.weights import check_finite, mismatches, read_weights, step_of
 from neuropbr_dist.config import TrainConfig, as_one_stage, as_saved, from_yaml
 from neuropbr_dist.data.device import normalise_views, shown
 from neuropbr_dist.errors import UserError, some
@@ -120,17 +120,9 @@ def build(weights: TensorFile, origin: Path) -> InferenceGenerator:
         ) from error
     wanted = model.state_dict()
     faults = mismatches(wanted, weights.tensors)
-    faults += [
-        f"{name} ({tensor.dtype})"
-        for name, tensor in weights.tensors.items()
-        if name in wanted and tensor.is_floating_point() != wanted[name].is_floating_point()
-    ]
     faults += [f"{name} (not in this architecture)" for name in weights.tensors if name not in wanted]
     if faults:
         raise UserError(f"{origin}: the weights don't fit their own configuration: {some(faults, 5)}")
-    if bad := [name for name, tensor in weights.tensors.items() if not tensor.isfinite().all()]:
-        raise UserError(
-            f"{origin}: {len(bad)} of its weights are not finite ({bad[0]}); its maps would be black"
-        )
+    check_finite(weights.tensors, str(origin), "its maps would be black")
     model.load_state_dict(weights.tensors, assign=True)
     return model.eval().requires_grad_(False)

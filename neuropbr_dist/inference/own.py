@@ -20,6 +20,7 @@ from neuropbr_dist.data.photos.read import SUFFIXES, Photo, read_photo
 from neuropbr_dist.data.photos.rectified import rectified, stretched
 from neuropbr_dist.data.register import require_opencv
 from neuropbr_dist.errors import UserError, some
+from neuropbr_dist.files import realpath
 from neuropbr_dist.inference.subject import Subject, owned
 
 VIEWS = 3
@@ -77,7 +78,7 @@ def open_own(own: Own, wanted: Wanted, out: Path) -> Iterator[tuple[Subject, Pat
     Raises:
         UserError: a picture or a camera can't be used.
     """
-    if own.folder.resolve() == out.resolve():
+    if realpath(own.folder) == realpath(out):
         raise UserError(f"--out-dir {out}: the same as --input-dir; name another folder")
     folders = find_folders(own.folder, skip=out)
     as_renders = not wanted.on_plane and own.cameras is None
@@ -127,10 +128,10 @@ def find_folders(folder: Path, skip: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"--input-dir {folder}: {'not a folder' if folder.exists() else 'no such folder'}")
-    if skip.is_dir() and skip.resolve().parent == folder.resolve() and 0 < len(pictures(skip)) <= VIEWS:
+    if skip.is_dir() and realpath(skip).parent == realpath(folder) and 0 < len(pictures(skip)) <= VIEWS:
         raise UserError(f"--out-dir {skip}: holds pictures of a material itself; name another folder")
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    inside = [path for path in inside if path.resolve() != skip.resolve()]
+    inside = [path for path in inside if realpath(path) != realpath(skip)]
     return [folder] if pictures(folder) or not inside else inside
 
 
@@ -230,7 +231,7 @@ def subject(
     remarks: Sequence[str] = (),
 ) -> Subject:
     """Return a folder's pictures as a subject."""
-    name = folder.resolve().name
+    name = realpath(folder).name
     label = f"{what} {', '.join(path.name for path in paths)} of {folder}"
     return Subject(name, name, label, views, cameras=cameras, remarks=tuple(remarks))
 
@@ -270,7 +271,7 @@ def known_cameras(known: CameraSet, path: Path, folder: Path, data: DataConfig) 
     Raises:
         UserError: there is no camera that counts.
     """
-    name = folder.resolve().name
+    name = realpath(folder).name
     rows = known.samples[name].encoded("clean") if name in known.samples else NOT_KNOWN
     cameras = torch.from_numpy(Alignment(min_confidence=data.min_confidence).of(rows, 0, name))
     if not cameras[: len(pictures(folder))].any():

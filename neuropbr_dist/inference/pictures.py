@@ -33,17 +33,18 @@ def write_pictures(
         The files' names.
 
     Raises:
-        UserError: `folder` can't be made.
+        UserError: `folder` can't be made, or a file in it can't be written.
     """
+    images = maps_to_images(pred) if bits == 8 else maps_to_16_bit(pred)
+    target = None if subject.maps is None else decode_maps(subject.maps[None])[0]
+    figure = comparison(take_look(subject.title, seen, pred, target), title=title)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    images = maps_to_images(pred) if bits == 8 else maps_to_16_bit(pred)
-    for name, image in images.items():
-        write_bytes(folder / f"{name}.png", encoded(image))
-    for i, view in enumerate(seen):
-        save_png(folder / f"view_{i}.png", view.permute(1, 2, 0).numpy())
-    target = None if subject.maps is None else decode_maps(subject.maps[None])[0]
-    save_png(folder / "picture.png", comparison(take_look(subject.title, seen, pred, target), title=title))
+        for name, image in images.items():
+            write_bytes(folder / f"{name}.png", encoded(image))
+        for i, view in enumerate(seen):
+            save_png(folder / f"view_{i}.png", view.permute(1, 2, 0).numpy())
+        save_png(folder / "picture.png", figure)
     return [*(f"{name}.png" for name in images), *(f"view_{i}.png" for i in range(3)), "picture.png"]
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from neuropbr_dist.checkpoint import check_outside
 from neuropbr_dist.cluster import Environment, detect, pick_device, process_group
 from neuropbr_dist.config import TrainConfig, from_yaml, to_yaml
 from neuropbr_dist.config.overrides import Overrides
@@ -24,7 +25,7 @@ from neuropbr_dist.inference.pictures import write_pictures
 from neuropbr_dist.inference.predict import predict, resolve_precision
 from neuropbr_dist.inference.relight import NAME as ANIMATION
 from neuropbr_dist.inference.relight import write_animation
-from neuropbr_dist.inference.samples import OpenedSet, SetSamples
+from neuropbr_dist.inference.samples import OpenedSet, SetSamples, check_apart
 from neuropbr_dist.inference.subject import Subject
 from neuropbr_dist.logs import to_console
 from neuropbr_dist.materials.decoding import decode_maps
@@ -81,8 +82,9 @@ def infer(request: Request) -> None:
     """Predict, write what comes out, and say how good it is where the true maps are known.
 
     Raises:
-        UserError: no such checkpoint, sample or render, or one that can't be used.
+        UserError: no such checkpoint, sample or render, or one that can't be used; `out_dir` is among what is read.
     """
+    check_outside(request.out_dir)
     with place_of(request) as (device, strip):
         predict_all(request, device, strip)
 
@@ -151,11 +153,13 @@ def open_inputs(request: Request, model: InferenceGenerator) -> OpenedSet | Want
     """Return the opened set; for pictures of one's own what the model takes.
 
     Raises:
-        UserError: there is no such set.
+        UserError: there is no such set, or `--out-dir` lies in it.
     """
     cfg = configured(request, model)
     if isinstance(request.materials, SetSamples):
-        return OpenedSet(cfg, request.materials)
+        opened = OpenedSet(cfg, request.materials)
+        check_apart(request.out_dir, opened.config.data)
+        return opened
     said = "data.image_size" in request.overrides.named()
     return Wanted(model.on_plane, cfg.data, size_multiple(cfg.model), said)
 

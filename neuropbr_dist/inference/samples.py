@@ -16,6 +16,7 @@ from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.cameras import CAMERAS_FILE
 from neuropbr_dist.data.open import open_source, resolve_data, split_entries
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import realpath
 from neuropbr_dist.inference.subject import Subject, owned
 from neuropbr_dist.training.baseline import mean_maps
 
@@ -183,6 +184,13 @@ def _place(entries: Sequence[Any], index: int | str, where: str) -> int:
     if not 0 <= index < len(entries):
         raise UserError(f"--sample-idx {index}; allowed: 0 to {len(entries) - 1}, or all ({where})")
     return index
+
+
+def check_apart(out: Path, data: DataConfig) -> None:
+    """Raise a UserError for an `--out-dir` among the set's own pictures, which have the names of what is written."""
+    for folder in filter(None, (data.materials_dir, data.packed_dir, data.input_dir, data.output_dir)):
+        if realpath(out).is_relative_to(realpath(Path(folder))):
+            raise UserError(f"--out-dir {out}: lies in the data set ({folder}); name a folder outside of it")
 
 
 def check_there(data: DataConfig) -> None:

@@ -34,20 +34,24 @@ class Console:
     def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None:
         """Begin an epoch of `steps` steps, of which a resumed run has `done` behind it."""
         self.close()
-        if self.on_terminal:
+        if not self.on_terminal:
+            return
+        with CONSOLE.writing():
             CONSOLE.bar = tqdm(total=steps, initial=done, desc=f"Epoch {epoch}", file=sys.stdout)
 
     def advance(self) -> None:
         """Note that one step is done."""
         if CONSOLE.bar is not None:
-            CONSOLE.bar.update()
+            with CONSOLE.writing():
+                CONSOLE.bar.update()
 
     def log(self, step: int, epoch: int, losses: dict[str, float], lr: float, throughput: Throughput) -> None:
         """Show a log step's losses (`G_loss`, `D_loss`, ...): at the bar's end, or as one plain line."""
         shown = {name: number(value) for name, value in losses.items()}
         self._hint(throughput)
         if CONSOLE.bar is not None:
-            CONSOLE.bar.set_postfix(shown)
+            with CONSOLE.writing():
+                CONSOLE.bar.set_postfix(shown)
             return
         t = throughput
         said = "  ".join(f"{name} {value}" for name, value in shown.items())
@@ -94,7 +98,8 @@ class Console:
     def close(self) -> None:
         """End the bar, if there is one."""
         if CONSOLE.bar is not None:
-            CONSOLE.bar.close()
+            with CONSOLE.writing():
+                CONSOLE.bar.close()
             CONSOLE.bar = None
 
 

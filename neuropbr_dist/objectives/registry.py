@@ -21,6 +21,7 @@ from types import ModuleType
 from torch import Tensor
 
 from neuropbr_dist.errors import UserError, running
+from neuropbr_dist.files import realpath
 
 CustomLoss = Callable[[Tensor, Tensor], Tensor]
 """`(pred, target)`, both `(B, 8, H, W)` float32 -> `(B,)`, one value per sample."""
@@ -84,7 +85,7 @@ def load_custom_module(path: str | Path) -> ModuleType:
     Raises:
         UserError: there is no such `.py` file, or it raises.
     """
-    file = Path(path).expanduser().resolve()
+    file = realpath(Path(path).expanduser())
     if not file.is_file() or file.suffix != ".py":
         raise UserError(f"loss.custom_module: {path} is not a Python file; give the path of a .py file")
     if file not in _modules:

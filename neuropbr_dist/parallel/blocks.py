@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
 
 import torch
 from torch import nn
 
+from neuropbr_dist.errors import UserError
 from neuropbr_dist.parallel.activation import checkpoint_segment, keeps_attention
 
 # Segments share one code object, and each has graphs for training, frozen and no-grad
@@ -83,3 +85,23 @@ def compiled(function: Callable) -> Callable:
     # Without the option the compiler goes by channel counts, and turns tensors over between
     # layouts around many convolutions (measured: 36 ms of a step).
     return torch.compile(function, dynamic=False, options={"force_layout_optimization": True})
+
+
+@contextmanager
+def compiler_files() -> Iterator[None]:
+    """Tell in one line, of what runs inside, that the compiler can't write its files: torch tells it in a traceback.
+
+    Raises:
+        UserError: a full disk, say, under `TORCHINDUCTOR_CACHE_DIR` or `TMPDIR`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        refused = getattr(error, "inner_exception", None)  # of torch._dynamo, which takes seconds to import
+        if not isinstance(refused, OSError):
+            raise
+        where = f" {refused.filename}" if refused.filename else ""
+        raise UserError(
+            f"torch.compile can't write its files{where}: {refused.strerror}; make room, name another folder by "
+            "TORCHINDUCTOR_CACHE_DIR and TMPDIR, or --set training.compile=off"
+        ) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from neuropbr_dist.files import write_text, writing
+from neuropbr_dist.files import realpath, write_text, writing
 from neuropbr_dist.materials.bench import bench
 from neuropbr_dist.materials.channels import decode
 from neuropbr_dist.monitor.figure import ANGLE_LIMIT, ERROR_LIMIT
@@ -41,7 +41,7 @@ def write_page(folder: Path) -> Path:
 
 def render(run: RunFolder) -> str:
     """Return the page's HTML: style, scripts, numbers and pictures inside, and leave to load nothing else."""
-    name = run.path.resolve().name
+    name = realpath(run.path).name
     kind, said = state(run)
     parts = {
         "title": escape(name),

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from neuropbr_dist.checkpoint.weights import mismatches, read_networks
+from neuropbr_dist.checkpoint.weights import check_finite, mismatches, read_networks
 from neuropbr_dist.config import (
     ModelConfig,
     TrainConfig,
@@ -47,10 +47,12 @@ class FirstWeights:
         """Return those of a run's folder, a checkpoint in it, or an exported file. Collective.
 
         Raises:
-            UserError: nothing there, or all of it damaged.
+            UserError: nothing there, all of it damaged, or weights that aren't finite.
         """
         found, origin = read_networks(path, "generator", "discriminator")
         generator = found["generator"]
+        for file in found.values():
+            check_finite(file.tensors, f"--init-from {origin}", "nothing can be trained from them")
         saved = as_saved(from_yaml(generator.config_yaml, f"{origin}: its configuration"))
         average = ", moving average" if generator.state["ema"] else ""
         networks = {part: file.tensors for part, file in found.items()}

@@ -23,7 +23,7 @@ from neuropbr_dist.checkpoint import (
 from neuropbr_dist.cluster import Environment, StopReason, launcher_patience
 from neuropbr_dist.config import TrainConfig, to_dict, to_yaml
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import write_text, writing
+from neuropbr_dist.files import realpath, remove_leftovers, write_text, writing
 from neuropbr_dist.monitor import Console, RunLog
 from neuropbr_dist.monitor.look_files import FOLDER as LOOKS
 from neuropbr_dist.monitor.run_logs import LOGS, METRICS, TIMINGS
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 PAGE = "report.html"  # the run page, if `launch/report.py` wrote one
 REQUEUE = "requeue"  # stopped from outside, wants to go on: scripts and launchers read it
+OWN_SUFFIXES = ("", ".json", ".jsonl", ".yaml")  # a page or an export may be in the making beside the run
 TRACES = "flight_recorder"  # what NCCL did last on each rank, dumped when a collective times out
 
 
@@ -57,14 +58,17 @@ def delete_run(folder: Path) -> None:
 def is_newest(checkpoint: Checkpoint, folder: Path) -> bool:
     """Return whether it is what the run's folder calls `latest`. Collective: a rank that saves alone waits for ever,
     and on a shared file system each may see an old name for a while."""
-    return on_rank_0(lambda: (folder / LATEST).resolve() == checkpoint.path.resolve())
+    return on_rank_0(lambda: realpath(folder / LATEST) == realpath(checkpoint.path))
 
 
 def write_config(cfg: TrainConfig, folder: Path) -> None:
-    """Write the run's configuration into its folder; a requeue marker has had its effect."""
+    """Write the run's configuration into its folder; a requeue marker has had its effect, and what a killed run
+    was just writing goes."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", to_yaml(cfg))
+        remove_leftovers(folder, OWN_SUFFIXES)
+        remove_leftovers(folder / LOOKS, deep=True)
+        write_text(folder / "config.yaml", to_yaml(cfg), durable=True)
         (folder / REQUEUE).unlink(missing_ok=True)
 
 

@@ -22,7 +22,7 @@ from neuropbr_dist.data.loader import batches_of, training_slots
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.monitor.run_logs import TIMINGS
 from neuropbr_dist.objectives.perceptual import load_perceptual
-from neuropbr_dist.parallel.blocks import compiled
+from neuropbr_dist.parallel.blocks import compiled, compiler_files
 from neuropbr_dist.parallel.strips import strip_of
 from neuropbr_dist.ranks import on_each_rank, on_rank_0
 from neuropbr_dist.training.baseline import NAME as MEAN_MAPS
@@ -212,6 +212,7 @@ class Trainer:
         for schedule in self.schedules.values():
             schedule.restart()
 
+    @compiler_files()
     def steps(self, batches: Iterator[MicroBatch]) -> StopReason | None:
         """Run all that is between a stage's first step and its end; return why it stopped early, if it did."""
         p, reason = self.progress, None
@@ -323,6 +324,7 @@ class Trainer:
         if len(links) > 1 or crossed(before, done, t.save_latest_every_n_epochs):
             self.save(links)
 
+    @compiler_files()
     def validation(self, figures: bool) -> bool:
         """Validate, log, tell the schedules; return whether it is the best of the stage so far."""
         p = self.progress

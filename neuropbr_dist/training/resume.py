@@ -22,6 +22,7 @@ from neuropbr_dist.config.deepspeed import is_name
 from neuropbr_dist.config.values import differences
 from neuropbr_dist.data.builtin.cache import check_cache_asked
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import realpath
 from neuropbr_dist.training.folder import check_unused
 from neuropbr_dist.training.stages import StagedRun
 from neuropbr_dist.training.start import Start
@@ -59,7 +60,7 @@ def fresh_or_resumed(cfg: TrainConfig, start: Start) -> tuple[TrainConfig, Check
     if checkpoint is None:
         log.info(f"No checkpoint in {folder}: starting fresh")
         return cfg, None
-    if checkpoint.path.parent != folder.resolve():  # a branch of that run, in a folder of its own
+    if checkpoint.path.parent != realpath(folder):  # a branch of that run, in a folder of its own
         check_unused(folder, start.overwrite)
     elif start.overwrite:
         raise UserError(f"--overwrite would delete what --resume {start.resume} goes on from; leave one out")

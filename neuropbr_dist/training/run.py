@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from neuropbr_dist.checkpoint import RunLock, check_folder
+from neuropbr_dist.checkpoint import RunLock, check_folder, check_outside
 from neuropbr_dist.cluster import (
     Environment,
     StopReason,
@@ -54,6 +54,7 @@ def train(cfg: TrainConfig, start: Start) -> StopReason | None:
     cfg, env = resolve(fit_fields(writable(cfg), "train")), detect()
     to_console(env.rank, outlive=True, default=True)
     device = pick_device(cfg.training.device, env)
+    check_outside(Path(cfg.training.checkpoint_dir))
     with ExitStack() as stack:
         join = partial(process_group, env, timeout_minutes=cfg.training.timeout_minutes)
         if env.distributed:

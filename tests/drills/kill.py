@@ -92,7 +92,13 @@ def drill(folder: Path, *, kills: int, world: int, engine: str, seed: int = 0) -
         ended = start(folder / name, *words, *until, world=world, **SETTINGS).wait()
         assert ended.code == 0, ended.err
     assert_same_run(folder / "killed", folder / "whole")
+    assert leftovers(folder / "killed") == []
     return outcome
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What writers that were killed have left."""
+    return [*folder.rglob(".*"), *folder.glob("*.tmp-*")]
 
 
 def wait_for_the_moment(launch: Launch, folder: Path, chance: random.Random) -> None:

@@ -24,6 +24,34 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", folder], check=True)
 
 
+@contextmanager
+def real_disk(folder: Path, mib: int = 32) -> Iterator[Path]:
+    """A file system of ext4 in a file beside `folder`, mounted there; a skip where none can be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = folder.with_suffix(".img")
+    with open(image, "wb") as file:
+        file.truncate(mib << 20)
+    for words in (["mkfs.ext4", "-q", "-F", image], ["mount", "-o", "loop", image, folder]):
+        try:
+            done = subprocess.run(words, capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip(f"no {words[0]} here")
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def repair(folder: Path) -> None:
+    """Check a `real_disk` as a person does after an accident, and mount it again."""
+    image = folder.with_suffix(".img")
+    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["fsck.ext4", "-fy", image], capture_output=True)
+    subprocess.run(["mount", "-o", "loop", image, folder], check=True)
+
+
 def remount(folder: Path, options: str) -> None:
     """Change a `small_disk`: `size=8m`, `ro`."""
     subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)

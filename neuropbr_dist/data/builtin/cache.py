@@ -119,21 +119,22 @@ class BuiltinCache:
         return [i for i in indices if not all((self.folder / f"{i:06d}_{n}.npy").exists() for n in names)]
 
     def _make(self, index: int, kinds: tuple[Renders, ...]) -> None:
+        self.maps(index)
+        for renders in kinds:
+            self.views(index, renders)
+
+    def _load_or_make(self, name: str, shape: tuple[int, ...], make: Callable[[], Array]) -> Array:
+        """Return an array of the cache. Raises a UserError if it can't be kept there."""
+        path = self.folder / f"{name}.npy"
         try:
-            self.maps(index)
-            for renders in kinds:
-                self.views(index, renders)
+            array = _load(path, shape)
+            if array is None:
+                _save(path, make())
+                array = np.lib.format.open_memmap(path, mode="r")
         except OSError as error:
             raise UserError(
                 f"{self.folder}: can't keep built-in materials there: {error}; data.builtin_cache names another folder"
             ) from error
-
-    def _load_or_make(self, name: str, shape: tuple[int, ...], make: Callable[[], Array]) -> Array:
-        path = self.folder / f"{name}.npy"
-        array = _load(path, shape)
-        if array is None:
-            _save(path, make())
-            array = np.lib.format.open_memmap(path, mode="r")
         return array
 
 

@@ -6,6 +6,7 @@ files. Damage inside a file is found by `verify`, or when the file is decoded.
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import zlib
@@ -18,8 +19,10 @@ from neuropbr_dist.data.files.decode import GRAY_ALPHA_16, GRAY_NORMAL, Role
 from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.files.png import IEND, NOT_WHOLE, SIGNATURE
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import read_json, require_file, write_json
+from neuropbr_dist.files import read_json, require_file, write_json, writing
 from neuropbr_dist.materials.channels import MAP_NAMES
+
+log = logging.getLogger(__name__)
 
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
 BIT_DEPTHS = {GRAY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GRAY_ALPHA: (8, 16), RGBA: (8, 16)}
@@ -160,14 +163,16 @@ def _inspect(path: Path, known: dict[str, dict]) -> dict:
 
 
 def _load_cache(cache: Path | None) -> dict[str, dict]:
+    """Return what is known; nothing of a file that a crash has damaged, which is written anew."""
     if cache is None or not cache.exists():
         return {}
     try:
         content = read_json(cache)
-    except UserError as error:
-        raise UserError(f"{cache}: not a cache of picture headers; delete it") from error
+    except UserError:
+        content = None
     if not isinstance(content, dict) or not all(map(_is_known, content.values())):
-        raise UserError(f"{cache}: not a cache of picture headers; delete it")
+        log.warning("%s: not a cache of picture headers; all are read again", cache)
+        return {}
     return content
 
 
@@ -186,4 +191,5 @@ def _save_cache(cache: Path | None, results: dict[Path, dict]) -> None:
     if cache is None:
         return
     good = {str(path): result for path, result in results.items() if "header" in result}
-    write_json(cache, good)
+    with writing(cache):
+        write_json(cache, good, durable=True)

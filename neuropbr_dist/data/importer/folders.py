@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from neuropbr_dist.data.importer.assign import ARCHIVES, GENERIC, NOT_READ, PICTURES, Found, find_materials
 from neuropbr_dist.data.importer.jobs import Folder, Job, folder_name, unique
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.files import realpath
 
 _PROGRAM_SUFFIX = re.compile(r"\.(blend|gltf|fbx|usd[acz]?|mtlx|max|c4d)$", re.IGNORECASE)
 
@@ -27,7 +28,7 @@ class FolderLibrary:
     """
 
     def __init__(self, src: Path, leave_out: Path) -> None:
-        self.src, self.origin = src, str(src.resolve())
+        self.src, self.origin = src, str(realpath(src))
         paths = _files_below(src, leave_out)
         _require_pictures(src, paths)
         names = find_materials(paths)
@@ -83,7 +84,7 @@ def _named(materials: list[Found], src: Path) -> list[tuple[str, Found]]:
     named = []
     for found in sorted(materials, key=lambda found: (found.folder, found.name)):
         parts = [
-            _PROGRAM_SUFFIX.sub("", part) for part in (src.resolve().name, *PurePosixPath(found.folder).parts)
+            _PROGRAM_SUFFIX.sub("", part) for part in (realpath(src).name, *PurePosixPath(found.folder).parts)
         ]
         folder, own = folder_name(parts[-1]), folder_name(found.name) if found.name else ""
         if held[found.folder] == 1 and not (own and GENERIC.fullmatch(folder)):

@@ -19,7 +19,7 @@ from neuropbr_dist.data.importer.assign import Take
 from neuropbr_dist.data.importer.jobs import Encoded, Job, folder_name, unique
 from neuropbr_dist.data.importer.pictures import library
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import require_file
+from neuropbr_dist.files import realpath, require_file
 from neuropbr_dist.kinds import fits
 from neuropbr_dist.materials.channels import MapName
 
@@ -93,7 +93,7 @@ class ParquetLibrary:
     def __init__(self, src: Path, wanted: Wanted) -> None:
         self._parquet = library("pyarrow.parquet", "matsynth", str(src))
         self.strays: list[str] = []
-        self.origin = str(src.resolve())
+        self.origin = str(realpath(src))
         files = [src] if src.is_file() else sorted(src.rglob("*.parquet"))
         tally = Tally(wanted)
         self._listed: list[tuple[Path, int, int, Job]] = []

@@ -7,8 +7,8 @@
     DEST/<column>.npy    optional: something small of every sample entry, a row each, as in samples.npy (`COLUMNS`)
     DEST/shards/*.bin    records (`records.py`): `views` (3, 3, S, S) of a sample entry, `maps` (8, S, S) of a material
 
-Materials that several samples share are stored once; a set may hold materials alone. The index is memory-mapped:
-processes share it. Columns stand there rather than in the records, so that samples can be chosen by their cameras
+Materials that several samples share are stored once; a set may hold materials alone. The index is read into memory, which
+forked processes share: of a memory map a table that is cut short meanwhile would end the run by SIGBUS. Columns stand there rather than in the records, so that samples can be chosen by their cameras
 before a picture is touched, and cameras found later don't move a picture.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -176,6 +177,20 @@ def _npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def _array(content: bytes) -> np.ndarray:
+    """Return what `_npy` has made bytes of, read-only and without a copy.
+
+    Raises:
+        any of NOT_AN_ARRAY: they aren't such bytes, or fewer than their header says.
+    """
+    file = io.BytesIO(content)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("another version of the format")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    flat = np.frombuffer(content, dtype, math.prod(shape), file.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
 class PackedIndex:
     """The tables of a packed set, opened and checked.
 
@@ -212,10 +227,11 @@ class PackedIndex:
         path = self.folder / name
         if not path.is_file():
             raise UserError(f"{path}: missing; {_COPY_AGAIN}")
-        if hashlib.sha256(read_bytes(path, 1 << 40)).hexdigest() != self.head["index"][name]:
+        content = read_bytes(path, 1 << 40)
+        if hashlib.sha256(content).hexdigest() != self.head["index"][name]:
             raise UserError(f"{path}: altered (its checksum is wrong); {_COPY_AGAIN}")
         try:
-            return np.lib.format.open_memmap(path, mode="r")
+            return _array(content)
         except NOT_AN_ARRAY as error:
             raise UserError(f"{path}: not a table of a packed set; {_COPY_AGAIN}") from error
 

@@ -37,7 +37,7 @@ from neuropbr_dist.data.packed.progress import Done, Progress
 from neuropbr_dist.data.packed.shards import REPACK, Place, ShardWriter, used_bytes
 from neuropbr_dist.data.split import SPLIT_FILE, read_split
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.files import check_links, remove_leftovers, write_json, writing
+from neuropbr_dist.files import check_links, realpath, remove_leftovers, write_json, writing
 from neuropbr_dist.materials.conventions import Conventions
 from neuropbr_dist.processes import in_parallel
 
@@ -111,8 +111,8 @@ def pack(
     if (dest / HEAD).exists():
         read_head(dest)  # of another format version?
     origin = {
-        "input_dir": None if input_dir is None else str(Path(input_dir).resolve()),
-        "output_dir": str(Path(output_dir).resolve()),
+        "input_dir": None if input_dir is None else str(realpath(Path(input_dir))),
+        "output_dir": str(realpath(Path(output_dir))),
     }
     if conventions != OURS:
         origin["conventions"] = str(conventions)
