@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from neuropbr_dist.config import DataConfig
-from neuropbr_dist.data import load, loader
+from neuropbr_dist.data import load, loader, workers
 from neuropbr_dist.data.files.entries import Sample
 from neuropbr_dist.data.load import empty
 from neuropbr_dist.data.loader import Interrupted, batches_of, validation_slots
@@ -67,7 +67,8 @@ def test_a_killed_process_is_named(fault, remedy):
 
 @pytest.fixture
 def soon(monkeypatch):
-    monkeypatch.setattr(loader, "POLL_S", 0.1)
+    for module in (loader, workers):
+        monkeypatch.setattr(module, "POLL_S", 0.1)
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
 
 
@@ -87,7 +88,7 @@ def test_a_stop_is_heard_in_a_wait(soon):
 def test_processes_stopped_while_they_hand_over_a_batch_are_ended(soon, monkeypatch, to_stop):
     """torch waits for the memory of a batch in C, deaf to signals and without a limit."""
     monkeypatch.setattr(loader, "HANGS_S", 600.0 if to_stop else 0.5)
-    monkeypatch.setattr(loader, "STOPPED_S", 0.5)
+    monkeypatch.setattr(workers, "STOPPED_S", 0.5)
     source, slots = Faulty("SIGSTOP"), validation_slots(4, 1, 0, 1)
     data = replace(DATA, prefetch_factor=4)
     wanted = pytest.raises(Interrupted) if to_stop else pytest.raises(UserError, match=r"processes \d+ hung")

@@ -19,7 +19,7 @@ from neuropbr_dist.data.files.decode import resize
 from neuropbr_dist.data.loader import batches_of, training_slots
 from neuropbr_dist.data.order import SampleOrder
 from neuropbr_dist.data.packed import records
-from neuropbr_dist.data.packed.index import PackedIndex, head_checksum, write_index
+from neuropbr_dist.data.packed.index import PackedIndex, metadata_checksum, write_index
 from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.packed.records import decode_header, level_sides, levels_of
 from neuropbr_dist.data.packed.shards import Record, ShardReader, ShardWriter
@@ -383,9 +383,9 @@ def test_an_altered_index_is_refused(packed, tmp_path, name):
 
 
 def rewrite_head(dest, **fields):
-    head = json.loads((dest / "packed.json").read_text()) | fields
-    del head["checksum"]
-    (dest / "packed.json").write_text(json.dumps({**head, "checksum": head_checksum(head)}))
+    metadata = json.loads((dest / "packed.json").read_text()) | fields
+    del metadata["checksum"]
+    (dest / "packed.json").write_text(json.dumps({**metadata, "checksum": metadata_checksum(metadata)}))
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_another_format_version_says_what_to_do(pictures, packed, tmp_path, vers
 def test_a_foreign_head_is_named(tmp_path, text):
     (tmp_path / "packed.json").write_text(text)
     with pytest.raises(
-        UserError, match=r"packed\.json: not the head of a packed set; delete the set and pack it again"
+        UserError, match=r"packed\.json: not the metadata of a packed set; delete the set and pack it again"
     ):
         PackedSource(tmp_path, 0)
 

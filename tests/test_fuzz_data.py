@@ -37,7 +37,7 @@ from tests.support.fuzz import FEW, MANY, Case, fuzz, refused
 from tests.support.material_files import png, write_cameras_of, write_set
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("nothing_on_the_console")]
-HEAD = index.HEAD
+METADATA = index.METADATA
 RNG = np.random.default_rng(0)
 
 
@@ -52,7 +52,7 @@ def a_packed_set(folder: Path) -> Case:
             source.load(entry)
 
     index = {folder / "packed" / f"{name}.npy": "bytes" for name in ("samples", "materials", "records")}
-    return read, {folder / "packed" / HEAD: "json", **index}
+    return read, {folder / "packed" / METADATA: "json", **index}
 
 
 def a_set(folder: Path) -> Case:
@@ -168,7 +168,7 @@ def a_packing(folder: Path) -> Case:
         PackedSource(folder / "packed", 0).check_shards()
 
     read()
-    (folder / "packed" / HEAD).unlink()
+    (folder / "packed" / METADATA).unlink()
     return read, {folder / "packed" / index.JOURNAL: "lines"}
 
 

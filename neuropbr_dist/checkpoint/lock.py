@@ -163,9 +163,8 @@ class RunLock:
             self._thread.join()
             if self._usurper is None:
                 assert self._lock.descriptor is not None
-                with suppress(
-                    OSError
-                ):  # a disk that takes nothing any more: why the run ends is said already
+                # A disk that takes nothing any more: why the run ends is said already.
+                with suppress(OSError):
                     os.ftruncate(self._lock.descriptor, 0)
         self._lock.release()
 

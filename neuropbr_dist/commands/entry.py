@@ -40,7 +40,8 @@ def entry(function: Callable[[Sequence[str] | None, str | None], None]) -> Run:
     """Decorate a command's call so that it ends as a program should.
 
     A `UserError` becomes one line on stderr and exit code 2, and so does a file that the system refuses where nobody
-    has said it better; Ctrl-C one word and 130; a traceback only under `--debug`. Where nobody reads the output any more (`| head`), the exit code is 141, without a word.
+    has said it better; Ctrl-C one word and 130; a traceback only under `--debug`. Where nobody reads the output any
+    more (`| head`), the exit code is 141, without a word.
     """
 
     @wraps(function)

@@ -13,7 +13,7 @@ augment     turns and mirrors of samples
 alignment   cameras that go along with views
 cameras     `cameras.json`
 load        samples to a micro-batch on the host (`batch`)
-loader      micro-batches in the cursor's order, read ahead by processes
+loader      micro-batches in the cursor's order, read ahead by `workers`
 device      a micro-batch to the floats that networks see
 sides       a word to whoever resizes much
 importer    other people's libraries to a set of materials

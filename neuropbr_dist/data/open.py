@@ -21,7 +21,7 @@ from neuropbr_dist.data.files.check import checked_side
 from neuropbr_dist.data.files.entries import CURRICULA, Sample
 from neuropbr_dist.data.files.headers import roles_of
 from neuropbr_dist.data.files.layout import index_materials, scan, subfolders
-from neuropbr_dist.data.packed.index import HEAD, INDEX_FILES
+from neuropbr_dist.data.packed.index import INDEX_FILES, METADATA
 from neuropbr_dist.data.packed.source import PackedSource
 from neuropbr_dist.data.rendered.materials import (
     BuiltinMaterials,
@@ -256,7 +256,7 @@ def first_files(data: DataConfig) -> list[Path]:
     data = resolve_data(data)
     packed = packed_folder(data)
     if packed is not None:
-        return [packed / name for name in (HEAD, *INDEX_FILES)]
+        return [packed / name for name in (METADATA, *INDEX_FILES)]
     if data.render == "online" and (folder := materials_folder(data)) is not None:
         return list(next(iter(index_materials(folder).materials.values()), ()))
     if not _names_files(data):

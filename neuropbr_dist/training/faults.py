@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from neuropbr_dist.data.loader import Interrupted
+from neuropbr_dist.data.workers import Interrupted
 from neuropbr_dist.errors import UserError, some
 from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.step import GanStepResult

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from neuropbr_dist.data.packed.index import HEAD, head_checksum
+from neuropbr_dist.data.packed.index import METADATA, metadata_checksum
 from neuropbr_dist.errors import UserError
 from tests.support.mutations import answering, mutated_bytes, mutated_json
 
@@ -22,7 +22,7 @@ Case = tuple[Callable[[], object], dict[Path, str]]
 
 def seal(path: Path, rng: random.Random) -> None:
     """Recompute the sums of a save or a packed set around a changed file, mostly, so that the change is read."""
-    manifest, head = path.with_name("manifest.json"), path.with_name(HEAD)
+    manifest, metadata = path.with_name("manifest.json"), path.with_name(METADATA)
     try:
         if manifest.exists():
             content = json.loads(manifest.read_text())
@@ -35,12 +35,12 @@ def seal(path: Path, rng: random.Random) -> None:
             content.pop("sha256", None)
             own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
             manifest.write_text(json.dumps({**content, "sha256": own}))
-        elif head.exists():
-            content = json.loads(head.read_text())
-            if path != head:
+        elif metadata.exists():
+            content = json.loads(metadata.read_text())
+            if path != metadata:
                 content["index"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
             content.pop("checksum", None)
-            head.write_text(json.dumps({**content, "checksum": head_checksum(content)}))
+            metadata.write_text(json.dumps({**content, "checksum": metadata_checksum(content)}))
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         pass  # the change left nothing to seal
 

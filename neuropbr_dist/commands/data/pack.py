@@ -34,7 +34,7 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args = parser(prog).parse_args(argv)
     workers, folders = workers_of(args), set_of(args)
     from neuropbr_dist.checkpoint import RunLock
-    from neuropbr_dist.data.packed.index import read_head
+    from neuropbr_dist.data.packed.index import read_metadata
     from neuropbr_dist.data.packed.pack import pack, prepare_folder
     from neuropbr_dist.data.packed.records import level_sides
     from neuropbr_dist.materials.conventions import Conventions
@@ -50,11 +50,11 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if not verification.clean and not args.skip_faulty:
         print(f"Nothing is packed: mend the faults and start again, or --skip-faulty ({args.dest} goes on)")
         sys.exit(1)
-    head = read_head(args.dest)
-    gib = sum(head["shards"].values()) / 2**30
-    sides = ", ".join(map(str, level_sides(max(head["sides"]))))
-    samples = f"{head['samples']} sample entries of " if head["samples"] else ""
+    metadata = read_metadata(args.dest)
+    gib = sum(metadata["shards"].values()) / 2**30
+    sides = ", ".join(map(str, level_sides(max(metadata["sides"]))))
+    samples = f"{metadata['samples']} sample entries of " if metadata["samples"] else ""
     print(
-        f"Packed {samples}{head['materials']} materials into {args.dest}: {gib:.2f} GiB, {sides} px; "
-        f"train on it by {'--data' if head['samples'] else '--materials'} {args.dest}"
+        f"Packed {samples}{metadata['materials']} materials into {args.dest}: {gib:.2f} GiB, {sides} px; "
+        f"train on it by {'--data' if metadata['samples'] else '--materials'} {args.dest}"
     )

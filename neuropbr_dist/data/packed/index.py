@@ -8,8 +8,9 @@
     DEST/shards/*.bin    records (`records.py`): `views` (3, 3, S, S) of a sample entry, `maps` (8, S, S) of a material
 
 Materials that several samples share are stored once; a set may hold materials alone. The index is read into memory, which
-forked processes share: of a memory map a table that is cut short meanwhile would end the run by SIGBUS. Columns stand there rather than in the records, so that samples can be chosen by their cameras
-before a picture is touched, and cameras found later don't move a picture.
+forked processes share: of a memory map a table that is cut short meanwhile would end the run by SIGBUS. Columns stand there
+rather than in the records, so that samples can be chosen by their cameras before a picture is touched, and cameras found
+later don't move a picture.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from neuropbr_dist.materials.plane import ENCODED
 
 VERSION = 2
 """Raise it when the format changes."""
-HEAD = "packed.json"
+METADATA = "packed.json"
 SHARDS = "shards"
 JOURNAL = "journal.jsonl"
 INDEX_FILES = ("samples.npy", "materials.npy", "records.npy")
@@ -49,57 +50,58 @@ _BEYOND_FILES = 1 << 62
 _COPY_AGAIN = "copy the set again, or delete it and pack it again"
 
 
-def read_head(folder: Path) -> dict[str, Any]:
+def read_metadata(folder: Path) -> dict[str, Any]:
     """Return `packed.json`, of this format version.
 
     Raises:
         UserError: there is no whole packed set, it is of another version, or the file was altered.
     """
-    path = folder / HEAD
+    path = folder / METADATA
     if not path.is_file():
         if (folder / JOURNAL).exists():
             raise UserError(
                 f"{folder}: packing has not come to its end; go on by the same command again "
                 "(python launch/data.py pack IN OUT DEST)"
             )
-        missing = f"no {HEAD} in it" if folder.is_dir() else "no such folder"
+        missing = f"no {METADATA} in it" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: not a packed set ({missing})")
     try:
-        head = read_json(path)
-        version = head["version"]
+        metadata = read_json(path)
+        version = metadata["version"]
         if not isinstance(version, int):
             raise TypeError(version)
     except (UserError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: not the head of a packed set; {REPACK}") from error
+        raise UserError(f"{path}: not the metadata of a packed set; {REPACK}") from error
     if version != VERSION:
         age = "an older" if version < VERSION else "a newer"
         remedy = REPACK if version < VERSION else f"update this program, or {REPACK}"
         raise UserError(
             f"{folder}: packed in {age} format, version {version}; this program reads version {VERSION}: {remedy}"
         )
-    checksum = head.pop("checksum", None)
-    if checksum != head_checksum(head) or not _is_sound(head):
+    checksum = metadata.pop("checksum", None)
+    if checksum != metadata_checksum(metadata) or not _is_sound(metadata):
         raise UserError(f"{path}: altered (its checksum is wrong); {REPACK}")
-    return head
+    return metadata
 
 
-def _is_sound(head: dict[str, Any]) -> bool:
+def _is_sound(metadata: dict[str, Any]) -> bool:
     """Return whether the fields are there, of their types, and name no file outside the set."""
     return (
-        all(type(head.get(name)) is kind for name, kind in FIELDS.items())
-        and all(re.fullmatch(r"\w+\.npy", name) for name in head["index"])
-        and all(name in head["index"] for name in INDEX_FILES)
+        all(type(metadata.get(name)) is kind for name, kind in FIELDS.items())
+        and all(re.fullmatch(r"\w+\.npy", name) for name in metadata["index"])
+        and all(name in metadata["index"] for name in INDEX_FILES)
         and all(
-            re.fullmatch(r"[\w-]+\.bin", name) and type(size) is int for name, size in head["shards"].items()
+            re.fullmatch(r"[\w-]+\.bin", name) and type(size) is int
+            for name, size in metadata["shards"].items()
         )
-        and bool(head["sides"])
-        and all(type(side) is int and 0 < side <= LARGEST_SIDE for side in head["sides"])
+        and bool(metadata["sides"])
+        and all(type(side) is int and 0 < side <= LARGEST_SIDE for side in metadata["sides"])
     )
 
 
-def head_checksum(head: dict[str, Any]) -> str:
+def metadata_checksum(metadata: dict[str, Any]) -> str:
     """Return the SHA-256 of `packed.json`'s content, its own checksum left out."""
-    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def write_index(
@@ -130,7 +132,7 @@ def write_index(
     places = [*views, *maps.values()]
     tables = {**_tables(entries, places, maps), **{f"{name}.npy": a for name, a in (columns or {}).items()}}
     contents = {name: _npy(array) for name, array in tables.items()}
-    head: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "version": VERSION,
         "sides": sorted(set(sides)),
         "samples": len(entries),
@@ -140,13 +142,15 @@ def write_index(
         "origin": origin,
     }
     with writing(folder):
-        if (folder / HEAD).exists():
-            if read_head(folder) == head:
+        if (folder / METADATA).exists():
+            if read_metadata(folder) == metadata:
                 return
-            (folder / HEAD).unlink()
+            (folder / METADATA).unlink()
         for name, content in contents.items():
             write_bytes(folder / name, content, durable=True)
-        write_json(folder / HEAD, {**head, "checksum": head_checksum(head)}, durable=True, indent=1)
+        write_json(
+            folder / METADATA, {**metadata, "checksum": metadata_checksum(metadata)}, durable=True, indent=1
+        )
 
 
 def _tables(
@@ -195,13 +199,13 @@ class PackedIndex:
     """The tables of a packed set, opened and checked.
 
     Raises:
-        UserError: see `read_head`; or a table is missing or was altered.
+        UserError: see `read_metadata`; or a table is missing or was altered.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.head = folder, read_head(folder)
+        self.folder, self.metadata = folder, read_metadata(folder)
         self.samples, self.materials, self.records = (self._table(name) for name in INDEX_FILES)
-        names = (name.removesuffix(".npy") for name in self.head["index"] if name not in INDEX_FILES)
+        names = (name.removesuffix(".npy") for name in self.metadata["index"] if name not in INDEX_FILES)
         self.columns = {name: self._table(f"{name}.npy") for name in names}
         self._check()
 
@@ -216,7 +220,7 @@ class PackedIndex:
         Raises:
             UserError: One is missing or cut.
         """
-        for name, nbytes in self.head["shards"].items():
+        for name, nbytes in self.metadata["shards"].items():
             path = self.folder / SHARDS / name
             found = path.stat().st_size if path.exists() else None
             if found is None or found < nbytes:
@@ -228,7 +232,7 @@ class PackedIndex:
         if not path.is_file():
             raise UserError(f"{path}: missing; {_COPY_AGAIN}")
         content = read_bytes(path, 1 << 40)
-        if hashlib.sha256(content).hexdigest() != self.head["index"][name]:
+        if hashlib.sha256(content).hexdigest() != self.metadata["index"][name]:
             raise UserError(f"{path}: altered (its checksum is wrong); {_COPY_AGAIN}")
         try:
             return _array(content)
@@ -246,7 +250,8 @@ class PackedIndex:
             and _below(samples["record"], len(records))
             and _below(materials["record"], len(records))
             and _below(records["offset"], _BEYOND_FILES)
-            and {name.decode("latin-1") for name in np.unique(records["name"])} <= set(self.head["shards"])
+            and {name.decode("latin-1") for name in np.unique(records["name"])}
+            <= set(self.metadata["shards"])
             and all(_is_utf8(table["name"]) for table in (samples, materials))
         )
         for name, column in self.columns.items():

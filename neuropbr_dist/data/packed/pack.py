@@ -32,7 +32,7 @@ from neuropbr_dist.data.files.verify import (
     stamp,
     summarise,
 )
-from neuropbr_dist.data.packed.index import HEAD, JOURNAL, SHARDS, PackedIndex, read_head, write_index
+from neuropbr_dist.data.packed.index import JOURNAL, METADATA, SHARDS, PackedIndex, read_metadata, write_index
 from neuropbr_dist.data.packed.progress import Done, Progress
 from neuropbr_dist.data.packed.shards import REPACK, Place, ShardWriter, used_bytes
 from neuropbr_dist.data.split import SPLIT_FILE, read_split
@@ -108,8 +108,8 @@ def pack(
     index = index_all(input_dir, output_dir, metadata_path)
     tasks = _tasks(index)
     prepare_folder(dest)
-    if (dest / HEAD).exists():
-        read_head(dest)  # of another format version?
+    if (dest / METADATA).exists():
+        read_metadata(dest)  # of another format version?
     origin = {
         "input_dir": None if input_dir is None else str(realpath(Path(input_dir))),
         "output_dir": str(realpath(Path(output_dir))),
@@ -119,7 +119,7 @@ def pack(
     validation = read_split(Path(output_dir), subfolders(Path(output_dir)))
     noted = Progress(dest, origin)
     done = noted.done({task.name: task.stamps for task in tasks})
-    if not (dest / HEAD).exists():
+    if not (dest / METADATA).exists():
         _drop_unused(dest, done.values())
         _work(tasks, done, noted, conventions, workers, progress, shard_bytes)
     elif len(done) < len(tasks):
@@ -169,7 +169,7 @@ def prepare_folder(dest: Path) -> None:
         UserError: it does, or can't be made.
     """
     names = {path.name for path in dest.iterdir()} if dest.is_dir() else set()
-    if (names - OWN_FILES and not names & {JOURNAL, HEAD}) or (dest.exists() and not dest.is_dir()):
+    if (names - OWN_FILES and not names & {JOURNAL, METADATA}) or (dest.exists() and not dest.is_dir()):
         raise UserError(f"{dest}: not empty, and no packed set was begun in it; name a new or empty folder")
     check_links(dest)
     with writing(dest):
@@ -257,7 +257,7 @@ def _finish(
     views = [done[_views_of(sample)] for sample in samples]
     maps = {material: done[_maps_of(material)] for material in sorted(materials)}
     origin = _origin(samples, views, maps, conventions)
-    if (dest / HEAD).exists() and read_head(dest)["origin"] != origin:
+    if (dest / METADATA).exists() and read_metadata(dest)["origin"] != origin:
         raise UserError(_HOLDS_ANOTHER.format(dest))
     write_index(
         dest,

@@ -13,7 +13,7 @@ from typing import Any
 
 from neuropbr_dist.data.files.picture_check import PictureCheck, is_picture_check
 from neuropbr_dist.data.files.verify import STAMP, Stamp
-from neuropbr_dist.data.packed.index import HEAD, JOURNAL, SHARDS, VERSION
+from neuropbr_dist.data.packed.index import JOURNAL, METADATA, SHARDS, VERSION
 from neuropbr_dist.data.packed.shards import REPACK, Place
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import JsonLines
@@ -70,7 +70,7 @@ class Progress:
         self._lines.append({"task": task, "stamps": stamps, "checks": checks, "place": done.place})
 
     def _begin(self, begun: dict[str, Any]) -> None:
-        if (self.dest / HEAD).exists():
+        if (self.dest / METADATA).exists():
             raise UserError(
                 f"{self.dest}: holds a packed set without its {JOURNAL}, so nobody knows from which pictures; "
                 "it can be trained on; to pack, delete that folder or name another"

@@ -67,7 +67,7 @@ class PackedSet:
     def __init__(self, folder: Path | str, size: int | None = None) -> None:
         self.folder = Path(folder)
         self.index = PackedIndex(self.folder)
-        sides = self.index.head["sides"]
+        sides = self.index.metadata["sides"]
         if size is None and len(sides) > 1:
             raise UserError(
                 f"{self.folder}: its pictures have {', '.join(map(str, sides))} px; set data.image_size to one side for all"
@@ -83,7 +83,7 @@ class PackedSet:
     @property
     def stored_sides(self) -> list[int]:
         """The sides in pixels at which every picture is stored, rising; the set's own where its pictures have several."""
-        of_all = [set(level_sides(side)) for side in self.index.head["sides"]]
+        of_all = [set(level_sides(side)) for side in self.index.metadata["sides"]]
         return sorted(set.intersection(*of_all)) or [self.native_size]
 
     @property

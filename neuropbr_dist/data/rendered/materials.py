@@ -14,7 +14,7 @@ from neuropbr_dist.data.builtin.cache import BuiltinCache, material_name
 from neuropbr_dist.data.files.cache import MapFiles
 from neuropbr_dist.data.files.check import checked_side
 from neuropbr_dist.data.files.layout import index_materials, list_faults
-from neuropbr_dist.data.packed.index import HEAD, JOURNAL, read_head
+from neuropbr_dist.data.packed.index import JOURNAL, METADATA, read_metadata
 from neuropbr_dist.data.packed.source import PackedSet
 from neuropbr_dist.data.sources import BUILTIN_SIZE
 from neuropbr_dist.errors import UserError
@@ -123,7 +123,9 @@ def packed_folder(data: DataConfig) -> Path | None:
         return Path(data.packed_dir)
     folder = None if data.materials_dir is None else Path(data.materials_dir)
     return (
-        folder if folder is not None and ((folder / HEAD).exists() or (folder / JOURNAL).exists()) else None
+        folder
+        if folder is not None and ((folder / METADATA).exists() or (folder / JOURNAL).exists())
+        else None
     )
 
 
@@ -135,7 +137,7 @@ def materials_folder(data: DataConfig) -> Path | None:
 
 def holds_materials_alone(folder: str) -> bool:
     """Return whether a packed set has no views."""
-    return (Path(folder) / HEAD).exists() and read_head(Path(folder))["samples"] == 0
+    return (Path(folder) / METADATA).exists() and read_metadata(Path(folder))["samples"] == 0
 
 
 def open_materials(data: DataConfig, seed: int) -> Materials:
