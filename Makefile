@@ -25,7 +25,7 @@ test: $(READY)
 
 # On a real Slurm, started by the tests themselves (Debian: slurmctld slurmd slurm-client munge).
 test-slurm: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm --durations=15 -n $(WORKERS) --dist load
 
 # Whole runs and launchers several times over, every engine resumed on every other, ten kills.
 test-full: $(READY)

@@ -155,7 +155,10 @@ def networks_of_upstream(folder: Path) -> Case:
     def read() -> None:
         content = json.loads(path.read_text())
         states = [
-            {name: torch.empty(shape if sized(shape) else [], device="meta") for name, shape in state.items()}
+            {
+                name: torch.empty(shape if sized(shape) else [], dtype=kind_of(name), device="meta")
+                for name, shape in state.items()
+            }
             for state in (content.get("generator"), content.get("discriminator"))
             if isinstance(state, dict)
         ]
@@ -170,6 +173,11 @@ def networks_of_upstream(folder: Path) -> Case:
         return isinstance(shape, list) and all(type(side) is int and 0 <= side < 1 << 40 for side in shape)
 
     return read, {path: "values"}
+
+
+def kind_of(name: str) -> torch.dtype:
+    """Return the type of a tensor in torch's own state of a network, by its name."""
+    return torch.int64 if name.endswith("num_batches_tracked") else torch.float32
 
 
 CASES = [
