@@ -139,8 +139,9 @@ def process_group(
 def said_to_wait(env: Environment, timeout_minutes: float) -> Iterator[None]:
     """Say what is waited for in here, if it takes a while, and let Ctrl-C end it, which Python alone wouldn't.
 
-    A wait that torch doesn't end ends this process. A wait for ranks that nobody has started looks like any other: in the shell of `srun --pty`, say. Errors become
-    `UserError`s: a port that is taken, an address that isn't there, ranks that never come.
+    A wait for ranks that nobody has started looks like any other: in the shell of `srun --pty`, say. Errors become
+    `UserError`s: a port that is taken, an address that isn't there, ranks that never come. A wait that torch doesn't
+    end at its limit ends this process.
     """
     others = f"rank {env.rank} of {env.world_size} ({env.launcher})"
     place = f"{env.master_addr}:{env.master_port}"
@@ -152,15 +153,10 @@ def said_to_wait(env: Environment, timeout_minutes: float) -> Iterator[None]:
     message = (
         f"{others} waits for the others at {place}, up to {timeout_minutes:g} minutes; Ctrl-C ends it{hint}"
     )
+    apart = f"{others} can't meet the others at {place}"
     timer = threading.Timer(SAY_AFTER_S if env.rank == 0 else OTHERS_SAY_AFTER_S, _say, (message,))
-    last = threading.Timer(
-        60 * timeout_minutes + GIVE_UP_S,
-        _give_up,
-        (
-            f"{others} can't meet the others at {place}: no answer for {timeout_minutes:g} minutes; {REMEDY}",
-            env.rank,
-        ),
-    )
+    gone = f"{apart}: no answer for {timeout_minutes:g} minutes; {REMEDY}"
+    last = threading.Timer(60 * timeout_minutes + GIVE_UP_S, _give_up, (gone, env.rank))
     timer.daemon = last.daemon = True
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.SIG_DFL) if main and env.distributed else None
@@ -170,7 +166,7 @@ def said_to_wait(env: Environment, timeout_minutes: float) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
-        raise UserError(f"{others} can't meet the others at {place}: {said}; {REMEDY}") from error
+        raise UserError(f"{apart}: {said}; {REMEDY}") from error
     finally:
         timer.cancel()
         last.cancel()

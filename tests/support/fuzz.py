@@ -13,7 +13,7 @@ from neuropbr_dist.data.packed.index import METADATA, metadata_checksum
 from neuropbr_dist.errors import UserError
 from tests.support.mutations import answering, mutated_bytes, mutated_json
 
-FEW, MANY = 40, 1000
+FEW, MANY = 40, 500
 """Changes of each kind of file: in `make test`, and as a drill."""
 SECONDS = 10.0
 Case = tuple[Callable[[], object], dict[Path, str]]
