@@ -14,24 +14,21 @@ Its last weights are judged on the held-out built-in materials and on a set of o
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from benchmarks.options import fields_of, measurement
 from benchmarks.plane_table import Judged, judge, picture, rectification_ms, table
 from benchmarks.ranks import ROOT, Launch, run_all
 from benchmarks.runs import gpus, seconds_per_epoch, training
 from benchmarks.setting import write_figures
+from benchmarks.variants import prepared, variants_parser
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.config.overrides import Overrides
-from neuropbr_dist.data.open import fill_cache, open_source
 from neuropbr_dist.errors import UserError
 
 CONFIG = ROOT / "benchmarks" / "configs" / "plane-256.yaml"
@@ -53,44 +50,20 @@ VARIANTS: dict[str, list[str]] = {
 STEPS_TO_TIME, LOG_EVERY = 200, 20
 SHARE = 0.97
 """Of the minutes that steps take; the rest is for validations and the save."""
-SET_HERE = {
-    "training.checkpoint_dir": "--runs names where the runs go",
-    "training.seed": "--seeds says them",
-}
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of `launch/benchmark.py plane`; fields that are named win over a variant's."""
-    p = measurement(__doc__, prog)
-    p.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the results go")
-    p.add_argument("--runs", type=Path, default=ROOT / "runs" / "plane", metavar="DIR", help="run folders")
-    p.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["none", "plane"], metavar="NAME",
-                   help=f"of {', '.join(VARIANTS)}; default none plane")  # fmt: skip
-    p.add_argument("--seeds", type=int, nargs="+", default=[42], metavar="N",
-                   help="each variant with each; also the key of the materials; default 42")  # fmt: skip
-    p.add_argument("--minutes", type=float, default=5.0, metavar="N", help="of a run; default %(default)s")
-    p.add_argument(
-        "--per-gpu", type=int, default=1, metavar="N", help="runs that share a GPU; needs --epochs"
+    return variants_parser(
+        __doc__, prog, name="plane", variants=VARIANTS, default=["none", "plane"], minutes=5.0
     )
-    p.add_argument(
-        "--real", nargs=2, metavar=("IN", "OUT"), help="a set with cameras.json to judge by as well"
-    )
-    p.add_argument("--samples", nargs="+", metavar="NAME", help="those of --real that get a row of their own")
-    return p
 
 
 @entry
 def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Train every variant, judge it, and write tables and picture."""
     args = parser(prog).parse_args(argv)
-    fields = fields_of(args, SET_HERE)
-    if fields.config is None:
-        fields = replace(fields, config=str(CONFIG))
-    if args.per_gpu > 1 and args.epochs is None:
-        raise UserError("--per-gpu needs --epochs: a run's speed depends on its neighbours'")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    args.to.mkdir(parents=True, exist_ok=True)
-    make_materials(fields, args.seeds)
+    fields = prepared(args, str(CONFIG))
     epochs = args.epochs or epochs_that_fit(args, fields)
     found, text = [], ""
     for name, folder in trained(args, fields, epochs):
@@ -114,12 +87,6 @@ def figures(found: Sequence[Judged]) -> dict[str, Any]:
         for one in found
     ]  # fmt: skip
     return {"runs": runs, "rectification_ms": rectification_ms()}
-
-
-def make_materials(fields: Overrides, seeds: Sequence[int]) -> None:
-    """Make the built-in materials of every seed first: runs beside each other would all make them."""
-    for seed in seeds:
-        fill_cache(open_source(fields.configuration().data, seed))
 
 
 # -- runs ----------------------------------------------------------------------------------

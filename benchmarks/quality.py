@@ -16,23 +16,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from benchmarks.options import fields_of, measurement
 from benchmarks.quality_table import Result, judged, picture, quality_page
-from benchmarks.ranks import ROOT, Launch, run_all
+from benchmarks.ranks import Launch, run_all
 from benchmarks.runs import gpus, seconds_per_epoch, training
 from benchmarks.setting import write_figures
+from benchmarks.variants import prepared, variants_parser
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.config.overrides import Overrides
-from neuropbr_dist.data.open import fill_cache, open_source
 from neuropbr_dist.errors import UserError
 
 GAN = ["model.use_gan=true", "loss.w_gan=0.05", "training.gan_start_epoch={late}"]
@@ -70,32 +67,12 @@ ONCE = (
     "training.log_images_every_n_epochs=1000000", "training.use_tensorboard=false",
 )  # fmt: skip
 """Fields of every run: nothing is written that nobody reads."""
-SET_HERE = {
-    "training.checkpoint_dir": "--runs names where the runs go",
-    "training.seed": "--seeds says them",
-}
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of `launch/benchmark.py quality`; fields that are named win over a variant's."""
-    p = measurement(__doc__, prog)
-    p.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the results go")
-    p.add_argument("--runs", type=Path, default=ROOT / "runs" / "quality", metavar="DIR", help="run folders")
-    p.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["recipe"], metavar="NAME",
-                   help=f"of {', '.join(VARIANTS)}; default recipe")  # fmt: skip
-    p.add_argument("--seeds", type=int, nargs="+", default=[42], metavar="N",
-                   help="each variant with each; also the key of the materials; default 42")  # fmt: skip
-    p.add_argument("--minutes", type=float, default=8.0, metavar="N", help="of a run; default %(default)s")
-    p.add_argument(
-        "--per-gpu", type=int, default=1, metavar="N", help="runs that share a GPU; needs --epochs"
-    )
+    p = variants_parser(__doc__, prog, name="quality", variants=VARIANTS, default=["recipe"], minutes=8.0)
     p.add_argument("--init-from", metavar="PATH", help="weights that every run starts from")
-    p.add_argument(
-        "--real", nargs=2, metavar=("IN", "OUT"), help="a set with cameras.json to judge by as well"
-    )
-    p.add_argument(
-        "--samples", nargs="+", metavar="NAME", help="those of --real that get a table of their own"
-    )
     return p
 
 
@@ -103,15 +80,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Time, train, judge; write tables and picture after each run that is judged: a lent machine may go early."""
     args = parser(prog).parse_args(argv)
-    fields = fields_of(args, SET_HERE)
-    if fields.config is None:
-        fields = replace(fields, config="recipe")
-    if args.per_gpu > 1 and args.epochs is None:
-        raise UserError("--per-gpu needs --epochs: a run's speed depends on its neighbours'")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    args.to.mkdir(parents=True, exist_ok=True)
-    for seed in args.seeds:  # first: runs beside each other would all make them
-        fill_cache(open_source(fields.configuration().data, seed))
+    fields = prepared(args, "recipe")
     epochs = args.epochs or epochs_that_fit(args, fields)
     print(f"{epochs} epochs a run", flush=True)
     results: list[Result] = []

@@ -13,25 +13,27 @@ import pytest
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """A file system of `size` (`16k`, `4m`) in `folder`; a skip where none can be mounted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
-    mounted = subprocess.run(words, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    try:
+    with mounted(folder, ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]):
         yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 @contextmanager
 def real_disk(folder: Path, mib: int = 32) -> Iterator[Path]:
     """A file system of ext4 in a file beside `folder`, mounted there; a skip where none can be."""
-    folder.mkdir(parents=True, exist_ok=True)
     image = folder.with_suffix(".img")
+    image.parent.mkdir(parents=True, exist_ok=True)
     with open(image, "wb") as file:
         file.truncate(mib << 20)
-    for words in (["mkfs.ext4", "-q", "-F", image], ["mount", "-o", "loop", image, folder]):
+    make = ["mkfs.ext4", "-q", "-F", str(image)]
+    with mounted(folder, make, ["mount", "-o", "loop", str(image), str(folder)]):
+        yield folder
+
+
+@contextmanager
+def mounted(folder: Path, *commands: list[str]) -> Iterator[None]:
+    """What `commands` mount in `folder`, made if missing; a skip where one of them isn't there or is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for words in commands:
         try:
             done = subprocess.run(words, capture_output=True, text=True)
         except FileNotFoundError:
@@ -39,7 +41,7 @@ def real_disk(folder: Path, mib: int = 32) -> Iterator[Path]:
         if done.returncode:
             pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
     try:
-        yield folder
+        yield
     finally:
         subprocess.run(["umount", folder], check=True)
 
