@@ -59,7 +59,7 @@ def test_group_norm_residual_and_activation(shape, slope, residual):
 class Rehearsed(Strip):
     """A strip in one process: the others' part of an exchange is what they gave when it was last rehearsed."""
 
-    with_halo = to_heads = to_rows = None  # type: ignore[assignment]
+    with_halo = exchange = to_heads = to_rows = None  # type: ignore[assignment]
 
     def __init__(self, index: int, given: list[list[torch.Tensor]]) -> None:
         self.index, self.count, self.given, self.calls = index, len(given), given, 0
