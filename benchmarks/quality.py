@@ -71,7 +71,9 @@ ONCE = (
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of `launch/benchmark.py quality`; fields that are named win over a variant's."""
-    p = variants_parser(__doc__, prog, name="quality", variants=VARIANTS, default=["recipe"], minutes=8.0)
+    p = variants_parser(
+        __doc__, prog, name="quality", config="recipe", variants=VARIANTS, default=["recipe"], minutes=8.0
+    )
     p.add_argument("--init-from", metavar="PATH", help="weights that every run starts from")
     return p
 
@@ -80,7 +82,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Time, train, judge; write tables and picture after each run that is judged: a lent machine may go early."""
     args = parser(prog).parse_args(argv)
-    fields = prepared(args, "recipe")
+    fields = prepared(args)
     epochs = args.epochs or epochs_that_fit(args, fields)
     print(f"{epochs} epochs a run", flush=True)
     results: list[Result] = []

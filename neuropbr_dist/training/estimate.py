@@ -10,7 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -203,8 +203,13 @@ class Need:
     world: int
 
     def state(self) -> State:
-        """Return what the rank holds whatever the pictures."""
-        return State.of(self.cfg.model, self.engine, self.stage, self.world, self.dtype)
+        """Return what the rank holds whatever the pictures; the generator's moving average lies with its masters."""
+        state = State.of(self.cfg.model, self.engine, self.stage, self.world, self.dtype)
+        if self.cfg.training.ema_decay is None:
+            return state
+        pieces = self.world if self.engine == "fsdp" or self.stage > 0 else 1
+        averaged = count_parameters(self.cfg.model)["generator"] * 4 // pieces
+        return replace(state, held=state.held + averaged)
 
     def at(self, size: int) -> dict[str, int]:
         """Return bytes of a rank by memory plan, for pictures of `size` px.
