@@ -55,7 +55,13 @@ SHARE = 0.97
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of `launch/benchmark.py plane`; fields that are named win over a variant's."""
     return variants_parser(
-        __doc__, prog, name="plane", config=str(CONFIG), variants=VARIANTS, default=["none", "plane"], minutes=5.0
+        __doc__,
+        prog,
+        name="plane",
+        config=str(CONFIG),
+        variants=VARIANTS,
+        default=["none", "plane"],
+        minutes=5.0,
     )
 
 

@@ -70,7 +70,7 @@ def tiny_words(**settings: Any) -> list[str]:
     renders, maps = tiny_set()
     chosen = SETTINGS | {name.replace("__", "."): value for name, value in settings.items()}
     data = ["--input-dir", str(renders), "--output-dir", str(maps), "--device", "cpu"]
-    return ["--config", "guide", *data, *set_words(chosen)]
+    return [*data, *set_words(chosen), "--config", "guide"]
 
 
 @cache
