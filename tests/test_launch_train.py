@@ -52,11 +52,20 @@ def test_the_default_trains_on_stored_views_without_cameras(tmp_path):
     words = ["--input-dir", renders, "--output-dir", maps, "--device", "cpu", *set_words(fields)]
     ended = command(*words, "--checkpoint-dir", tmp_path / "run", "--stop-after-steps", "2")
     assert ended.code == 0 and ended.err == "", ended.err
+    assert "No GAN" not in ended.out
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert saved["model"]["align"] == "none" and saved["data"]["drop_views"] == 0.1
     terms = [line for line in metrics(tmp_path / "run") if "train/G_loss" in line]
     assert all(line["train/render_loss"] > 0 for line in terms) and len(terms) == 2
     assert any(name.startswith("generator/ema/") for name in tensors(tmp_path / "run"))
+
+
+def test_a_run_that_ends_before_its_gan_says_so(tmp_path):
+    ended = run(tmp_path / "run", "--stop-after-steps", "1", training__gan_start_epoch=5)
+    assert (
+        "No GAN: training.gan_start_epoch = 5, but the run ends after epoch 4; model.use_gan = false"
+        in ended.out
+    )
 
 
 def test_console_lines_are_the_guides(logged):
