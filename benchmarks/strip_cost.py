@@ -11,6 +11,17 @@ from neuropbr_dist.parallel.strips import share_rows
 from neuropbr_dist.strip import Edge, Strip
 
 
+class Arrived:
+    """Rows that are there at once."""
+
+    def __init__(self, rows: tuple[Tensor | None, ...]) -> None:
+        self.rows = rows
+
+    def wait(self) -> tuple[Tensor | None, Tensor | None]:
+        above, below = self.rows
+        return above, below
+
+
 class CountedStrip(Strip):
     """A strip without neighbours that notes what it would send; the shapes that come back are right, no more.
 
@@ -29,6 +40,13 @@ class CountedStrip(Strip):
         self.rows_sent += row * (below * (not self.first) + above * (not self.last))
         self.exchanges += 1
         return x.new_empty(*x.shape[:2], above + x.shape[2] + below, x.shape[3])
+
+    def exchange(self, first: Tensor, last: Tensor, above: int, below: int) -> Arrived:
+        sides = ((self.first, first, above), (self.last, last, below))
+        self.rows_sent += sum(rows.numel() * rows.itemsize for edge, rows, _ in sides if not edge)
+        self.exchanges += 1
+        n, c, _, w = first.shape
+        return Arrived(tuple(None if edge else first.new_empty(n, c, rows, w) for edge, _, rows in sides))
 
     def gathered(self, x: Tensor) -> Tensor:
         self.sums_sent += (self.count - 1) * x.numel() * x.itemsize

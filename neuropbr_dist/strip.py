@@ -7,7 +7,7 @@ that is whole. How the others are reached stands in `parallel.strips`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +16,18 @@ Edge = Literal["zeros", "lowest", "repeat"]
 """Values beyond the picture's first and last row: zeros; the smallest number there is; that row again."""
 
 
+class Pending(Protocol):
+    """Rows of the neighbours that are on their way."""
+
+    def wait(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return those of the strip above and of the strip below; None beyond the picture's edge."""
+        ...
+
+
 class Strip(ABC):
     """One of several strips of equally many rows. Every method is called on all of them, in the same order.
 
-    All methods can be differentiated once: a gradient goes to the process that holds the rows.
+    All methods but `exchange` can be differentiated once: a gradient goes to the process that holds the rows.
     """
 
     index: int
@@ -48,6 +56,15 @@ class Strip(ABC):
 
         Raises:
             ValueError: a strip has fewer rows than its neighbour asks for.
+        """
+
+    @abstractmethod
+    def exchange(self, first: Tensor, last: Tensor, above: int, below: int) -> Pending:
+        """Send rows to the neighbours and begin to receive theirs, while the caller goes on.
+
+        Args:
+            first, last: (N, C, rows, W), for the strip above and for the strip below.
+            above, below: rows that those two send.
         """
 
     @abstractmethod

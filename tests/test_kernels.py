@@ -11,15 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from neuropbr_dist.kernels import dispatch
-from neuropbr_dist.kernels.conv import (
-    ConvBiasAct,
-    conv,
-    fits_cudnn,
-    fold_weight,
-    fold_width,
-    folding,
-    unfold_width,
-)
+from neuropbr_dist.kernels.conv import conv, fold_weight, fold_width, folding, unfold_width
+from neuropbr_dist.kernels.fused_conv import ConvBiasAct, fits_cudnn
 from tests.support.distributed import ROOT
 from tests.support.twins import compare, picture
 

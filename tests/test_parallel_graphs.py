@@ -1,4 +1,4 @@
-"""CUDA graphs of the generator's passes: when they are recorded, and that a replayed run is the plain one."""
+"""CUDA graphs of the networks' passes: when they are recorded, and that a replayed run is the plain one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from neuropbr_dist.config import TransformConfig, load, with_fields
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.builtin.cache import sample_cameras
 from neuropbr_dist.data.device import to_device
+from neuropbr_dist.parallel import Pass
 from neuropbr_dist.training.networks import build_networks
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.setup import SampleFacts, Setup, set_up
@@ -30,8 +31,15 @@ def setup(device: str, env: Environment = ONE, side: int = 64, model=(), **train
 
 
 def test_on_one_gpu_small_pictures_passes_are_recorded():
-    assert setup("cuda").networks["generator"].replayed == (4, 3, 7, 64, 64)
-    assert setup("cuda").networks["discriminator"].replayed is None
+    networks = setup("cuda").networks
+    assert networks["generator"].replayed == (Pass((4, 3, 7, 64, 64)),)
+    assert networks["discriminator"].replayed == (Pass((8, 8, 64, 64)), Pass((4, 8, 64, 64), frozen=True))
+
+
+def test_passes_over_strips_are_recorded_with_ddp():
+    networks = setup("cuda", env=TWO, engine="ddp", sample_ranks=2, global_batch_size=4, side=1024).networks
+    assert networks["generator"].replayed == (Pass((4, 3, 7, 512, 1024)),)
+    assert networks["discriminator"].replayed[0] == Pass((8, 8, 512, 1024))
 
 
 @pytest.mark.parametrize(
@@ -52,15 +60,18 @@ def test_a_cpu_has_none():
 
 @pytest.mark.gpu
 @gpu
-def test_a_replayed_run_is_the_plain_run(tmp_path):
+@pytest.mark.parametrize("engine", ["single", "ddp"])
+def test_a_replayed_run_is_the_plain_run(tmp_path, engine):
+    """Also where the discriminator has begun to train, which it does in the third epoch."""
     fields = {"training__device": "cuda", "training__deterministic": True, "data__drop_views": 0.5}
+    fields["training__engine"] = engine
     for how in ("auto", "off"):
         ended = run(tmp_path / how, env=ON_A_GPU, training__cuda_graphs=how, **fields)
         assert ended.code == 0, ended.err
     one, other = metrics(tmp_path / "auto"), metrics(tmp_path / "off")
-    assert [line["train/G_loss"] for line in one if "train/G_loss" in line] == [
-        line["train/G_loss"] for line in other if "train/G_loss" in line
-    ]
+    for name in ("train/G_loss", "train/D_loss"):
+        found, wanted = ([line[name] for line in lines if name in line] for lines in (one, other))
+        assert found == wanted and found
     first, second = tensors(tmp_path / "auto"), tensors(tmp_path / "off")
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 

@@ -119,30 +119,47 @@ def patches_not_weighed(case: Case, row: Row) -> dict[str, Any]:
         kind.share = original  # type: ignore[method-assign]
 
 
-def no_halo_gradient(case: Case, row: Row) -> dict[str, Any]:
-    """Wrong on purpose: what a neighbour has of this strip's rows never comes back."""
+class Blank:
+    """Neighbours' rows as if nothing were in them."""
+
+    def __init__(self, coming: Any) -> None:
+        self.coming = coming
+
+    def wait(self) -> tuple[Any, ...]:
+        return tuple(None if rows is None else torch.zeros_like(rows) for rows in self.coming.wait())
+
+
+def rows_never_come(case: Case, row: Row, way: str) -> dict[str, Any]:
+    """Wrong on purpose: of the neighbours' rows, or of the gradients of this strip's, none arrive."""
     strip = row.strip
     assert strip is not None
     kind = type(strip)
-    original = kind.with_halo
+    original = kind.exchange
 
-    def with_halo(self: Any, x: Any, above: int, below: int, edge: Any = "zeros") -> Any:
-        wide = original(self, x, above, below, edge)
-        end = wide.shape[2] - below
-        parts = wide[:, :, :above].detach(), wide[:, :, above:end], wide[:, :, end:].detach()
-        return torch.cat(parts, 2)
+    def exchange(self: Any, *rows: Any) -> Any:
+        backward = torch._C._current_graph_task_id() != -1
+        coming = original(self, *rows)
+        return Blank(coming) if (way == "back") == backward else coming
 
-    kind.with_halo = with_halo  # type: ignore[method-assign]
+    kind.exchange = exchange  # type: ignore[method-assign]
     try:
         return train_row(case, row)
     finally:
-        kind.with_halo = original  # type: ignore[method-assign]
+        kind.exchange = original  # type: ignore[method-assign]
 
 
 @pytest.mark.drill
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("wrong", ["patches_not_weighed", "no_halo_gradient"])
-def test_notices(wrong):
+@pytest.mark.parametrize("way", ["there", "back"])
+def test_notices_rows_that_never_come(way):
     (case, row), *_ = sharing("ddp")
-    found = run(2, f"{__name__}:{wrong}", case=case, row=row)[0]
+    found = run(2, f"{__name__}:rows_never_come", case=case, row=row, way=way)[0]
+    assert max(differences(found, reference(case)).values()) > 1e-2
+
+
+@pytest.mark.drill
+@pytest.mark.multiprocess
+def test_notices_patches_that_are_not_weighed():
+    (case, row), *_ = sharing("ddp")
+    found = run(2, f"{__name__}:patches_not_weighed", case=case, row=row)[0]
     assert max(differences(found, reference(case)).values()) > 1e-2

@@ -19,6 +19,7 @@ from neuropbr_dist.kernels.dispatch import (
 from neuropbr_dist.kernels.maps import activate_maps
 from neuropbr_dist.kernels.merge import COPIES, pass_and_merge
 from neuropbr_dist.kernels.norm_act import group_norm_act
+from neuropbr_dist.kernels.strip_conv import Reach
 from neuropbr_dist.kernels.upsample import upsample_2x
 from neuropbr_dist.kernels.views import VIEWS, max_pool, max_pool_and_mean, mean_over_views, pass_and_mean
 
@@ -26,6 +27,7 @@ __all__ = [
     "ATTENTION_OPERATIONS",
     "COPIES",
     "VIEWS",
+    "Reach",
     "activate_maps",
     "attention",
     "beside",

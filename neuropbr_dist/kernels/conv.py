@@ -1,4 +1,4 @@
-"""Convolutions with bias, residual and ReLU in the convolution's own pass, and ones of few channels.
+"""Convolutions of whole pictures and of strips, and ones of few channels.
 
 cuDNN's kernels want many channels: a 7x7 convolution of an RGB picture ran at a twentieth of the
 card's rate, the weight gradient of a 4x4 one of eight maps at less than a hundredth. Channels-last
@@ -8,17 +8,19 @@ weights laid out to match, and zeros between, the sums are the same.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from neuropbr_dist.kernels.dispatch import channels_last
+from neuropbr_dist.kernels.fused_conv import ConvBiasAct, Pair
 from neuropbr_dist.kernels.norm_act import activate
+from neuropbr_dist.kernels.strip_conv import StripConv
+from neuropbr_dist.strip import Strip
 
 FEW = 8  # channels
-Pair = tuple[int, int]
 
 
 class Folding(NamedTuple):
@@ -78,14 +80,16 @@ def conv(
     stride: Pair = (1, 1),
     padding: Pair = (0, 0),
     slope: float | None = None,
+    strip: Strip | None = None,
 ) -> Tensor:
-    """Return `activation(conv(x) + bias + residual)`, folded and fused where that pays; CUDA, half precision.
+    """Return `activation(conv(x) + bias + residual)`, folded and fused where that pays.
 
     Args:
         x: (N, C, H, W).
         weight: (O, C, kh, kw), of x's dtype.
         bias: (O,), float32, so that its gradient, a sum over all pixels, is not rounded to x's dtype.
         slope: of the activation below zero: 0 is ReLU; None is no activation.
+        strip: way to the other strips where `x` is one of a picture's; its reach fits (`strip_conv.Reach`).
     """
     fold = folding(x, weight, stride, padding) if residual is None else None
     if fold is not None:
@@ -94,82 +98,11 @@ def conv(
         bias = None if bias is None else bias.repeat(fold.out)
         stride, padding = (stride[0], 1), (padding[0], 1)
     x, weight = channels_last(x), channels_last(weight)
-    if slope is not None and bias is not None:
+    if strip is not None:
+        y = StripConv.apply(x, weight, bias, residual, stride, padding, slope, strip)
+    elif slope is not None and bias is not None:
         y = ConvBiasAct.apply(x, weight, bias, residual, stride, padding, slope)
     else:
         y = F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding)
         y = activate(y, slope, residual)
     return y if fold is None else unfold_width(y, fold.out)
-
-
-class ConvBiasAct(torch.autograd.Function):
-    """`activation(conv(x) + bias + residual)` that keeps its output only.
-
-    With ReLU one cuDNN pass forward. Backward masks by the output's sign and sums for the bias in one
-    pass, and leaves the rest to cuDNN.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        residual: Tensor | None,
-        stride: Pair,
-        padding: Pair,
-        slope: float,
-    ) -> Tensor:
-        if x.is_cuda and slope == 0.0 and fits_cudnn(x, weight, stride, padding):
-            words = (bias.to(x.dtype), stride, padding, (1, 1), 1)
-            if residual is None:
-                y = torch.cudnn_convolution_relu(x, weight, *words)
-            else:
-                y = torch.cudnn_convolution_add_relu(x, weight, channels_last(residual), 1.0, *words)
-        else:
-            y = F.conv2d(x, weight, None, stride, padding)
-            y = bias_act(y if residual is None else y + residual, bias, slope)
-        ctx.save_for_backward(x, weight, y)
-        ctx.stride, ctx.padding, ctx.slope, ctx.has_residual = stride, padding, slope, residual is not None
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, y = ctx.saved_tensors
-        dz, dbias = act_gradient(channels_last(dy), y, ctx.slope)
-        wanted = [*ctx.needs_input_grad[:2], False]
-        dx, dweight, _ = torch.ops.aten.convolution_backward(
-            dz, x, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1, wanted
-        )
-        return dx, dweight, dbias, dz if ctx.has_residual else None, None, None, None
-
-
-def fits_cudnn(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> bool:
-    """Return whether cuDNN's fused pass can count the elements: three 4096 px views are too many.
-
-    PyTorch cuts a plain convolution's batch where it is too large; the fused one it hands on whole.
-    """
-    rows, columns = (
-        (length + 2 * pad - taps) // step + 1
-        for length, pad, taps, step in zip(x.shape[2:], padding, weight.shape[2:], stride, strict=True)
-    )
-    return max(x.numel(), x.shape[0] * weight.shape[0] * rows * columns) < 2**31
-
-
-def bias_act(y: Tensor, bias: Tensor, slope: float) -> Tensor:
-    """Return `activation(y + bias)`, written over `y` (N, C, H, W) on CUDA."""
-    if not y.is_cuda:
-        return F.leaky_relu(y + bias.to(y.dtype)[:, None, None], slope)
-    from neuropbr_dist.kernels.conv_triton import add_bias_act_
-
-    return add_bias_act_(y, bias, slope)
-
-
-def act_gradient(dy: Tensor, y: Tensor, slope: float) -> tuple[Tensor, Tensor]:
-    """Return the gradient before a (leaky) ReLU whose output was `y`, and its sum a channel."""
-    if not y.is_cuda:
-        dz = torch.where(y > 0, dy, dy * slope)
-        return dz, dz.sum((0, 2, 3))
-    from neuropbr_dist.kernels.conv_triton import act_gradient as fused
-
-    return fused(dy, y, slope)

@@ -24,6 +24,8 @@ def enabled() -> bool:
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype that an operation on `x` computes in: autocast's dtype where that is on, else its own."""
     device = x.device.type
+    if not torch.amp.is_autocast_available(device):  # the meta device
+        return x.dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from neuropbr_dist.kernels.dispatch import channels_last, compute_dtype, usable
+from neuropbr_dist.strip import Strip
 
 
 def plain_upsample_2x(x: Tensor) -> Tensor:
@@ -23,8 +25,26 @@ def plain_upsample_2x(x: Tensor) -> Tensor:
     return x
 
 
-def upsample_2x(x: Tensor) -> Tensor:
-    """Upsample bilinearly, (B, C, h, w) -> (B, C, 2h, 2w)."""
+def plain_upsample_gradient(dy: Tensor) -> Tensor:
+    """Return the gradient of `plain_upsample_2x` for that of its result, (B, C, 2h, 2w) -> (B, C, h, w)."""
+    for dim in (2, 3):
+        even, odd = dy.unflatten(dim, (-1, 2)).unbind(dim + 1)
+        n = even.shape[dim]
+        # A pixel is the neighbour of the even one after it and of the odd one before it; at the edges of its own two.
+        after = torch.cat([even.narrow(dim, 1, n - 1), odd.narrow(dim, n - 1, 1)], dim)
+        before = torch.cat([even.narrow(dim, 0, 1), odd.narrow(dim, 0, n - 1)], dim)
+        dy = 0.75 * (even + odd) + 0.25 * (after + before)
+    return dy
+
+
+def upsample_2x(x: Tensor, strip: Strip | None = None) -> Tensor:
+    """Upsample bilinearly, (B, C, h, w) -> (B, C, 2h, 2w).
+
+    Args:
+        strip: way to the other strips where `x` is one of a picture's; outside of compiled regions.
+    """
+    if strip is not None:
+        return StripUpsample2x.apply(x.to(compute_dtype(x)), strip)
     if not usable(x):
         return plain_upsample_2x(x)
     return Upsample2x.apply(x.to(compute_dtype(x)))
@@ -44,3 +64,46 @@ class Upsample2x(torch.autograd.Function):
         from neuropbr_dist.kernels.upsample_triton import upsample_gradient
 
         return upsample_gradient(channels_last(dy))
+
+
+class StripUpsample2x(torch.autograd.Function):
+    """The same of a strip: its first and last row are worked out again once the neighbours' have come."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, strip: Strip) -> Tensor:
+        x = channels_last(x)
+        ctx.strip = strip
+        first, last = x[:, :, :1], x[:, :, -1:]
+        coming = strip.exchange(first, last, 1, 1)
+        y = upsampled(x)
+        above, below = coming.wait()
+        if above is not None:
+            y[:, :, :1] = upsampled(torch.cat([above, first], 2))[:, :, 2:3]
+        if below is not None:
+            y[:, :, -1:] = upsampled(torch.cat([last, below], 2))[:, :, 1:2]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        dy, strip = channels_last(dy), ctx.strip
+        # The quarter of an edge row's gradient that is a neighbour's; the pass over all rows leaves it here.
+        up = upsampled_gradient(F.pad(dy[:, :, :1], (0, 0, 2, 1)))[:, :, :1]
+        down = upsampled_gradient(F.pad(dy[:, :, -1:], (0, 0, 1, 2)))[:, :, 1:]
+        coming = strip.exchange(up, down, 1, 1)
+        dx = upsampled_gradient(dy)
+        first, last = coming.wait()
+        if first is not None:
+            dx[:, :, :1] += first - up
+        if last is not None:
+            dx[:, :, -1:] += last - down
+        return dx, None
+
+
+def upsampled(x: Tensor) -> Tensor:
+    """Return the upsampled picture without a graph, by the kernel where it runs."""
+    return Upsample2x.forward(None, x) if usable(x) else plain_upsample_2x(x)
+
+
+def upsampled_gradient(dy: Tensor) -> Tensor:
+    """Return the gradient of what was upsampled."""
+    return Upsample2x.backward(None, dy) if usable(dy) else plain_upsample_gradient(dy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,12 +55,15 @@ class FusedConv2d(nn.Conv2d):
         if scale is not None:
             weight = weight * scale.view(-1, 1, 1, 1)
         bias = self.bias if shift is None else shift
-        x, padding = with_rows_in_reach(self, self.strip, x)
-        if kernels.usable(x):
+        strip = self.strip if exchanges_rows(self, x) else None
+        padding: Any = self.padding
+        if strip is None:
+            x, padding = with_rows_in_reach(self, self.strip, x)
+        if strip is not None or kernels.usable(x):
             dtype = kernels.compute_dtype(x)
             return kernels.conv(
-                x.to(dtype), weight.to(dtype), None if bias is None else bias.float(), residual,
-                stride=self.stride, padding=padding, slope=slope,  # type: ignore[arg-type]
+                x.to(dtype), weight.to(dtype), None if bias is None else kernels.full_precision(bias), residual,
+                stride=self.stride, padding=padding, slope=slope, strip=strip,  # type: ignore[arg-type]
             )  # fmt: skip
         dtype = self.weight.dtype
         bias = None if bias is None else bias.to(dtype)
@@ -69,6 +73,16 @@ class FusedConv2d(nn.Conv2d):
     def whole_weight(self) -> Tensor:
         """Return the weight (O, C, kh, kw) of all input channels."""
         return self.weight
+
+
+def exchanges_rows(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Return whether a convolution of a strip (N, C, h, W) takes the neighbours' rows as they come, beside its own.
+
+    Not in a compiled region, nor where strips are short or grow: then `with_rows_in_reach` puts them together first.
+    """
+    if getattr(conv, "strip", None) is None or conv.kernel_size[0] == 1 or torch.compiler.is_compiling():
+        return False
+    return kernels.Reach(conv.kernel_size[0], conv.stride[0], int(conv.padding[0]), x.shape[2]).fits
 
 
 def with_rows_in_reach(conv: nn.Conv2d, strip: Strip | None, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -129,10 +143,20 @@ class JoinConv2d(nn.Conv2d):
         if kernels.usable(first):
             first, second = kernels.channels_last(first), kernels.channels_last(second)
         of_first, of_second = self.weight.split([first.shape[1], second.shape[1]], dim=1)
+        if exchanges_rows(self, first):
+            return self.of_strip(first, of_first, None) + self.of_strip(second, of_second, self.bias)
         first, padding = with_rows_in_reach(self, self.strip, first)
         second, _ = with_rows_in_reach(self, self.strip, second)
         out = F.conv2d(first, of_first, None, self.stride, padding)  # type: ignore[arg-type]
         return out + F.conv2d(second, of_second, self.bias, self.stride, padding)  # type: ignore[arg-type]
+
+    def of_strip(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the convolution of one input."""
+        dtype = kernels.compute_dtype(x)
+        return kernels.conv(
+            x.to(dtype), weight.to(dtype), None if bias is None else kernels.full_precision(bias),
+            stride=self.stride, padding=self.padding, strip=self.strip,  # type: ignore[arg-type]
+        )  # fmt: skip
 
 
 def slope_of(act: nn.Module | None) -> float | None:

@@ -147,10 +147,7 @@ class ResNetEncoder(nn.Module):
         if mask is None and self.skip_merge == "mean" and self.strip is None:
             return max_pool_and_mean(x)
         x, skip = merge(x, mask, self.skip_merge)
-        if self.strip is None:
-            return max_pool(x), skip
-        # One row above is in a window's reach; with two, windows stay where they were, and the first is the neighbour's.
-        return max_pool(self.strip.with_halo(x, 2, 0, "lowest"))[:, :, 1:], skip
+        return max_pool(x, self.strip), skip
 
 
 class UNetEncoder(nn.Module):

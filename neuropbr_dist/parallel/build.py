@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.parallel.blocks import plain_segments, prepare_segments
-from neuropbr_dist.parallel.network import Adam, Network
+from neuropbr_dist.parallel.network import Adam, Network, Pass
 from neuropbr_dist.parallel.strips import share_rows
 from neuropbr_dist.parallel.sync_batch import synchronise_batch_norms
 from neuropbr_dist.strip import Strip
@@ -33,8 +33,8 @@ class NetworkSetup:
     """none, selective, full or split; or patterns of segment names to these (`blocks.kind_of`)."""
     compile_blocks: bool
     """Compile each segment."""
-    replayed: tuple[int, ...] | None = None
-    """Shape of the input whose training passes are recorded as CUDA graphs and replayed; engine single only."""
+    replayed: tuple[Pass, ...] = ()
+    """Training passes that are recorded as CUDA graphs and replayed; engines single and ddp only."""
     sync_batch: bool = False
     shard: str = "world"
     """Ranks that FSDP shards over: world, or node (HSDP)."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from neuropbr_dist.parallel.network import Adam, StepResult
+from neuropbr_dist.parallel.network import Adam, Pass, StepResult
 from neuropbr_dist.parallel.optimizer import ClippedAdamW, ClippedNetwork
 
 
@@ -46,39 +47,52 @@ class ReplicatedNetwork(ClippedNetwork):
             )
         self.replicated = distributed
         self.optimizer = ClippedAdamW(self.trained, adam, clip, fp16=dtype == torch.float16)
-        self.replay: Callable[[Tensor], Tensor] | None = None
-        self.recorded: tuple[int, ...] = ()
+        self.replays: dict[Pass, Callable[[Tensor], Tensor]] = {}
 
-    def record(self, shape: tuple[int, ...] | None) -> None:
-        """Record the passes of a training step with an input of this shape as CUDA graphs, to be replayed from now on.
+    def record(self, passes: Sequence[Pass]) -> None:
+        """Record training passes as CUDA graphs, to be replayed from now on.
 
         The host then launches two graphs where it launched some thousand kernels. They read and write the parameters
-        and their gradients where these lie. What isn't a training pass, and other shapes, go the plain way.
-        No other thread may use the device meanwhile: it would break the recording. None: nothing is replayed.
+        and their gradients where these lie. All other passes go the plain way. One pass can't begin before the one
+        before it, of the same kind, has gone back: they share their activations.
+        No other thread may use the device meanwhile: it would break the recording.
         """
-        self.replay, self.recorded = None, ()  # gives the memory of earlier graphs back
-        if shape is None:
-            return
+        self.replays = {}  # gives the memory of earlier graphs back
         # Gradients are added up on the stream of the recording; autograd orders the two, and would warn of it once.
-        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-        x = torch.zeros(shape, device=self.device)
-        # A weight that is cast once for several passes would be cast outside of the graphs.
-        with torch.autocast(
-            self.device.type, self.dtype, enabled=self.dtype is not None, cache_enabled=False
-        ):
-            torch.cuda.make_graphed_callables(self.module, (x,))
-        self.replay, self.recorded = self.module.forward, shape
-        del (
-            self.module.forward
-        )  # the class's own again: names, `eval()` and frozen passes know nothing of graphs
+        if passes:
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+        for kind in passes:
+            x = torch.zeros(kind.shape, device=self.device, requires_grad=kind.frozen)
+            # A weight that is cast once for several passes would be cast outside of the graphs.
+            with (
+                self.frozen() if kind.frozen else nullcontext(),
+                torch.autocast(
+                    self.device.type, self.dtype, enabled=self.dtype is not None, cache_enabled=False
+                ),
+            ):
+                torch.cuda.make_graphed_callables(self.module, (x,))
+            self.replays[kind] = self.module.forward
+            # The class's own again: names, `eval()` and other passes know nothing of graphs.
+            del self.module.forward
 
     def __call__(self, x: Tensor) -> Tensor:
-        plain = self._frozen or not torch.is_grad_enabled()
-        if self.replay is not None and not plain and self.module.training and x.shape == self.recorded:
-            return self.replay(x)
-        forward = self.module if plain or self.ddp is None else self.ddp
+        training = torch.is_grad_enabled()
+        ddp = None if self._frozen or not training else self.ddp
+        if training and self.module.training and x.dtype == torch.float32:
+            replay = self.replays.get(Pass(tuple(x.shape), self._frozen))
+            if replay is not None:
+                return replay(x) if ddp is None else self.reduced(replay, x)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            return forward(x)
+            return (ddp or self.module)(x)
+
+    def reduced(self, replay: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Replay a pass whose gradients DDP reduces: it awaits them from its own forward on."""
+        assert self.ddp is not None
+        self.module.forward = replay  # type: ignore[method-assign]
+        try:
+            return self.ddp(x)
+        finally:
+            del self.module.forward
 
     def sync_gradients(self, last: bool) -> None:
         if self.ddp is not None:

@@ -28,7 +28,8 @@ from neuropbr_dist.data.order import MicroBatching, micro_batches
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.kernels import VIEWS
 from neuropbr_dist.models import size_multiple, smallest_side, view_channels
-from neuropbr_dist.parallel import Adam, NetworkSetup
+from neuropbr_dist.models.discriminator import MAP_CHANNELS
+from neuropbr_dist.parallel import Adam, NetworkSetup, Pass
 from neuropbr_dist.training.estimate import Need, choose_plan, count_parameters
 from neuropbr_dist.training.memory import recompute_patterns
 from neuropbr_dist.training.sharing import check_sharing, groups_of, place_of
@@ -116,7 +117,7 @@ class Setup:
     @property
     def replays(self) -> bool:
         """Whether the generator's passes are CUDA graphs."""
-        return self.networks["generator"].replayed is not None
+        return bool(self.networks["generator"].replayed)
 
     @property
     def compile_losses(self) -> bool:
@@ -168,13 +169,16 @@ def set_up(
         part: replace(net, recompute=recompute_patterns(memory, t.activation_checkpointing, part))
         for part, net in spread.items()
     }
-    graphs_why_not = why_not_replayed(cfg, networks["generator"], micro, samples.side, device)
-    if graphs_why_not is None:
-        shape = (micro.size, VIEWS, view_channels(cfg.model), samples.side, samples.side)
-        networks["generator"] = replace(networks["generator"], replayed=shape)
+    why_not = {
+        part: why_not_replayed(cfg, net, micro, samples.side, device) for part, net in networks.items()
+    }
+    networks = {
+        part: net if why_not[part] else replace(net, replayed=passes_of(part, cfg, micro.size, samples.side))
+        for part, net in networks.items()
+    }
     return Setup(
         cfg=cfg, env=env, device=device, samples=samples, precision=precision, micro=micro,
-        networks=MappingProxyType(networks), need=need, memory=memory, memory_why=why, graphs_why_not=graphs_why_not,
+        networks=MappingProxyType(networks), need=need, memory=memory, memory_why=why, graphs_why_not=why_not["generator"],
     )  # fmt: skip
 
 
@@ -271,7 +275,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 def why_not_replayed(
     cfg: TrainConfig, net: NetworkSetup, micro: MicroBatching, side: int, device: torch.device
 ) -> str | None:
-    """Return why the generator's passes are not recorded as CUDA graphs; None where they are.
+    """Return why a network's passes are not recorded as CUDA graphs; None where they are.
 
     A second micro-batch's gradients would overwrite the first's, random numbers and batch statistics would be those
     of the recording, and recomputation asks for the generator's state on the host.
@@ -280,15 +284,26 @@ def why_not_replayed(
     obstacles = {
         f"the device is {device.type}": device.type != "cuda",
         "training.cuda_graphs = off": cfg.training.cuda_graphs == "off",
-        f"the engine is {net.engine}": net.engine != "single",
+        f"the engine is {net.engine}": net.engine not in ("single", "ddp"),
         "activations are recomputed": bool(net.recompute),
         "gradients are accumulated": micro.per_step > 1,
         "the network has dropout": has_dropout(cfg.model),
         "the network has batch norm": bool(batch_norm),
         f"a micro-batch has more than {MOST_PIXELS_REPLAYED:,} pixels": micro.size * side**2
-        > MOST_PIXELS_REPLAYED,
+        > MOST_PIXELS_REPLAYED * cfg.training.sample_ranks,
     }
     return next((why for why, there in obstacles.items() if there), None)
+
+
+def passes_of(part: str, cfg: TrainConfig, samples: int, side: int) -> tuple[Pass, ...]:
+    """Return the passes of a network in a step's joint update (`training.step`), each of which has a backward."""
+    rows = side // cfg.training.sample_ranks
+    if part == "generator":
+        return (Pass((samples, VIEWS, view_channels(cfg.model), rows, side)),)
+    # True and predicted maps together, then the predicted ones for the generator's loss.
+    return Pass((2 * samples, MAP_CHANNELS, rows, side)), Pass(
+        (samples, MAP_CHANNELS, rows, side), frozen=True
+    )
 
 
 def has_dropout(model: ModelConfig) -> bool:

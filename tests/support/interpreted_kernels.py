@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from itertools import product
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -61,8 +63,21 @@ class Rehearsed(Strip):
 
     with_halo = to_heads = to_rows = None  # type: ignore[assignment]
 
-    def __init__(self, index: int, given: list[list[torch.Tensor]]) -> None:
+    def __init__(self, index: int, given: list[list[Any]]) -> None:
         self.index, self.count, self.given, self.calls = index, len(given), given, 0
+
+    def exchange(self, first, last, above, below):
+        at, self.calls = self.calls, self.calls + 1
+        self.given[self.index][at:] = [(first, last)]
+        n, c, _, w = first.shape
+
+        def of(index: int, side: int, rows: int) -> torch.Tensor | None:
+            if not 0 <= index < self.count:
+                return None
+            given = self.given[index]
+            return given[at][side] if len(given) > at else torch.zeros(n, c, rows, w)
+
+        return SimpleNamespace(wait=lambda: (of(self.index - 1, 1, above), of(self.index + 1, 0, below)))
 
     def gathered(self, x: torch.Tensor) -> torch.Tensor:
         at, self.calls = self.calls, self.calls + 1
@@ -112,6 +127,29 @@ def test_pooling_and_mean(shape):
     compare(views.PassAndMean.apply, lambda x: (x, views.mean_over_views(x)), [x])
     compare(lambda x: views.MaxPool.apply(x, True), views.max_pool_and_mean, [x])
     compare(lambda x: views.MaxPool.apply(x, False), views.max_pool, [x])
+
+
+@pytest.mark.parametrize("heights", [(4, 4), (2, 6, 4)])
+def test_pooling_of_strips(heights):
+    whole, given = (
+        torch.randint(0, 9, (3, 4, sum(heights), 6)).float().requires_grad_(),
+        [[] for _ in heights],
+    )
+    wanted = F.max_pool2d(whole, 3, 2, 1)
+    weight = torch.randn_like(wanted).split([rows // 2 for rows in heights], 2)
+
+    def of_strip(index):
+        own = whole.detach().split(heights, 2)[index].clone().requires_grad_()
+        y = views.StripMaxPool.apply(own, Rehearsed(index, given))
+        return y.detach(), *torch.autograd.grad(y, own, weight[index])
+
+    for _ in range(2):  # the rows forward, then those backward
+        for index in range(len(heights)):
+            of_strip(index)
+    pooled, gradients = zip(*(of_strip(index) for index in range(len(heights))), strict=True)
+    assert torch.equal(torch.cat(pooled, 2), wanted)
+    (dx,) = torch.autograd.grad(wanted, whole, torch.cat(weight, 2))
+    torch.testing.assert_close(torch.cat(gradients, 2), dx)
 
 
 @pytest.mark.parametrize("kind", merge.COPIES)

@@ -6,6 +6,7 @@ again; as all strips compute the same, they meet in the same order then too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def with_halo(x: Tensor, above: int, below: int, edge: str, name: str) -> Tensor
     rows = x.shape[2]
     if rows < max(above, below):
         raise ValueError(f"a strip of {rows} rows, of which a neighbour needs {max(above, below)}")
-    from_above, from_below = exchanged(x[:, :, :below], x[:, :, rows - above :], above, below, name)
+    from_above, from_below = Exchange(x[:, :, :below], x[:, :, rows - above :], above, below, name).wait()
     out = empty_rows(x, above + rows + below)
     out[:, :, above : above + rows] = x
     top, bottom = out[:, :, :above], out[:, :, above + rows :]
@@ -57,7 +58,7 @@ def halo_gradient(dy: Tensor, above: int, below: int, edge: str, name: str) -> T
     rows = dy.shape[2] - above - below
     top, bottom = dy[:, :, :above], dy[:, :, above + rows :]
     # The strip above has the gradient of this one's first `below` rows, that below of its last `above`.
-    from_above, from_below = exchanged(top, bottom, below, above, name)
+    from_above, from_below = Exchange(top, bottom, below, above, name).wait()
     dx = empty_rows(dy, rows).copy_(dy[:, :, above : above + rows])
     if from_above is not None:
         dx[:, :, :below] += from_above
@@ -70,24 +71,41 @@ def halo_gradient(dy: Tensor, above: int, below: int, edge: str, name: str) -> T
     return dx
 
 
-def exchanged(
-    up: Tensor, down: Tensor, from_above: int, from_below: int, name: str
-) -> tuple[Tensor | None, Tensor | None]:
-    """Send rows to the neighbours and return theirs, so many of each; None beyond the picture's edge."""
-    group, index, count = place(name)
-    shapes = [(*up.shape[:2], rows, up.shape[3]) for rows in (from_above, from_below)]
-    sent, taken = [0] * count, [0] * count
-    parcels = []
-    for neighbour, parcel, shape in ((index - 1, up, shapes[0]), (index + 1, down, shapes[1])):
-        if 0 <= neighbour < count:
-            parcels.append(parcel.flatten())
-            sent[neighbour], taken[neighbour] = parcel.numel(), torch.Size(shape).numel()
-    received = up.new_empty(sum(taken))
-    dist.all_to_all_single(received, torch.cat(parcels), taken, sent, group)
-    return (
-        received[: taken[index - 1]].view(shapes[0]) if index > 0 else None,
-        received[-taken[index + 1] or received.numel() :].view(shapes[1]) if index < count - 1 else None,
-    )
+class Exchange:
+    """Rows on their way to and from the neighbours; beyond the picture's edge there are none.
+
+    Args:
+        up, down: (N, C, rows, W), for the strip above and for the strip below.
+        from_above, from_below: rows that those two send.
+    """
+
+    def __init__(self, up: Tensor, down: Tensor, from_above: int, from_below: int, name: str) -> None:
+        group, index, count = place(name)
+        self.shapes: dict[int, tuple[int, ...]] = {}
+        parcels, sent, taken = [], [0] * count, [0] * count
+        for neighbour, parcel, rows in ((index - 1, up, from_above), (index + 1, down, from_below)):
+            if 0 <= neighbour < count:
+                n, c, _, w = parcel.shape
+                # Channels last, as the pictures are: a neighbour's rows are then one piece of memory to copy.
+                parcels.append(parcel.permute(0, 2, 3, 1).reshape(-1))
+                self.shapes[neighbour - index] = (n, rows, w, c)
+                sent[neighbour], taken[neighbour] = parcel.numel(), n * rows * w * c
+        self.sent = parcels[0].contiguous() if len(parcels) == 1 else torch.cat(parcels)
+        self.received = up.new_empty(sum(taken))
+        work = dist.all_to_all_single(self.received, self.sent, taken, sent, group, async_op=True)
+        assert work is not None  # only a rank outside of the group has nothing to wait for
+        self.work = work
+
+    def wait(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the rows of the strip above and of that below, (N, C, rows, W) each, channels last in memory."""
+        self.work.wait()
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        rows = dict(zip(self.shapes, self.received.split(sizes), strict=True))
+        above, below = (
+            rows[side].view(self.shapes[side]).permute(0, 3, 1, 2) if side in rows else None
+            for side in (-1, 1)
+        )
+        return above, below
 
 
 def empty_rows(x: Tensor, rows: int) -> Tensor:

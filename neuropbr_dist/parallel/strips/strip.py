@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from neuropbr_dist.models.norm import StepBatchNorm2d
 from neuropbr_dist.parallel.strips import operations
 from neuropbr_dist.parallel.sync_batch import SyncBatchNorm2d
-from neuropbr_dist.strip import Edge, Strip
+from neuropbr_dist.strip import Edge, Pending, Strip
 
 
 class RankStrip(Strip):
@@ -26,6 +26,9 @@ class RankStrip(Strip):
 
     def with_halo(self, x: Tensor, above: int, below: int, edge: Edge = "zeros") -> Tensor:
         return operations.with_halo(x, above, below, edge, self.name)
+
+    def exchange(self, first: Tensor, last: Tensor, above: int, below: int) -> Pending:
+        return operations.Exchange(first, last, above, below, self.name)
 
     def gathered(self, x: Tensor) -> Tensor:
         return operations.gathered(x, self.count, self.name)
