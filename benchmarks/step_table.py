@@ -69,7 +69,7 @@ def row(where: Setup, plan: str, args: argparse.Namespace) -> dict[str, Any]:
     if args.kernels:
         say(
             where,
-            f"  NCCL {found.nccl_ms:.1f} ms a step, {found.exposed_ms:.1f} of it beside no other kernel",
+            f"  kernels {found.kernels_ms:.1f} ms a step; NCCL {found.nccl_ms:.1f}, {found.exposed_ms:.1f} of it beside no other",
         )
         say(where, kernel_table(kernels[: args.kernels]))
     if dist.is_initialized():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -36,18 +37,20 @@ class ReplicatedNetwork(ClippedNetwork):
         self.device, self.dtype = device, dtype
         self.world = dist.get_world_size() if distributed else 1
         self.trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-        self.ddp: DistributedDataParallel | None = None
-        if distributed:
-            # Two forward passes come before one backward: no buffer broadcast between them.
-            self.ddp = DistributedDataParallel(
-                self.module,
-                device_ids=[device.index] if device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+        self.ddp = self.reducing() if distributed else None
         self.replicated = distributed
         self.optimizer = ClippedAdamW(self.trained, adam, clip, fp16=dtype == torch.float16)
         self.replays: dict[Pass, Callable[[Tensor], Tensor]] = {}
+
+    def reducing(self) -> DistributedDataParallel:
+        """Return the module, reducing its gradients over the ranks as they come. Collective."""
+        # Two forward passes come before one backward: no buffer broadcast between them.
+        return DistributedDataParallel(
+            self.module,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
 
     def record(self, passes: Sequence[Pass]) -> None:
         """Record training passes as CUDA graphs, to be replayed from now on.
@@ -58,9 +61,12 @@ class ReplicatedNetwork(ClippedNetwork):
         No other thread may use the device meanwhile: it would break the recording.
         """
         self.replays = {}  # gives the memory of earlier graphs back
+        if not passes:
+            return
+        distributed, self.ddp = self.ddp is not None, None
+        gc.collect()  # what DDP hangs on the parameters belongs to the default stream, which can't be recorded (measured)
         # Gradients are added up on the stream of the recording; autograd orders the two, and would warn of it once.
-        if passes:
-            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         for kind in passes:
             x = torch.zeros(kind.shape, device=self.device, requires_grad=kind.frozen)
             # A weight that is cast once for several passes would be cast outside of the graphs.
@@ -74,6 +80,7 @@ class ReplicatedNetwork(ClippedNetwork):
             self.replays[kind] = self.module.forward
             # The class's own again: names, `eval()` and other passes know nothing of graphs.
             del self.module.forward
+        self.ddp = self.reducing() if distributed else None
 
     def __call__(self, x: Tensor) -> Tensor:
         training = torch.is_grad_enabled()

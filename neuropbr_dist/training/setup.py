@@ -277,7 +277,7 @@ def why_not_replayed(
 ) -> str | None:
     """Return why a network's passes are not recorded as CUDA graphs; None where they are.
 
-    A second micro-batch's gradients would overwrite the first's, random numbers and batch statistics would be those
+    A recording of what two ranks exchange did not end on two GPUs. A second micro-batch's gradients would overwrite the first's, random numbers and batch statistics would be those
     of the recording, and recomputation asks for the generator's state on the host.
     """
     batch_norm = {"batch", "sync_batch"} & {cfg.model.norm, cfg.model.encoder_norm}
@@ -285,24 +285,24 @@ def why_not_replayed(
         f"the device is {device.type}": device.type != "cuda",
         "training.cuda_graphs = off": cfg.training.cuda_graphs == "off",
         f"the engine is {net.engine}": net.engine not in ("single", "ddp"),
+        "ranks share samples": cfg.training.sample_ranks > 1,
         "activations are recomputed": bool(net.recompute),
         "gradients are accumulated": micro.per_step > 1,
         "the network has dropout": has_dropout(cfg.model),
         "the network has batch norm": bool(batch_norm),
         f"a micro-batch has more than {MOST_PIXELS_REPLAYED:,} pixels": micro.size * side**2
-        > MOST_PIXELS_REPLAYED * cfg.training.sample_ranks,
+        > MOST_PIXELS_REPLAYED,
     }
     return next((why for why, there in obstacles.items() if there), None)
 
 
 def passes_of(part: str, cfg: TrainConfig, samples: int, side: int) -> tuple[Pass, ...]:
     """Return the passes of a network in a step's joint update (`training.step`), each of which has a backward."""
-    rows = side // cfg.training.sample_ranks
     if part == "generator":
-        return (Pass((samples, VIEWS, view_channels(cfg.model), rows, side)),)
+        return (Pass((samples, VIEWS, view_channels(cfg.model), side, side)),)
     # True and predicted maps together, then the predicted ones for the generator's loss.
-    return Pass((2 * samples, MAP_CHANNELS, rows, side)), Pass(
-        (samples, MAP_CHANNELS, rows, side), frozen=True
+    return Pass((2 * samples, MAP_CHANNELS, side, side)), Pass(
+        (samples, MAP_CHANNELS, side, side), frozen=True
     )
 
 
