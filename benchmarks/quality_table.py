@@ -45,6 +45,8 @@ COLUMNS = (
 RIVALS = (("train/D_loss", "D loss"), ("train/G_gan_loss", "adversarial loss of G"))
 SINGLE_VIEW = "single_view"
 """The variant that sees one view of three."""
+NOT_A_FIELD = {SINGLE_VIEW: ", the first of each sample's views alone (`benchmarks/single_view.py`)"}
+"""What else a variant does."""
 MEAN = "mean maps, flat normals"
 SHOWN, CELL, LABEL = 5, 128, 18
 
@@ -140,7 +142,10 @@ def quality_page(
         lines += [f"\n## {where[0].upper()}{where[1:]}\n", *table(results, where)]
     lines += [
         "\n## Variants\n",
-        *(f"- `{name}`: {' '.join(variants[name]) or 'as it is'}" for name in names),
+        *(
+            f"- `{name}`: {' '.join(variants[name]) or 'as it is'}{NOT_A_FIELD.get(name, '')}"
+            for name in names
+        ),
         "",
     ]
     return "\n".join(lines)

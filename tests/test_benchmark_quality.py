@@ -50,7 +50,7 @@ def words(tmp_path):
 def test_variants_are_trained_and_judged(words, tmp_path, capsys):
     quality.run([*words, "--epochs", "2", "--variants", "recipe", "gan", "single_view"])
     page = (tmp_path / "to/quality.md").read_text()
-    assert page in capsys.readouterr().out
+    assert page in capsys.readouterr().out and "- `single_view`: data.drop_views=0, the first of" in page
     sets = SETS
     for where in [*sets, *(f"{each}, a view missing" for each in sets)]:
         assert f"## {where[0].upper()}{where[1:]}\n" in page
