@@ -30,6 +30,7 @@ from tests.support.plain_loop import train_plain
 SMOOTH = Case(batch=8)
 DOUBLE = Case(batch=8, double=True)
 PLANE = Case(batch=8, plane=True, seed=5)  # rectified views, of which some are missing
+PLANE_DOUBLE = replace(PLANE, double=True)
 RENDERED = Case(
     batch=8, plane=True, rendered=True, seed=5, steps=3, w_render=0.3
 )  # anew, and looked at in its light
@@ -80,6 +81,7 @@ def references(device: str, compiled: bool) -> dict[tuple[Case, bool], dict[str,
         SMOOTH,
         DOUBLE,
         PLANE,
+        PLANE_DOUBLE,
         RENDERED,
         SHARED,
         SHARED_DOUBLE,
@@ -108,7 +110,7 @@ def agreement_rows(engine: Row, compiled: bool) -> Iterator[tuple[str, Case, Row
     """Precision, case and row of everything that one engine is compared in."""
     cuts = [replace(engine, accumulation=a, recompute="full" if a > 1 else "none") for a in (1, 2)]
     if engine.engine != "deepspeed":
-        yield from (("float64", DOUBLE, row) for row in cuts)
+        yield from (("float64", case, row) for case in (DOUBLE, PLANE_DOUBLE) for row in cuts)
     yield from (("float32", SMOOTH, row) for row in cuts)
     yield from (("bf16", SMOOTH, replace(row, bf16=True)) for row in cuts)
     yield from (("float32", PLANE, cuts[1]), ("bf16", PLANE, replace(cuts[0], bf16=True)))

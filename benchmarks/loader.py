@@ -186,16 +186,16 @@ def copier(source: PackedSource) -> Callable[[int], object]:
 
 def bytes_read(source: Source) -> float:
     """Bytes that this process reads from files for a sample, on average over all."""
-
-    def read() -> int:
-        lines = Path("/proc/self/io").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("rchar:"))
-
-    count, looking = len(source.entries), -read() + read()  # its own file counts as well
-    before = read()
-    for i in range(count):
+    before = read_so_far()
+    for i in range(len(source.entries)):
         _load(source, i)
-    return (read() - before - looking) / count
+    return (read_so_far() - before) / len(source.entries)
+
+
+def read_so_far() -> int:
+    """Bytes that this process has read from files; this file of some 100 bytes counts as well."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("rchar:"))
 
 
 # -- processes -----------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from neuropbr_dist.ranks import all_gather_object
 from neuropbr_dist.training.facts import device_name, versions
 from neuropbr_dist.training.flops import matmul_flops
 from neuropbr_dist.training.setup import Setup
+from neuropbr_dist.training.sharing import rows_of
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -54,7 +55,7 @@ class PackedBench(StepBench):
         began = time.perf_counter()
         host = next(self.loader)
         self.waited += time.perf_counter() - began
-        self.batch = to_device(host, self.samples, self.cfg.transform, self.device, strip=self.strip)
+        self.batch = to_device(host, self.samples, self.cfg.transform, self.device)
         super().step(gan=gan)
 
     def warm_up(self) -> None:
@@ -74,7 +75,8 @@ def packed_batches(where: Setup) -> AbstractContextManager[Iterator[MicroBatch]]
     order = SampleOrder(len(source.entries), batch * groups, epochs=10_000, seed=cfg.training.seed)
     slots = training_slots(order, 0, groups, group, batch)
     alignment = Alignment.of_run(cfg, training=True)
-    return batches_of(data, source, source.entries, slots, where.device, alignment=alignment)
+    rows = rows_of(where.env, where.sample_ranks, where.samples.side)
+    return batches_of(data, source, source.entries, slots, where.device, alignment=alignment, rows=rows)
 
 
 def measure(where: Setup, plan: str, steps: int) -> dict[str, Any]:

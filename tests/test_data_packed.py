@@ -29,7 +29,7 @@ from neuropbr_dist.data.split import split
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.plane import ENCODED
 from tests.support.material_files import random_normals, write_set
-from tests.support.packed_sets import assert_same_as_files, files, flip
+from tests.support.packed_sets import assert_same_as_files, bytes_read, files, flip
 
 METADATA = {f"sample_{i:04d}": f"material_{i % 4}" for i in range(6)}
 
@@ -172,19 +172,6 @@ def test_halving_is_an_average_that_keeps_means_and_normals():
     assert np.degrees(np.arccos(np.clip(cosine, -1, 1))).max() < 1.5
 
 
-def bytes_read(call):
-    """Bytes that this process reads from files in `call`."""
-
-    def count():
-        with open("/proc/self/io") as file:
-            return int(file.readline().split()[1])
-
-    looking = -count() + count()
-    before = count()
-    call()
-    return count() - before - looking
-
-
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_a_level_is_all_that_is_read(large, size):
     source = PackedSource(large, 0, size)
@@ -207,7 +194,7 @@ def test_rows_are_read_alone(large, size):
             np.empty((3, 3, last - first, size), np.uint8),
             np.empty((8, last - first, size), np.uint8),
         )
-        source.set.views(source.entries[1], some_views, first)
+        source.set.views(source.entries[1], some_views, [first] * 3)
         source.set.maps(material, some_maps, first)
         np.testing.assert_array_equal(some_views, views[:, :, first:last])
         np.testing.assert_array_equal(some_maps, maps[:, first:last])
@@ -234,9 +221,8 @@ def test_what_is_announced_to_the_system_is_what_is_read(large, monkeypatch):
     monkeypatch.setattr(ShardReader, "fill", filling)
     for rows, side in [(32, 32), (128, 128), (30, 128)]:
         announced.clear(), read.clear()
-        source.views(
-            source.entries[1], np.empty((3, 3, rows, side), np.uint8), 128 - rows if side == 128 else 0
-        )
+        tops = [128 - rows if side == 128 else 0] * 3
+        source.views(source.entries[1], np.empty((3, 3, rows, side), np.uint8), tops)
         place = source.index.place(1)
         assert read - announced == set(range(place.offset, place.offset + place.header))
         assert announced <= read
@@ -328,11 +314,11 @@ def test_an_altered_row_matters_to_those_who_read_its_block(large, tmp_path):
     rows = np.empty((3, 3, 10, 128), np.uint8)
     for first, well in [(0, True), (24, True), (6, True), (7, False), (21, False), (23, False)]:
         if well:
-            source.views(source.entries[0], rows, first)
+            source.views(source.entries[0], rows, [first] * 3)
             np.testing.assert_array_equal(rows, views[:, :, first : first + 10])
         else:
             with pytest.raises(UserError, match="was altered"):
-                source.views(source.entries[0], rows, first)
+                source.views(source.entries[0], rows, [first] * 3)
 
 
 def test_a_truncated_or_missing_shard_is_named_at_start_and_on_reading(packed, tmp_path):

@@ -36,15 +36,10 @@ def test_on_one_gpu_small_pictures_passes_are_recorded():
     assert networks["discriminator"].replayed == (Pass((8, 8, 64, 64)), Pass((4, 8, 64, 64), frozen=True))
 
 
-def test_with_ddp_each_ranks_passes_are_recorded():
-    networks = setup("cuda", env=TWO, engine="ddp").networks
-    assert networks["generator"].replayed == (Pass((4, 3, 7, 64, 64)),)
-
-
 @pytest.mark.parametrize(
     "other",
     [
-        {"cuda_graphs": "off"}, {"env": TWO}, {"env": TWO, "engine": "ddp", "sample_ranks": 2}, {"global_batch_size": 8}, {"memory": "balanced"},
+        {"cuda_graphs": "off"}, {"env": TWO}, {"env": TWO, "engine": "ddp"}, {"global_batch_size": 8}, {"memory": "balanced"},
         {"activation_checkpointing": "full"}, {"side": 1024}, {"model": {"transformer_proj_drop": 0.1}},
         {"model": {"norm": "batch"}}, {"model": {"encoder_norm": "batch"}},
     ],
@@ -59,11 +54,9 @@ def test_a_cpu_has_none():
 
 @pytest.mark.gpu
 @gpu
-@pytest.mark.parametrize("engine", ["single", "ddp"])
-def test_a_replayed_run_is_the_plain_run(tmp_path, engine):
+def test_a_replayed_run_is_the_plain_run(tmp_path):
     """Also where the discriminator has begun to train, which it does in the third epoch."""
     fields = {"training__device": "cuda", "training__deterministic": True, "data__drop_views": 0.5}
-    fields["training__engine"] = engine
     for how in ("auto", "off"):
         ended = run(tmp_path / how, env=ON_A_GPU, training__cuda_graphs=how, **fields)
         assert ended.code == 0, ended.err

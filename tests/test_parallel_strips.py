@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from neuropbr_dist.config import LossConfig, ModelConfig
+from neuropbr_dist.kernels import Reach
 from neuropbr_dist.materials.relighting import from_above
 from neuropbr_dist.models import Discriminator, Generator
 from neuropbr_dist.models.conv import ConvChain, FusedConv2d, JoinConv2d
@@ -66,6 +67,36 @@ def convolve(taps: int, stride: int, padding: int, rows: int) -> None:
 def test_convolutions(count):
     for taps, stride, padding, rows in CONVOLUTIONS.values():
         on_strips(count, convolve, taps=taps, stride=stride, padding=padding, rows=rows)
+
+
+def convolve_and_activate(stride: int, slope: float | None) -> None:
+    torch.manual_seed(1)
+    conv = FusedConv2d(3, 4, 3, stride, 1)
+    x, residual = picture(2, 3, height(4), 8), picture(2, 4, height(4 // stride), 8 // stride, seed=1)
+    compare_layer(conv, [x, residual], lambda m, x, r: m(x, residual=r, slope=slope))
+    conv.zero_grad()
+    scale, shift = torch.rand(4).double(), torch.rand(4).double()
+    compare_layer(conv, [x], lambda m, x: m(x, scale, shift, None, slope))
+
+
+@pytest.mark.multiprocess
+def test_what_follows_a_convolution_is_done_again_with_it():
+    for stride in (1, 2):
+        for slope in (None, 0.0, 0.2):
+            on_strips(3, convolve_and_activate, stride=stride, slope=slope)
+
+
+@pytest.mark.parametrize(
+    ("taps", "stride", "padding", "rows", "fits"),
+    [
+        (3, 1, 1, 2, True), (3, 2, 1, 4, True), (7, 2, 3, 8, True), (4, 2, 1, 4, True),
+        (4, 1, 1, 9, False),  # a strip gains a row by its neighbour's
+        (3, 2, 1, 5, False),  # the next strip would begin between two strides
+        (7, 1, 3, 5, False),  # an output row sees both neighbours
+    ],
+)  # fmt: skip
+def test_where_rows_can_be_exchanged_beside_a_convolution(taps, stride, padding, rows, fits):
+    assert Reach(taps, stride, padding, rows).fits == fits
 
 
 def convolve_two() -> None:

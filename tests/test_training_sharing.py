@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.distributed import ENVIRONMENT, ROOT
 from tests.support.staged_runs import staged
 from tests.support.train_runs import (
     SINGLE_PROCESS_SAVES,
@@ -16,12 +21,14 @@ from tests.support.train_runs import (
     state,
     temporary_folder,
     times_seen,
+    tiny_words,
 )
 
 pytestmark = SINGLE_PROCESS_SAVES
 
 FOUR = {"training__global_batch_size": 4, "optimizer__eps": 1e-3}  # a tiny eps makes noise of rounding
 TWO = {"training__sample_ranks": 2}
+WITHIN_S = 90
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +125,67 @@ def test_augmented_and_rendered_samples_are_shared_too(tmp_path):
         ended = run(shared, "--engine", "ddp", world=2, training__batch_size=4, **common, **more, **TWO)
         assert ended.code == 0, ended.err
         assert_same_metrics(alone, shared)
+
+
+# -- a partner that is gone ----------------------------------------------------------------
+
+# A custom loss is the user's own code inside a step: the partner waits in an exchange for what never comes.
+KILLED = """
+import os, signal
+from pathlib import Path
+from neuropbr_dist.objectives import register_loss
+
+calls, rank = 0, os.environ.get("RANK", "0")
+Path(__file__).with_name("pid-" + rank).write_text(str(os.getpid()))
+
+@register_loss("drill")
+def drill(pred, target):
+    global calls
+    calls += 1
+    if {armed} and rank == "1" and calls == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 0 * pred.mean((1, 2, 3))
+"""
+
+
+@pytest.mark.drill
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("engine", ["fsdp", "zero3"])
+def test_a_dead_partner_ends_all_ranks_and_another_number_goes_on(tmp_path, engine):
+    """SIGKILL amid the fourth step: both pairs end by themselves, and what goes on is the run that nobody killed."""
+    folder, loss = tmp_path / "run", tmp_path / "drill.py"
+    fields = {
+        "loss__custom": {"drill": 1.0},
+        "loss__custom_module": str(loss),
+        "training__batch_size": 4,
+        **FOUR,
+    }
+    fields["training__log_samples"] = True
+    words = ["--ds", engine] if engine.startswith("zero") else ["--engine", engine]
+    loss.write_text(KILLED.format(armed=True))
+    settings = tiny_words(**fields, **TWO, training__save_every_n_steps=1)
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=4", "launch/train.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--checkpoint-dir", str(folder), *words, *settings],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=WITHIN_S, cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert re.search(r"exitcode: -9\) local_rank: 1", done.stdout), done.stdout
+    codes = re.findall(r"exitcode  : (-?\d+)", done.stdout)
+    assert len(codes) == 4 and codes.count("-9") == 1, "torchrun had to kill a rank after its 30 s"
+    for rank in range(4):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / f"pid-{rank}").read_text()), 0)
+
+    loss.write_text(KILLED.format(armed=False))
+    trusted = ["--set", f"loss.custom_module={loss}"]
+    for world, sharing, stop in ((2, 1, ["--stop-after-steps", "4"]), (2, 2, [])):
+        sets = ["--set", f"training.sample_ranks={sharing}", *trusted, *stop]
+        ended = resume(folder, *words, *sets, world=world)
+        assert ended.code == 0, ended.err
+    starts = [(start["world_size"], start["step"]) for start in state(folder)["starts"]]
+    assert starts[0] == (4, 0) and starts[1][0] == 2 and starts[1][1] in (2, 3) and starts[2] == (2, 4)
+    assert run(tmp_path / "alone", **fields).code == 0
+    assert_same_metrics(tmp_path / "alone", folder)
+    assert times_seen(folder) == times_seen(tmp_path / "alone")

@@ -12,6 +12,7 @@ keyed       random numbers by key
 augment     turns and mirrors of samples
 alignment   cameras that go along with views
 cameras     `cameras.json`
+windows     parts of pictures, of samples that ranks share
 load        samples to a micro-batch on the host (`batch`)
 loader      micro-batches in the cursor's order, read ahead by `workers`
 device      a micro-batch to the floats that networks see

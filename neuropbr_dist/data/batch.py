@@ -31,11 +31,36 @@ class Rendering(NamedTuple):
         return Rendering(*moved(self, device))
 
 
-class MicroBatch(NamedTuple):
-    """Samples as they leave the loader."""
+class Bands(NamedTuple):
+    """Rows of views that are to be rectified: of each picture those that a strip of the map needs."""
 
-    views: Tensor | None  # (B, 3, 3, H, W) uint8; None: they are to be rendered
-    maps: Tensor  # (B, 8, H, W) uint8
+    pixels: Tensor
+    """(n,) uint8: the views' rows, (3, h, W) each, one after another."""
+    rows: list[list[tuple[int, int]]]
+    """The first row, and the one after the last, of each view of each sample."""
+
+    def placed(self, side: int, device: torch.device) -> Tensor:
+        """Return whole pictures (B, 3, 3, side, side) on a device, black where their rows aren't known."""
+        pixels = self.pixels.to(device, non_blocking=True)
+        views = pixels.new_zeros(len(self.rows), 3, 3, side, side)
+        sizes = [3 * (last - first) * side for each in self.rows for first, last in each]
+        pieces = iter(pixels.split(sizes))
+        for sample, each in zip(views, self.rows, strict=True):
+            for picture, (first, last) in zip(sample, each, strict=True):
+                picture[:, first:last] = next(pieces).view(3, last - first, side)
+        return views
+
+
+class MicroBatch(NamedTuple):
+    """Samples as they leave the loader: whole ones, or the strips of them that a rank has (`rows`).
+
+    H is then the strip's height. Of a sample that the device is to turn by a quarter, its columns are read: they lie
+    (…, W, H) in the memory of (…, H, W).
+    """
+
+    views: Tensor | Bands | None
+    """(B, 3, 3, H, W) uint8; bands: they are to be rectified to a strip; None: they are to be rendered."""
+    maps: Tensor  # (B, 8, H, W) uint8; whole where views are to be rendered
     weight: Tensor  # (B,) float32: 1, or 0 for filler
     keys: list[str]
     orientations: Sequence[int] = ()
@@ -46,14 +71,19 @@ class MicroBatch(NamedTuple):
     """Recipe for views of samples whose views aren't stored; None: they are."""
     relighting: Relighting | None = None
     """Lamps, eyes and squares of the maps that the rendering loss looks at; None: there is none."""
+    rows: tuple[int, int] | None = None
+    """First row, and the one after the last, of the samples as the device shows them, that it is to give; None: all."""
 
 
-def filler(count: int, side: int, *, cameras: bool) -> MicroBatch:
-    """Return a micro-batch of `count` black samples that weigh nothing."""
-    views, maps = torch.zeros(count, 3, 3, side, side), torch.zeros(count, 8, side, side)
+def filler(count: int, side: int, *, cameras: bool, rows: tuple[int, int] | None = None) -> MicroBatch:
+    """Return a micro-batch of `count` black samples that weigh nothing; `rows` as in a `MicroBatch`."""
+    height = side if rows is None else rows[1] - rows[0]
+    views = torch.zeros(count, 3, 3, side if cameras else height, side, dtype=torch.uint8)
+    maps = torch.zeros(count, 8, height, side, dtype=torch.uint8)
     known = torch.zeros(count, 3, 14) if cameras else None
-    weight = torch.zeros(count)
-    return MicroBatch(views.byte(), maps.byte(), weight, [], cameras=known, relighting=from_above(count))
+    return MicroBatch(
+        views, maps, torch.zeros(count), [], cameras=known, relighting=from_above(count), rows=rows
+    )
 
 
 def moved(parts: Iterable[Any], device: torch.device) -> Iterator[Any]:

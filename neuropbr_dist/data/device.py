@@ -7,14 +7,13 @@ from torch import Tensor
 
 from neuropbr_dist.config import TransformConfig
 from neuropbr_dist.data.augment import turn_maps, turn_views
-from neuropbr_dist.data.batch import DeviceBatch, MicroBatch, Rendering, moved
+from neuropbr_dist.data.batch import Bands, DeviceBatch, MicroBatch, Rendering, moved
 from neuropbr_dist.data.rendered.renderer import Renderer
 from neuropbr_dist.kernels import beside
 from neuropbr_dist.materials.channels import decode
 from neuropbr_dist.materials.decoding import decode_maps
 from neuropbr_dist.materials.rectify import rectify, turn_cameras
 from neuropbr_dist.materials.relighting import Relighting
-from neuropbr_dist.strip import Strip
 
 
 def normalise_views(views: Tensor, transform: TransformConfig, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -35,17 +34,17 @@ def to_device(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     renderer: Renderer | None = None,
-    strip: Strip | None = None,
 ) -> DeviceBatch:
     """Copy (asynchronously from pinned memory), then turn or render, convert and, with cameras, rectify.
+
+    What comes back has the batch's `rows` of views and maps.
 
     Args:
         samples: in the whole global batch, over all ranks and micro-batches.
         renderer: of samples whose views aren't stored; None: one that isn't compiled and knows no panoramas.
-        strip: rows of views and maps that come back; None: all.
     """
     side = batch.maps.shape[-1]
-    rows = (0, side) if strip is None else strip.rows(side)
+    rows = batch.rows or (0, side)
     weight = batch.weight.to(device, dtype, non_blocking=True) / samples
     if batch.rendering is not None:
         views, maps = rendered(batch.maps, batch.rendering, renderer or Renderer(), device, dtype)
@@ -53,9 +52,8 @@ def to_device(
         normalised = standardise(views if cameras is not None else cut(views, rows), transform)
     else:
         views, maps, cameras = turned(batch, device)
-        maps = decode_maps(cut(maps, rows), dtype)
-        # Of pictures that are rectified, any row may show one of these.
-        normalised = normalise_views(views if cameras is not None else cut(views, rows), transform, dtype)
+        maps = decode_maps(maps, dtype)
+        normalised = normalise_views(views, transform, dtype)
     if cameras is not None:
         normalised = rectify(normalised, cameras, side, rows)
     relighting = None if batch.relighting is None else Relighting(*moved(batch.relighting, device))
@@ -68,18 +66,32 @@ def cut(pictures: Tensor, rows: tuple[int, int]) -> Tensor:
 
 
 def turned(batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return stored views and maps on the device, uint8, and their cameras, each sample in its orientation."""
+    """Return stored views and maps on the device, uint8, and their cameras, each sample in its orientation.
+
+    Views that are to be rectified come back whole: any row may show one of the map's.
+    """
     assert batch.views is not None
-    views, maps = (x.to(device, non_blocking=True) for x in (batch.views, batch.maps))
-    cameras = batch.cameras
+    maps, cameras = batch.maps.to(device, non_blocking=True), batch.cameras
+    if isinstance(batch.views, Bands):
+        views = batch.views.placed(maps.shape[-1], device)
+    else:
+        views = batch.views.to(device, non_blocking=True)
     if any(batch.orientations):
-        views = torch.stack([turn_views(*one) for one in zip(views, batch.orientations, strict=True)])
-        maps = torch.stack([turn_maps(*one) for one in zip(maps, batch.orientations, strict=True)])
+        views, maps = (
+            torch.stack([turn(as_read(one, o), o) for one, o in zip(x, batch.orientations, strict=True)])
+            for x, turn in ((views, turn_views), (maps, turn_maps))
+        )
         if cameras is not None:
             cameras = torch.stack(
                 [turn_cameras(*one) for one in zip(cameras, batch.orientations, strict=True)]
             )
     return views, maps, cameras
+
+
+def as_read(pictures: Tensor, orientation: int) -> Tensor:
+    """Return pictures (…, H, W) of a micro-batch as they were read; those to be turned by a quarter are (…, W, H)."""
+    *channels, height, width = pictures.shape
+    return pictures.view(*channels, width, height) if orientation % 2 else pictures
 
 
 def rendered(

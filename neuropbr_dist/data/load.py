@@ -11,11 +11,12 @@ from torch.utils.data import get_worker_info
 
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
-from neuropbr_dist.data.batch import MicroBatch, Rendering
+from neuropbr_dist.data.batch import Bands, MicroBatch, Rendering
 from neuropbr_dist.data.keyed import uniforms
 from neuropbr_dist.data.order import Slot
 from neuropbr_dist.data.rendered.source import RenderedEntry, RenderedSource
 from neuropbr_dist.data.sources import Entry, Source
+from neuropbr_dist.data.windows import load_windows, window_of, windows_seen
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.relighting import relighting
 
@@ -29,6 +30,7 @@ def load_batch(
     augmentation: Augmentation | None = None,
     alignment: Alignment | None = None,
     relight: int | None = None,
+    rows: tuple[int, int] | None = None,
 ) -> MicroBatch:
     """Load samples straight into the batch's own memory, which a worker process shares with its parent.
 
@@ -37,14 +39,16 @@ def load_batch(
             the same scene in every epoch.
         alignment: which cameras go along; None: none do, and views stay as they are.
         relight: key of what the rendering loss looks at; None: there is none.
+        rows: of the samples as the device shows them, which it is to give; no more is read than they need. None: all.
 
     Raises:
         UserError: a file can't be read, or holds what it may not.
     """
     if isinstance(source, RenderedSource):
         batch = load_rendered(source, entries, slots, augmentation, alignment)  # type: ignore[arg-type]
+        batch = batch._replace(rows=rows)  # any part of a material may be seen in one of them
     else:
-        batch = load_stored(source, entries, slots, augmentation, alignment)
+        batch = load_stored(source, entries, slots, augmentation, alignment, rows)
     if relight is None:
         return batch
     draws_of = [
@@ -59,22 +63,34 @@ def load_stored(
     slots: Sequence[Slot],
     augmentation: Augmentation | None,
     alignment: Alignment | None,
+    rows: tuple[int, int] | None,
 ) -> MicroBatch:
-    """Load views and maps, as they are stored."""
+    """Load views and maps, as they are stored; of both what the device needs to give `rows`."""
     count, side = len(slots), source.size
-    views, maps = empty(count * 17 * side * side).split([count * 9 * side * side, count * 8 * side * side])
-    views, maps = views.view(count, 3, 3, side, side), maps.view(count, 8, side, side)
     chosen = [entries[slot.index] for slot in slots]
-    for i, entry in enumerate(chosen):
-        source.load_into(entry, views[i].numpy(), maps[i].numpy())
-    turns = []
-    if augmentation:
-        turns = [augmentation.orientation(s.epoch, e.key) for s, e in zip(slots, chosen, strict=True)]
-    cameras = None
-    if alignment:
-        rows = [alignment.of(source.cameras(e), s.epoch, e.key) for s, e in zip(slots, chosen, strict=True)]
-        cameras = stacked(rows)
-    return MicroBatch(views, maps, weights_of(slots), [entry.key for entry in chosen], turns, cameras)
+    pairs = list(zip(slots, chosen, strict=True))
+    turns = [augmentation.orientation(s.epoch, e.key) for s, e in pairs] if augmentation else []
+    cameras = [alignment.of(source.cameras(e), s.epoch, e.key) for s, e in pairs] if alignment else None
+    of_maps = [window_of(rows or (0, side), side, turn) for turn in turns or [0] * count]
+    if rows is None or cameras is None:
+        of_views = [[window] * 3 for window in of_maps]
+    else:
+        of_views = [windows_seen(*one, side) for one in zip(cameras, of_maps, strict=True)]
+    sizes = [sum(3 * window.area for each in of_views for window in each), 8 * sum(w.area for w in of_maps)]
+    views, maps = empty(sum(sizes)).split(sizes)
+    load_windows(source, chosen, of_views, of_maps, views.numpy(), maps.numpy())
+    height = side if rows is None else rows[1] - rows[0]
+    return MicroBatch(
+        views=views.view(count, 3, 3, height, side)
+        if rows is None or cameras is None
+        else Bands(views, [[window.rows for window in each] for each in of_views]),
+        maps=maps.view(count, 8, height, side),
+        weight=weights_of(slots),
+        keys=[entry.key for entry in chosen],
+        orientations=turns,
+        cameras=None if cameras is None else stacked(cameras),
+        rows=rows,
+    )
 
 
 def load_rendered(

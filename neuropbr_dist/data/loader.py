@@ -53,9 +53,11 @@ class SlotDataset(Dataset):
         augmentation: Augmentation | None,
         alignment: Alignment | None,
         relight: int | None,
+        rows: tuple[int, int] | None,
     ) -> None:
         self.source, self.entries = source, entries
-        self.augmentation, self.alignment, self.relight = augmentation, alignment, relight
+        self.augmentation, self.alignment = augmentation, alignment
+        self.relight, self.rows = relight, rows
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -63,7 +65,7 @@ class SlotDataset(Dataset):
     def __getitems__(self, slots: Sequence[Slot]) -> MicroBatch | UserError:
         try:
             return load_batch(
-                self.source, self.entries, slots, self.augmentation, self.alignment, self.relight
+                self.source, self.entries, slots, self.augmentation, self.alignment, self.relight, self.rows
             )
         except UserError as error:
             return error
@@ -106,6 +108,7 @@ def batches_of(
     augmentation: Augmentation | None = None,
     alignment: Alignment | None = None,
     relight: int | None = None,
+    rows: tuple[int, int] | None = None,
     stopped: Callable[[], bool] = lambda: False,
     limit_s: float = math.inf,
 ) -> Iterator[Iterator[MicroBatch]]:
@@ -118,7 +121,7 @@ def batches_of(
         slots: which of `entries` each micro-batch holds.
         device: where they go; for a GPU they lie in pinned memory.
         workers: None: `data.num_workers`.
-        augmentation, alignment, relight: see `load_batch`.
+        augmentation, alignment, relight, rows: see `load_batch`.
         stopped: whether a wait for a batch is to end.
         limit_s: seconds that a batch may take.
 
@@ -131,7 +134,7 @@ def batches_of(
     if workers:
         check_sockets()
     loader = DataLoader(
-        SlotDataset(source, entries, augmentation, alignment, relight),
+        SlotDataset(source, entries, augmentation, alignment, relight, rows),
         batch_sampler=slots,  # type: ignore[arg-type]
         collate_fn=as_it_is,  # type: ignore[arg-type]  # not a list: `__getitems__` made the batch
         num_workers=workers,

@@ -55,16 +55,24 @@ class Source(ABC):
         """Return the maps alone, uint8 (8, S, S)."""
         return self.load(entry)[1]
 
-    def load_into(self, entry: Any, views: np.ndarray, maps: np.ndarray) -> None:
-        """Fill arrays of these shapes.
+    def load_into(
+        self, entry: Any, views: Sequence[np.ndarray], maps: np.ndarray, tops: Sequence[int] = (0, 0, 0, 0)
+    ) -> None:
+        """Fill arrays with rows of a sample's pictures; what is stored so that rows can be read alone is.
+
+        Args:
+            views: three, (3, h, S), each of as many rows as are wanted of it.
+            maps: (8, h, S).
+            tops: the first row of each view's, and of the maps'.
 
         Raises:
             UserError: The sample can't be read, or has another side than `size`.
         """
-        for out, pictures in zip((views, maps), self.load(entry), strict=True):
-            if out.shape != pictures.shape:
-                raise UserError(f"{entry.key}: {pictures.shape[-1]} px, but the set's are {self.size} px")
-            np.copyto(out, pictures)
+        all_views, all_maps = self.load(entry)
+        for out, picture, top in zip((*views, maps), (*all_views, all_maps), tops, strict=True):
+            if picture.shape[-1] != out.shape[-1]:
+                raise UserError(f"{entry.key}: {picture.shape[-1]} px, but the set's are {self.size} px")
+            np.copyto(out, picture[:, top : top + out.shape[-2]])
 
 
 @dataclass(frozen=True)

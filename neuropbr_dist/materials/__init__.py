@@ -3,6 +3,7 @@
 channels      the eight channels of maps, and how bytes hold them; `decoding` in torch
 plane         its plane, and the cameras that see it
 rectify       views brought into the map's frame
+footprint     the rows of a view that a part of the map needs for it
 families      built-in procedural materials
 cameras       cameras that look at it, drawn on the host
 lights        lamps, skies and pictures of surroundings, drawn on the host

@@ -34,7 +34,7 @@ class NetworkSetup:
     compile_blocks: bool
     """Compile each segment."""
     replayed: tuple[Pass, ...] = ()
-    """Training passes that are recorded as CUDA graphs and replayed; engines single and ddp only."""
+    """Training passes that are recorded as CUDA graphs and replayed; engine single only."""
     sync_batch: bool = False
     shard: str = "world"
     """Ranks that FSDP shards over: world, or node (HSDP)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -37,20 +36,18 @@ class ReplicatedNetwork(ClippedNetwork):
         self.device, self.dtype = device, dtype
         self.world = dist.get_world_size() if distributed else 1
         self.trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-        self.ddp = self.reducing() if distributed else None
+        self.ddp: DistributedDataParallel | None = None
+        if distributed:
+            # Two forward passes come before one backward: no buffer broadcast between them.
+            self.ddp = DistributedDataParallel(
+                self.module,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
         self.replicated = distributed
         self.optimizer = ClippedAdamW(self.trained, adam, clip, fp16=dtype == torch.float16)
         self.replays: dict[Pass, Callable[[Tensor], Tensor]] = {}
-
-    def reducing(self) -> DistributedDataParallel:
-        """Return the module, reducing its gradients over the ranks as they come. Collective."""
-        # Two forward passes come before one backward: no buffer broadcast between them.
-        return DistributedDataParallel(
-            self.module,
-            device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
 
     def record(self, passes: Sequence[Pass]) -> None:
         """Record training passes as CUDA graphs, to be replayed from now on.
@@ -63,8 +60,6 @@ class ReplicatedNetwork(ClippedNetwork):
         self.replays = {}  # gives the memory of earlier graphs back
         if not passes:
             return
-        distributed, self.ddp = self.ddp is not None, None
-        gc.collect()  # what DDP hangs on the parameters belongs to the default stream, which can't be recorded (measured)
         # Gradients are added up on the stream of the recording; autograd orders the two, and would warn of it once.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         for kind in passes:
@@ -80,26 +75,16 @@ class ReplicatedNetwork(ClippedNetwork):
             self.replays[kind] = self.module.forward
             # The class's own again: names, `eval()` and other passes know nothing of graphs.
             del self.module.forward
-        self.ddp = self.reducing() if distributed else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        training = torch.is_grad_enabled()
-        ddp = None if self._frozen or not training else self.ddp
-        if training and self.module.training and x.dtype == torch.float32:
+        plain = self._frozen or not torch.is_grad_enabled()
+        if torch.is_grad_enabled() and self.module.training and x.dtype == torch.float32:
             replay = self.replays.get(Pass(tuple(x.shape), self._frozen))
             if replay is not None:
-                return replay(x) if ddp is None else self.reduced(replay, x)
+                return replay(x)
+        forward = self.module if plain or self.ddp is None else self.ddp
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            return (ddp or self.module)(x)
-
-    def reduced(self, replay: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Replay a pass whose gradients DDP reduces: it awaits them from its own forward on."""
-        assert self.ddp is not None
-        self.module.forward = replay  # type: ignore[method-assign]
-        try:
-            return self.ddp(x)
-        finally:
-            del self.module.forward
+            return forward(x)
 
     def sync_gradients(self, last: bool) -> None:
         if self.ddp is not None:

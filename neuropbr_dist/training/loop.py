@@ -37,6 +37,7 @@ from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.profile import StepProfiler
 from neuropbr_dist.training.schedule import Schedule
 from neuropbr_dist.training.setup import has_dropout
+from neuropbr_dist.training.sharing import rows_of
 from neuropbr_dist.training.stages import RunStage, StagedRun
 from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
@@ -253,6 +254,7 @@ class Trainer:
         return batches_of(
             cfg.data, samples.source, samples.train, slots, self.device, augmentation=Augmentation.of_run(cfg),
             alignment=Alignment.of_run(cfg, training=True), relight=self.objective.relight,
+            rows=rows_of(self.env, setup.sample_ranks, samples.source.size),
             stopped=lambda: self.boundary.flag.is_set, limit_s=self.longest_wait,
         )  # fmt: skip
 
@@ -267,8 +269,7 @@ class Trainer:
         samples, self.step_epoch = order.batch_size_at(p.cursor), self.epochs_done
         self.start_up.mark("first batch")
         batch = [
-            to_device(micro, samples, cfg.transform, self.device, renderer=self.renderer, strip=self.strip)
-            for micro in host
+            to_device(micro, samples, cfg.transform, self.device, renderer=self.renderer) for micro in host
         ]
         self.set_learning_rates((p.cursor + samples) / order.n)
         if has_dropout(cfg.model):

@@ -277,15 +277,14 @@ def why_not_replayed(
 ) -> str | None:
     """Return why a network's passes are not recorded as CUDA graphs; None where they are.
 
-    A recording of what two ranks exchange did not end on two GPUs. A second micro-batch's gradients would overwrite the first's, random numbers and batch statistics would be those
+    A second micro-batch's gradients would overwrite the first's, random numbers and batch statistics would be those
     of the recording, and recomputation asks for the generator's state on the host.
     """
     batch_norm = {"batch", "sync_batch"} & {cfg.model.norm, cfg.model.encoder_norm}
     obstacles = {
         f"the device is {device.type}": device.type != "cuda",
         "training.cuda_graphs = off": cfg.training.cuda_graphs == "off",
-        f"the engine is {net.engine}": net.engine not in ("single", "ddp"),
-        "ranks share samples": cfg.training.sample_ranks > 1,
+        f"the engine is {net.engine}": net.engine != "single",
         "activations are recomputed": bool(net.recompute),
         "gradients are accumulated": micro.per_step > 1,
         "the network has dropout": has_dropout(cfg.model),

@@ -24,6 +24,15 @@ def place_of(env: Environment, sample_ranks: int) -> tuple[int, int]:
     return groups_of(env.world_size, sample_ranks), env.rank // sample_ranks
 
 
+def rows_of(env: Environment, sample_ranks: int, side: int) -> tuple[int, int] | None:
+    """Return the first row of this rank's strip of every sample and the one after its last; None: it has whole ones."""
+    if sample_ranks == 1:
+        return None
+    each = side // sample_ranks
+    first = env.rank % sample_ranks * each
+    return first, first + each
+
+
 def check_sharing(model: ModelConfig, world: int, sample_ranks: int, side: int | None = None) -> None:
     """Raise a UserError where samples can't be shared by `sample_ranks` of `world` ranks; it says how many could.
 

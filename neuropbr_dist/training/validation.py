@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from neuropbr_dist.strip import Strip
 from neuropbr_dist.training.baseline import mean_maps
 from neuropbr_dist.training.faults import Fault
 from neuropbr_dist.training.objective import Objective
+from neuropbr_dist.training.sharing import rows_of
 from neuropbr_dist.training.stages import RunStage
 
 LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
@@ -64,14 +66,15 @@ def validate_stage(
     setup, samples = stage.setup, stage.samples
     cfg, (groups, group) = setup.cfg, setup.data_place
     slots = validation_slots(len(samples.val), groups, group, cfg.training.batch_size)
+    side, cameras = samples.source.size, cfg.model.align == "plane"
+    rows = rows_of(setup.env, setup.sample_ranks, side)
     loader = batches_of(
         cfg.data, samples.source, samples.val, slots, setup.device, min(cfg.data.num_workers, len(slots)),
-        alignment=Alignment.of_run(cfg, training=False), relight=objective.relight, limit_s=limit_s,
+        alignment=Alignment.of_run(cfg, training=False), relight=objective.relight, rows=rows, limit_s=limit_s,
     )  # fmt: skip
     with loader as batches:
-        side, cameras = samples.source.size, cfg.model.align == "plane"
         found = validate(
-            g, filled_up(batches, slots, fault, side, cameras=cameras), cfg.transform,
+            g, filled_up(batches, slots, fault, partial(filler, side=side, cameras=cameras, rows=rows)), cfg.transform,
             objective.reconstruction_loss, setup.device, LOOKS if group == 0 else 0, renderer, perceptual,
             mean=mean_maps(samples.source, samples.train) if baseline else None, strip=strip,
         )  # fmt: skip
@@ -79,15 +82,22 @@ def validate_stage(
 
 
 def filled_up(
-    batches: Iterator[MicroBatch], slots: Sequence[Sequence[Slot]], fault: Fault, side: int, *, cameras: bool
+    batches: Iterator[MicroBatch],
+    slots: Sequence[Sequence[Slot]],
+    fault: Fault,
+    spare: Callable[[int], MicroBatch],
 ) -> Iterator[MicroBatch]:
-    """Yield a batch for each of `slots`, also after a `fault`, so that ranks stay together: nothing counts then."""
+    """Yield a batch for each of `slots`, also after a `fault`, so that ranks stay together: nothing counts then.
+
+    Args:
+        spare: makes what stands in for a batch of so many samples.
+    """
     for chosen in slots:
         if fault.error is None:
             with fault.noting():
                 yield next(batches)
                 continue
-        yield filler(len(chosen), side, cameras=cameras)
+        yield spare(len(chosen))
 
 
 @torch.no_grad()
@@ -106,7 +116,7 @@ def validate(
     """Predict all held-out samples, each once over all ranks, and compare.
 
     Args:
-        loader: this rank's share; filler has weight 0.
+        loader: this rank's share, of samples that it shares its strip's rows; filler has weight 0.
         looks: how many samples to keep.
         renderer: see `to_device`.
         perceptual: gives LPIPS; None: it is left out.
@@ -121,7 +131,7 @@ def validate(
     kept: list[Look] = []
     counts = strip is None or strip.first
     for host in loader:
-        batch = to_device(host, 1, transform, device, renderer=renderer, strip=strip)
+        batch = to_device(host, 1, transform, device, renderer=renderer)
         pred, maps = whole(g(batch.views), strip), whole(batch.maps, strip)
         if counts:
             sums.update(pred, maps, batch.weight, batch.relighting)

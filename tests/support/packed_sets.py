@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,19 @@ def assert_same_as_files(
     for entry, sample in zip(ours.entries, theirs.entries, strict=True):
         for mine, other in zip(ours.load(entry), theirs.load(sample), strict=True):
             np.testing.assert_array_equal(mine, other)
+
+
+def bytes_read(call: Callable[[], object]) -> int:
+    """Bytes that this process reads from files in `call`."""
+
+    def count() -> int:
+        with open("/proc/self/io") as file:
+            return int(file.readline().split()[1])
+
+    looking = -count() + count()
+    before = count()
+    call()
+    return count() - before - looking
 
 
 def flip(path: Path, at: int) -> None:

@@ -266,8 +266,9 @@ def rendered_batch(case: Case, slots: Sequence[Slot], device: str, strip: Strip 
     augmentation = Augmentation(3, True, True, crop=0.3, tint=0.2, roughness_shift=0.1, mixtures=0.4)
     alignment = Alignment(min_confidence=0.5, seed=3, ignore_wrap=0.5, drop_views=0.3, jitter=0.008)
     relight = 3 if case.w_render else None
-    host = load_batch(source, source.entries, slots, augmentation, alignment, relight)
-    return to_device(host, case.batch, TransformConfig(), torch.device(device), strip=strip)
+    rows = None if strip is None else strip.rows(case.side)
+    host = load_batch(source, source.entries, slots, augmentation, alignment, relight, rows)
+    return to_device(host, case.batch, TransformConfig(), torch.device(device))
 
 
 def sample_order(case: Case) -> SampleOrder:

@@ -123,24 +123,28 @@ class Record:
             raise UserError(f"{self._path}: the record of {self._what} holds no {name}; {REPACK}")
         return [level.side for level in self._arrays[name]]
 
-    def read(self, name: str, out: np.ndarray, row: int = 0) -> None:
+    def read(self, name: str, out: np.ndarray, row: int = 0, part: int | None = None) -> None:
         """Fill `out`, (…, h, S) in C order, with rows `row` to `row + h` of array `name` at side S.
 
         Every block that is touched is checked, every time; no other byte is read.
+
+        Args:
+            part: index on the array's first axis, which `out` doesn't have then; None: all of it.
 
         Raises:
             UserError: the array isn't stored at that side, or has other channels or fewer rows; the shard is cut or can't
                 be read; or a checksum is wrong.
         """
-        level = self._level(name, out, row)
+        level = self._level(name, out, row, part)
         height, width = level.shape[-2:]
         row_bytes = width * out.itemsize
         channels = out.reshape(math.prod(out.shape[:-2]), *out.shape[-2:])
+        before = (part or 0) * len(channels)
         per_channel = -(-height // level.rows)
         blocks = range(row // level.rows, -(-(row + out.shape[-2]) // level.rows))
         spare = np.empty((level.rows, width), out.dtype)  # for blocks of which `out` takes some rows only
-        self._announce(level, blocks, len(channels), row_bytes)
-        for c, channel in enumerate(channels):
+        self._announce(level, blocks, range(before, before + len(channels)), row_bytes)
+        for c, channel in enumerate(channels, before):
             for b in blocks:
                 first, last = b * level.rows, min((b + 1) * level.rows, height)
                 wanted = channel[max(first - row, 0) : last - row]
@@ -153,16 +157,16 @@ class Record:
                     skipped = max(row - first, 0)
                     wanted[:] = block[skipped : skipped + len(wanted)]
 
-    def _announce(self, level: Level, blocks: range, channels: int, row_bytes: int) -> None:
+    def _announce(self, level: Level, blocks: range, channels: range, row_bytes: int) -> None:
         """Let the system fetch the runs of bytes that these blocks are, and no others."""
         height = level.shape[-2]
         run = (min(blocks.stop * level.rows, height) - blocks.start * level.rows) * row_bytes
         whole = run == height * row_bytes
-        for c in range(1 if whole else channels):
+        for c in channels[:1] if whole else channels:
             start = self._data + level.offset + (c * height + blocks.start * level.rows) * row_bytes
-            self._reader.announce(self._place.shard, start, run * channels if whole else run)
+            self._reader.announce(self._place.shard, start, run * len(channels) if whole else run)
 
-    def _level(self, name: str, out: np.ndarray, row: int) -> Level:
+    def _level(self, name: str, out: np.ndarray, row: int, part: int | None) -> Level:
         sides = self.sides(name)
         if out.shape[-1] not in sides:
             stored = ", ".join(map(str, sides))
@@ -171,8 +175,9 @@ class Record:
             )
         level = self._arrays[name][sides.index(out.shape[-1])]
         assert out.flags.c_contiguous and row >= 0
-        same_kind = (level.dtype, level.shape[:-2]) == (out.dtype.str, out.shape[:-2])
-        if not same_kind or row + out.shape[-2] > level.shape[-2]:
+        channels = level.shape[:-2] if part is None else level.shape[1:-2]
+        same_kind = (level.dtype, channels) == (out.dtype.str, out.shape[:-2])
+        if not same_kind or row + out.shape[-2] > level.shape[-2] or (part or 0) >= level.shape[0]:
             held = f"{level.dtype} {level.shape}"
             raise UserError(f"{self._path}: the record of {self._what} holds {held}, another kind; {REPACK}")
         return level

@@ -95,13 +95,19 @@ class PackedSet:
         """Return something of every entry (see `index.COLUMNS`), by its row; None if the set doesn't hold it."""
         return self.index.columns.get(name)
 
-    def views(self, entry: PackedEntry, out: np.ndarray, row: int = 0) -> None:
-        """Fill `out`, uint8 (3, 3, h, S), with rows `row` to `row + h` of an entry's views.
+    def views(self, entry: PackedEntry, outs: Sequence[np.ndarray], tops: Sequence[int] = (0, 0, 0)) -> None:
+        """Fill three arrays, uint8 (3, h, S), with rows of an entry's views.
+
+        Args:
+            outs: each of as many rows as are wanted of its view; of none nothing is read.
+            tops: the first of these rows.
 
         Raises:
             UserError: they are missing, cut or altered.
         """
-        self._read(self.index.samples["record"][entry.row], "views", out, row, entry.key)
+        record = self._record(self.index.samples["record"][entry.row], "views", entry.key)
+        for view, (out, top) in enumerate(zip(outs, tops, strict=True)):
+            self._read(record, "views", out, top, view)
 
     def maps(self, material: int, out: np.ndarray, row: int = 0) -> None:
         """Fill `out`, uint8 (8, h, S), with rows `row` to `row + h` of the maps of `materials[material]`.
@@ -109,20 +115,21 @@ class PackedSet:
         Raises:
             UserError: they are missing, cut or altered.
         """
-        name, record = self.index.materials[material].item()
-        self._read(record, "maps", out, row, f"material {name.decode()!r}")
+        name, number = self.index.materials[material].item()
+        self._read(self._record(number, "maps", f"material {name.decode()!r}"), "maps", out, row)
 
-    def _read(self, number: int, name: str, out: np.ndarray, row: int, whose: str) -> None:
-        record = Record(self._reader, self.index.place(number), f"the {name} of {whose}")
-        *channels, _, side = out.shape
+    def _record(self, number: int, name: str, whose: str) -> Record:
+        return Record(self._reader, self.index.place(number), f"the {name} of {whose}")
+
+    def _read(self, record: Record, name: str, out: np.ndarray, row: int, part: int | None = None) -> None:
+        channels, rows, side = out.shape
         sides = record.sides(name)
         if side in sides:
-            record.read(name, out, row)
-            return
-        native = np.empty((*channels, sides[-1], sides[-1]), np.uint8)
-        record.read(name, native)
-        resized = resize(native.reshape(-1, *native.shape[-2:]), side)
-        np.copyto(out, resized[:, row : row + out.shape[-2]].reshape(out.shape))
+            record.read(name, out, row, part)
+        elif rows:
+            native = np.empty((channels, sides[-1], sides[-1]), np.uint8)
+            record.read(name, native, part=part)
+            np.copyto(out, resize(native, side)[:, row : row + rows])
 
 
 class PackedSource(Source):
@@ -173,9 +180,15 @@ class PackedSource(Source):
     def load(self, entry: PackedEntry) -> tuple[np.ndarray, np.ndarray]:
         views = np.empty((3, 3, self.size, self.size), np.uint8)
         maps = np.empty((8, self.size, self.size), np.uint8)
-        self.load_into(entry, views, maps)
+        self.load_into(entry, list(views), maps)
         return views, maps
 
-    def load_into(self, entry: PackedEntry, views: np.ndarray, maps: np.ndarray) -> None:
-        self.set.views(entry, views)
-        self.set.maps(int(self.set.index.samples["material"][entry.row]), maps)
+    def load_into(
+        self,
+        entry: PackedEntry,
+        views: Sequence[np.ndarray],
+        maps: np.ndarray,
+        tops: Sequence[int] = (0, 0, 0, 0),
+    ) -> None:
+        self.set.views(entry, views, tops[:3])
+        self.set.maps(int(self.set.index.samples["material"][entry.row]), maps, tops[3])
