@@ -24,7 +24,7 @@ from neuropbr_dist.training.facts import device_name
 
 GB = 1e9
 # The state's size doesn't depend on the pictures' unless asked for; two samples are quickly made.
-ON_GPU = ["--config", "default", "--set", "data.builtin_count=2"]
+ON_GPU = ["--config", "guide", "--set", "data.builtin_count=2"]
 ON_CPU = ["--config", "demo", "--set", "data.image_size=32", "--set", "data.builtin_count=4"]
 QUIET = ["training.val_every_n_epochs=100000", "training.save_every_n_epochs=100000", "training.epochs=1000",
          "training.use_tensorboard=false", "training.gan_start_epoch=0"]  # fmt: skip
@@ -40,7 +40,7 @@ SET_HERE = {
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of `launch/benchmark.py checkpoint`."""
-    p = measurement(__doc__, prog)
+    p = measurement(__doc__, prog, config=None)
     p.add_argument("--folder", type=Path, metavar="DIR", help="where to save; default: a temporary folder")
     p.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     p.add_argument(

@@ -216,7 +216,7 @@ def tables() -> dict[str, list[str]]:
     total = sum(counts.values())
     parts = ", ".join(f"{part} {count:,}" for part, count in counts.items())
     return {
-        "parameters": [f"Parameters of the `default` preset: {parts}; together {total:,}."],
+        "parameters": [f"Parameters of the presets `default` and `guide`: {parts}; together {total:,}."],
         "held": by_engine(total, lambda e: e.held),
         "moved": by_engine(total, lambda e: e.moved),
         "across": by_engine(total, lambda e: e.across),

@@ -2,7 +2,7 @@
 
     python benchmarks/elastic.py --worlds 2 1 2 --engines fsdp zero2 --folder elastic
 
-Two runs an engine on the same samples, the default preset with its GAN on: `whole` makes all steps on the first
+Two runs an engine on the same samples, the guide's preset with its GAN on: `whole` makes all steps on the first
 number of ranks, `elastic` stops after `--steps`, and goes on from its save on the next number. In float32 without
 TF32 and with deterministic algorithms, so that nothing differs but the order of sums over samples; a GAN doubles
 such a difference every step or two. Judged are the losses of the first step on another number of ranks.

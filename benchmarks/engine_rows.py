@@ -168,8 +168,8 @@ def formula(engine: str, world: int) -> tuple[float, float, float]:
 
 
 def default_networks(device: torch.device, row: Row) -> list[Network]:
-    """The default preset's two networks on a row's engine."""
-    cfg = load("default")
+    """The guide's two networks on a row's engine."""
+    cfg = load("guide")
     cfg.model.encoder_pretrained = False
     zero = {
         "stage": row.stage, "overlap_comm": True, "contiguous_gradients": True, "memory_efficient_linear": False,
@@ -204,11 +204,11 @@ def memory(device: torch.device, name: str, row: Row) -> dict[str, Any]:
     views, maps = torch.rand(1, 3, 3, SIDE, SIDE, device=device), torch.rand(1, 8, SIDE, SIDE, device=device)
     batch = [DeviceBatch(views, maps, torch.full((1,), 1 / row.world, device=device))]
     for _ in range(2):
-        gan_step(g, d, batch, Objective(load("default")))
+        gan_step(g, d, batch, Objective(load("guide")))
     held["between_steps"] = allocated(device) - before
     parameters, gradients, moments = formula(name, row.world)
     with torch.device("meta"):  # a rank's own shards are not all of them
-        whole = [net(load("default").model) for net in (Generator, Discriminator)]
+        whole = [net(load("guide").model) for net in (Generator, Discriminator)]
     n = sum(p.numel() for net in whole for p in net.parameters())
     return {
         **{where: value / 2**20 for where, value in held.items()}, "parameters": n,

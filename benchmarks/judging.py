@@ -26,6 +26,11 @@ from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
 BATCH = 8
 SHIFT = 4 / 512
 """Of every view, in a direction of its own, as a share of its side."""
+BUILTIN: dict[str, Any] = {
+    "builtin": True, "render": "stored", "input_dir": None, "output_dir": None, "metadata_path": None,
+    "packed_dir": None, "materials_dir": None,
+}  # fmt: skip
+"""Fields of `data` that mean the built-in set, whichever a run names."""
 NOT_RENDERED = {"renders_per_epoch": None, "mixtures": 0.0, "tint": 0.0, "roughness_shift": 0.0, "crop": 0.0}
 """Fields of `data` that only rendered views have, as stored ones want them."""
 Change = Callable[[Encoded, str], list[Encoded]]
@@ -33,9 +38,10 @@ Change = Callable[[Encoded, str], list[Encoded]]
 
 
 def held_out(model: InferenceGenerator) -> tuple[Source, Sequence[Any]]:
-    """The run's own validation samples, of built-in materials; their stored views where it rendered others."""
+    """Stored views of the built-in materials that the run held out; of one that trained on another set, those that
+    it would hold out of them: it saw none."""
     cfg = model.config
-    data = with_fields(cfg, data={"render": "stored", **NOT_RENDERED}).data
+    data = with_fields(cfg, data={**BUILTIN, **NOT_RENDERED}).data
     source = open_source(data, cfg.training.seed)
     return source, split_entries(source, data, cfg.model.align, cfg.training.seed)[1]
 
@@ -79,6 +85,19 @@ def one_missing(cameras: Encoded, _key: str) -> list[Encoded]:
     if len(views) < 2:
         return [cameras]
     return [np.where(np.arange(len(cameras))[:, None] == view, np.float32(0), cameras) for view in views]
+
+
+def first_alone(cameras: Encoded, _key: str) -> list[Encoded]:
+    """The first view that is there, the others missing."""
+    there = known(cameras, 0)
+    return [np.where((there & (there.cumsum() == 1))[:, None], cameras, np.float32(0))]
+
+
+class OneView(Alignment):
+    """`Alignment` that leaves a sample the first of its views."""
+
+    def of(self, cameras: Encoded, epoch: int, key: str) -> Encoded:
+        return first_alone(super().of(cameras, epoch, key), key)[0]
 
 
 def jittered(cameras: Encoded, key: str) -> list[Encoded]:

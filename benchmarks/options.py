@@ -32,12 +32,20 @@ ENGINE = dict.fromkeys(
 """Fields that a table of engines sets."""
 
 
-def measurement(description: str | None, prog: str | None) -> argparse.ArgumentParser:
-    """Return a parser that takes the fields of a run."""
+def measurement(
+    description: str | None, prog: str | None, config: str | None = "guide"
+) -> argparse.ArgumentParser:
+    """Return a parser that takes the fields of a run.
+
+    Args:
+        config: that is measured where none is named; None: as `neuropbr train` has it. The guide's step is what all
+            dated results hold, and upstream's.
+    """
     p = new_parser(description or "", prog)
     p.formatter_class = argparse.RawDescriptionHelpFormatter
     add_debug(p)
     add_fields(p.add_argument_group("the run, in the words of neuropbr train"))
+    p.set_defaults(config=config)
     return p
 
 

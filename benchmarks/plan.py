@@ -166,7 +166,7 @@ def table(run: StagedRun, rates: Rates, found: RunFolder | None) -> list[str]:
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of `launch/benchmark.py plan`."""
-    p = measurement(__doc__, prog)
+    p = measurement(__doc__, prog, config=None)
     p.add_argument("--stages", metavar="YAML", help="short for --set training.stages=YAML")
     p.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks; default %(default)s")
     p.add_argument(

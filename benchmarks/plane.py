@@ -55,7 +55,13 @@ SHARE = 0.97
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of `launch/benchmark.py plane`; fields that are named win over a variant's."""
     return variants_parser(
-        __doc__, prog, name="plane", variants=VARIANTS, default=["none", "plane"], minutes=5.0
+        __doc__,
+        prog,
+        name="plane",
+        config=str(CONFIG),
+        variants=VARIANTS,
+        default=["none", "plane"],
+        minutes=5.0,
     )
 
 
@@ -63,7 +69,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Train every variant, judge it, and write tables and picture."""
     args = parser(prog).parse_args(argv)
-    fields = prepared(args, str(CONFIG))
+    fields = prepared(args)
     epochs = args.epochs or epochs_that_fit(args, fields)
     found, text = [], ""
     for name, folder in trained(args, fields, epochs):

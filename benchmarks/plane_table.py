@@ -125,8 +125,8 @@ def table(found: Sequence[Judged], argv: Sequence[str]) -> str:
         f"- **Hardware**: {device_name(device)}",
         f"- **Software**: {', '.join(f'{name} {version}' for name, version in versions().items())}",
         f"- **Command**: `python launch/benchmark.py plane {shlex.join(argv)}`",
-        f"- **Data**: {first['train_samples']} built-in materials to train on, {first['val_samples']} held out, "
-        f"{first['image_size']} px; batch {first['global_batch']}",
+        f"- **Data**: {first['source']}; {first['train_samples']} entries to train on, {first['image_size']} px; "
+        f"batch {first['global_batch']}",
         f"- **Network**: {first['parameters']['generator'] / 1e6:.1f} M parameters",
         "- Mean absolute errors of maps in [0, 1], mean angle between normals, SSIM; the last weights\n",
     ]

@@ -6,7 +6,7 @@
 
 Every variant is a run of `launch/train.py` on one GPU, of the preset `recipe` unless `--config` names another, for as
 many epochs as fit into `--minutes` with the GPU to itself (found by a short run before), or `--epochs`. A GAN's start
-scales with them. The last weights, averaged where the run does, are judged on stored views of held-out built-in
+scales with them; `single_view` is trained, validated and judged on each sample's first view alone. The last weights, averaged where the run does, are judged on stored views of held-out built-in
 materials and on a set that nobody trained on, with a `cameras.json` (`--real`), beside mean maps, whose normals are flat.
 `--to` gets `quality.md`, `quality.json`, the runs' lines in `metrics.jsonl`, and `quality.jpg`, a picture of held-out
 built-in materials alone: a set of one's own may not be shown.
@@ -23,9 +23,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from benchmarks.quality_table import Result, judged, picture, quality_page
-from benchmarks.ranks import Launch, run_all
-from benchmarks.runs import gpus, seconds_per_epoch, training
+from benchmarks.quality_table import SINGLE_VIEW, Result, judged, picture, quality_page
+from benchmarks.ranks import ROOT, Launch, run_all
+from benchmarks.runs import TRAIN, gpus, seconds_per_epoch, training
 from benchmarks.setting import write_figures
 from benchmarks.variants import prepared, variants_parser
 from neuropbr_dist.commands.entry import entry
@@ -46,6 +46,7 @@ VARIANTS: dict[str, list[str]] = {
     "no_transformer": ["model.use_transformer=false"],
     "no_align": ["model.align=none"],
     "no_ema": ["training.ema_decay=null"],
+    SINGLE_VIEW: ["data.drop_views=0"],
     "lr_half": ["optimizer.g_lr=2.5e-4"],
     "lr_double": ["optimizer.g_lr=1e-3"],
     "gan": GAN,
@@ -57,6 +58,8 @@ VARIANTS: dict[str, list[str]] = {
     "gan_2_layers": [*GAN, "model.discriminator_n_layers=2"],
     "gan_4_layers": [*GAN, "model.discriminator_n_layers=4"],
 }
+SCRIPTS = {SINGLE_VIEW: ROOT / "benchmarks" / "single_view.py"}
+"""Variants that no field says."""
 EARLY, LATE = 0.05, 0.6
 """Shares of the run after which a GAN may start: `{early}` and `{late}` in a variant's fields."""
 STEPS_TO_TIME, LOG_EVERY = 300, 30
@@ -71,7 +74,9 @@ ONCE = (
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of `launch/benchmark.py quality`; fields that are named win over a variant's."""
-    p = variants_parser(__doc__, prog, name="quality", variants=VARIANTS, default=["recipe"], minutes=8.0)
+    p = variants_parser(
+        __doc__, prog, name="quality", config="recipe", variants=VARIANTS, default=["recipe"], minutes=8.0
+    )
     p.add_argument("--init-from", metavar="PATH", help="weights that every run starts from")
     return p
 
@@ -80,7 +85,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Time, train, judge; write tables and picture after each run that is judged: a lent machine may go early."""
     args = parser(prog).parse_args(argv)
-    fields = prepared(args, "recipe")
+    fields = prepared(args)
     epochs = args.epochs or epochs_that_fit(args, fields)
     print(f"{epochs} epochs a run", flush=True)
     results: list[Result] = []
@@ -116,7 +121,7 @@ def launches(args: argparse.Namespace, fields: Overrides, epochs: int) -> list[L
     for seed in args.seeds:
         for variant in args.variants:
             sets = [*own_fields(variant, epochs), f"training.epochs={epochs}", f"training.seed={seed}"]
-            found.append(launch(args, f"{variant}-{seed}", fields, sets))
+            found.append(launch(args, f"{variant}-{seed}", fields, sets, script=SCRIPTS.get(variant, TRAIN)))
     return found
 
 
@@ -126,10 +131,17 @@ def own_fields(variant: str, epochs: int) -> list[str]:
     return [assignment.format(**starts) for assignment in VARIANTS[variant]]
 
 
-def launch(args: argparse.Namespace, name: str, fields: Overrides, sets: Sequence[str], *more: str) -> Launch:
+def launch(
+    args: argparse.Namespace,
+    name: str,
+    fields: Overrides,
+    sets: Sequence[str],
+    *more: str,
+    script: Path = TRAIN,
+) -> Launch:
     """Return one run with what all have in common."""
     first = ["--init-from", args.init_from] if args.init_from else []
-    return training(args.runs / name, fields, [*ONCE, *sets], *first, *more)
+    return training(args.runs / name, fields, [*ONCE, *sets], *first, *more, script=script)
 
 
 def epochs_that_fit(args: argparse.Namespace, fields: Overrides) -> int:

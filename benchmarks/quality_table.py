@@ -16,10 +16,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from benchmarks.judging import (
+    Change,
     as_they_are,
     cameras_of,
     evaluate,
     evaluate_constant,
+    first_alone,
     held_out,
     judged_sets,
     one_missing,
@@ -41,6 +43,10 @@ COLUMNS = (
     ("relit_rmse", "re-rendered RMSE", 3), ("relit_ssim", "re-rendered SSIM", 3),
 )  # fmt: skip
 RIVALS = (("train/D_loss", "D loss"), ("train/G_gan_loss", "adversarial loss of G"))
+SINGLE_VIEW = "single_view"
+"""The variant that sees one view of three."""
+NOT_A_FIELD = {SINGLE_VIEW: ", the first of each sample's views alone (`benchmarks/single_view.py`)"}
+"""What else a variant does."""
 MEAN = "mean maps, flat normals"
 SHOWN, CELL, LABEL = 5, 128, 18
 
@@ -61,6 +67,11 @@ class Result:
     @property
     def variant(self) -> str:
         return self.name.rsplit("-", 1)[0]
+
+    @property
+    def change(self) -> Change:
+        """What the run is shown of the views."""
+        return first_alone if self.variant == SINGLE_VIEW else as_they_are
 
     @property
     def ms(self) -> float:
@@ -86,14 +97,15 @@ def judged(name: str, folder: Path, real: Sequence[str] | None, samples: Sequenc
     """Judge a run's newest weights, and mean maps beside them; see `judged_sets`."""
     model = load_generator(folder).to("cuda" if torch.cuda.is_available() else "cpu")
     sets = judged_sets(model, real, samples)
-    rows = {where: evaluate(model, *there, as_they_are) for where, there in sets.items()}
-    if model.on_plane:
-        rows |= {
-            f"{where}, a view missing": evaluate(model, *there, one_missing) for where, there in sets.items()
-        }
     mean = mean_of_training_set(model)
     baseline = {where: evaluate_constant(mean, *there) for where, there in sets.items()}
-    return Result(name, folder, model, rows, baseline)
+    found = Result(name, folder, model, {}, baseline)
+    found.rows |= {where: evaluate(model, *there, found.change) for where, there in sets.items()}
+    if model.on_plane and found.variant != SINGLE_VIEW:
+        found.rows |= {
+            f"{where}, a view missing": evaluate(model, *there, one_missing) for where, there in sets.items()
+        }
+    return found
 
 
 def mean_of_training_set(model: InferenceGenerator) -> Tensor:
@@ -126,11 +138,14 @@ def quality_page(
         "  normals; re-rendered: radiance under 16 fixed lamps, in log space; the last weights\n",
         *variants_table(results),
     ]
-    for where in first.rows:
+    for where in dict.fromkeys(where for one in results for where in one.rows):
         lines += [f"\n## {where[0].upper()}{where[1:]}\n", *table(results, where)]
     lines += [
         "\n## Variants\n",
-        *(f"- `{name}`: {' '.join(variants[name]) or 'as it is'}" for name in names),
+        *(
+            f"- `{name}`: {' '.join(variants[name]) or 'as it is'}{NOT_A_FIELD.get(name, '')}"
+            for name in names
+        ),
         "",
     ]
     return "\n".join(lines)
@@ -159,8 +174,9 @@ def table(results: Sequence[Result], where: str) -> list[str]:
     baseline = results[0].baseline[where.removesuffix(", a view missing")]
     flat = baseline["normal_angle_mean"]
     rows.append(row_of(MEAN, baseline, flat))
-    for variant in dict.fromkeys(one.variant for one in results):
-        those = [one for one in results if one.variant == variant]
+    there = [one for one in results if where in one.rows]
+    for variant in dict.fromkeys(one.variant for one in there):
+        those = [one for one in there if one.variant == variant]
         rows += [row_of(one.name, one.rows[where], flat) for one in those]
         if len(those) > 1:
             means = {name: statistics.fmean(one.rows[where][name] for one in those) for name, _, _ in COLUMNS}
@@ -187,12 +203,10 @@ def picture(results: Sequence[Result], path: Path) -> None:
     """Held-out built-in materials, one below the other: what the network sees, the true maps, and every run's."""
     source, entries = held_out(results[0].model)
     entries = list(entries[:SHOWN])
-    cameras = [cameras_of(results[0].model, source, entry, as_they_are)[0] for entry in entries]
     columns = [("view", views_of(results[0].model, source, entries))]
     for one in results:
-        pred, true = predict(
-            entries, [row if one.model.on_plane else None for row in cameras], one.model, source
-        )
+        cameras = [cameras_of(one.model, source, entry, one.change)[0] for entry in entries]
+        pred, true = predict(entries, cameras, one.model, source)
         columns += [("true", maps_of(true))] if len(columns) == 1 else []
         columns.append((one.name, maps_of(pred)))
     width = sum(cells[0].shape[1] for _, cells in columns)

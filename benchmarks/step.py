@@ -31,6 +31,8 @@ from neuropbr_dist.training.objective import Objective, relight_key
 from neuropbr_dist.training.setup import Setup
 from neuropbr_dist.training.step import gan_step
 
+FAR = 10_000
+"""Step, as the weights' average counts them: past its warm-up."""
 WARM_UP = 2
 """Steps after the first, before those that are timed."""
 
@@ -114,7 +116,7 @@ class StepBench:
         d = self.networks.get("discriminator") if gan else None
         result = gan_step(self.networks["generator"], d, [self.batch], self.objective, d_steps=self.d_steps)
         if self.ema is not None:
-            self.ema.update(result.generator)
+            self.ema.update(result.generator, FAR)
         self.losses = result.losses
 
     def settle(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.options import fields_of, measurement
@@ -21,17 +20,18 @@ SET_HERE = {
 
 
 def variants_parser(
-    description: str | None, prog: str | None, *, name: str, variants: Iterable[str], default: Sequence[str],
-    minutes: float,
+    description: str | None, prog: str | None, *, name: str, config: str, variants: Iterable[str],
+    default: Sequence[str], minutes: float,
 ) -> argparse.ArgumentParser:  # fmt: skip
     """Return a measurement's parser; fields that are named win over a variant's.
 
     Args:
         name: of the measurement.
+        config: of the runs, where none is named.
         default: variants, where none are named.
         minutes: of a run, where none are named.
     """
-    p = measurement(description, prog)
+    p = measurement(description, prog, config)
     p.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the results go")
     p.add_argument("--runs", type=Path, default=ROOT / "runs" / name, metavar="DIR", help="run folders")
     p.add_argument("--variants", nargs="+", choices=list(variants), default=list(default), metavar="NAME",
@@ -53,18 +53,13 @@ def variants_parser(
     return p
 
 
-def prepared(args: argparse.Namespace, config: str) -> Overrides:
+def prepared(args: argparse.Namespace) -> Overrides:
     """Return the fields of all runs, after the folder of the results and the seeds' built-in materials are made.
-
-    Args:
-        config: of the runs, where none is named.
 
     Raises:
         UserError: a field that the measurement sets itself, or runs that can't share a GPU.
     """
     fields = fields_of(args, SET_HERE)
-    if fields.config is None:
-        fields = replace(fields, config=config)
     if args.per_gpu > 1 and args.epochs is None:
         raise UserError("--per-gpu needs --epochs: a run's speed depends on its neighbours'")
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from benchmarks.plan import Rates, layers_of, planned, reckon, run, seen, with_count
 from neuropbr_dist.commands.train import config_of
-from neuropbr_dist.config import load, with_fields
+from neuropbr_dist.config import Stage, load, with_fields
 from neuropbr_dist.data.open import open_samples
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.training.flops import sample_flops
@@ -56,6 +58,43 @@ def test_a_stage_takes_its_samples_times_what_each_was_measured_to_take():
     assert large.hours == pytest.approx(2000 * 0.774 / 3600, rel=0.05)
     assert reckon(four, four.stages[1], RATES).hours == pytest.approx(large.hours / 4 / RATES.efficiency)
     assert seen(FakeRun(), one, one.stages[1]) == (10.0, 150 / 3600)
+
+
+def hours(stage: Stage, flops: float, layers: int, epochs: int, gpus: int) -> float:
+    """Of a stage of `recipe_large`: steps of equal micro-batches, all kept, none replayed as a graph."""
+    share = stage.global_batch_size // gpus
+    micro = min(stage.batch_size, share)
+    seconds = share // micro * RATES.seconds(micro * flops, layers, "fast", graphs=False)
+    rate = stage.global_batch_size / seconds * (RATES.efficiency if gpus > 1 else 1)
+    return epochs * AN_EPOCH / rate / 3600
+
+
+AN_EPOCH = 2048 * 32
+
+
+def test_the_hundred_gpu_hours_on_the_page_follow_from_the_preset():
+    cfg = load("recipe_large")
+    n = cfg.data.builtin_count
+    assert (n - round(cfg.data.val_ratio * n)) * cfg.data.renders_per_epoch == AN_EPOCH
+    page = (ROOT / "docs/training.md").read_text().split("## A hundred GPU-hours")[1]
+    *rows, whole = [
+        line.strip("| ").split("|") for line in page.splitlines() if re.match(r"\| (\d+ px|in all)", line)
+    ]
+    totals, first = {1: 0.0, 8: 0.0, 64: 0.0}, 0
+    for stage, row in zip(cfg.training.stages, rows, strict=True):
+        gan = first + 1 >= cfg.training.gan_start_epoch
+        assert gan or cfg.training.gan_start_epoch > stage.until_epoch, "it begins with a stage"
+        flops = sample_flops(cfg, stage.image_size).step(gan=gan)
+        layers, epochs = layers_of(cfg.model, gan), stage.until_epoch - first
+        taken = {gpus: hours(stage, flops, layers, epochs, gpus) for gpus in totals}
+        totals = {gpus: totals[gpus] + taken[gpus] for gpus in totals}
+        shown = [cell.strip() for cell in row[1:]]
+        assert row[0].startswith(f"{stage.image_size} px") and f"to {stage.until_epoch} " in row[0]
+        assert shown[:2] == [str(stage.global_batch_size), f"{epochs * AN_EPOCH:,}"]
+        assert shown[2:] == [f"{value:.1f}" for value in taken.values()], stage
+        first = stage.until_epoch
+    assert [cell.strip() for cell in whole[3:]] == [f"{value:.1f}" for value in totals.values()]
+    assert 90 < totals[1] < 110
 
 
 class FakeRun:

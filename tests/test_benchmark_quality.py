@@ -1,16 +1,24 @@
-"""`launch/benchmark.py quality`: variants are trained, judged on two sets beside mean maps, and shown."""
+"""`launch/benchmark.py quality` and `plane`: variants are trained, judged on two sets, and shown."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
-from benchmarks import quality
+from benchmarks import plane, plane_table, quality
+from benchmarks.judging import OneView, cameras_of, first_alone, held_out
 from benchmarks.quality_table import CELL, MEAN
 from neuropbr_dist.commands.data.generate import run as generate
+from neuropbr_dist.config import load, with_fields
+from neuropbr_dist.inference import load_generator
+from neuropbr_dist.inference.generator import InferenceGenerator
+from neuropbr_dist.materials.decoding import decode_maps
 from tests.support.tiny import MODEL
 
 CONFIG = {
@@ -22,31 +30,134 @@ CONFIG = {
 }  # fmt: skip
 
 
-@pytest.mark.drill
-@pytest.mark.multiprocess
-def test_variants_are_trained_and_judged(tmp_path, capsys):
+SETS = ["held-out built-ins", "real, named samples", "real, all with cameras"]
+
+
+@pytest.fixture
+def words(tmp_path):
+    """What both measurements are told."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
     generate([str(tmp_path / "real"), "--count", "2", "--size", "32"])
-    quality.run([
+    return [
         "--to", str(tmp_path / "to"), "--runs", str(tmp_path / "runs"), "--config", str(tmp_path / "tiny.yaml"),
-        "--epochs", "2", "--variants", "recipe", "gan", "--seeds", "1",
-        "--real", str(tmp_path / "real/input"), str(tmp_path / "real/output"), "--samples", "sample_0001",
-    ])  # fmt: skip
+        "--seeds", "1", "--real", str(tmp_path / "real/input"), str(tmp_path / "real/output"),
+        "--samples", "sample_0001",
+    ]  # fmt: skip
+
+
+@pytest.mark.drill
+@pytest.mark.multiprocess
+def test_variants_are_trained_and_judged(words, tmp_path, capsys):
+    quality.run([*words, "--epochs", "2", "--variants", "recipe", "gan", "single_view"])
     page = (tmp_path / "to/quality.md").read_text()
-    assert page in capsys.readouterr().out
-    sets = ["held-out built-ins", "real, named samples", "real, all with cameras"]
+    assert page in capsys.readouterr().out and "- `single_view`: data.drop_views=0, the first of" in page
+    sets = SETS
     for where in [*sets, *(f"{each}, a view missing" for each in sets)]:
         assert f"## {where[0].upper()}{where[1:]}\n" in page
     figures = json.loads((tmp_path / "to/quality.json").read_text())
     runs = figures["runs"]
-    assert {name: run["steps"] for name, run in runs.items()} == {"recipe-1": 4, "gan-1": 4}
+    assert {name: run["steps"] for name, run in runs.items()} == {
+        "recipe-1": 4,
+        "gan-1": 4,
+        "single_view-1": 4,
+    }
+    assert runs["single_view-1"]["rows"].keys() == set(sets), "of one view none can be missing"
     # One sample alone, and the two together, are not the same; the runs' maps differ.
     named, both = (runs["recipe-1"]["rows"][where]["albedo_mae"] for where in sets[1:])
     assert named != both and runs["gan-1"]["rows"][sets[0]]["l1"] != runs["recipe-1"]["rows"][sets[0]]["l1"]
     assert figures["baseline"].keys() == set(sets) and page.count(f"| {MEAN} |") == 6
     logged = [json.loads(line) for line in (tmp_path / "to/metrics.jsonl").read_text().splitlines()]
     assert {line["run"] for line in logged if "train/D_loss" in line} == {"gan-1"}
-    assert Image.open(tmp_path / "to/quality.jpg").width == CELL * (1 + 3 * 4)  # a view; true maps, two runs'
+    # The same weights before the first step, but other views; and so in training.
+    began = {line["run"]: line["val/l1"] for line in logged if line["step"] == 0}
+    assert began["single_view-1"] != began["recipe-1"] == began["gan-1"]
+    first = {line["run"]: line["train/G_loss"] for line in logged if line["step"] == 1}
+    assert first["single_view-1"] != first["recipe-1"]
+    assert Image.open(tmp_path / "to/quality.jpg").width == CELL * (
+        1 + 4 * 4
+    )  # a view; true maps, three runs'
+
+
+# -- plane ---------------------------------------------------------------------------------
+
+
+@pytest.mark.drill
+@pytest.mark.multiprocess
+def test_the_planes_table_holds_what_the_weights_predict(words, tmp_path):
+    plane.run([*words, "--epochs", "1", "--variants", "plane"])
+    (run,) = json.loads((tmp_path / "to/plane.json").read_text())["runs"]
+    changes = ["", ", a view missing", ", jittered by up to 4/512", ", each shifted by 4/512"]
+    assert list(run["rows"]) == [f"{where}{change}" for where in SETS for change in changes]
+    values = [row["albedo_mae"] for row in run["rows"].values()]
+    assert len(set(values)) == len(values), "each row is judged in its own way"
+    model = load_generator(tmp_path / "runs/plane-1")
+    assert run["rows"][SETS[0]]["albedo_mae"] == pytest.approx(albedo_error(model), rel=1e-4)
+    page = (tmp_path / "to/plane.md").read_text()
+    for where, metrics in run["rows"].items():
+        head, _, row = page.split(f"## {where[0].upper()}{where[1:]}\n\n")[1].splitlines()[:3]
+        shown = dict(zip(cells(head), cells(row), strict=True))
+        assert shown == {
+            "run": "plane-1", "steps": "2", "ms": f"{run['ms_per_step']:.1f}",
+            "albedo": f"{metrics['albedo_mae']:.4f}", "roughness": f"{metrics['roughness_mae']:.4f}",
+            "metallic": f"{metrics['metallic_mae']:.4f}", "normals, °": f"{metrics['normal_angle_mean']:.2f}",
+            "SSIM of the albedo": f"{metrics['albedo_ssim']:.3f}",
+        }  # fmt: skip
+    width = Image.open(tmp_path / "to/plane.png").width
+    assert width == plane_table.CELL * (2 + 3 * 2)  # a view, rectified; three maps, the run's and true
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def albedo_error(model: InferenceGenerator) -> float:
+    """Mean absolute error of the albedo on held-out built-in materials, one by one."""
+    source, entries = held_out(model)
+    errors = []
+    for entry in entries:
+        views, maps = (torch.from_numpy(np.array(part))[None] for part in source.load(entry))
+        pred = model(views, torch.from_numpy(source.cameras(entry))[None])
+        errors.append((pred - decode_maps(maps))[:, :3].abs().mean().item())
+    return sum(errors) / len(errors)
+
+
+# -- what is judged ------------------------------------------------------------------------
+
+
+def untrained(tmp_path: Path, **data: object) -> InferenceGenerator:
+    fields = {"builtin_count": 8, "image_size": 32, "builtin_cache": str(tmp_path), **data}
+    return InferenceGenerator(with_fields(load("recipe"), data=fields, model=MODEL), tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"input_dir": "IN", "output_dir": "OUT", "metadata_path": "META", "render": "stored"},
+        {"packed_dir": "SET", "render": "stored"},
+        {"materials_dir": "MAPS"},
+    ],
+    ids=lambda data: next(iter(data)),
+)
+def test_what_is_called_held_out_built_ins_is_built_in(tmp_path, data):
+    own = held_out(untrained(tmp_path, builtin=True))
+    other = held_out(untrained(tmp_path, **data))
+    assert [entry.key for entry in other[1]] == [entry.key for entry in own[1]] and len(own[1]) == 1
+    assert type(other[0]) is type(own[0]) and other[0].size == 32
+
+
+def test_one_view_is_the_first_that_is_there(tmp_path):
+    model = untrained(tmp_path, builtin=True)
+    source, entries = held_out(model)
+    cameras = np.array(source.cameras(entries[0]))
+    assert (cameras != 0).any(1).all()
+    (judged,) = cameras_of(model, source, entries[0], first_alone)
+    assert (judged[0] == cameras[0]).all() and not judged[1:].any()
+    trained = OneView.of_run(with_fields(model.config, data={"camera_jitter": 0.0}), training=True)
+    seen = trained.of(cameras, 0, "key")
+    assert (seen != 0).any(1).sum() == 1
+    cameras[0] = 0
+    (second,) = first_alone(cameras, "key")
+    assert (second[1] == cameras[1]).all() and not second[[0, 2]].any()
 
 
 def test_a_gan_starts_by_shares_of_the_run():

@@ -76,6 +76,19 @@ def test_words_that_nobody_knows_are_refused(what, capsys):
     assert stopped.value.code == 2 and "unrecognized arguments: --no-such" in capsys.readouterr().err
 
 
+PRESETS = dict.fromkeys(RUNS, "guide") | {
+    "checkpoint": None, "plan": None, "quality": "recipe", "plane": str(ROOT / "benchmarks/configs/plane-256.yaml"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PRESETS)
+def test_the_guides_step_is_measured_where_no_preset_is_named(what):
+    """A checkpoint's is the guide's or, without a GPU, the demo's; a plan's is that of the run it is for."""
+    module, rest, prog = COMMANDS.find([what, *OWN.get(what, [])])
+    assert module.parser(prog).parse_args(rest).config == PRESETS[what]
+    assert module.parser(prog).parse_args([*rest, "--config", "demo"]).config == "demo"
+
+
 @pytest.mark.parametrize("what", RUNS)
 def test_a_wrong_field_is_refused_before_anything_is_measured(what):
     with pytest.raises(UserError, match=r"^--set: unknown key 'no\.such'"):

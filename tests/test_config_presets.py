@@ -8,22 +8,43 @@ import pytest
 import yaml
 
 from neuropbr_dist.config import PRESETS, TrainConfig, differences, from_yaml, load, resolve, schema, to_yaml
+from neuropbr_dist.config.overrides import Overrides
+from neuropbr_dist.data.open import resolve_data
 from neuropbr_dist.errors import UserError
 from tests.support.said import assert_names
 from tests.support.tiny import field
 
+GUIDE = {
+    "data.render_curriculum": 0, "data.use_dirty_renders": False, "data.val_ratio": 0.1, "data.image_size": None,
+    "model.encoder_type": "resnet", "model.encoder_backbone": "resnet50", "model.encoder_stride": 1,
+    "model.encoder_channels": [64, 128, 256, 512, 1024, 2048], "model.freeze_backbone": False, "model.freeze_bn": False,
+    "model.transformer_dim": 2048, "model.transformer_num_heads": 32, "model.transformer_depth": 4,
+    "model.transformer_mlp_ratio": 4, "model.use_gan": True, "model.discriminator_type": "configurable",
+    "model.discriminator_n_layers": 6, "model.discriminator_ndf": 64, "model.discriminator_use_sigmoid": False,
+    "loss.w_l1": 1.0, "loss.w_ssim": 0.3, "loss.w_normal": 0.5, "loss.w_gan": 0.05, "loss.gan_loss_type": "hinge",
+    "loss.w_albedo": 1.0, "loss.w_roughness": 1.0, "loss.w_metallic": 1.0, "loss.w_normal_map": 1.0,
+    "optimizer.scheduler": "cosine", "optimizer.scheduler_min_lr": 1e-6, "optimizer.scheduler_warmup_epochs": 5,
+    "training.seed": 42, "training.device": "auto", "training.use_amp": True, "training.grad_clip_norm": 1.0,
+    "training.gan_start_epoch": 5, "training.d_steps_per_g_step": 1, "training.checkpoint_dir": "./checkpoints",
+    "training.save_every_n_epochs": 5, "training.save_best_only": False, "training.use_tensorboard": True,
+    "training.log_every_n_steps": 10, "training.log_images_every_n_epochs": 5, "training.use_wandb": False,
+}  # fmt: skip
+"""Every value that the training guide documents (`image_size` None: its native 2048)."""
+OFF = {
+    "loss.w_render": 0.0, "training.ema_decay": None, "data.augment_flips": False, "data.augment_rotations": False,
+    "data.drop_views": 0.0, "data.camera_jitter": 0.0, "data.mixtures": 0.0, "data.crop": 0.0, "data.tint": 0.0,
+    "data.roughness_shift": 0.0, "loss.gan_label_smoothing": 0.0, "loss.custom": {}, "training.stages": [],
+}  # fmt: skip
+"""What this project added to the guide's training."""
+MEASURED = {
+    "loss.w_render": 0.5, "loss.w_ssim": 0.5, "loss.w_roughness": 1.5, "loss.w_normal_map": 2.0,
+    "training.ema_decay": 0.999, "data.augment_flips": True, "data.augment_rotations": True, "data.drop_views": 0.1,
+}  # fmt: skip
+"""What `default` has of `recipe`."""
+LATE_GAN = {"training.gan_start_epoch": 60, "loss.w_gan": 0.01}
 HIGHLIGHTS = {
-    "default": {
-        "model.encoder_type": "resnet", "model.encoder_backbone": "resnet50", "model.encoder_stride": 1,
-        "model.transformer_dim": 2048, "model.transformer_num_heads": 32, "model.transformer_depth": 4,
-        "model.transformer_mlp_ratio": 4, "model.discriminator_n_layers": 6, "model.discriminator_ndf": 64,
-        "model.use_gan": True, "training.gan_start_epoch": 5, "loss.w_l1": 1.0, "loss.w_ssim": 0.3,
-        "loss.w_normal": 0.5, "loss.w_gan": 0.05, "loss.gan_loss_type": "hinge",
-        "optimizer.scheduler": "cosine", "optimizer.scheduler_min_lr": 1e-6,
-        "optimizer.scheduler_warmup_epochs": 5, "training.grad_clip_norm": 1.0,
-        "training.save_every_n_epochs": 5, "training.log_every_n_steps": 10, "data.val_ratio": 0.1,
-        "training.seed": 42, "training.checkpoint_dir": "./checkpoints",
-    },
+    "default": MEASURED | LATE_GAN,
+    "guide": GUIDE | OFF,
     "quick_test": {
         "model.encoder_backbone": "resnet18", "model.transformer_depth": 2, "training.epochs": 20,
     },
@@ -31,13 +52,17 @@ HIGHLIGHTS = {
     "high_quality": {"model.encoder_backbone": "resnet101", "model.transformer_depth": 6},
     "fast_iteration": {"model.encoder_backbone": "resnet18", "training.epochs": 50},
     "normal_focused": {"loss.w_normal": 1.5, "loss.w_normal_map": 2.0},
-    "recipe": {
-        "data.render": "online", "model.align": "plane", "loss.w_render": 0.5, "model.use_gan": False,
-        "training.ema_decay": 0.999, "training.global_batch_size": 32, "optimizer.g_lr": 5e-4,
+    "recipe": MEASURED | {
+        "data.render": "online", "model.align": "plane", "model.use_gan": False,
+        "training.global_batch_size": 32, "optimizer.g_lr": 5e-4,
+    },
+    "recipe_large": MEASURED | {
+        "data.render": "online", "model.align": "plane", "model.encoder_backbone": "resnet50",
+        "model.transformer_depth": 4, "loss.w_gan": 0.01,
     },
     "demo": {"model.encoder_type": "unet", "data.image_size": 64},
 }  # fmt: skip
-"""The guide's table of presets and its defaults; recipe and demo are this project's own."""
+"""The guide's table of presets; default, the two recipes and demo are this project's own."""
 
 TEMPLATE = """
 from neuropbr_dist.config import TrainConfig
@@ -77,6 +102,39 @@ def test_presets_are_the_guides():
 def test_preset_has_its_highlights_and_passes_the_checks(name):
     cfg = resolve(load(name))
     assert {key: field(cfg, key) for key in HIGHLIGHTS[name]} == HIGHLIGHTS[name]
+
+
+def test_a_field_that_no_preset_sets_is_the_guides():
+    assert load("guide") == TrainConfig()
+
+
+def test_the_default_is_the_guide_but_for_what_was_measured():
+    assert {name: new for name, (_, new) in differences(load("guide"), load("default")).items()} == (
+        MEASURED | LATE_GAN
+    )
+
+
+SETS = {
+    "built-in": ["data.builtin=true"],
+    "stored views without cameras": ["data.input_dir=IN", "data.output_dir=OUT", "model.align=none"],
+    "maps alone": ["data.materials_dir=MAPS"],
+    "rendered views": ["data.builtin=true", "data.render=online"],
+}
+
+
+@pytest.mark.parametrize("what", SETS)
+def test_the_default_asks_nothing_that_only_some_sets_have(what):
+    resolve_data(Overrides(assignments=tuple(SETS[what])).configuration().data)
+
+
+def test_what_a_recipe_asks_of_rendered_views_is_refused_of_stored_ones():
+    with pytest.raises(UserError, match="stored"):
+        Overrides(config="recipe", assignments=("data.render=stored",)).configuration()
+
+
+def test_the_two_recipes_and_the_default_share_their_losses():
+    losses = {name: load(name).loss for name in ("recipe", "recipe_large", "default")}
+    assert dataclasses.replace(losses["recipe"], w_gan=0.01) == losses["recipe_large"] == losses["default"]
 
 
 def test_deeper_and_lighter_than_the_default():

@@ -3,7 +3,7 @@
 import pytest
 
 from neuropbr_dist.commands.train import config_of
-from neuropbr_dist.config import TrainConfig, differences, from_yaml, set_text
+from neuropbr_dist.config import TrainConfig, differences, from_yaml, load, set_text
 from neuropbr_dist.errors import UserError
 from tests.support.said import assert_names
 from tests.support.tiny import field
@@ -93,7 +93,7 @@ def test_flags_set_the_fields_of_their_names(words):
 
 
 def test_no_flags_is_the_default():
-    assert configured() == TrainConfig()
+    assert configured() == load("default")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_no_flags_is_the_default():
 )
 def test_flags_that_are_no_fields_change_nothing(flag):
     words = [flag, "1"] if flag in ("--resume", "--local_rank") else [flag]
-    assert configured(*words) == TrainConfig()
+    assert configured(*words) == load("default")
 
 
 def test_flags_win_over_files_and_set_over_flags(tmp_path):

@@ -14,13 +14,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.support.distributed import ENVIRONMENT, ROOT, free_port
 from tests.support.forked import TRAIN, Ended, call
 from tests.support.material_files import write_set
+from tests.support.tiny import FIELDS, set_words
 from tests.support.train_runs import (
     SINGLE_PROCESS_SAVES,
+    SIZE,
     assert_same_run,
     command,
     metrics,
     run,
     state,
+    tensors,
     tiny_words,
 )
 
@@ -39,6 +42,30 @@ def logged(tmp_path_factory):
     )  # fmt: skip
     assert ended.code == 0 and ended.err == ""
     return folder, ended.out
+
+
+def test_the_default_trains_on_stored_views_without_cameras(tmp_path):
+    """The rendering loss needs none; a view to leave out doesn't exist there; the average of the weights is kept."""
+    renders, maps = write_set(tmp_path, {f"sample_{i:04d}": f"material_{i}" for i in range(6)}, size=SIZE)
+    fields = FIELDS | {"data.num_workers": 0, "training.batch_size": 5, "training.log_every_n_steps": 1,
+                       "training.use_tensorboard": False}  # fmt: skip
+    words = ["--input-dir", renders, "--output-dir", maps, "--device", "cpu", *set_words(fields)]
+    ended = command(*words, "--checkpoint-dir", tmp_path / "run", "--stop-after-steps", "2")
+    assert ended.code == 0 and ended.err == "", ended.err
+    assert "No GAN" not in ended.out
+    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert saved["model"]["align"] == "none" and saved["data"]["drop_views"] == 0.1
+    terms = [line for line in metrics(tmp_path / "run") if "train/G_loss" in line]
+    assert all(line["train/render_loss"] > 0 for line in terms) and len(terms) == 2
+    assert any(name.startswith("generator/ema/") for name in tensors(tmp_path / "run"))
+
+
+def test_a_run_that_ends_before_its_gan_says_so(tmp_path):
+    ended = run(tmp_path / "run", "--stop-after-steps", "1", training__gan_start_epoch=5)
+    assert (
+        "No GAN: training.gan_start_epoch = 5, but the run ends after epoch 4; model.use_gan = false"
+        in ended.out
+    )
 
 
 def test_console_lines_are_the_guides(logged):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from neuropbr_dist.commands.export import run as export
 from neuropbr_dist.inference import load_generator
-from neuropbr_dist.training.ema import WeightAverage
+from neuropbr_dist.training.ema import WeightAverage, decay_at
 from neuropbr_dist.training.step import gan_step
 from tests.support.checkpoint_matrix import Case, forward, networks
 from tests.support.distributed import run as run_ranks
@@ -21,6 +22,8 @@ from tests.support.train_runs import SINGLE_PROCESS_SAVES, assert_same_run, half
 
 pytestmark = SINGLE_PROCESS_SAVES
 DECAY = 0.7
+FIRST_STEP = 3
+"""Of what `follow` makes: the first decays are still below `DECAY`."""
 CASE = Case(steps=4, ema_decay=DECAY)
 ROWS = [
     Row(engine="single", world=1),
@@ -46,7 +49,7 @@ def follow(case: Case, row: Row, faulty_step: int = -1) -> dict[str, Any]:
     for step in range(case.steps):
         objective = Poisoned(case, "generator" if step == faulty_step else "")
         result = gan_step(g, d, rank_batch(case, row, step), objective)
-        ema.update(result.generator)
+        ema.update(result.generator, FIRST_STEP + step)
         found["finite"].append(bool(result.generator.finite))
         found["weights"].append(weights(g, d))
     found["average"] = put_together((p.name, p.data, p.start, p.shape) for p in ema.fragments())
@@ -74,12 +77,22 @@ def on(row: Row, case: Case, **arguments: Any) -> list[dict[str, Any]]:
     return run_ranks(row.world, f"{__name__}:follow", case=case, row=row, **arguments)
 
 
-def recurrence(history: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """In double precision, over whole tensors."""
+def recurrence(history: list[dict[str, Tensor]], steps: Sequence[int]) -> dict[str, Tensor]:
+    """In double precision, over whole tensors; `steps` are those that made the weights after the first."""
     average = dict(history[0])
-    for now in history[1:]:
-        average = {name: DECAY * average[name] + (1 - DECAY) * now[name] for name in now}
+    for step, now in zip(steps, history[1:], strict=True):
+        decay = min(DECAY, (1 + step) / (4 + step))
+        average = {name: decay * average[name] + (1 - decay) * now[name] for name in now}
     return average
+
+
+def test_early_in_a_run_the_average_forgets_what_the_run_began_with():
+    def left(steps: int, decay: float) -> float:
+        return math.prod(decay_at(step, decay) for step in range(1, steps + 1))
+
+    assert left(100, 0.999) < 1e-4 < 0.9 < 0.999**100
+    assert decay_at(2, 0.999) == 0.5 and decay_at(2_995, 0.999) < 0.999 == decay_at(2_996, 0.999)
+    assert decay_at(1, 0.3) == 0.3
 
 
 @pytest.mark.drill
@@ -88,7 +101,7 @@ def recurrence(history: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def test_average_is_the_recurrence(row):
     ranks = on(row, CASE)
     found = ranks[0]
-    expected = recurrence(found["weights"])
+    expected = recurrence(found["weights"], range(FIRST_STEP, FIRST_STEP + CASE.steps))
     assert len(expected) > 20
     for name, value in expected.items():
         moved = (found["weights"][-1][name] - found["weights"][0][name]).abs().max()
@@ -116,7 +129,7 @@ def test_a_skipped_step_leaves_it_alone(row):
     found = on(row, CASE, faulty_step=2)[0]
     assert found["finite"] == [True, True, False, True]
     kept = [state for i, state in enumerate(found["weights"]) if i != 3]  # what the bad step left
-    for name, value in recurrence(kept).items():
+    for name, value in recurrence(kept, [FIRST_STEP, FIRST_STEP + 1, FIRST_STEP + 3]).items():
         assert math.isfinite(value.sum()) and (found["average"][f"ema/{name}"] - value).abs().max() <= 1e-6
 
 

@@ -19,9 +19,10 @@ from tests.support.train_runs import run
 FLOPS = SampleFlops(generator=100.0, discriminator=1.0)
 
 
-def test_the_default_step_is_348_tflop():
+@pytest.mark.parametrize("preset", ["guide", "default"])
+def test_the_guides_step_is_348_tflop_and_so_is_the_defaults(preset):
     """Attention 79, its linears 20, convolutions 16 in G's forward, three times that with backward; and D."""
-    assert sample_flops(load("default"), 2048).step(gan=True) == pytest.approx(348.1e12, rel=1e-3)
+    assert sample_flops(load(preset), 2048).step(gan=True) == pytest.approx(348.1e12, rel=1e-3)
 
 
 @pytest.mark.parametrize(

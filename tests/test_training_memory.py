@@ -104,7 +104,7 @@ def test_a_split_segment_runs_one_sample_at_a_time():
 
 
 def need(memory: str = "auto") -> Need:
-    cfg = load("default")
+    cfg = load("guide")
     cfg.training.memory = memory
     return Need(cfg, dtype=torch.bfloat16, engine="single", stage=0, world=1)
 
@@ -144,7 +144,7 @@ MEASURED = [
 
 @pytest.mark.parametrize(("norm", "engine", "stage", "world", "size", "measured"), MEASURED)
 def test_the_estimate_is_what_was_measured(norm, engine, stage, world, size, measured):
-    cfg = load("default")
+    cfg = load("guide")
     cfg.model.encoder_norm = norm
     found = Need(cfg, torch.bfloat16, engine, stage, world).at(size)
     for plan, gib in measured.items():
@@ -164,6 +164,17 @@ def test_the_state_between_steps_is_what_was_measured(engine, stage, world, mib)
     found = State.of(load("default").model, engine, stage, world, torch.bfloat16)
     gathered = 276_375_561 * 2 // 4 if engine == "fsdp" or stage == 3 else 0
     assert (found.held - gathered) / 2**20 == pytest.approx(mib, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("engine", "stage", "pieces"), [("single", 0, 1), ("ddp", 0, 1), ("fsdp", 0, 2), ("deepspeed", 2, 2)]
+)
+def test_a_moving_average_is_four_bytes_a_weight_of_the_generator(engine, stage, pieces):
+    with_it, without = (
+        Need(load(preset), torch.bfloat16, engine, stage, 2).state() for preset in ("default", "guide")
+    )
+    assert with_it.held - without.held == 4 * 261_018_824 // pieces
+    assert with_it.gradients == without.gradients
 
 
 def test_gradients_of_an_earlier_micro_batch_lie_beside_the_activations():

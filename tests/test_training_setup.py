@@ -179,7 +179,7 @@ from neuropbr_dist.training.run import train
 from neuropbr_dist.training.start import Start
 
 folder, *words = sys.argv[1:]
-cfg = Overrides(assignments=tuple(words)).configuration()
+cfg = Overrides(config="guide", assignments=tuple(words)).configuration()
 cfg.training.checkpoint_dir = folder
 handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 assert train(cfg, Start(stop_after_steps=3)) is StopReason.AFTER_STEPS

@@ -42,7 +42,7 @@ class Overrides:
     """Fields named on a command line.
 
     Args:
-        config: a preset's name, a `.yaml` file or a `.py` file with `get_config()`; None: the default preset.
+        config: a preset's name, a `.yaml` file or a `.py` file with `get_config()`; None: the preset `default`.
         flags: the flags of `FIELD_FLAGS` and `INTEGER_FLAGS` that were given, with their values.
         use_dirty: the guide's legacy flag for `--render-curriculum 2`.
         assignments: `PART.FIELD=VALUE` of each `--set`, in order; they win over the flags.

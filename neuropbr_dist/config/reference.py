@@ -44,7 +44,7 @@ def presets() -> str:
     lines = [
         "## Presets",
         "",
-        "| preset | what it is | fields that differ from `default` |",
+        "| preset | what it is | fields that differ from `guide`, whose values stand below |",
         "|---|---|---|",
     ]
     for name, make in PRESETS.items():

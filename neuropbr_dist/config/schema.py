@@ -307,7 +307,7 @@ class TrainingConfig(Freezable):
     grad_clip_norm: PositiveFloat | None = 1.0
     """Largest gradient norm of each network. None: no clipping."""
     ema_decay: InnerFraction | None = None
-    """Keep an exponential moving average of the generator's weights, `average <- decay * average + (1 - decay) * weights` a step, and use it in validation, inference and export. None: off. 0.999 averages over about 1,000 steps."""
+    """Keep an exponential moving average of the generator's weights, `average <- decay * average + (1 - decay) * weights` a step, and use it in validation, inference and export. None: off. 0.999 averages over about 1,000 steps, early in a run over the last third of those made."""
     gan_start_epoch: NonNegativeInt = 5
     """Epoch, counted from 1, in which the adversarial losses begin; 0 or 1: from the start."""
     d_steps_per_g_step: PositiveInt = 1

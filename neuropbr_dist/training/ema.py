@@ -20,10 +20,18 @@ from neuropbr_dist.parallel import Network, StepResult
 PREFIX = "ema/"
 
 
+def decay_at(step: int, decay: float) -> float:
+    """Return the decay of a run's `step`-th update: `decay`, but early about the last third of the steps is averaged over.
+
+    At 0.999 a thousand steps in, a third of the average would still be the random weights that the run began with.
+    """
+    return min(decay, (1 + step) / (4 + step))
+
+
 class WeightAverage:
     """`training.ema_decay`: after each update `average <- decay * average + (1 - decay) * weights`.
 
-    Starts from the weights as they are. Parameters only: running statistics of
+    Starts from the weights as they are; while few steps are made the decay is smaller, see `decay_at`. Parameters only: running statistics of
     batch norm are averages already, and are shared.
     """
 
@@ -40,13 +48,14 @@ class WeightAverage:
             yield average, master.data
 
     @torch.no_grad()
-    def update(self, result: StepResult) -> None:
-        """Follow one optimizer step; one that was skipped doesn't count. No host sync on masters that lie on the device.
+    def update(self, result: StepResult, step: int) -> None:
+        """Follow one optimizer step, the run's `step`-th; one that was skipped changes nothing. No host sync on
+        masters that lie on the device.
 
         Three calls for all tensors of a device: one each would keep the host busy for longer. Meanwhile they hold the
         differences, as many bytes as the weights.
         """
-        weight = torch.isfinite(result.grad_norm) * (1.0 - self.decay)
+        weight = torch.isfinite(result.grad_norm) * (1.0 - decay_at(step, self.decay))
         by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for average, master in self._pairs():
             by_device[average.device].append((average, master))

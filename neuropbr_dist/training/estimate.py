@@ -135,23 +135,33 @@ class State:
     """Bytes of gradients, which grow while activations go; 0 where the engine holds them all along."""
 
     @classmethod
-    def of(cls, model: ModelConfig, engine: str, stage: int, world: int, dtype: torch.dtype) -> State:
+    def of(
+        cls,
+        model: ModelConfig,
+        engine: str,
+        stage: int,
+        world: int,
+        dtype: torch.dtype,
+        averaged: bool = False,
+    ) -> State:
         """Return the state of both networks under one engine.
 
         Args:
             stage: of ZeRO.
             dtype: compute dtype; DeepSpeed's parameters have it, others' are float32.
+            averaged: the generator's moving average is kept, where its masters lie.
         """
-        count = sum(count_parameters(model).values())
-        low = dtype.itemsize
+        counts, low = count_parameters(model), dtype.itemsize
+        count = sum(counts.values())
         adam = 12 if low < 4 else 8  # bytes a parameter; a float32 master beside a short parameter
+        average = 4 * counts["generator"] if averaged else 0
         if engine == "fsdp":
-            return cls(count * 12 // world + count * low // 4, count * 4 // world)
+            return cls((count * 12 + average) // world + count * low // 4, count * 4 // world)
         if stage == 3:
-            return cls(count * (2 * low + adam) // world + count * low // 4, 0)
+            return cls((count * (2 * low + adam) + average) // world + count * low // 4, 0)
         if engine == "deepspeed":
-            return cls(count * low + count * adam // world, count * low)
-        return cls(count * 16, 0) if engine == "ddp" else cls(count * 12, count * 4)
+            return cls(count * low + (count * adam + average) // world, count * low)
+        return cls(count * 16 + average, 0) if engine == "ddp" else cls(count * 12 + average, count * 4)
 
     @property
     def bytes(self) -> int:
@@ -204,7 +214,8 @@ class Need:
 
     def state(self) -> State:
         """Return what the rank holds whatever the pictures."""
-        return State.of(self.cfg.model, self.engine, self.stage, self.world, self.dtype)
+        averaged = self.cfg.training.ema_decay is not None
+        return State.of(self.cfg.model, self.engine, self.stage, self.world, self.dtype, averaged)
 
     def at(self, size: int) -> dict[str, int]:
         """Return bytes of a rank by memory plan, for pictures of `size` px.

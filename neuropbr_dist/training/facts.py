@@ -136,6 +136,12 @@ def describe(run: StagedRun, stage: RunStage, whole: bool = True) -> None:
     if whole:
         sizes = [f"{part} {count / 1e6:.1f} M" for part, count in setup.parameters.items()]
         log.info(f"Networks: {', '.join(sizes)} parameters")
+        start, end = t.gan_start_epoch, run.cfg.training.epochs
+        if run.cfg.model.use_gan and start > end:
+            log.info(
+                f"No GAN: training.gan_start_epoch = {start}, but the run ends after epoch {end}; "
+                "model.use_gan = false saves the discriminator's memory"
+            )
     if several:
         first = run.begins(stage) // stage.order.n + 1
         scale = f", learning rate x {stage.wanted.lr_scale:g}" if stage.wanted.lr_scale != 1 else ""

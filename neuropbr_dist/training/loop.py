@@ -280,7 +280,7 @@ class Trainer:
         g, d_steps = self.networks["generator"], cfg.training.d_steps_per_g_step
         result = gan_step(g, d, batch, self.objective, d_steps=d_steps)
         if self.ema is not None:
-            self.ema.update(result.generator)
+            self.ema.update(result.generator, p.step + 1)
         if cfg.training.log_samples and self.env.rank == 0:
             log_samples(self.log, order, self.stage.samples.train, p.step + 1, p.cursor)
         p.step, p.cursor = p.step + 1, p.cursor + samples

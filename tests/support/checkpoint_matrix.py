@@ -151,7 +151,7 @@ def train(
             nets["generator"], d, rank_batch(stage or case, row, step), goal, d_steps=case.d_steps
         )
         if ema is not None:
-            ema.update(result.generator)
+            ema.update(result.generator, step + 1)
         record = {"G_loss": over_ranks(result.losses["G_loss"]), "G_norm": norm_of(result.generator)}
         if result.discriminator is not None:
             record |= {"D_loss": over_ranks(result.losses["D_loss"]), "D_norm": norm_of(result.discriminator)}

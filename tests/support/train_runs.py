@@ -69,7 +69,8 @@ def resume(folder: Path, *words: str, world: int = 1) -> Ended:
 def tiny_words(**settings: Any) -> list[str]:
     renders, maps = tiny_set()
     chosen = SETTINGS | {name.replace("__", "."): value for name, value in settings.items()}
-    return ["--input-dir", str(renders), "--output-dir", str(maps), "--device", "cpu", *set_words(chosen)]
+    data = ["--input-dir", str(renders), "--output-dir", str(maps), "--device", "cpu"]
+    return [*data, *set_words(chosen), "--config", "guide"]
 
 
 @cache
