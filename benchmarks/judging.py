@@ -87,19 +87,6 @@ def one_missing(cameras: Encoded, _key: str) -> list[Encoded]:
     return [np.where(np.arange(len(cameras))[:, None] == view, np.float32(0), cameras) for view in views]
 
 
-def first_alone(cameras: Encoded, _key: str) -> list[Encoded]:
-    """The first view that is there, the others missing."""
-    there = known(cameras, 0)
-    return [np.where((there & (there.cumsum() == 1))[:, None], cameras, np.float32(0))]
-
-
-class OneView(Alignment):
-    """`Alignment` that leaves a sample the first of its views."""
-
-    def of(self, cameras: Encoded, epoch: int, key: str) -> Encoded:
-        return first_alone(super().of(cameras, epoch, key), key)[0]
-
-
 def jittered(cameras: Encoded, key: str) -> list[Encoded]:
     """As in training with `data.camera_jitter = 4/512`: every view by up to that, in a direction of its own; three draws."""
     alignment = Alignment(min_confidence=0, jitter=SHIFT)

@@ -6,8 +6,8 @@
 
 Every variant is a run of `launch/train.py` on one GPU, of the preset `recipe` unless `--config` names another, for as
 many epochs as fit into `--minutes` with the GPU to itself (found by a short run before), or `--epochs`. A GAN's start
-scales with them; `single_view` is trained, validated and judged on each sample's first view alone. The last weights, averaged where the run does, are judged on stored views of held-out built-in
-materials and on a set that nobody trained on, with a `cameras.json` (`--real`), beside mean maps, whose normals are flat.
+scales with them. The last weights, averaged where the run does, are judged on stored views of held-out built-in materials
+and on a set that nobody trained on, with a `cameras.json` (`--real`), beside mean maps, whose normals are flat.
 `--to` gets `quality.md`, `quality.json`, the runs' lines in `metrics.jsonl`, and `quality.jpg`, a picture of held-out
 built-in materials alone: a set of one's own may not be shown.
 """
@@ -23,9 +23,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from benchmarks.quality_table import SINGLE_VIEW, Result, judged, picture, quality_page
-from benchmarks.ranks import ROOT, Launch, run_all
-from benchmarks.runs import TRAIN, gpus, seconds_per_epoch, training
+from benchmarks.quality_table import Result, judged, picture, quality_page
+from benchmarks.ranks import Launch, run_all
+from benchmarks.runs import gpus, seconds_per_epoch, training
 from benchmarks.setting import write_figures
 from benchmarks.variants import prepared, variants_parser
 from neuropbr_dist.commands.entry import entry
@@ -46,7 +46,7 @@ VARIANTS: dict[str, list[str]] = {
     "no_transformer": ["model.use_transformer=false"],
     "no_align": ["model.align=none"],
     "no_ema": ["training.ema_decay=null"],
-    SINGLE_VIEW: ["data.drop_views=0"],
+    "single_view": ["data.views=1"],
     "lr_half": ["optimizer.g_lr=2.5e-4"],
     "lr_double": ["optimizer.g_lr=1e-3"],
     "gan": GAN,
@@ -58,8 +58,6 @@ VARIANTS: dict[str, list[str]] = {
     "gan_2_layers": [*GAN, "model.discriminator_n_layers=2"],
     "gan_4_layers": [*GAN, "model.discriminator_n_layers=4"],
 }
-SCRIPTS = {SINGLE_VIEW: ROOT / "benchmarks" / "single_view.py"}
-"""Variants that no field says."""
 EARLY, LATE = 0.05, 0.6
 """Shares of the run after which a GAN may start: `{early}` and `{late}` in a variant's fields."""
 STEPS_TO_TIME, LOG_EVERY = 300, 30
@@ -121,7 +119,7 @@ def launches(args: argparse.Namespace, fields: Overrides, epochs: int) -> list[L
     for seed in args.seeds:
         for variant in args.variants:
             sets = [*own_fields(variant, epochs), f"training.epochs={epochs}", f"training.seed={seed}"]
-            found.append(launch(args, f"{variant}-{seed}", fields, sets, script=SCRIPTS.get(variant, TRAIN)))
+            found.append(launch(args, f"{variant}-{seed}", fields, sets))
     return found
 
 
@@ -137,11 +135,10 @@ def launch(
     fields: Overrides,
     sets: Sequence[str],
     *more: str,
-    script: Path = TRAIN,
 ) -> Launch:
     """Return one run with what all have in common."""
     first = ["--init-from", args.init_from] if args.init_from else []
-    return training(args.runs / name, fields, [*ONCE, *sets], *first, *more, script=script)
+    return training(args.runs / name, fields, [*ONCE, *sets], *first, *more)
 
 
 def epochs_that_fit(args: argparse.Namespace, fields: Overrides) -> int:

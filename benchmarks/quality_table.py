@@ -16,12 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from benchmarks.judging import (
-    Change,
     as_they_are,
     cameras_of,
     evaluate,
     evaluate_constant,
-    first_alone,
     held_out,
     judged_sets,
     one_missing,
@@ -43,10 +41,6 @@ COLUMNS = (
     ("relit_rmse", "re-rendered RMSE", 3), ("relit_ssim", "re-rendered SSIM", 3),
 )  # fmt: skip
 RIVALS = (("train/D_loss", "D loss"), ("train/G_gan_loss", "adversarial loss of G"))
-SINGLE_VIEW = "single_view"
-"""The variant that sees one view of three."""
-NOT_A_FIELD = {SINGLE_VIEW: ", the first of each sample's views alone (`benchmarks/single_view.py`)"}
-"""What else a variant does."""
 MEAN = "mean maps, flat normals"
 SHOWN, CELL, LABEL = 5, 128, 18
 
@@ -67,11 +61,6 @@ class Result:
     @property
     def variant(self) -> str:
         return self.name.rsplit("-", 1)[0]
-
-    @property
-    def change(self) -> Change:
-        """What the run is shown of the views."""
-        return first_alone if self.variant == SINGLE_VIEW else as_they_are
 
     @property
     def ms(self) -> float:
@@ -100,8 +89,8 @@ def judged(name: str, folder: Path, real: Sequence[str] | None, samples: Sequenc
     mean = mean_of_training_set(model)
     baseline = {where: evaluate_constant(mean, *there) for where, there in sets.items()}
     found = Result(name, folder, model, {}, baseline)
-    found.rows |= {where: evaluate(model, *there, found.change) for where, there in sets.items()}
-    if model.on_plane and found.variant != SINGLE_VIEW:
+    found.rows |= {where: evaluate(model, *there, as_they_are) for where, there in sets.items()}
+    if model.on_plane and model.config.data.views > 1:
         found.rows |= {
             f"{where}, a view missing": evaluate(model, *there, one_missing) for where, there in sets.items()
         }
@@ -142,10 +131,7 @@ def quality_page(
         lines += [f"\n## {where[0].upper()}{where[1:]}\n", *table(results, where)]
     lines += [
         "\n## Variants\n",
-        *(
-            f"- `{name}`: {' '.join(variants[name]) or 'as it is'}{NOT_A_FIELD.get(name, '')}"
-            for name in names
-        ),
+        *(f"- `{name}`: {' '.join(variants[name]) or 'as it is'}" for name in names),
         "",
     ]
     return "\n".join(lines)
@@ -205,7 +191,7 @@ def picture(results: Sequence[Result], path: Path) -> None:
     entries = list(entries[:SHOWN])
     columns = [("view", views_of(results[0].model, source, entries))]
     for one in results:
-        cameras = [cameras_of(one.model, source, entry, one.change)[0] for entry in entries]
+        cameras = [cameras_of(one.model, source, entry, as_they_are)[0] for entry in entries]
         pred, true = predict(entries, cameras, one.model, source)
         columns += [("true", maps_of(true))] if len(columns) == 1 else []
         columns.append((one.name, maps_of(pred)))

@@ -22,19 +22,16 @@ def gpus() -> list[int]:
 TRAIN = ROOT / "launch" / "train.py"
 
 
-def training(
-    folder: Path, fields: Overrides, sets: Sequence[str], *more: str, ranks: int = 1, script: Path = TRAIN
-) -> Launch:
+def training(folder: Path, fields: Overrides, sets: Sequence[str], *more: str, ranks: int = 1) -> Launch:
     """Return one run into `folder`, which it overwrites; fields of the command line come last and win.
 
     Args:
         sets: assignments, as `--set` takes them.
         more: further words.
-        script: `launch/train.py`, or another that takes its words.
     """
     assignments = [word for assignment in sets for word in ("--set", assignment)]
     own = ["--checkpoint-dir", str(folder), "--overwrite", *more]
-    return Launch(name=folder.name, argv=[str(script), *own, *assignments, *fields.argv()], ranks=ranks)
+    return Launch(name=folder.name, argv=[str(TRAIN), *own, *assignments, *fields.argv()], ranks=ranks)
 
 
 def ms_per_step(folder: Path) -> float:

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from benchmarks import plane, plane_table, quality
-from benchmarks.judging import OneView, cameras_of, first_alone, held_out
+from benchmarks.judging import as_they_are, cameras_of, held_out
 from benchmarks.quality_table import CELL, MEAN
 from neuropbr_dist.commands.data.generate import run as generate
 from neuropbr_dist.config import load, with_fields
@@ -50,7 +50,7 @@ def words(tmp_path):
 def test_variants_are_trained_and_judged(words, tmp_path, capsys):
     quality.run([*words, "--epochs", "2", "--variants", "recipe", "gan", "single_view"])
     page = (tmp_path / "to/quality.md").read_text()
-    assert page in capsys.readouterr().out and "- `single_view`: data.drop_views=0, the first of" in page
+    assert page in capsys.readouterr().out and "- `single_view`: data.views=1" in page
     sets = SETS
     for where in [*sets, *(f"{each}, a view missing" for each in sets)]:
         assert f"## {where[0].upper()}{where[1:]}\n" in page
@@ -150,14 +150,9 @@ def test_one_view_is_the_first_that_is_there(tmp_path):
     source, entries = held_out(model)
     cameras = np.array(source.cameras(entries[0]))
     assert (cameras != 0).any(1).all()
-    (judged,) = cameras_of(model, source, entries[0], first_alone)
+    model.config = with_fields(model.config, data={"views": 1})
+    (judged,) = cameras_of(model, source, entries[0], as_they_are)
     assert (judged[0] == cameras[0]).all() and not judged[1:].any()
-    trained = OneView.of_run(with_fields(model.config, data={"camera_jitter": 0.0}), training=True)
-    seen = trained.of(cameras, 0, "key")
-    assert (seen != 0).any(1).sum() == 1
-    cameras[0] = 0
-    (second,) = first_alone(cameras, "key")
-    assert (second[1] == cameras[1]).all() and not second[[0, 2]].any()
 
 
 def test_a_gan_starts_by_shares_of_the_run():

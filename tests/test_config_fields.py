@@ -73,6 +73,7 @@ RANGES: dict[str, tuple[str, list[Any], list[Any]]] = {
     ),
     "model.encoder_channels": ("list of int, 2 or more of them, each 1 or more", [[64], [64, 0]], [[1, 1]]),
     "model.discriminator_n_layers": ("int, from 1 to 8", [0, 9], [1, 8]),
+    "data.views": ("int, from 1 to 3", [0, 4], [1, 3]),
     "loss.custom": ("map of text to float, each 0 or more", [{"mse": -1.0}], [{}, {"mse": 0.0}]),
     "optimizer.g_betas": (BETAS, [[0.5], [0.5] * 3, [0.5, 1.0], [-0.1, 0.5]], [[0.0, 0.999]]),
     "optimizer.d_betas": (BETAS, [[0.5], [0.5, 1.0]], [[0.0, 0.999]]),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuropbr_dist.config import DataConfig, TrainConfig, TransformConfig
+from neuropbr_dist.config import DataConfig, TrainConfig, TransformConfig, with_fields
 from neuropbr_dist.data.alignment import WRAP_IGNORED, Alignment, known, shift
 from neuropbr_dist.data.augment import turn_maps, turn_views
 from neuropbr_dist.data.builtin import generate
@@ -89,6 +89,18 @@ def test_a_last_view_is_never_lost():
     two = TRUE.copy()
     two[1] = 0
     assert known(draws(replace(TRAINING, drop_views=1.0), two, 50), 0).sum(1).tolist() == [1] * 50
+
+
+def test_a_network_of_fewer_views_is_shown_the_first_that_there_are():
+    plane = with_fields(TrainConfig(), model={"align": "plane"}, data={"views": 1})
+    gap = TRUE.copy()
+    gap[0] = 0
+    for training in (False, True):
+        alignment = Alignment.of_run(plane, training=training)
+        for cameras, first in ((TRUE, 0), (gap, 1)):
+            assert np.flatnonzero(known(alignment.of(cameras, 0, "a"), 0)).tolist() == [first]
+    two = replace(Alignment.of_run(plane, training=False), views=2).of(TRUE, 0, "a")
+    assert np.array_equal(two[:2], TRUE[:2]) and not two[2].any()
 
 
 def test_nothing_is_changed_in_validation_but_what_is_doubtful():

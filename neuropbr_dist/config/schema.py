@@ -88,6 +88,8 @@ class DataConfig(Freezable):
     """Show samples turned by 0, 90, 180 or 270 degrees; normals follow."""
     min_confidence: Share = 0.5
     """A view whose camera has less confidence counts as missing (`model.align = plane`)."""
+    views: Annotated[int, Interval(ge=1, le=3)] = 3
+    """How many of a sample's views are shown, the first that there are; the others count as missing (`model.align = plane`). 1: a network of single views."""
     drop_views: Share = 0.0
     """Share of training samples that lose a view, so that the network knows missing ones (`model.align = plane`)."""
     camera_jitter: Annotated[float, Interval(ge=0, le=0.008)] = 0.0

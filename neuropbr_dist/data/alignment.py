@@ -36,6 +36,7 @@ class Alignment:
         min_confidence: a camera below it counts as missing.
         seed: key of all that follows.
         ignore_wrap: share of samples whose plane isn't repeated although it may be.
+        views: how many are shown, the first that there are; the others count as missing.
         drop_views: share of samples that lose a view, if they have two or more.
         jitter: how far a view is shifted at most, as a share of its side.
     """
@@ -43,6 +44,7 @@ class Alignment:
     min_confidence: float
     seed: int = 0
     ignore_wrap: float = 0.0
+    views: int = 3
     drop_views: float = 0.0
     jitter: float = 0.0
 
@@ -57,15 +59,16 @@ class Alignment:
             return None
         data = cfg.data
         if not training:
-            return cls(min_confidence=data.min_confidence)
+            return cls(min_confidence=data.min_confidence, views=data.views)
         return cls(
             min_confidence=data.min_confidence, seed=cfg.training.seed, ignore_wrap=WRAP_IGNORED,
-            drop_views=data.drop_views, jitter=data.camera_jitter,
+            views=data.views, drop_views=data.drop_views, jitter=data.camera_jitter,
         )  # fmt: skip
 
     def of(self, cameras: Encoded, epoch: int, key: str) -> Encoded:
         """Return the cameras (3, 14) of sample `key` as they go to the device in an epoch; zeros for missing ones."""
         there = known(cameras, self.min_confidence)
+        there &= there.cumsum() <= self.views
         draws = uniforms(f"{self.seed} {epoch} {key} cameras")
         wrap_ignored, loses_one = next(draws) < self.ignore_wrap, next(draws) < self.drop_views
         which, views = next(draws), np.flatnonzero(there)

@@ -273,7 +273,9 @@ def known_cameras(known: CameraSet, path: Path, folder: Path, data: DataConfig) 
     """
     name = realpath(folder).name
     rows = known.samples[name].encoded("clean") if name in known.samples else NOT_KNOWN
-    cameras = torch.from_numpy(Alignment(min_confidence=data.min_confidence).of(rows, 0, name))
+    cameras = torch.from_numpy(
+        Alignment(min_confidence=data.min_confidence, views=data.views).of(rows, 0, name)
+    )
     if not cameras[: len(pictures(folder))].any():
         raise UserError(f"{path}: {name}: no view has a camera of confidence {data.min_confidence} or more")
     return cameras
