@@ -121,6 +121,14 @@ def test_a_batch_of_one_keeps_its_layout_through_a_view():
     assert out.stride(1) == 1
 
 
+def test_its_gradient_comes_back_in_the_same_memory():
+    """One that is copied into the other layout costs two passes over the picture for every layer."""
+    x = picture(1, 6, 4, 8)
+    dy = torch.randn(1, 6, 4, 8).contiguous(memory_format=torch.channels_last)
+    (dx,) = torch.autograd.grad(dispatch.channels_last(x.view_as(x)), x, dy)
+    assert torch.equal(dx, dy) and dx.data_ptr() == dy.data_ptr()
+
+
 def test_kernels_can_be_switched_off(monkeypatch):
     monkeypatch.setattr(dispatch, "_enabled", True)
     dispatch.enable(False)
