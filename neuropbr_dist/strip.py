@@ -24,6 +24,12 @@ class Pending(Protocol):
         ...
 
 
+def strip_rows(index: int, count: int, height: int) -> tuple[int, int]:
+    """Return the first row of a strip, and the one after its last, of `count` in a picture of `height` rows."""
+    each = height // count
+    return index * each, (index + 1) * each
+
+
 class Strip(ABC):
     """One of several strips of equally many rows. Every method is called on all of them, in the same order.
 
@@ -47,8 +53,7 @@ class Strip(ABC):
 
     def rows(self, height: int) -> tuple[int, int]:
         """Return the first of the strip's rows and the one after its last, of a picture of `height` rows."""
-        each = height // self.count
-        return self.index * each, (self.index + 1) * each
+        return strip_rows(self.index, self.count, height)
 
     @abstractmethod
     def with_halo(self, x: Tensor, above: int, below: int, edge: Edge = "zeros") -> Tensor:

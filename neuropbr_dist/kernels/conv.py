@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuropbr_dist.kernels.dispatch import channels_last
+from neuropbr_dist.kernels.dispatch import channels_last, compute_dtype, full_precision
 from neuropbr_dist.kernels.fused_conv import ConvBiasAct, Pair
 from neuropbr_dist.kernels.norm_act import activate
 from neuropbr_dist.kernels.strip_conv import StripConv
@@ -85,12 +85,14 @@ def conv(
     """Return `activation(conv(x) + bias + residual)`, folded and fused where that pays.
 
     Args:
-        x: (N, C, H, W).
-        weight: (O, C, kh, kw), of x's dtype.
-        bias: (O,), float32, so that its gradient, a sum over all pixels, is not rounded to x's dtype.
+        x: (N, C, H, W); computed with, as the weight is, in `compute_dtype`.
+        weight: (O, C, kh, kw).
+        bias: (O,), taken in float32, so that its gradient, a sum over all pixels, is not rounded.
         slope: of the activation below zero: 0 is ReLU; None is no activation.
         strip: way to the other strips where `x` is one of a picture's; its reach fits (`strip_conv.Reach`).
     """
+    dtype = compute_dtype(x)
+    x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else full_precision(bias)
     fold = folding(x, weight, stride, padding) if residual is None else None
     if fold is not None:
         x = x if fold.channels == x.shape[1] else F.pad(x, (0, 0, 0, 0, 0, 1))

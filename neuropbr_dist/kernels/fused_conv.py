@@ -41,10 +41,8 @@ class ConvBiasAct(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, y = ctx.saved_tensors
         dz, dbias = act_gradient(channels_last(dy), y, ctx.slope)
-        wanted = [*ctx.needs_input_grad[:2], False]
-        dx, dweight, _ = torch.ops.aten.convolution_backward(
-            dz, x, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1, wanted
-        )
+        wanted = ctx.needs_input_grad[:2]
+        dx, dweight = conv_gradients(dz, x, weight, ctx.stride, ctx.padding, wanted)
         return dx, dweight, dbias, dz if ctx.has_residual else None, None, None, None
 
 
@@ -68,6 +66,15 @@ def bias_act_conv(
         return activate(y, slope, residual)
     y = F.conv2d(x, weight, None, stride, padding)
     return bias_act(y if residual is None else y + residual, bias, slope)
+
+
+def conv_gradients(
+    dz: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of a convolution's input and weight, of those that are `wanted`; None for the other."""
+    return torch.ops.aten.convolution_backward(
+        dz, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, [*wanted, False]
+    )[:2]
 
 
 def fits_cudnn(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> bool:

@@ -48,7 +48,7 @@ def max_pool(x: Tensor, strip: Strip | None = None) -> Tensor:
     """Return ResNet's 3x3 max pooling of stride 2 alone.
 
     Args:
-        strip: way to the other strips where `x` is one of a picture's. Outside of compiled regions.
+        strip: way to the other strips where `x` is one of a picture's.
     """
     if strip is not None and usable(x):
         return StripMaxPool.apply(x, strip)

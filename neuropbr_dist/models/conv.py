@@ -60,9 +60,8 @@ class FusedConv2d(nn.Conv2d):
         if strip is None:
             x, padding = with_rows_in_reach(self, self.strip, x)
         if strip is not None or kernels.usable(x):
-            dtype = kernels.compute_dtype(x)
             return kernels.conv(
-                x.to(dtype), weight.to(dtype), None if bias is None else kernels.full_precision(bias), residual,
+                x, weight, bias, residual,
                 stride=self.stride, padding=padding, slope=slope, strip=strip,  # type: ignore[arg-type]
             )  # fmt: skip
         dtype = self.weight.dtype
@@ -82,7 +81,12 @@ def exchanges_rows(conv: nn.Conv2d, x: Tensor) -> bool:
     """
     if getattr(conv, "strip", None) is None or conv.kernel_size[0] == 1 or torch.compiler.is_compiling():
         return False
-    return kernels.Reach(conv.kernel_size[0], conv.stride[0], int(conv.padding[0]), x.shape[2]).fits
+    return reach_of(conv, x).fits
+
+
+def reach_of(conv: nn.Conv2d, x: Tensor) -> kernels.Reach:
+    """Return how far a convolution's taps reach beyond a strip (N, C, h, W)."""
+    return kernels.Reach(conv.kernel_size[0], conv.stride[0], int(conv.padding[0]), x.shape[2])
 
 
 def with_rows_in_reach(conv: nn.Conv2d, strip: Strip | None, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -92,13 +96,12 @@ def with_rows_in_reach(conv: nn.Conv2d, strip: Strip | None, x: Tensor) -> tuple
         x: (N, C, h, W), where `strip` is one; h a multiple of the stride unless it is the last.
     """
     padding: tuple[int, int] = conv.padding  # type: ignore[assignment]
-    taps, above = conv.kernel_size[0], padding[0]
-    if strip is None or taps == 1:
+    if strip is None or conv.kernel_size[0] == 1:
         return x, padding
-    below = taps - conv.stride[0] - above
-    x = strip.with_halo(x, above, below)
-    if strip.last and below > above:  # the picture is padded alike on either side
-        x = x[:, :, : above - below]
+    reach = reach_of(conv, x)
+    x = strip.with_halo(x, reach.above, reach.below)
+    if strip.last and reach.below > reach.above:  # the picture is padded alike on either side
+        x = x[:, :, : reach.above - reach.below]
     return x, (0, padding[1])
 
 
@@ -144,19 +147,13 @@ class JoinConv2d(nn.Conv2d):
             first, second = kernels.channels_last(first), kernels.channels_last(second)
         of_first, of_second = self.weight.split([first.shape[1], second.shape[1]], dim=1)
         if exchanges_rows(self, first):
-            return self.of_strip(first, of_first, None) + self.of_strip(second, of_second, self.bias)
+            where: Any = {"stride": self.stride, "padding": self.padding, "strip": self.strip}
+            of_first_input = kernels.conv(first, of_first, **where)
+            return of_first_input + kernels.conv(second, of_second, self.bias, **where)
         first, padding = with_rows_in_reach(self, self.strip, first)
         second, _ = with_rows_in_reach(self, self.strip, second)
         out = F.conv2d(first, of_first, None, self.stride, padding)  # type: ignore[arg-type]
         return out + F.conv2d(second, of_second, self.bias, self.stride, padding)  # type: ignore[arg-type]
-
-    def of_strip(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the convolution of one input."""
-        dtype = kernels.compute_dtype(x)
-        return kernels.conv(
-            x.to(dtype), weight.to(dtype), None if bias is None else kernels.full_precision(bias),
-            stride=self.stride, padding=self.padding, strip=self.strip,  # type: ignore[arg-type]
-        )  # fmt: skip
 
 
 def slope_of(act: nn.Module | None) -> float | None:

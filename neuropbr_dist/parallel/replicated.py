@@ -77,12 +77,11 @@ class ReplicatedNetwork(ClippedNetwork):
             del self.module.forward
 
     def __call__(self, x: Tensor) -> Tensor:
-        plain = self._frozen or not torch.is_grad_enabled()
-        if torch.is_grad_enabled() and self.module.training and x.dtype == torch.float32:
-            replay = self.replays.get(Pass(tuple(x.shape), self._frozen))
-            if replay is not None:
-                return replay(x)
-        forward = self.module if plain or self.ddp is None else self.ddp
+        trains = torch.is_grad_enabled()
+        replay = self.replays.get(Pass(tuple(x.shape), self._frozen))
+        if replay is not None and trains and self.module.training and x.dtype == torch.float32:
+            return replay(x)
+        forward = self.module if self.ddp is None or self._frozen or not trains else self.ddp
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             return forward(x)
 

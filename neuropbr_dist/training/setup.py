@@ -300,9 +300,8 @@ def passes_of(part: str, cfg: TrainConfig, samples: int, side: int) -> tuple[Pas
     if part == "generator":
         return (Pass((samples, VIEWS, view_channels(cfg.model), side, side)),)
     # True and predicted maps together, then the predicted ones for the generator's loss.
-    return Pass((2 * samples, MAP_CHANNELS, side, side)), Pass(
-        (samples, MAP_CHANNELS, side, side), frozen=True
-    )
+    maps = (MAP_CHANNELS, side, side)
+    return Pass((2 * samples, *maps)), Pass((samples, *maps), frozen=True)
 
 
 def has_dropout(model: ModelConfig) -> bool:

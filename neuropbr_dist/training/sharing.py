@@ -9,6 +9,7 @@ from neuropbr_dist.config import ModelConfig
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.models import size_multiple
 from neuropbr_dist.objectives.ssim import WINDOW
+from neuropbr_dist.strip import strip_rows
 
 LEAST_PATCHES = 3
 """Rows of a strip at the discriminator's lowest resolution: its last convolutions shorten the last strip and reach on."""
@@ -28,9 +29,7 @@ def rows_of(env: Environment, sample_ranks: int, side: int) -> tuple[int, int] |
     """Return the first row of this rank's strip of every sample and the one after its last; None: it has whole ones."""
     if sample_ranks == 1:
         return None
-    each = side // sample_ranks
-    first = env.rank % sample_ranks * each
-    return first, first + each
+    return strip_rows(env.rank % sample_ranks, sample_ranks, side)
 
 
 def check_sharing(model: ModelConfig, world: int, sample_ranks: int, side: int | None = None) -> None:
