@@ -44,7 +44,9 @@ class StepTime:
     first_step_s: float
     """From the networks' build to the end of the first step: compiling, mostly."""
     ms: float
-    """Median wall time a step."""
+    """Median wall time of a step that is waited for."""
+    in_a_row_ms: float
+    """Mean wall time of steps that aren't waited for one by one, as a run has them."""
     spread_ms: float
     """Largest less smallest."""
     kernels_ms: float
@@ -130,7 +132,7 @@ class StepBench:
             self.step()
 
     def time(self, steps: int) -> StepTime:
-        """The first step, the warm-up, and then `steps` that are timed one by one."""
+        """The first step, the warm-up, `steps` that are timed one by one, and as many in a row."""
         self.step()
         self.settle()
         first = time.perf_counter() - self.began
@@ -142,17 +144,25 @@ class StepBench:
             self.step()
             self.settle()
             times.append(1e3 * (time.perf_counter() - began))
+        losses = {name: float(value) for name, value in self.losses.items()}
+        data_wait = 1e3 * self.waited / sum(times)
+        began = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        self.settle()
+        in_a_row = 1e3 * (time.perf_counter() - began) / steps
         allocated, reserved = peak_memory_gib(self.device)
         return StepTime(
             first_step_s=first,
             ms=statistics.median(times),
+            in_a_row_ms=in_a_row,
             spread_ms=max(times) - min(times),
             kernels_ms=0.0,
             allocated_gib=allocated,
             reserved_gib=reserved,
-            data_wait=1e3 * self.waited / sum(times),
+            data_wait=data_wait,
             syncs=-1,
-            losses={name: float(value) for name, value in self.losses.items()},
+            losses=losses,
         )
 
     def profile(self, row: StepTime) -> list[tuple[str, float, int]]:

@@ -43,7 +43,7 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         say(where, title(where))
         say(
             where,
-            "plan       ms a step (range)   samples/s/rank  TFLOP/s   MFU   GiB allocated  reserved  first step s",
+            "plan       ms a step (range)   in a row   samples/s/rank  TFLOP/s   MFU   GiB allocated  reserved  first step s",
         )
         rows = [row(where, plan, args) for plan in plans]
     write_figures(args.out, {"rows": rows})
@@ -63,7 +63,7 @@ def row(where: Setup, plan: str, args: argparse.Namespace) -> dict[str, Any]:
     mfu = 1e3 * flops / found.ms / matmul_flops(where.device, where.need.dtype)
     say(
         where,
-        f"{plan:9} {found.ms:8.0f} ({found.spread_ms:5.0f})  {samples:14.3f}  {flops / found.ms / 1e9:9.0f}  {mfu:5.1%}"
+        f"{plan:9} {found.ms:8.0f} ({found.spread_ms:5.0f})  {found.in_a_row_ms:9.1f}  {samples:14.3f}  {flops / found.ms / 1e9:9.0f}  {mfu:5.1%}"
         f"  {found.allocated_gib:13.1f}  {found.reserved_gib:8.1f}  {found.first_step_s:12.1f}",
     )
     if args.kernels:

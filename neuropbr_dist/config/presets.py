@@ -104,7 +104,8 @@ def recipe() -> TrainConfig:
     return TrainConfig(
         data=DataConfig(
             render="online",
-            builtin_count=2112,
+            builtin_count=4160,
+            val_ratio=0.0154,  # 64 of them
             image_size=256,
             augment_flips=True,
             augment_rotations=True,
@@ -126,9 +127,9 @@ def recipe() -> TrainConfig:
             use_gan=False,
         ),
         loss=measured_losses(w_gan=0.0),
-        optimizer=OptimizerConfig(g_lr=5e-4, scheduler_warmup_epochs=2, scheduler_min_lr=2e-6),
+        optimizer=OptimizerConfig(g_lr=4e-4, scheduler_warmup_epochs=4, scheduler_min_lr=2e-6),
         training=TrainingConfig(
-            epochs=150, batch_size=32, global_batch_size=32, ema_decay=EMA_DECAY, val_every_n_epochs=15
+            epochs=105, batch_size=16, global_batch_size=16, ema_decay=EMA_DECAY, val_every_n_epochs=11
         ),
     )
 
@@ -138,7 +139,7 @@ def recipe_large() -> TrainConfig:
     cfg = recipe()
     return replace(
         cfg,
-        data=replace(cfg.data, image_size=None, renders_per_epoch=32, val_ratio=0.0303, camera_jitter=0.001),
+        data=replace(cfg.data, image_size=None, renders_per_epoch=16, camera_jitter=0.001),
         model=ModelConfig(align="plane"),
         loss=measured_losses(w_gan=0.01),
         # Nine samples of ten are seen small: a rate that fell to nothing by samples would leave the large ones none.

@@ -34,9 +34,9 @@ from neuropbr_dist.materials.lights import (
 )
 from neuropbr_dist.materials.surroundings import GRADIENT, HARMONICS, WINDOW
 
-OTHER_LIGHT, NEAR_LAMP, SURROUNDINGS = 1 / 3, 1 / 3, 1 / 2
-"""Shares of samples: with another light in each view; with a lamp near the camera; with a picture of surroundings,
-where there are any."""
+BENCH, OTHER_LIGHT, NEAR_LAMP, SURROUNDINGS = 1 / 4, 1 / 3, 1 / 3, 1 / 2
+"""Shares of samples: as on the built-in set's bench, all else being for the others; with another light in each view;
+with a lamp near the camera; with a picture of surroundings, where there are any."""
 
 _LAYOUT = {
     "lamps": (LAMPS, LAMP),
@@ -126,12 +126,24 @@ def builtin_scene(seed: int, index: int, *, dirty: bool) -> Scene:
 
 
 def random_scene(rng: np.random.Generator, *, dirty: bool = False, environments: int = 0) -> Scene:
-    """Return a scene to be rendered once: more of everything than the built-in set has.
+    """Return a scene to be rendered once: now and then one of the built-in set's, else more of everything than that has.
 
     Args:
         dirty: with a shadow, a smudged and scratched lens, a sensor that is well off and noisy.
         environments: how many pictures of surroundings there are to choose from.
     """
+    if rng.random() < BENCH:
+        cameras, lighting = tuple(random_cameras(rng)), [random_lighting(rng)] * 3
+    else:
+        cameras, lighting = _anywhere(rng, dirty, environments)
+    dirt = random_dirt(rng) if dirty else None
+    return Scene(cameras, tuple(lighting), poor_response(rng) if dirty else fair_response(rng), dirt)
+
+
+def _anywhere(
+    rng: np.random.Generator, dirty: bool, environments: int
+) -> tuple[tuple[Camera, ...], list[Lighting]]:
+    """Return cameras as people hold them, and light of many kinds, one a view."""
     cameras = tuple(wide_cameras(rng))
     each, near, around = (rng.random() < share for share in (OTHER_LIGHT, NEAR_LAMP, SURROUNDINGS))
     drawn = [wide_lighting(rng, environments if around else 0, least=dirty) for _ in range(3 if each else 1)]
@@ -140,8 +152,7 @@ def random_scene(rng: np.random.Generator, *, dirty: bool = False, environments:
         lighting = [
             _with_lamp_near(rng, light, camera) for light, camera in zip(lighting, cameras, strict=True)
         ]
-    dirt = random_dirt(rng) if dirty else None
-    return Scene(cameras, tuple(lighting), poor_response(rng) if dirty else fair_response(rng), dirt)
+    return cameras, lighting
 
 
 def _with_lamp_near(rng: np.random.Generator, lighting: Lighting, camera: Camera) -> Lighting:
