@@ -122,6 +122,26 @@ def test_a_rougher_mirror_has_a_wider_highlight(maps):
     assert float(changed(maps, ROUGHER=0.5)[:, 3].max()) == 1
 
 
+def test_a_higher_relief_is_that_of_steeper_slopes_and_throws_more_shade(maps):
+    """Normals are of slopes (-x / z, -y / z): twice the height is twice the slope, whatever it was."""
+    x, y, z = maps[:, 5:].unbind(1)
+    steep = torch.cat(
+        [maps[:, :5], torch.nn.functional.normalize(torch.stack([2 * x, 2 * y, z], 1), dim=1)], 1
+    )
+    found = changed(maps, RELIEF=2)
+    torch.testing.assert_close(found, steep)
+    torch.testing.assert_close(changed(found, RELIEF=0.5), maps)
+    torch.testing.assert_close(picture(found), picture(steep), rtol=0, atol=1e-6)
+
+    flat = maps.clone()
+    flat[:, 5:] = torch.tensor([0.0, 0.0, 1.0], dtype=maps.dtype)[:, None, None]
+    shade = [
+        float((picture(seen) - picture(flat)).abs().mean())
+        for seen in (changed(maps, RELIEF=0.5), maps, found)
+    ]
+    assert shade[0] < 0.85 * shade[1] and shade[1] < 0.85 * shade[2]
+
+
 @pytest.fixture
 def mixture():
     mask, waves = changes.mask(uniforms("a mask"))

@@ -94,7 +94,15 @@ def check_data(data: DataConfig) -> None:
     check_rendering(data)
 
 
-ONLINE_ALONE = ("renders_per_epoch", "environments_dir", "crop", "tint", "roughness_shift", "mixtures")
+ONLINE_ALONE = (
+    "renders_per_epoch",
+    "environments_dir",
+    "crop",
+    "tint",
+    "roughness_shift",
+    "relief",
+    "mixtures",
+)
 """Fields of `data` that say how views are rendered."""
 
 

@@ -62,6 +62,8 @@ class DataConfig(Freezable):
     """Largest tint of a training sample's albedo: each channel's light is changed by a factor of exp(-tint) to exp(tint) (`render = online`)."""
     roughness_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.0
     """Largest shift of a training sample's roughness, up or down (`render = online`)."""
+    relief: Annotated[float, Interval(ge=0, le=2)] = 0.0
+    """Largest change of a training sample's relief: its slopes are changed by a factor of exp(-relief) to exp(relief) (`render = online`)."""
     mixtures: Share = 0.0
     """Share of the training samples that are mixtures of two training materials by a smooth mask (`render = online`)."""
     image_size: Side | None = None

@@ -44,6 +44,8 @@ class Augmentation:
     """Logarithm of the largest change to the albedo's light: factors are from exp(-tint) to exp(tint)."""
     roughness_shift: float = 0.0
     """Largest change to the roughness, up or down."""
+    relief: float = 0.0
+    """Logarithm of the largest change to slopes: factors are from exp(-relief) to exp(relief)."""
     mixtures: float = 0.0
     """Share of samples that are mixed with another material."""
 
@@ -53,7 +55,7 @@ class Augmentation:
         data = cfg.data
         return cls(
             cfg.training.seed, data.augment_flips, data.augment_rotations, crop=data.crop, tint=data.tint,
-            roughness_shift=data.roughness_shift, mixtures=data.mixtures,
+            roughness_shift=data.roughness_shift, relief=data.relief, mixtures=data.mixtures,
         )  # fmt: skip
 
     def orientation(self, epoch: int, key: str) -> int:

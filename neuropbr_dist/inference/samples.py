@@ -45,7 +45,7 @@ class SetPlace:
 
     def of(self, data: DataConfig) -> DataConfig:
         """Return `data`, resolved, with the set where it lies now; each material is rendered once, and not augmented."""
-        data = replace(data, crop=0.0, tint=0.0, roughness_shift=0.0, mixtures=0.0)
+        data = replace(data, crop=0.0, tint=0.0, roughness_shift=0.0, relief=0.0, mixtures=0.0)
         set_dirs = {
             "packed_dir": self.packed_dir, "input_dir": self.input_dir, "materials_dir": self.materials_dir
         }  # fmt: skip

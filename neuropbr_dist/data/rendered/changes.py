@@ -25,7 +25,8 @@ Row = npt.NDArray[np.float32]
 WAVE_COUNT = 16
 PLACE, PART, TINT, ROUGHER, MASK = slice(0, 6), 6, slice(7, 10), 10, slice(11, 13)
 WAVES = slice(13, 13 + 4 * WAVE_COUNT)
-CHANGES = WAVES.stop
+RELIEF = WAVES.stop
+CHANGES = RELIEF + 1
 """Numbers of a row.
 
 PLACE    (a, b, c, d, e, f): pixel (i, j) is that of row a i + b j + c and column d i + e j + f, modulo the side
@@ -34,6 +35,7 @@ TINT     factors of the albedo's linear light
 ROUGHER  added to the roughness
 MASK     threshold and width of the partner's mask; 0 and 0: no partner
 WAVES    what the mask is made of: (frequency along x, along y, amplitude, phase) of each
+RELIEF   factor of the slopes
 """
 
 SMALLEST_PART = 0.5
@@ -50,6 +52,7 @@ def unchanged() -> Row:
     row[PLACE] = 1, 0, 0, 0, 1, 0
     row[PART] = 1
     row[TINT] = 1
+    row[RELIEF] = 1
     return row
 
 
@@ -94,7 +97,7 @@ def change(maps: Tensor, changes: Tensor, partners: Tensor | None, parts: bool) 
     maps = moved(maps, changes)
     if parts:
         maps = part_of(maps, changes)
-    return coloured(maps, changes)
+    return coloured(raised(maps, changes), changes)
 
 
 def mixed(maps: Tensor, partners: Tensor, changes: Tensor) -> Tensor:
@@ -140,6 +143,15 @@ def part_of(maps: Tensor, changes: Tensor) -> Tensor:
     grid = torch.stack([across, across.mT], dim=-1)
     enlarged = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
     return torch.where(changes[:, PART, None, None, None] < 1, unit_normals(enlarged), maps)
+
+
+def raised(maps: Tensor, changes: Tensor) -> Tensor:
+    """Return maps of another relief: the same heights, all this many times as high. Normals stay unit vectors."""
+    factor = changes[:, RELIEF, None, None, None].to(maps.dtype)
+    x, y, z = maps[:, NORMAL].split(1, dim=1)
+    steeper = F.normalize(torch.cat([factor * x, factor * y, z], dim=1), dim=1, eps=1e-6)
+    normals = torch.where(factor == 1, maps[:, NORMAL], steeper)
+    return torch.cat([maps[:, : NORMAL.start], normals], dim=1)
 
 
 def coloured(maps: Tensor, changes: Tensor) -> Tensor:
