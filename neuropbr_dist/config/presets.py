@@ -1,7 +1,7 @@
 """Named starting points: the guide's, by its names, and this project's own, by measurement.
 
-What was measured stands in `benchmarks/results/2026-11-29-recipe-h200.md`, the losses, changes and average of `recipe`
-taken together. For no GAN has a gain been shown (`2026-11-26-quality-builtin.md` and `-real.md`: between two runs of one
+What was measured stands in `benchmarks/results/2026-11-29-recipe-twenty-minutes-h200.md`, the losses, changes and average of
+`recipe` taken together. For no GAN has a gain been shown (`2026-11-26-quality-builtin.md` and `-real.md`: between two runs of one
 setting lies more than between most settings; its discriminator wins outright), so where there is one it comes late and light.
 """
 
@@ -139,7 +139,15 @@ def recipe_large() -> TrainConfig:
     cfg = recipe()
     return replace(
         cfg,
-        data=replace(cfg.data, image_size=None, renders_per_epoch=16, camera_jitter=0.001),
+        # Half as many materials: kept at 2048 px, they take 69 GB, and twelve hours of a core to make.
+        data=replace(
+            cfg.data,
+            image_size=None,
+            builtin_count=2112,
+            val_ratio=0.0303,
+            renders_per_epoch=32,
+            camera_jitter=0.001,
+        ),
         model=ModelConfig(align="plane"),
         loss=measured_losses(w_gan=0.01),
         # Nine samples of ten are seen small: a rate that fell to nothing by samples would leave the large ones none.
