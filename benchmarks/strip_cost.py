@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.config import TrainConfig
-from neuropbr_dist.models import Discriminator, Generator, view_channels
+from neuropbr_dist.models import Discriminator, Generator, judged_channels, view_channels
 from neuropbr_dist.parallel.strips import share_rows
 from neuropbr_dist.strip import Edge, Strip
 
@@ -83,7 +83,7 @@ def sent_in_a_step(
             share_rows(network, strip)
         g(torch.empty(1, 3, view_channels(cfg.model), rows, side, dtype=dtype))
         for samples in (2, 1) if cfg.model.use_gan else ():
-            d(torch.empty(samples, 8, rows, side, dtype=dtype))
+            d(torch.empty(samples, judged_channels(cfg.model), rows, side, dtype=dtype))
     for name in ("rows_sent", "tokens_sent", "sums_sent", "exchanges"):
         setattr(strip, name, 2 * getattr(strip, name))
     return strip

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from neuropbr_dist.config import ModelConfig
-from neuropbr_dist.models import Discriminator
+from neuropbr_dist.config import ModelConfig, resolve
+from neuropbr_dist.config.overrides import Overrides
+from neuropbr_dist.errors import UserError
+from neuropbr_dist.models import Discriminator, mean_of_views
+from neuropbr_dist.models.conv import SpectralConv2d, largest_singular_value
 
 
 def receptive_field(layers: int) -> int:
@@ -70,3 +73,49 @@ def test_sigmoid_gives_probabilities():
     assert probabilities.min() >= 0 and probabilities.max() <= 1
     logits = discriminator(2)(maps)
     torch.testing.assert_close(probabilities, logits.sigmoid())
+
+
+# -- spectral norms, and views beside the maps -------------------------------------------------
+
+
+def test_a_largest_singular_value_and_its_gradient_are_those_of_a_decomposition():
+    torch.manual_seed(0)
+    matrix = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
+    found = largest_singular_value(matrix, iterations=400)
+    left, values, right = torch.linalg.svd(matrix.detach())
+    torch.testing.assert_close(found.detach(), values[0])
+    (gradient,) = torch.autograd.grad(found, matrix)
+    torch.testing.assert_close(gradient, torch.outer(left[:, 0], right[0]))
+    few = [float(largest_singular_value(matrix.detach(), n)) for n in (1, 2, 8)]
+    assert few == sorted(few) and 0.95 * values[0] < few[-1] <= values[0]
+
+
+def test_spectral_norms_keep_names_and_do_not_depend_on_how_large_weights_are():
+    net = discriminator(3, discriminator_norm="spectral").double()
+    names = {name for name, _ in net.named_parameters()}
+    assert names == {
+        f"{layer}.{kind}"
+        for layer in (*(f"blocks.{i}.0" for i in range(4)), "output.0")
+        for kind in ("weight", "bias")
+    }
+    assert not list(net.buffers())
+    maps = torch.rand(1, 8, 64, 64, dtype=torch.float64)
+    logits = net(maps)
+    for module in net.modules():
+        if isinstance(module, SpectralConv2d):
+            module.weight.data *= 30
+    torch.testing.assert_close(net(maps), logits)
+
+
+def test_the_mean_of_views_is_that_of_those_that_show_a_place():
+    views = torch.zeros(1, 3, 7, 2, 1)
+    views[0, :, 0, :, 0] = torch.tensor([[0.2, 9.0], [0.4, 9.0], [0.9, 9.0]])
+    views[0, :, 3, :, 0] = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    torch.testing.assert_close(mean_of_views(views)[0, 0, :, 0], torch.tensor([0.3, 0.0]))
+
+
+def test_views_are_judged_on_the_plane_alone():
+    assert discriminator(2, discriminator_input="maps_and_views")(torch.rand(1, 11, 32, 32)).shape[1] == 1
+    sets = ("model.discriminator_input=maps_and_views", "model.align=none")
+    with pytest.raises(UserError, match="model.align = plane"):
+        resolve(Overrides(assignments=sets).configuration())

@@ -147,6 +147,11 @@ def check_networks(cfg: TrainConfig) -> None:
         not m.discriminator_use_sigmoid or loss.gan_loss_type == "bce",
         "model.discriminator_use_sigmoid = true needs loss.gan_loss_type = bce; hinge wants raw logits",
     )
+    refuse_unless(
+        m.discriminator_input == "maps" or m.align != "none",
+        f"model.discriminator_input = {m.discriminator_input} needs model.align = plane; views that aren't rectified "
+        "don't show what the maps' pixels are of",
+    )
 
 
 def check_engines(t: TrainingConfig) -> None:

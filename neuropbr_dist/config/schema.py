@@ -174,6 +174,10 @@ class ModelConfig(Freezable):
     """Filters of the first layer."""
     discriminator_use_sigmoid: bool = False
     """End in a sigmoid (with `loss.gan_loss_type = bce` only)."""
+    discriminator_norm: Literal["same", "spectral"] = "same"
+    """`same`: norm layers of `model.norm`'s kind. `spectral`: none, but each convolution's weight divided by its largest singular value (Miyato et al. 2018), which bounds how fast its logits change with the maps."""
+    discriminator_input: Literal["maps", "maps_and_views"] = "maps"
+    """What the discriminator judges: the maps, or whether they go with what the views show of the place, their mean (`align = plane`)."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -170,7 +170,15 @@ def to_upstream(checkpoint: Path | str, out: Path | str) -> Path:
 def check_known_upstream(cfg: TrainConfig, origin: Path) -> None:
     """Raise one error that names every field that upstream has no class for: it knows ResNet and BatchNorm alone."""
     m, theirs = cfg.model, settled(ModelConfig(align="none"))
-    same = ("encoder_type", "align", "skip_merge", "token_embedding", "normals")
+    same = (
+        "encoder_type",
+        "align",
+        "skip_merge",
+        "token_embedding",
+        "normals",
+        "discriminator_norm",
+        "discriminator_input",
+    )
     known = [(field, getattr(m, field), {getattr(theirs, field)}) for field in same]
     norms = {"batch", "sync_batch", "frozen_batch"}
     known += [("norm", m.norm, norms), ("encoder_norm", encoder_norm(m), norms)]

@@ -125,6 +125,32 @@ class WidenedConv2d(FusedConv2d):
         return torch.cat([self.weight, self.extra], dim=1)
 
 
+class SpectralConv2d(FusedConv2d):
+    """A convolution by its weight over the largest singular value of it as a matrix (O, C kh kw) (Miyato et al. 2018).
+
+    The value is looked for anew in each pass and from the same start. So the weight is all that is kept, under the name that any
+    convolution's has, and all ranks and recomputation find the same.
+    """
+
+    def whole_weight(self) -> Tensor:
+        return (self.weight / largest_singular_value(self.weight.flatten(1))).to(self.weight.dtype)
+
+
+def largest_singular_value(matrix: Tensor, iterations: int = 8) -> Tensor:
+    """Return () the largest singular value of (O, I), from below, in float32 at least.
+
+    Its gradient is that of the last product: the singular vectors count as constants, as they do at the maximum.
+    """
+    with torch.autocast(matrix.device.type, enabled=False):
+        matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+        with torch.no_grad():
+            left = matrix.new_ones(len(matrix))
+            for _ in range(iterations):
+                right = F.normalize(left @ matrix, dim=0)
+                left = F.normalize(matrix @ right, dim=0)
+        return left @ (matrix @ right)
+
+
 def input_conv(conv: nn.Conv2d, channels: int) -> FusedConv2d:
     """Return the first convolution of a network whose input has `channels`, from one of fewer."""
     extra = channels - conv.in_channels

@@ -6,10 +6,25 @@ import torch
 from torch import Tensor, nn
 
 from neuropbr_dist.config import ModelConfig
-from neuropbr_dist.models.conv import ConvChain, FusedConv2d
+from neuropbr_dist.models.conv import ConvChain, FusedConv2d, SpectralConv2d
 from neuropbr_dist.models.norm import norm_factory
 
-MAP_CHANNELS = 8
+MAP_CHANNELS, RGB = 8, 3
+
+
+def judged_channels(config: ModelConfig) -> int:
+    """Return the number of channels that the discriminator takes."""
+    return MAP_CHANNELS + (RGB if config.discriminator_input == "maps_and_views" else 0)
+
+
+def mean_of_views(views: Tensor) -> Tensor:
+    """Return the mean (B, 3, H, W) of the views that show a place; 0 where none does.
+
+    Args:
+        views: (B, V, 7, H, W), rectified: RGB, a mask, a direction.
+    """
+    colour, mask = views[:, :, :RGB], views[:, :, RGB : RGB + 1]
+    return (colour * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def smallest_side(n_layers: int) -> int:
@@ -21,20 +36,22 @@ def smallest_side(n_layers: int) -> int:
 
 
 class Discriminator(nn.Module):
-    """Maps (B, 8, H, W) -> patch logits (B, 1, H', W')."""
+    """Maps (B, 8, H, W), with the views' mean (B, 11, H, W), -> patch logits (B, 1, H', W')."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         ndf, layers, norm = config.discriminator_ndf, config.discriminator_n_layers, norm_factory(config.norm)
-        self.blocks = nn.ModuleList([ConvChain(FusedConv2d(MAP_CHANNELS, ndf, 4, 2, 1), leaky())])
+        spectral = config.discriminator_norm == "spectral"
+        conv2d = SpectralConv2d if spectral else FusedConv2d
+        self.blocks = nn.ModuleList([ConvChain(conv2d(judged_channels(config), ndf, 4, 2, 1), leaky())])
         width = ndf
         for i in range(1, layers + 1):
             out = ndf * min(2**i, 8)
             stride = 2 if i < layers else 1
-            conv = FusedConv2d(width, out, 4, stride, 1, bias=False)
-            self.blocks.append(ConvChain(conv, norm(out), leaky()))
+            conv = conv2d(width, out, 4, stride, 1, bias=spectral)
+            self.blocks.append(ConvChain(conv, *([] if spectral else [norm(out)]), leaky()))
             width = out
-        last: list[nn.Module] = [FusedConv2d(width, 1, 4, 1, 1)]
+        last: list[nn.Module] = [conv2d(width, 1, 4, 1, 1)]
         self.output = nn.Sequential(*last, *([nn.Sigmoid()] if config.discriminator_use_sigmoid else []))
         self.apply(init_weights)
 
@@ -42,8 +59,8 @@ class Discriminator(nn.Module):
         """Return the blocks that are recomputed, compiled and sharded one by one, in forward order, by name."""
         return {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
 
-    def forward(self, maps: Tensor) -> Tensor:
-        x = maps.contiguous(memory_format=torch.channels_last)
+    def forward(self, judged: Tensor) -> Tensor:
+        x = judged.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = block(x)
         return self.output(x)

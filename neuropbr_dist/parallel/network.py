@@ -63,7 +63,7 @@ class Network(ABC):
         """Run the forward pass in the engine's precision, on this rank's device.
 
         The generator takes views (B, 3, C, H, W) and gives maps (B, 8, H, W); the discriminator takes
-        maps (B, 8, H, W) and gives logits (B, 1, h, w).
+        maps (B, 8, H, W), or maps and views (B, 11, H, W), and gives logits (B, 1, h, w).
         """
 
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

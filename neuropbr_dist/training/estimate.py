@@ -19,7 +19,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from neuropbr_dist.config import ModelConfig, TrainConfig
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.render import SUPERSAMPLED_UP_TO
-from neuropbr_dist.models import Discriminator, Generator, encoder_norm, size_multiple, view_channels
+from neuropbr_dist.models import (
+    Discriminator,
+    Generator,
+    encoder_norm,
+    judged_channels,
+    size_multiple,
+    view_channels,
+)
 from neuropbr_dist.parallel.blocks import kind_of
 from neuropbr_dist.training.memory import PLANS, Recompute, recompute_patterns
 
@@ -102,7 +109,7 @@ class Activations:
             kept = trace(g, torch.empty(batch, 3, channels, rows, size, dtype=dtype), tokens)
             if model.use_gan:
                 d = Discriminator(model).to(dtype)
-                judged = trace(d, torch.empty(batch, 8, rows, size, dtype=dtype), 0)
+                judged = trace(d, torch.empty(batch, judged_channels(model), rows, size, dtype=dtype), 0)
                 always += 2 * (judged.outside + sum(judged.inside.values()))
         return cls(kept, always, batch * tokens * model.transformer_dim * dtype.itemsize, 3 * batch)
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuropbr_dist.config import TrainConfig
-from neuropbr_dist.models import Discriminator, Generator, view_channels
+from neuropbr_dist.models import Discriminator, Generator, judged_channels, view_channels
 
 SIDE_CUDA, SIDE_CPU = 8192, 512
 """Sides of the matrices that the ceiling is measured with: large enough to reach it, small enough to cost nothing."""
@@ -45,7 +45,7 @@ def sample_flops(cfg: TrainConfig, size: int) -> SampleFlops:
         of_g = _counted(Generator(cfg.model), torch.empty(1, 3, view_channels(cfg.model), size, size))
         of_d = 0.0
         if cfg.model.use_gan:
-            of_d = _counted(Discriminator(cfg.model), torch.empty(1, 8, size, size))
+            of_d = _counted(Discriminator(cfg.model), torch.empty(1, judged_channels(cfg.model), size, size))
     return SampleFlops(of_g, of_d)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.models import mean_of_views
 from neuropbr_dist.objectives import ReconstructionLoss, discriminator_loss, generator_loss
 from neuropbr_dist.parallel.blocks import compiled
 from neuropbr_dist.strip import Strip
@@ -26,6 +28,7 @@ class Objective:
             self.reconstruction_loss.compile(compiled)
         self.relight = relight_key(cfg)
         self.kind, self.w_gan, self.w_d = cfg.loss.gan_loss_type, cfg.loss.w_gan, cfg.loss.w_discriminator
+        self.judges_views = cfg.model.discriminator_input == "maps_and_views"
         self.sigmoid, self.smoothing = cfg.model.discriminator_use_sigmoid, cfg.loss.gan_label_smoothing
 
     def reconstruction(self, fake: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -37,6 +40,12 @@ class Objective:
         return (total * batch.weight).sum(), {
             name: (value * batch.weight).sum() for name, value in terms.items()
         }
+
+    def judged(self, maps: Tensor, batch: DeviceBatch) -> Tensor:
+        """Return what the discriminator takes of true or predicted maps (B, 8, H, W) of a batch, (B, 8 or 11, H, W)."""
+        if not self.judges_views:
+            return maps
+        return torch.cat([maps, mean_of_views(batch.views).to(maps.dtype)], dim=1)
 
     def generator(self, fake_logits: Tensor, weight: Tensor) -> Tensor:
         """Return the adversarial part of the generator's loss, before `w_gan`: a scalar.

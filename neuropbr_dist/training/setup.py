@@ -27,8 +27,7 @@ from neuropbr_dist.data.open import Align, Samples
 from neuropbr_dist.data.order import MicroBatching, micro_batches
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.kernels import VIEWS
-from neuropbr_dist.models import size_multiple, smallest_side, view_channels
-from neuropbr_dist.models.discriminator import MAP_CHANNELS
+from neuropbr_dist.models import judged_channels, size_multiple, smallest_side, view_channels
 from neuropbr_dist.parallel import Adam, NetworkSetup, Pass
 from neuropbr_dist.training.estimate import Need, choose_plan, count_parameters
 from neuropbr_dist.training.memory import recompute_patterns
@@ -300,7 +299,7 @@ def passes_of(part: str, cfg: TrainConfig, samples: int, side: int) -> tuple[Pas
     if part == "generator":
         return (Pass((samples, VIEWS, view_channels(cfg.model), side, side)),)
     # True and predicted maps together, then the predicted ones for the generator's loss.
-    maps = (MAP_CHANNELS, side, side)
+    maps = (judged_channels(cfg.model), side, side)
     return Pass((2 * samples, *maps)), Pass((samples, *maps), frozen=True)
 
 

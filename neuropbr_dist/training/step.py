@@ -43,7 +43,8 @@ def gan_step(
 
     def judge(d: Network, micro: DeviceBatch, fake: Tensor) -> None:
         """Add the discriminator's gradients; one backward for real and fake together."""
-        loss = objective.discriminator(*d.pair(micro.maps, fake), micro.weight)
+        true, predicted = (objective.judged(maps, micro) for maps in (micro.maps, fake))
+        loss = objective.discriminator(*d.pair(true, predicted), micro.weight)
         d.backward(loss)
         losses["D_loss"] += loss.detach() / d_steps
 
@@ -65,7 +66,7 @@ def gan_step(
         loss, terms = objective.reconstruction(fake, micro)
         with d.frozen() if d else nullcontext():
             if d:
-                adversarial = objective.generator(d(fake), micro.weight)
+                adversarial = objective.generator(d(objective.judged(fake, micro)), micro.weight)
                 loss = loss + objective.w_gan * adversarial
                 terms["G_gan_loss"] = adversarial.detach()
             g.backward(loss)

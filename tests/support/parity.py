@@ -75,6 +75,8 @@ class Case:
     frozen_encoder: bool = False
     """As `model.freeze_backbone` does, on any encoder."""
     norm: str = "group"
+    judges_views: bool = False
+    """A discriminator with spectral norms that sees the views as well; with `plane`."""
     clip: float = 0.5
     w_maps: float = 1.0
     """Weight of the generator's reconstruction loss."""
@@ -152,6 +154,8 @@ def config(case: Case) -> TrainConfig:
         transformer_mlp_ratio=2,
         discriminator_n_layers=case.d_layers,
         discriminator_ndf=8,
+        discriminator_norm="spectral" if case.judges_views else "same",
+        discriminator_input="maps_and_views" if case.judges_views else "maps",
     )
     cfg.loss = LossConfig(w_render=case.w_render, w_gan=case.w_gan, w_discriminator=case.w_d)
     return cfg

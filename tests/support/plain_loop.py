@@ -46,14 +46,14 @@ def plain_steps(
     for step in range(case.steps):
         batch = global_batch(case, step, device)
         views, maps, weight, _ = batch
-        d_losses = []
+        d_losses, true = [], goal.judged(maps, batch)
         for _ in range(case.d_steps - 1):
-            d_losses.append(goal.discriminator(d(maps), d(g(views).detach()), weight))
+            d_losses.append(goal.discriminator(d(true), d(goal.judged(g(views).detach(), batch)), weight))
             update(opt_d, torch.autograd.grad(d_losses[-1], trained(d)), case.clip)
         fake = g(views)
-        d_losses.append(goal.discriminator(d(maps), d(fake.detach()), weight))
+        d_losses.append(goal.discriminator(d(true), d(goal.judged(fake.detach(), batch)), weight))
         g_loss, _ = goal.reconstruction(fake, batch)
-        g_loss = g_loss + case.w_gan * goal.generator(d(fake), weight)
+        g_loss = g_loss + case.w_gan * goal.generator(d(goal.judged(fake, batch)), weight)
         d_grads = torch.autograd.grad(d_losses[-1], trained(d))  # both at the same parameters
         g_grads = torch.autograd.grad(g_loss, trained(g))
         records.append(
