@@ -31,6 +31,8 @@ SMOOTH = Case(batch=8)
 DOUBLE = Case(batch=8, double=True)
 PLANE = Case(batch=8, plane=True, seed=5)  # rectified views, of which some are missing
 PLANE_DOUBLE = replace(PLANE, double=True)
+JUDGED = replace(PLANE, judges_views=True)  # by a discriminator with spectral norms
+JUDGED_DOUBLE = replace(JUDGED, double=True)
 RENDERED = Case(
     batch=8, plane=True, rendered=True, seed=5, steps=3, w_render=0.3
 )  # anew, and looked at in its light
@@ -82,6 +84,8 @@ def references(device: str, compiled: bool) -> dict[tuple[Case, bool], dict[str,
         DOUBLE,
         PLANE,
         PLANE_DOUBLE,
+        JUDGED,
+        JUDGED_DOUBLE,
         RENDERED,
         SHARED,
         SHARED_DOUBLE,
@@ -110,10 +114,11 @@ def agreement_rows(engine: Row, compiled: bool) -> Iterator[tuple[str, Case, Row
     """Precision, case and row of everything that one engine is compared in."""
     cuts = [replace(engine, accumulation=a, recompute="full" if a > 1 else "none") for a in (1, 2)]
     if engine.engine != "deepspeed":
-        yield from (("float64", case, row) for case in (DOUBLE, PLANE_DOUBLE) for row in cuts)
+        yield from (("float64", case, row) for case in (DOUBLE, PLANE_DOUBLE, JUDGED_DOUBLE) for row in cuts)
     yield from (("float32", SMOOTH, row) for row in cuts)
     yield from (("bf16", SMOOTH, replace(row, bf16=True)) for row in cuts)
     yield from (("float32", PLANE, cuts[1]), ("bf16", PLANE, replace(cuts[0], bf16=True)))
+    yield from (("float32", JUDGED, cuts[1]), ("bf16", JUDGED, replace(cuts[0], bf16=True)))
     yield "float32", RENDERED, cuts[0]
     if compiled:
         yield "bf16", TINY, replace(engine, bf16=True, compile=True)
@@ -142,12 +147,19 @@ def agreement(rows: Rows, engine: Row, known: dict[Any, Any], compiled: bool) ->
 
         labels = {
             "what": "agreement", "precision": precision, "accumulation": row.accumulation,
-            "recompute": row.recompute, "compile": row.compile, "sample_ranks": row.sample_ranks, "views": "rendered" if case.rendered else "plane" if case.plane else "as they are",
+            "recompute": row.recompute, "compile": row.compile, "sample_ranks": row.sample_ranks, "views": views_of(case),
         }  # fmt: skip
         if row.bf16:
             apart = (known[case, True], known[case, False], case) if rows.rank == 0 else None
             labels["yardstick"] = distances(*apart) if apart else {}
         rows.measure(labels, partial(one))
+
+
+def views_of(case: Case) -> str:
+    """What a case's networks see."""
+    if case.rendered:
+        return "rendered"
+    return "plane, judged" if case.judges_views else "plane" if case.plane else "as they are"
 
 
 # -- memory --------------------------------------------------------------------------------

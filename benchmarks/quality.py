@@ -60,7 +60,11 @@ VARIANTS: dict[str, list[str]] = {
     "gan_bce_smooth": [*GAN, "loss.gan_loss_type=bce", "loss.gan_label_smoothing=0.1"],
     "gan_spectral": [*GAN, "model.discriminator_norm=spectral"],
     "gan_sees_views": [*GAN, "model.discriminator_input=maps_and_views"],
-    "gan_spectral_sees_views": [*GAN, "model.discriminator_norm=spectral", "model.discriminator_input=maps_and_views"],
+    "gan_spectral_sees_views": [
+        *GAN,
+        "model.discriminator_norm=spectral",
+        "model.discriminator_input=maps_and_views",
+    ],
     "gan_2_layers": [*GAN, "model.discriminator_n_layers=2"],
     "gan_4_layers": [*GAN, "model.discriminator_n_layers=4"],
 }

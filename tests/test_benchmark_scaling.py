@@ -236,8 +236,14 @@ def test_engines_rehearses_on_cpu(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "engines.json").read_text())
     as_they_are = [("float32", 1), ("float32", 2), ("bf16", 1), ("bf16", 2)]
-    others = [("plane", "float32", 2), ("plane", "bf16", 1), ("rendered", "float32", 1)]
+    others = [
+        ("plane", "float32", 2),
+        ("plane", "bf16", 1),
+        ("plane, judged", "float32", 2),
+        ("plane, judged", "bf16", 1),
+        ("rendered", "float32", 1),
+    ]
     found = [(r["views"], r["precision"], r["accumulation"]) for r in rows]
     assert found == [("as they are", *row) for row in as_they_are] + others
     table = (tmp_path / "engines.md").read_text()
-    assert table.count("| ok |") == 7 and "OUT" not in table and "rror" not in table
+    assert table.count("| ok |") == 9 and "OUT" not in table and "rror" not in table
