@@ -117,5 +117,5 @@ def test_the_mean_of_views_is_that_of_those_that_show_a_place():
 def test_views_are_judged_on_the_plane_alone():
     assert discriminator(2, discriminator_input="maps_and_views")(torch.rand(1, 11, 32, 32)).shape[1] == 1
     sets = ("model.discriminator_input=maps_and_views", "model.align=none")
-    with pytest.raises(UserError, match="model.align = plane"):
+    with pytest.raises(UserError, match=r"model\.align = plane"):
         resolve(Overrides(assignments=sets).configuration())
