@@ -73,6 +73,15 @@ def test_what_the_configuration_leaves_open_is_filled_in():
     assert again == filled, "what is filled in stays, at any world size"
 
 
+def test_views_are_judged_only_where_they_turn_out_to_be_rectified():
+    """`model.align` is open until the samples are known."""
+    cfg = configured(model={"discriminator_input": "maps_and_views"})
+    plane, none = (SampleFacts(side=64, align=align) for align in ("plane", "none"))
+    assert set_up(cfg, ranks(1), CPU, plane, None).cfg.model.align == "plane"
+    with pytest.raises(UserError, match=r"discriminator_input = maps_and_views needs model\.align = plane"):
+        set_up(cfg, ranks(1), CPU, none, None)
+
+
 def test_a_network_is_described_whole():
     setup = made(configured(ds_config="zero2", batch_size=2, compile="blocks", memory="low"), world=2)
     assert setup.engine == "deepspeed" and setup.precision == "fp32" and setup.compile == "blocks"

@@ -1,7 +1,7 @@
 """Run configuration: dataclasses, presets, files, command line, validation."""
 
 from neuropbr_dist.config.architecture import as_saved, settled, settled_stats
-from neuropbr_dist.config.check import check_rendering, check_same_networks, check_size, resolve
+from neuropbr_dist.config.check import check_judged, check_rendering, check_same_networks, check_size, resolve
 from neuropbr_dist.config.frozen import frozen, with_fields, writable
 from neuropbr_dist.config.load import from_yaml, load, to_yaml
 from neuropbr_dist.config.presets import PRESETS
@@ -30,6 +30,7 @@ __all__ = [
     "TransformConfig",
     "as_one_stage",
     "as_saved",
+    "check_judged",
     "check_rendering",
     "check_same_networks",
     "check_size",

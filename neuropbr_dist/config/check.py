@@ -147,8 +147,16 @@ def check_networks(cfg: TrainConfig) -> None:
         not m.discriminator_use_sigmoid or loss.gan_loss_type == "bce",
         "model.discriminator_use_sigmoid = true needs loss.gan_loss_type = bce; hinge wants raw logits",
     )
+    check_judged(m)
+
+
+def check_judged(m: ModelConfig) -> None:
+    """Raise a `UserError` for a discriminator that is to see views which show other places than the maps.
+
+    To be asked again once `model.align` is settled: `auto` may still mean either.
+    """
     refuse_unless(
-        m.discriminator_input == "maps" or m.align != "none",
+        not m.use_gan or m.discriminator_input == "maps" or m.align != "none",
         f"model.discriminator_input = {m.discriminator_input} needs model.align = plane; views that aren't rectified "
         "don't show what the maps' pixels are of",
     )

@@ -16,6 +16,7 @@ from neuropbr_dist.config import (
     ModelConfig,
     Stage,
     TrainConfig,
+    check_judged,
     check_size,
     settled,
     settled_stats,
@@ -185,7 +186,7 @@ def filled_in(cfg: TrainConfig, env: Environment, samples: SampleFacts) -> Train
     """Return `cfg` with what it leaves open filled in, so that a resume takes the same.
 
     Raises:
-        UserError: more ranks share a sample than can.
+        UserError: more ranks share a sample than can; or the discriminator is to see views that aren't rectified.
     """
     t = cfg.training
     for stage in stages_of(cfg):
@@ -206,6 +207,7 @@ def filled_in(cfg: TrainConfig, env: Environment, samples: SampleFacts) -> Train
     if cfg.model.align == "auto":
         open_fields["model"]["align"] = samples.align
     cfg = with_fields(cfg, **open_fields)
+    check_judged(cfg.model)
     cfg = with_fields(replace(cfg, model=settled(cfg.model)), transform=settled_stats(cfg))
     return cfg if samples.data is None else with_fields(replace(cfg, data=samples.data))
 
