@@ -75,7 +75,7 @@ def test_what_the_configuration_leaves_open_is_filled_in():
 
 def test_views_are_judged_only_where_they_turn_out_to_be_rectified():
     """`model.align` is open until the samples are known."""
-    cfg = configured(model={"discriminator_input": "maps_and_views"})
+    cfg = configured(model={"discriminator_input": "maps_and_views", "discriminator_norm": "spectral"})
     plane, none = (SampleFacts(side=64, align=align) for align in ("plane", "none"))
     assert set_up(cfg, ranks(1), CPU, plane, None).cfg.model.align == "plane"
     with pytest.raises(UserError, match=r"discriminator_input = maps_and_views needs model\.align = plane"):

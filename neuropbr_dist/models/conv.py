@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -141,7 +142,9 @@ def largest_singular_value(matrix: Tensor, iterations: int = 8) -> Tensor:
 
     Its gradient is that of the last product: the singular vectors count as constants, as they do at the maximum.
     """
-    with torch.autocast(matrix.device.type, enabled=False):
+    kind = matrix.device.type
+    # Asked of devices that have none, `meta` among them, autocast raises.
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
         with torch.no_grad():
             left = matrix.new_ones(len(matrix))

@@ -7,6 +7,7 @@ content, and what autograd would keep is added up.
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -192,6 +193,9 @@ def sizes_that_exist(what: str) -> Iterator[None]:
         yield
     except (RuntimeError, OverflowError, MemoryError, TypeError) as error:
         said = " ".join(str(error).split())[:120]
+        # torch has no type of its own for it; any other error of these types is a fault of ours.
+        if isinstance(error, RuntimeError | TypeError) and not re.search("overflow|negative dim", said, re.I):
+            raise
         raise UserError(
             f"the run is too large for any memory: {what} ({said}); lower data.image_size, training.batch_size or "
             "the widths of model"
