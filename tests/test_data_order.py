@@ -142,6 +142,10 @@ def test_micro_batch_is_the_largest_divisor_that_fits(global_batch, world_size, 
     assert micro_batches(global_batch, world_size, batch_size) == expected
 
 
+def test_a_batch_of_any_size_is_cut_at_once():
+    assert micro_batches(2**40, 2, 2**39) == (2**39, 1) and micro_batches(2**40, 1, 3 * 2**30) == (2**31, 512)
+
+
 def test_a_world_above_the_global_batch_is_refused():
     with pytest.raises(UserError, match=r"training\.global_batch_size = 4 is less than the world size 5"):
         step_micro_batches(SampleOrder(10, 4, 1, 0), 0, 5, 0, 1)

@@ -14,6 +14,7 @@ import torch
 from neuropbr_dist.cluster import Environment
 from neuropbr_dist.config import TrainConfig, load, to_yaml, with_fields
 from neuropbr_dist.errors import UserError
+from neuropbr_dist.models import smallest_side
 from neuropbr_dist.training.memory import GENERATOR_PLANS
 from neuropbr_dist.training.setup import SampleFacts, set_up
 from tests.support.distributed import ENVIRONMENT, ROOT
@@ -107,6 +108,30 @@ def test_the_memory_plan_is_chosen_by_the_room_and_says_why(room, plan):
     assert (made(cfg, side=2048).memory, made(cfg, side=2048).memory_why) == ("low", "")
     with pytest.raises(UserError, match="2048 px on this cpu device"):
         made(cfg, side=2048, room=12 * GIB)
+
+
+@pytest.mark.parametrize(
+    "fields, remedy",
+    [
+        ({"discriminator_ndf": 2**20}, "--config quick_test"),  # nothing fits
+        ({"transformer_dim": 2**40}, "the run is too large for any memory: its networks"),
+    ],
+)
+def test_what_can_not_be_is_told_from_what_is_too_large_for_this_memory(fields, remedy):
+    with pytest.raises(UserError) as told:
+        made(configured(model=fields), room=16 * GIB)
+    assert remedy in str(told.value)
+
+
+def test_the_side_that_fits_is_no_smaller_than_the_discriminator_can_judge():
+    cfg = configured(batch_size=64)
+    needed = {layers: smallest_side(layers) for layers in (3, 4)}
+    assert needed[3] <= 32 < needed[4] <= 64
+    for layers, remedy in ((3, "--set data.image_size=32"), (4, "--config quick_test")):
+        cfg.model.discriminator_n_layers = layers
+        with pytest.raises(UserError) as told:
+            made(cfg, room=GIB * 6 // 10)
+        assert remedy in str(told.value)
 
 
 # -- which engine --------------------------------------------------------------------------

@@ -8,6 +8,7 @@ change the world size.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -136,8 +137,8 @@ def micro_batches(
             " every rank needs a sample: raise it, or start fewer ranks"
         )
     slots = -(-global_batch // world_size)
-    size = max(d for d in range(1, min(batch_size, slots) + 1) if slots % d == 0)
-    return MicroBatching(size, slots // size)
+    each = next(n for n in itertools.count(-(-slots // batch_size)) if slots % n == 0)
+    return MicroBatching(slots // each, each)
 
 
 def step_micro_batches(

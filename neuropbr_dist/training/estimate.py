@@ -26,6 +26,7 @@ from neuropbr_dist.models import (
     encoder_norm,
     judged_channels,
     size_multiple,
+    smallest_side,
     view_channels,
 )
 from neuropbr_dist.parallel.blocks import kind_of
@@ -299,11 +300,15 @@ def too_small(
             f"training.memory = {plan} at {size} px: about {wanted[plan] / GIB:.0f} GiB needed a rank, "
             f"{room / GIB:.0f} GiB free; training.memory = auto or low fits"
         )
-    smaller, fits = size, False
-    while smaller >= 2 * size_multiple(need.cfg.model) and not fits:
-        smaller = max(size_multiple(need.cfg.model), smaller // 2)
-        fits = need.at(smaller)[plan] <= room
-    remedy = f"--set data.image_size={smaller}" if fits else "--config quick_test"
+    model = need.cfg.model
+    multiple, least = (
+        size_multiple(model),
+        smallest_side(model.discriminator_n_layers) if model.use_gan else 0,
+    )
+    halves = (size // 2**n // multiple * multiple for n in range(1, size.bit_length()))
+    possible = (half for half in halves if half >= max(multiple, least))
+    fitting = next((half for half in possible if need.at(half)[plan] <= room), None)
+    remedy = "--config quick_test" if fitting is None else f"--set data.image_size={fitting}"
     return (
         f"{size} px on this {device_type} device: about {wanted[plan] / GIB:.0f} GiB needed a rank, "
         f"{room / GIB:.0f} GiB there. What fits: --config demo (minutes on a CPU), or {remedy}; "
