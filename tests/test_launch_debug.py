@@ -98,3 +98,16 @@ def test_pictures_are_made_small_enough_for_a_cpu(tmp_path):
     assert ended.code == 0, ended.err
     size = int(re.search(r"debug: data.image_size = (\d+) \(was None\)", ended.out)[1])
     assert size <= 128 and f"{size} px" in ended.out
+
+
+def test_a_discriminator_that_sees_the_views(tmp_path):
+    ended = command(
+        "--debug", "--config", "demo", "--device", "cpu", "--checkpoint-dir", tmp_path,
+        "--set", "data.builtin_count=4", "--set", "data.image_size=32",
+        "--set", "model.encoder_channels=[8, 16, 16]", "--set", "model.transformer_dim=16",
+        "--set", "model.discriminator_ndf=4", "--set", "model.transformer_depth=1",
+        "--set", "model.discriminator_input=maps_and_views", "--set", "model.discriminator_norm=spectral",
+        "--stop-after-steps", "2",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert re.search(r"^step +3 .*D_loss", ended.out, re.MULTILINE), ended.out

@@ -64,7 +64,7 @@ def debug(cfg: TrainConfig, start: Start) -> None:
     networks = build_networks(setup, first=first)
     batch = first_batch(setup.cfg, samples, device)
     for part, network in networks.items():
-        x = batch.views if part == "generator" else batch.maps
+        x = batch.views if part == "generator" else Objective(setup.cfg).judged(batch.maps, batch)
         log.info(f"\n{part}\n{module_table(network.module, x)}")
     folder = Path(cfg.training.checkpoint_dir) / "debug"
     with torch.autograd.set_detect_anomaly(True):
