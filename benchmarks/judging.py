@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neuropbr_dist.config import DataConfig, LossConfig, with_fields
+from neuropbr_dist.config import MATERIAL_CHANGES, DataConfig, LossConfig, with_fields
 from neuropbr_dist.data.alignment import Alignment, Encoded, known, shift
 from neuropbr_dist.data.open import open_source, split_entries
 from neuropbr_dist.data.sources import Source
@@ -31,14 +31,7 @@ BUILTIN: dict[str, Any] = {
     "packed_dir": None, "materials_dir": None,
 }  # fmt: skip
 """Fields of `data` that mean the built-in set, whichever a run names."""
-NOT_RENDERED = {
-    "renders_per_epoch": None,
-    "mixtures": 0.0,
-    "tint": 0.0,
-    "roughness_shift": 0.0,
-    "relief": 0.0,
-    "crop": 0.0,
-}
+NOT_RENDERED = {"renders_per_epoch": None, "environments_dir": None, **dict.fromkeys(MATERIAL_CHANGES, 0.0)}
 """Fields of `data` that only rendered views have, as stored ones want them."""
 Change = Callable[[Encoded, str], list[Encoded]]
 """An entry's cameras (3, 14) and its key -> the cameras that it is judged with, one or several."""

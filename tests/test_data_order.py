@@ -144,6 +144,7 @@ def test_micro_batch_is_the_largest_divisor_that_fits(global_batch, world_size, 
 
 def test_a_batch_of_any_size_is_cut_at_once():
     assert micro_batches(2**40, 2, 2**39) == (2**39, 1) and micro_batches(2**40, 1, 3 * 2**30) == (2**31, 512)
+    assert micro_batches(2**31 - 1, 1, 4) == micro_batches(2**31 - 1, 1, 2**30) == (1, 2**31 - 1), "a prime"
 
 
 def test_a_world_above_the_global_batch_is_refused():

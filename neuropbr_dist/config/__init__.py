@@ -1,7 +1,14 @@
 """Run configuration: dataclasses, presets, files, command line, validation."""
 
 from neuropbr_dist.config.architecture import as_saved, settled, settled_stats
-from neuropbr_dist.config.check import check_judged, check_rendering, check_same_networks, check_size, resolve
+from neuropbr_dist.config.check import (
+    MATERIAL_CHANGES,
+    check_judged,
+    check_rendering,
+    check_same_networks,
+    check_size,
+    resolve,
+)
 from neuropbr_dist.config.frozen import frozen, with_fields, writable
 from neuropbr_dist.config.load import from_yaml, load, to_yaml
 from neuropbr_dist.config.presets import PRESETS
@@ -19,6 +26,7 @@ from neuropbr_dist.config.stages import as_one_stage, stages_of
 from neuropbr_dist.config.values import differences, set_field, set_text, to_dict
 
 __all__ = [
+    "MATERIAL_CHANGES",
     "PRESETS",
     "DataConfig",
     "LossConfig",

@@ -94,15 +94,9 @@ def check_data(data: DataConfig) -> None:
     check_rendering(data)
 
 
-ONLINE_ALONE = (
-    "renders_per_epoch",
-    "environments_dir",
-    "crop",
-    "tint",
-    "roughness_shift",
-    "relief",
-    "mixtures",
-)
+MATERIAL_CHANGES = ("crop", "tint", "roughness_shift", "relief", "mixtures")
+"""Fields of `data` that say how far a sample's material is changed; 0: not at all."""
+ONLINE_ALONE = ("renders_per_epoch", "environments_dir", *MATERIAL_CHANGES)
 """Fields of `data` that say how views are rendered."""
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuropbr_dist.config import TrainConfig
+from neuropbr_dist.config import MATERIAL_CHANGES, TrainConfig
 from neuropbr_dist.data.keyed import number
 from neuropbr_dist.materials.channels import NORMAL
 
@@ -53,10 +53,8 @@ class Augmentation:
     def of_run(cls, cfg: TrainConfig) -> Augmentation:
         """Return that of a run's training samples."""
         data = cfg.data
-        return cls(
-            cfg.training.seed, data.augment_flips, data.augment_rotations, crop=data.crop, tint=data.tint,
-            roughness_shift=data.roughness_shift, relief=data.relief, mixtures=data.mixtures,
-        )  # fmt: skip
+        changes = {name: getattr(data, name) for name in MATERIAL_CHANGES}
+        return cls(cfg.training.seed, data.augment_flips, data.augment_rotations, **changes)
 
     def orientation(self, epoch: int, key: str) -> int:
         """Return the orientation, 0 to 7, of a sample in an epoch, whatever rank, worker or order it is loaded in."""

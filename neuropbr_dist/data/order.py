@@ -9,6 +9,7 @@ change the world size.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -137,8 +138,12 @@ def micro_batches(
             " every rank needs a sample: raise it, or start fewer ranks"
         )
     slots = -(-global_batch // world_size)
-    each = next(n for n in itertools.count(-(-slots // batch_size)) if slots % n == 0)
-    return MicroBatching(slots // each, each)
+    # Divisors come in pairs, one of each up to the root: first few large micro-batches, then many small ones.
+    root = math.isqrt(slots)
+    counts = (n for n in range(-(-slots // batch_size), root + 1) if slots % n == 0)
+    sizes = (d for d in range(min(batch_size, root), 0, -1) if slots % d == 0)
+    size = next(itertools.chain((slots // n for n in counts), sizes))
+    return MicroBatching(size, slots // size)
 
 
 def step_micro_batches(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from neuropbr_dist.config import DataConfig, TrainConfig
+from neuropbr_dist.config import MATERIAL_CHANGES, DataConfig, TrainConfig
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.cameras import CAMERAS_FILE
 from neuropbr_dist.data.open import open_source, resolve_data, split_entries
@@ -45,7 +45,8 @@ class SetPlace:
 
     def of(self, data: DataConfig) -> DataConfig:
         """Return `data`, resolved, with the set where it lies now; each material is rendered once, and not augmented."""
-        data = replace(data, crop=0.0, tint=0.0, roughness_shift=0.0, relief=0.0, mixtures=0.0)
+        none: dict[str, Any] = dict.fromkeys(MATERIAL_CHANGES, 0.0)
+        data = replace(data, **none)
         set_dirs = {
             "packed_dir": self.packed_dir, "input_dir": self.input_dir, "materials_dir": self.materials_dir
         }  # fmt: skip

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from neuropbr_dist.config import ModelConfig
+from neuropbr_dist.kernels.merge import merged
 from neuropbr_dist.models.conv import ConvChain, FusedConv2d, SpectralConv2d
+from neuropbr_dist.models.encoder import RGB, mask_of
 from neuropbr_dist.models.norm import norm_factory
 
-MAP_CHANNELS, RGB = 8, 3
+MAP_CHANNELS = 8
 
 
 def judged_channels(config: ModelConfig) -> int:
@@ -21,10 +23,13 @@ def mean_of_views(views: Tensor) -> Tensor:
     """Return the mean (B, 3, H, W) of the views that show a place; 0 where none does.
 
     Args:
-        views: (B, V, 7, H, W), rectified: RGB, a mask, a direction.
+        views: (B, 3, 7, H, W), rectified: RGB, a mask, a direction.
     """
-    colour, mask = views[:, :, :RGB], views[:, :, RGB : RGB + 1]
-    return (colour * mask).sum(1) / mask.sum(1).clamp(min=1)
+    pictures = views.flatten(0, 1)
+    mask = mask_of(pictures)
+    assert mask is not None  # `model.align = plane` gives each view one
+    (mean,) = merged(pictures[:, :RGB], mask, "mean")
+    return mean
 
 
 def smallest_side(n_layers: int) -> int:

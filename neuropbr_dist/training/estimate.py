@@ -195,7 +195,9 @@ def sizes_that_exist(what: str) -> Iterator[None]:
     except (RuntimeError, OverflowError, MemoryError, TypeError) as error:
         said = " ".join(str(error).split())[:120]
         # torch has no type of its own for it; any other error of these types is a fault of ours.
-        if isinstance(error, RuntimeError | TypeError) and not re.search("overflow|negative dim", said, re.I):
+        if isinstance(error, RuntimeError | TypeError) and not re.search(
+            "overflow|negative dim", str(error), re.I
+        ):
             raise
         raise UserError(
             f"the run is too large for any memory: {what} ({said}); lower data.image_size, training.batch_size or "
@@ -301,10 +303,8 @@ def too_small(
             f"{room / GIB:.0f} GiB free; training.memory = auto or low fits"
         )
     model = need.cfg.model
-    multiple, least = (
-        size_multiple(model),
-        smallest_side(model.discriminator_n_layers) if model.use_gan else 0,
-    )
+    multiple = size_multiple(model)
+    least = smallest_side(model.discriminator_n_layers) if model.use_gan else multiple
     halves = (size // 2**n // multiple * multiple for n in range(1, size.bit_length()))
     possible = (half for half in halves if half >= max(multiple, least))
     fitting = next((half for half in possible if need.at(half)[plan] <= room), None)

@@ -80,6 +80,7 @@ def changes_of(augmentation: Augmentation, epoch: int, name: str, side: int, *, 
         row[changes.PART] = changes.SMALLEST_PART + (1 - changes.SMALLEST_PART) * part
     row[changes.TINT] = [math.exp(augmentation.tint * (2 * next(draws) - 1)) for _ in range(3)]
     row[changes.ROUGHER] = augmentation.roughness_shift * (2 * next(draws) - 1)
+    # By a key of its own: the draws beside it stay what they were before there was a relief.
     steeper = next(uniforms(f"{augmentation.seed} {epoch} {name} relief"))
     row[changes.RELIEF] = math.exp(augmentation.relief * (2 * steeper - 1))
     if mixed:
