@@ -59,6 +59,8 @@ RANGES: dict[str, tuple[str, list[Any], list[Any]]] = {
     **{name: ("float, from 0 to 1", [-0.1, 1.1], [0.0, 1.0]) for name in SHARES},
     "data.renders_per_epoch": ("int, 1 or more, or none", [0], [1, None]),
     "data.roughness_shift": ("float, from 0 to 0.5", [-0.1, 0.6], [0.0, 0.5]),
+    "data.any_roughness": ("float, from 0 to 1", [-0.1, 1.1], [0.0, 1.0]),
+    "data.bench_scenes": ("float, from 0 to 1", [-0.1, 1.1], [0.0, 1.0]),
     "data.relief": ("float, from 0 to 2", [-0.1, 2.1], [0.0, 2.0]),
     "data.camera_jitter": ("float, from 0 to 0.008", [-0.001, 0.009], [0.0, 0.008]),
     "data.builtin_count": ("int, 2 or more", [1], [2]),

@@ -33,7 +33,7 @@ GUIDE = {
 OFF = {
     "loss.w_render": 0.0, "training.ema_decay": None, "data.augment_flips": False, "data.augment_rotations": False,
     "data.drop_views": 0.0, "data.camera_jitter": 0.0, "data.mixtures": 0.0, "data.crop": 0.0, "data.tint": 0.0,
-    "data.roughness_shift": 0.0, "data.relief": 0.0, "loss.gan_label_smoothing": 0.0, "loss.custom": {}, "training.stages": [],
+    "data.roughness_shift": 0.0, "data.relief": 0.0, "data.any_roughness": 0.0, "data.bench_scenes": 0.25, "loss.gan_label_smoothing": 0.0, "loss.custom": {}, "training.stages": [],
 }  # fmt: skip
 """What this project added to the guide's training."""
 MEASURED = {

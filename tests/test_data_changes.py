@@ -122,6 +122,18 @@ def test_a_rougher_mirror_has_a_wider_highlight(maps):
     assert float(changed(maps, ROUGHER=0.5)[:, 3].max()) == 1
 
 
+def test_a_roughness_of_any_kind_has_the_mean_and_the_pattern_it_is_given(maps):
+    own = maps[:, 3] - maps[:, 3].mean()
+    other = maps.clone()
+    other[:, 3] = 0.45 - 0.8 * own
+    found = changed(maps, LEVEL=0.45, CONTRAST=-0.8)
+    torch.testing.assert_close(found, other, rtol=0, atol=1e-6)
+    torch.testing.assert_close(picture(found), picture(other), rtol=0, atol=1e-6)
+    assert (picture(found) - picture(maps)).abs().max() > 0.005
+    both = changed(maps, LEVEL=0.95, CONTRAST=1.5, ROUGHER=0.1)[:, 3]
+    assert float(both.max()) == 1 and float(both.min()) < 0.8
+
+
 def test_a_higher_relief_is_that_of_steeper_slopes_and_throws_more_shade(maps):
     """Normals are of slopes (-x / z, -y / z): twice the height is twice the slope, whatever it was."""
     x, y, z = maps[:, 5:].unbind(1)

@@ -14,7 +14,7 @@ from PIL import Image
 from neuropbr_dist.checkpoint import open_newest
 from neuropbr_dist.commands.export import run as export
 from neuropbr_dist.commands.infer import run as infer
-from neuropbr_dist.config import DataConfig, as_saved, from_yaml
+from neuropbr_dist.config import MATERIAL_CHANGES, DataConfig, as_saved, from_yaml
 from neuropbr_dist.data.builtin.cache import sample_cameras
 from neuropbr_dist.data.cameras import read_cameras
 from neuropbr_dist.data.files.decode import read_views
@@ -142,11 +142,11 @@ def test_stored_views_after_a_training_on_rendered_ones(tmp_path):
     renders, maps = write_set(tmp_path, {"sample_0000": "wood"}, size=16)
     trained = DataConfig(
         builtin=True, render="online", renders_per_epoch=3, environments_dir=str(tmp_path),
-        crop=0.3, tint=0.2, roughness_shift=0.1, relief=0.5, mixtures=0.3,
+        crop=0.3, tint=0.2, roughness_shift=0.1, any_roughness=0.5, relief=0.5, mixtures=0.3,
     )  # fmt: skip
     found = SetPlace(input_dir=str(renders), output_dir=str(maps)).of(trained)
     assert found.render == "stored" and found.renders_per_epoch is None and found.environments_dir is None
-    assert {found.crop, found.tint, found.roughness_shift, found.relief, found.mixtures} == {0.0}
+    assert {getattr(found, change) for change in MATERIAL_CHANGES} == {0.0}
 
 
 @pytest.mark.gpu

@@ -33,6 +33,7 @@ ONLINE = {
     "data.tint": 0.2,
     "data.roughness_shift": 0.1,
     "data.relief": 0.5,
+    "data.any_roughness": 0.4,
     "data.augment_rotations": True,
     "model.discriminator_n_layers": 1,
     "optimizer.eps": 1e-3,

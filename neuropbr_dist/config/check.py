@@ -94,7 +94,7 @@ def check_data(data: DataConfig) -> None:
     check_rendering(data)
 
 
-MATERIAL_CHANGES = ("crop", "tint", "roughness_shift", "relief", "mixtures")
+MATERIAL_CHANGES = ("crop", "tint", "roughness_shift", "any_roughness", "relief", "mixtures")
 """Fields of `data` that say how far a sample's material is changed; 0: not at all."""
 ONLINE_ALONE = ("renders_per_epoch", "environments_dir", *MATERIAL_CHANGES)
 """Fields of `data` that say how views are rendered."""

@@ -56,12 +56,16 @@ class DataConfig(Freezable):
     """Number of times that an epoch shows each material (`render = online`). None: so many that an epoch has at least 4,000 samples; settled at the first start."""
     environments_dir: Text | None = None
     """Folder of panoramas (.hdr, .exr) that light rendered views, turned at random (`render = online`). None: procedural skies alone."""
+    bench_scenes: Share = 0.25
+    """Share of the samples that are seen and lit as built-in materials' stored views are; the others by cameras and light of many kinds (`render = online`)."""
     crop: Share = 0.0
     """Share of the training samples that show a part of the material, enlarged up to twice (`render = online`)."""
     tint: Share = 0.0
     """Largest tint of a training sample's albedo: each channel's light is changed by a factor of exp(-tint) to exp(tint) (`render = online`)."""
     roughness_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.0
     """Largest shift of a training sample's roughness, up or down (`render = online`)."""
+    any_roughness: Share = 0.0
+    """Share of the training samples whose roughness is as smooth or rough, as even or uneven as chance will have it, whatever the material: what they look like must tell it (`render = online`)."""
     relief: Annotated[float, Interval(ge=0, le=2)] = 0.0
     """Largest change of a training sample's relief: its slopes are changed by a factor of exp(-relief) to exp(relief) (`render = online`)."""
     mixtures: Share = 0.0

@@ -44,6 +44,8 @@ class Augmentation:
     """Logarithm of the largest change to the albedo's light: factors are from exp(-tint) to exp(tint)."""
     roughness_shift: float = 0.0
     """Largest change to the roughness, up or down."""
+    any_roughness: float = 0.0
+    """Share of samples whose roughness has a level and a contrast that the material doesn't decide."""
     relief: float = 0.0
     """Logarithm of the largest change to slopes: factors are from exp(-relief) to exp(relief)."""
     mixtures: float = 0.0

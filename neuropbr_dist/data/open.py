@@ -312,7 +312,7 @@ def _rendered(materials: Materials, data: DataConfig, seed: int) -> RenderedSour
         trained_on = len(materials.names) - len(_held_out(materials, data, seed))
         repeats = -(-LEAST_OF_AN_EPOCH // (trained_on * folders))
     panoramas = None if data.environments_dir is None else read_environments(data.environments_dir)
-    return RenderedSource(materials, repeats, data.render_curriculum, seed, panoramas)
+    return RenderedSource(materials, repeats, data.render_curriculum, seed, panoramas, data.bench_scenes)
 
 
 def _held_out(materials: Materials, data: DataConfig, seed: int) -> frozenset[str]:

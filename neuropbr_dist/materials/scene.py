@@ -35,7 +35,7 @@ from neuropbr_dist.materials.lights import (
 from neuropbr_dist.materials.surroundings import GRADIENT, HARMONICS, WINDOW
 
 BENCH, OTHER_LIGHT, NEAR_LAMP, SURROUNDINGS = 1 / 4, 1 / 3, 1 / 3, 1 / 2
-"""Shares of samples: as on the built-in set's bench, all else being for the others; with another light in each view;
+"""Shares of samples: as on the built-in set's bench (unless another is asked for), all else being for the others; with another light in each view;
 with a lamp near the camera; with a picture of surroundings, where there are any."""
 
 _LAYOUT = {
@@ -125,14 +125,17 @@ def builtin_scene(seed: int, index: int, *, dirty: bool) -> Scene:
     return replace(scene, dirt=random_dirt(rng), response=poor_response(rng))
 
 
-def random_scene(rng: np.random.Generator, *, dirty: bool = False, environments: int = 0) -> Scene:
+def random_scene(
+    rng: np.random.Generator, *, dirty: bool = False, environments: int = 0, bench: float = BENCH
+) -> Scene:
     """Return a scene to be rendered once: now and then one of the built-in set's, else more of everything than that has.
 
     Args:
         dirty: with a shadow, a smudged and scratched lens, a sensor that is well off and noisy.
         environments: how many pictures of surroundings there are to choose from.
+        bench: share of the built-in set's.
     """
-    if rng.random() < BENCH:
+    if rng.random() < bench:
         cameras, lighting = tuple(random_cameras(rng)), [random_lighting(rng)] * 3
     else:
         cameras, lighting = _anywhere(rng, dirty, environments)

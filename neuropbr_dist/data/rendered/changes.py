@@ -26,7 +26,8 @@ WAVE_COUNT = 16
 PLACE, PART, TINT, ROUGHER, MASK = slice(0, 6), 6, slice(7, 10), 10, slice(11, 13)
 WAVES = slice(13, 13 + 4 * WAVE_COUNT)
 RELIEF = WAVES.stop
-CHANGES = RELIEF + 1
+LEVEL, CONTRAST = RELIEF + 1, RELIEF + 2
+CHANGES = CONTRAST + 1
 """Numbers of a row.
 
 PLACE    (a, b, c, d, e, f): pixel (i, j) is that of row a i + b j + c and column d i + e j + f, modulo the side
@@ -36,9 +37,13 @@ ROUGHER  added to the roughness
 MASK     threshold and width of the partner's mask; 0 and 0: no partner
 WAVES    what the mask is made of: (frequency along x, along y, amplitude, phase) of each
 RELIEF   factor of the slopes
+LEVEL    the roughness' new mean; 0: it stays
+CONTRAST factor of what differs from the mean, where that is new
 """
 
 SMALLEST_PART = 0.5
+SMOOTHEST, ROUGHEST, MOST_CONTRAST = 0.08, 0.95, 1.5
+"""Limits of a `LEVEL` and, up and down, of a `CONTRAST`."""
 MOST_WAVES_ACROSS = 5
 # Rows and columns after the eight orientations of `augment`: (of i, of j, of the last place) for row, then column.
 _TURNS = (
@@ -160,7 +165,10 @@ def coloured(maps: Tensor, changes: Tensor) -> Tensor:
     tinted = linear_to_srgb((srgb_to_linear(maps[:, ALBEDO]) * tint).clamp(max=1))
     albedo = torch.where(tint == 1, maps[:, ALBEDO], tinted)
     rougher = changes[:, ROUGHER, None, None, None].to(maps.dtype)
-    roughness = (maps[:, ROUGHNESS] + rougher).clamp(0, 1)
+    level, contrast = (changes[:, at, None, None, None].to(maps.dtype) for at in (LEVEL, CONTRAST))
+    own = maps[:, ROUGHNESS]
+    other = level + contrast * (own - own.mean((2, 3), keepdim=True))
+    roughness = (torch.where(level > 0, other, own) + rougher).clamp(0, 1)
     return torch.cat([albedo, roughness, maps[:, METALLIC], maps[:, NORMAL]], dim=1)
 
 

@@ -6,6 +6,7 @@ Every rank, worker, micro-batch and resume shows the same picture. Held-out mate
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -51,15 +52,18 @@ class Drawn(NamedTuple):
         return cameras
 
 
-def scene(seed: int, epoch: int | None, name: str, *, dirty: bool, environments: int) -> Scene:
+def scene(
+    seed: int, epoch: int | None, name: str, *, dirty: bool, environments: int, bench: float
+) -> Scene:
     """Return the scene of sample `name`; clean and dirty ones share cameras and light.
 
     Args:
         epoch: None: the one scene that the sample has when it isn't trained on.
         environments: how many panoramas there are to choose from.
+        bench: share of scenes that are as on the built-in set's bench.
     """
     key = f"{seed} {'held out' if epoch is None else epoch} {name}"
-    drawn = random_scene(generator(f"{key} scene"), dirty=dirty, environments=environments)
+    drawn = random_scene(generator(f"{key} scene"), dirty=dirty, environments=environments, bench=bench)
     cameras = [encode(camera.on_plane(), wrap=True) for camera in drawn.cameras]
     keys = [number(f"{key} noise {view}") >> 1 for view in range(len(cameras))]
     return Scene(encode_scene(drawn), np.stack(cameras), np.array(keys, np.int64))
@@ -80,9 +84,13 @@ def changes_of(augmentation: Augmentation, epoch: int, name: str, side: int, *, 
         row[changes.PART] = changes.SMALLEST_PART + (1 - changes.SMALLEST_PART) * part
     row[changes.TINT] = [math.exp(augmentation.tint * (2 * next(draws) - 1)) for _ in range(3)]
     row[changes.ROUGHER] = augmentation.roughness_shift * (2 * next(draws) - 1)
-    # By a key of its own: the draws beside it stay what they were before there was a relief.
+    # By keys of their own: the draws beside them stay what they were before there was either.
     steeper = next(uniforms(f"{augmentation.seed} {epoch} {name} relief"))
     row[changes.RELIEF] = math.exp(augmentation.relief * (2 * steeper - 1))
+    free, level, contrast = islice(uniforms(f"{augmentation.seed} {epoch} {name} roughness"), 3)
+    if free < augmentation.any_roughness:
+        row[changes.LEVEL] = changes.SMOOTHEST + (changes.ROUGHEST - changes.SMOOTHEST) * level
+        row[changes.CONTRAST] = changes.MOST_CONTRAST * (2 * contrast - 1)
     if mixed:
         row[changes.MASK], row[changes.WAVES] = changes.mask(draws)
     return row

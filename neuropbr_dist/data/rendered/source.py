@@ -20,6 +20,7 @@ from neuropbr_dist.data.sources import Source
 from neuropbr_dist.data.split import Subset
 from neuropbr_dist.materials.channels import quantise
 from neuropbr_dist.materials.decoding import decode_maps
+from neuropbr_dist.materials.scene import BENCH
 
 LEAST_OF_AN_EPOCH = 4000
 """Training samples of an epoch where `data.renders_per_epoch` leaves it open."""
@@ -71,6 +72,7 @@ class RenderedSource(Source):
         curriculum: as `data.render_curriculum`.
         seed: key of the scenes.
         environments: panoramas that may light a scene, as `materials.environment` reads them; None: none.
+        bench: share of scenes that are as on the built-in set's bench.
     """
 
     entries: RenderedEntries
@@ -82,22 +84,26 @@ class RenderedSource(Source):
         curriculum: int,
         seed: int,
         environments: Tensor | None = None,
+        bench: float = BENCH,
     ) -> None:
         self.materials, self.size, self.seed = materials, materials.size, seed
         self.repeats, self.curriculum, self.environments = repeats, curriculum, environments
+        self.bench = bench
         self.entries = RenderedEntries(materials.names, repeats, curriculum)
         self.stored_sides = materials.stored_sides
 
     def at(self, size: int) -> RenderedSource:
         return type(self)(
-            self.materials.at(size), self.repeats, self.curriculum, self.seed, self.environments
+            self.materials.at(size), self.repeats, self.curriculum, self.seed, self.environments, self.bench
         )
 
     def scene(self, entry: RenderedEntry, epoch: int | None = None) -> draws.Scene:
         """Return the scene of an entry in an epoch; None: when it isn't trained on."""
         count = 0 if self.environments is None else len(self.environments)
         dirty = entry.renders == "dirty"
-        return draws.scene(self.seed, epoch, entry.name, dirty=dirty, environments=count)
+        return draws.scene(
+            self.seed, epoch, entry.name, dirty=dirty, environments=count, bench=self.bench
+        )
 
     def draw(
         self, entry: RenderedEntry, epoch: int, augmentation: Augmentation | None, count: int
