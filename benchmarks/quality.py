@@ -32,7 +32,10 @@ from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.errors import UserError
 
-GAN = ["model.use_gan=true", "loss.w_gan=0.05", "training.gan_start_epoch={late}"]
+GAN = [
+    "model.use_gan=true", "loss.w_gan=0.05", "training.gan_start_epoch={late}", "model.discriminator_n_layers=3",
+]  # fmt: skip
+"""Of a patch of 70 pixels, as pix2pix has it: at 256 px the guide's six layers judge the whole picture at once."""
 VARIANTS: dict[str, list[str]] = {
     "recipe": [],
     "no_render": ["loss.w_render=0"],
@@ -68,7 +71,7 @@ VARIANTS: dict[str, list[str]] = {
         "model.discriminator_input=maps_and_views",
     ],
     "gan_2_layers": [*GAN, "model.discriminator_n_layers=2"],
-    "gan_4_layers": [*GAN, "model.discriminator_n_layers=4"],
+    "gan_6_layers": [*GAN, "model.discriminator_n_layers=6"],
 }
 EARLY, LATE = 0.05, 0.6
 """Shares of the run after which a GAN may start: `{early}` and `{late}` in a variant's fields."""
