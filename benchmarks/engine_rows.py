@@ -33,12 +33,15 @@ PLANE = Case(batch=8, plane=True, seed=5)  # rectified views, of which some are 
 PLANE_DOUBLE = replace(PLANE, double=True)
 JUDGED = replace(PLANE, judges_views=True)  # by a discriminator with spectral norms
 JUDGED_DOUBLE = replace(JUDGED, double=True)
+MATCHED = replace(SMOOTH, w_features=1.0)  # the discriminator's features
+MATCHED_DOUBLE = replace(MATCHED, double=True)
 RENDERED = Case(
     batch=8, plane=True, rendered=True, seed=5, steps=3, w_render=0.3
 )  # anew, and looked at in its light
 TINY = Case(batch=8, depth=1, d_layers=1)  # for the compiler
 # For two ranks that share a sample: three rows of each where the discriminator ends.
 SHARED, SHARED_DOUBLE, SHARED_TINY = (replace(case, side=32) for case in (PLANE, DOUBLE, TINY))
+SHARED_MATCHED = replace(MATCHED, side=32)
 ENGINES = {
     "single": Row(engine="single"),
     "ddp": Row(engine="ddp"),
@@ -86,9 +89,12 @@ def references(device: str, compiled: bool) -> dict[tuple[Case, bool], dict[str,
         PLANE_DOUBLE,
         JUDGED,
         JUDGED_DOUBLE,
+        MATCHED,
+        MATCHED_DOUBLE,
         RENDERED,
         SHARED,
         SHARED_DOUBLE,
+        SHARED_MATCHED,
         *((TINY, SHARED_TINY) if compiled else ()),
     )
     found = {(case, False): train_plain(case, device=device) for case in plain}
@@ -114,11 +120,13 @@ def agreement_rows(engine: Row, compiled: bool) -> Iterator[tuple[str, Case, Row
     """Precision, case and row of everything that one engine is compared in."""
     cuts = [replace(engine, accumulation=a, recompute="full" if a > 1 else "none") for a in (1, 2)]
     if engine.engine != "deepspeed":
-        yield from (("float64", case, row) for case in (DOUBLE, PLANE_DOUBLE, JUDGED_DOUBLE) for row in cuts)
+        cases = (DOUBLE, PLANE_DOUBLE, JUDGED_DOUBLE, MATCHED_DOUBLE)
+        yield from (("float64", case, row) for case in cases for row in cuts)
     yield from (("float32", SMOOTH, row) for row in cuts)
     yield from (("bf16", SMOOTH, replace(row, bf16=True)) for row in cuts)
     yield from (("float32", PLANE, cuts[1]), ("bf16", PLANE, replace(cuts[0], bf16=True)))
     yield from (("float32", JUDGED, cuts[1]), ("bf16", JUDGED, replace(cuts[0], bf16=True)))
+    yield from (("float32", MATCHED, cuts[1]), ("bf16", MATCHED, replace(cuts[0], bf16=True)))
     yield "float32", RENDERED, cuts[0]
     if compiled:
         yield "bf16", TINY, replace(engine, bf16=True, compile=True)
@@ -133,6 +141,7 @@ def shared_rows(pairs: Row, compiled: bool) -> Iterator[tuple[str, Case, Row]]:
     for kind in ("none", "selective", "full"):
         yield "float32", SHARED, replace(pairs, recompute=kind)
     yield "bf16", SHARED, replace(pairs, bf16=True, recompute="full")
+    yield "float32", SHARED_MATCHED, replace(pairs, accumulation=2)
     if compiled:
         yield "bf16", SHARED_TINY, replace(pairs, bf16=True, compile=True)
 
@@ -156,9 +165,11 @@ def agreement(rows: Rows, engine: Row, known: dict[Any, Any], compiled: bool) ->
 
 
 def views_of(case: Case) -> str:
-    """What a case's networks see."""
+    """What a case's networks see, and whether the generator is to match the discriminator's features."""
     if case.rendered:
         return "rendered"
+    if case.w_features:
+        return "as they are, matched"
     return "plane, judged" if case.judges_views else "plane" if case.plane else "as they are"
 
 

@@ -63,6 +63,7 @@ VARIANTS: dict[str, list[str]] = {
     "gan_strong": [*GAN, "loss.w_gan=0.2"],
     "gan_slow_d": [*GAN, "optimizer.d_lr=2e-5"],
     "gan_bce_smooth": [*GAN, "loss.gan_loss_type=bce", "loss.gan_label_smoothing=0.1"],
+    "gan_feature_matching": [*GAN, "loss.w_feature_matching=1"],
     "gan_spectral": [*GAN, "model.discriminator_norm=spectral"],
     "gan_sees_views": [*GAN, "model.discriminator_input=maps_and_views"],
     "gan_spectral_sees_views": [

@@ -241,9 +241,11 @@ def test_engines_rehearses_on_cpu(tmp_path: Path):
         ("plane", "bf16", 1),
         ("plane, judged", "float32", 2),
         ("plane, judged", "bf16", 1),
+        ("as they are, matched", "float32", 2),
+        ("as they are, matched", "bf16", 1),
         ("rendered", "float32", 1),
     ]
     found = [(r["views"], r["precision"], r["accumulation"]) for r in rows]
     assert found == [("as they are", *row) for row in as_they_are] + others
     table = (tmp_path / "engines.md").read_text()
-    assert table.count("| ok |") == 9 and "OUT" not in table and "rror" not in table
+    assert table.count("| ok |") == 11 and "OUT" not in table and "rror" not in table

@@ -24,6 +24,7 @@ IMPOSSIBLE = [
     ("model.freeze_backbone=true model.encoder_type=unet", "resnet"),
     ("model.discriminator_use_sigmoid=true", "loss.gan_loss_type = bce"),
     ("loss.gan_label_smoothing=0.1", "loss.gan_loss_type = bce"),
+    ("loss.w_feature_matching=1 model.use_gan=false", "model.use_gan = true"),
     ("training.use_amp=false training.precision=bf16", "training.precision = bf16", "fp32"),
     ("training.ds_config=zero2.json training.engine=fsdp", "zero2.json", "training.engine"),
     ("training.ds_config_discriminator=z.json training.engine=ddp", "z.json", "engine_discriminator"),

@@ -28,7 +28,7 @@ POSITIVES = (
     "optimizer.gamma", "optimizer.factor",
 )  # fmt: skip
 WEIGHTS = (
-    *(f"loss.w_{name}" for name in ("l1", "ssim", "normal", "render", "gan", "discriminator")),
+    *(f"loss.w_{name}" for name in ("l1", "ssim", "normal", "render", "gan", "feature_matching", "discriminator")),
     *(f"loss.w_{name}" for name in ("albedo", "roughness", "metallic", "normal_map")),
     "optimizer.g_weight_decay", "optimizer.d_weight_decay", "optimizer.scheduler_warmup_epochs",
     "optimizer.scheduler_min_lr",

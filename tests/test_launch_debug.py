@@ -100,14 +100,14 @@ def test_pictures_are_made_small_enough_for_a_cpu(tmp_path):
     assert size <= 128 and f"{size} px" in ended.out
 
 
-def test_a_discriminator_that_sees_the_views(tmp_path):
+def test_a_discriminator_that_sees_the_views_and_whose_features_are_matched(tmp_path):
     ended = command(
         "--debug", "--config", "demo", "--device", "cpu", "--checkpoint-dir", tmp_path,
         "--set", "data.builtin_count=4", "--set", "data.image_size=32",
         "--set", "model.encoder_channels=[8, 16, 16]", "--set", "model.transformer_dim=16",
         "--set", "model.discriminator_ndf=4", "--set", "model.transformer_depth=1",
         "--set", "model.discriminator_input=maps_and_views", "--set", "model.discriminator_norm=spectral",
-        "--stop-after-steps", "2",
+        "--set", "loss.w_feature_matching=1", "--stop-after-steps", "2",
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    assert re.search(r"^step +3 .*D_loss", ended.out, re.MULTILINE), ended.out
+    assert re.search(r"^step +3 .*D_loss .*G_feature_matching", ended.out, re.MULTILINE), ended.out

@@ -8,7 +8,7 @@ import torch
 from neuropbr_dist.config import ModelConfig, resolve
 from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.models import Discriminator, mean_of_views
+from neuropbr_dist.models import Discriminator, features_of, logits_of, mean_of_views
 from neuropbr_dist.models.conv import SpectralConv2d, largest_singular_value
 
 
@@ -73,6 +73,21 @@ def test_sigmoid_gives_probabilities():
     assert probabilities.min() >= 0 and probabilities.max() <= 1
     logits = discriminator(2)(maps)
     torch.testing.assert_close(probabilities, logits.sigmoid())
+
+
+def test_features_are_each_blocks_output_and_carry_a_gradient_to_the_maps_alone():
+    maps, plain = torch.rand(2, 8, 64, 64), discriminator(3)
+    net = discriminator(3)
+    net.with_features = True
+    judged = net(maps)
+    assert torch.equal(logits_of(judged), plain(maps)) and not features_of(plain(maps))
+    assert [f.shape[1:] for f in features_of(judged)] == [(2, 32, 32), (4, 16, 16), (8, 8, 8), (16, 7, 7)]
+    x = maps.contiguous(memory_format=torch.channels_last)
+    for block, feature in zip(plain.blocks, features_of(judged), strict=True):
+        x = block(x)
+        assert torch.equal(feature, x) and not feature.requires_grad
+    assert logits_of(judged).requires_grad
+    assert all(feature.requires_grad for feature in features_of(net(maps.requires_grad_())))
 
 
 # -- spectral norms, and views beside the maps -------------------------------------------------

@@ -16,6 +16,7 @@ from neuropbr_dist.objectives import (
     ROUGHNESS,
     ReconstructionLoss,
     discriminator_loss,
+    feature_matching_loss,
     generator_loss,
     load_custom_module,
     register_loss,
@@ -258,6 +259,21 @@ def test_unknown_kind_and_hinge_with_sigmoid_are_refused():
         generator_loss(logits, "wgan")
     with pytest.raises(ValueError, match="takes logits"):
         discriminator_loss(logits, logits, "hinge", sigmoid=True)
+
+
+def test_feature_matching_is_the_mean_over_blocks_of_their_mean_difference():
+    """A block of few elements counts as one of many; the true side gets no gradient; sums are of float32."""
+    shapes = [(2, 3, 8, 8), (2, 5, 4, 4), (2, 7, 3, 3)]
+    fake, true = ([torch.randn(shape).bfloat16().requires_grad_() for shape in shapes] for _ in range(2))
+    found = feature_matching_loss(fake, true)
+    pairs = zip(fake, true, strict=True)
+    apart = [np.abs((a - b).detach().float().numpy()).reshape(2, -1).mean(1) for a, b in pairs]
+    np.testing.assert_allclose(found.detach(), np.mean(apart, axis=0), rtol=1e-5)
+    assert found.dtype == torch.float32
+    found.sum().backward()
+    assert all(f.grad is not None for f in fake) and all(t.grad is None for t in true)
+    fake, true = ([x.double() for x in features] for features in (fake, true))
+    assert feature_matching_loss(fake, true).dtype == torch.float64
 
 
 # --- custom losses

@@ -24,11 +24,13 @@ FROZEN_RESNET = Case(frozen_encoder=True, resnet=True, depth=1, w_gan=0.1)
 # Seed 5: with 3 the gradients of the discriminator's last bias, one number, all but cancel.
 PLANE = Case(plane=True, seed=5)
 JUDGED = Case(plane=True, judges_views=True, seed=5)
+MATCHED = Case(w_features=1.0)
 RELIT = Case(w_render=1.0)
 FROZEN_PLANE = Case(plane=True, seed=5, frozen_encoder=True)
 RENDERED = Case(plane=True, rendered=True, seed=9, steps=3, w_render=0.3)
 TINY = Case(depth=1, d_layers=1)  # for the compiler: 0.2 s a graph, with Inductor 3 s
 REAL = Case(steps=30, smooth=False, double=True)
+MATCHED_REAL = Case(smooth=False, double=True, w_features=1.0)
 
 CUTS = [
     {"accumulation": accumulation, "recompute": recompute}
@@ -68,6 +70,8 @@ def rows() -> list[tuple[Case, Row]]:
     found += on("fsdp zero3", FROZEN_PLANE)
     found += on("single", RENDERED, accumulation=2) + on("ddp fsdp zero2 zero3", RENDERED)
     found += on("ddp fsdp zero2 zero3", JUDGED, accumulation=2, recompute="full")
+    found += on("ddp fsdp zero2 zero3", MATCHED, accumulation=2, recompute="full")
+    found += on("zero2 zero3", MATCHED)
     found += on("fsdp zero2", RELIT, world=3)
     found += on("single ddp fsdp zero0 zero2 zero3", TWO_D_STEPS)
     found += on("ddp fsdp zero0 zero2 zero3", world=3)
@@ -120,6 +124,16 @@ def test_real_losses_in_float64(name, summary):
     check(summary, (REAL, ENGINES[name]), 1e-12)
 
 
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    "pair",
+    on("single ddp fsdp", MATCHED_REAL) + on("ddp fsdp", MATCHED_REAL, accumulation=2, recompute="full"),
+    ids=label,
+)
+def test_features_matched_in_float64(pair, summary):
+    check(summary, pair, 1e-12)
+
+
 @cache
 def single_in_bf16() -> dict[str, Any]:
     return train_row(BASIC, replace(ENGINES["single"], bf16=True))
@@ -141,7 +155,7 @@ def test_bf16_is_off_by_its_own_noise(name, accumulation, summary):
 
 @pytest.mark.parametrize(
     "case",
-    [BASIC, WIDE, TWO_D_STEPS, FROZEN, FROZEN_RESNET, PLANE, FROZEN_PLANE, RENDERED, TINY, REAL],
+    [BASIC, WIDE, TWO_D_STEPS, FROZEN, FROZEN_RESNET, PLANE, MATCHED, FROZEN_PLANE, RENDERED, TINY, REAL],
     ids=str,
 )
 def test_clipping_is_active_in_the_reference(case):

@@ -21,6 +21,7 @@ RENDERED = Case(side=32, plane=True, rendered=True, seed=5, steps=3, w_render=0.
 RELIT = Case(side=32, w_render=1.0)
 # A weight's gradient stands at right angles to it, and parts of it, by strips, don't: 1.5e-5 in float32.
 JUDGED = Case(side=32, plane=True, judges_views=True, seed=5, double=True)
+MATCHED = Case(side=32, smooth=False, double=True, w_features=1.0)
 FOUR_HEADS = Case(side=48, heads=4)
 THREE_HEADS = Case(side=36, heads=3, width=24)
 # In float32 any two ways of summing its statistics are 3e-5 apart here, with and without sharing.
@@ -70,7 +71,7 @@ def test_matches_the_plain_loop_in_long_rows(pair, summary):
 @pytest.mark.parametrize(
     "pair",
     sharing("ddp fsdp", REAL) + sharing("fsdp", REAL, world=4)
-    + sharing("ddp fsdp", JUDGED) + sharing("ddp", replace(BATCH_NORM, norm="batch")) + sharing("fsdp", BATCH_NORM, world=4),
+    + sharing("ddp fsdp", JUDGED) + sharing("ddp fsdp", MATCHED, accumulation=2, recompute="full") + sharing("ddp", replace(BATCH_NORM, norm="batch")) + sharing("fsdp", BATCH_NORM, world=4),
     ids=label,
 )  # fmt: skip
 def test_real_losses_and_norms_in_float64(pair, summary):

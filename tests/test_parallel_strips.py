@@ -22,7 +22,7 @@ from neuropbr_dist.models.decoder import Up, super_resolution_head
 from neuropbr_dist.models.encoder import ResNetEncoder, UNetEncoder
 from neuropbr_dist.models.fusion import Attention, ConcatFusion, CrossViewFusion
 from neuropbr_dist.models.norm import FrozenBatchNorm2d, FusedGroupNorm, StepBatchNorm2d, norm_factory
-from neuropbr_dist.objectives import ReconstructionLoss
+from neuropbr_dist.objectives import ReconstructionLoss, feature_matching_loss
 from neuropbr_dist.objectives.rendering import shared_square_of, square_of
 from neuropbr_dist.parallel.strips import operations, share_rows
 from tests.support.distributed import run
@@ -278,7 +278,8 @@ def generate() -> None:
 
 def judge() -> None:
     torch.manual_seed(1)
-    compare_layer(Discriminator(small_model(1)), [picture(2, 8, height(12), 16)], bound=1e-10)
+    net = Discriminator(small_model(1), with_features=True)
+    compare_layer(net, [picture(2, 8, height(12), 16)], bound=1e-10)
 
 
 @pytest.mark.multiprocess
@@ -335,6 +336,29 @@ def lose(side: int, render: float) -> None:
 @pytest.mark.parametrize("count", STRIPS)
 def test_losses(count):
     on_strips(count, lose, side=36, render=0.5)
+
+
+def match() -> None:
+    """Of two blocks of unequally many rows, the second's unequally many in the strips as well."""
+    strip, last = world_strip(), dist.get_world_size() - 1
+    shapes = [(2, 3, height(4), 5), (2, 4, height(2) - 1, 3)]
+    fake, true = ([picture(*shape, seed=10 * i + n) for n, shape in enumerate(shapes)] for i in (0, 1))
+    fake = [feature.requires_grad_() for feature in fake]
+    rows = [slice(4 * strip.index, 4 * strip.index + 4), slice(2 * strip.index, 2 * strip.index + 2)]
+    assert len(range(*rows[1].indices(shapes[1][2]))) == (1 if strip.index == last else 2)
+    ours, theirs = ([f[:, :, r].detach() for f, r in zip(whole, rows, strict=True)] for whole in (fake, true))
+    ours = [own.requires_grad_() for own in ours]
+    wanted, found = feature_matching_loss(fake, true), feature_matching_loss(ours, theirs, strip)
+    close(summed(found), wanted, 1e-12)
+    wanted.sum().backward(), found.sum().backward()
+    for own, whole in zip(ours, fake, strict=True):
+        close(whole_of(own.grad), whole.grad, 1e-12)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("count", STRIPS)
+def test_feature_matching(count):
+    on_strips(count, match)
 
 
 def cut_squares() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.data.order import Slot
+from neuropbr_dist.models import features_of, logits_of
 from neuropbr_dist.training.step import gan_step, with_last
 from tests.support.parity import (
     Case,
@@ -21,7 +23,7 @@ from tests.support.parity import (
     whole_state,
 )
 
-CASE = Case(steps=1, double=True, smooth=False, w_render=0.5)
+CASE = Case(steps=1, double=True, smooth=False, w_render=0.5, w_features=0.7)
 ROW = Row(engine="single", world=1)
 
 
@@ -65,22 +67,26 @@ def test_losses_are_the_batchs_means():
     goal = objective(CASE)
     with torch.no_grad():
         fake = g.module(batch[0].views)
-        logits = d.module(fake)
+        judged, true = d.module(fake), features_of(d.module(batch[0].maps))
         maps_loss, terms = goal.reconstruction_loss(fake, batch[0].maps, batch[0].relighting)
     result = gan_step(g, d, batch, goal)
-    adversarial = -logits.mean()  # hinge
+    adversarial = -logits_of(judged).mean()  # hinge
+    blocks = zip(features_of(judged), true, strict=True)
+    matching = torch.stack([(ours - theirs).abs().mean() for ours, theirs in blocks]).mean()
     torch.testing.assert_close(result.losses["G_gan_loss"], adversarial)
-    torch.testing.assert_close(result.losses["G_loss"], maps_loss.mean() + CASE.w_gan * adversarial)
+    torch.testing.assert_close(result.losses["G_feature_matching"], matching)
+    total = maps_loss.mean() + CASE.w_gan * adversarial + CASE.w_features * matching
+    torch.testing.assert_close(result.losses["G_loss"], total)
     for name, value in terms.items():
         torch.testing.assert_close(result.losses[name], value.mean())
-    assert set(result.losses) == {"G_loss", "D_loss", "G_gan_loss", *terms}
+    assert set(result.losses) == {"G_loss", "D_loss", "G_gan_loss", "G_feature_matching", *terms}
 
 
 def test_before_the_gan_starts_the_discriminator_rests():
     _, before = networks_state()
     result, after = step(micro_batches([2, 2]), gan=False)
     assert result.discriminator is None
-    assert not {"D_loss", "G_gan_loss"} & set(result.losses)
+    assert not {"D_loss", "G_gan_loss", "G_feature_matching"} & set(result.losses)
     for name, value in after.items():
         assert torch.equal(value, before[name]) == name.startswith("discriminator"), name
 
@@ -88,6 +94,18 @@ def test_before_the_gan_starts_the_discriminator_rests():
 def networks_state() -> tuple[Any, dict[str, Any]]:
     built = networks(CASE, ROW)
     return built, whole_state(*built)
+
+
+def test_matching_features_moves_the_generator_alone():
+    """To the bit: the discriminator's first update is the same without it, and its logits are a plain tensor then."""
+    off = replace(CASE, w_features=0.0)
+    result, matched = step(micro_batches([2, 2]))
+    g, d = networks(off, ROW)
+    plain = gan_step(g, d, micro_batches([2, 2]), objective(off))
+    assert "G_feature_matching" not in plain.losses and torch.is_tensor(d(micro_batches([4])[0].maps))
+    assert torch.equal(result.losses["D_loss"], plain.losses["D_loss"])
+    for name, value in whole_state(g, d).items():
+        assert torch.equal(value, matched[name]) == name.startswith("discriminator"), name
 
 
 def test_no_gradient_is_left_behind():

@@ -121,7 +121,7 @@ def check_rendering(data: DataConfig) -> None:
 
 
 def check_networks(cfg: TrainConfig) -> None:
-    """Raise a UserError unless the networks can be made, and the loss fits what the discriminator ends in."""
+    """Raise a UserError unless the networks can be made, and the losses fit the discriminator."""
     m, loss = cfg.model, cfg.loss
     refuse_unless(
         m.transformer_dim % m.transformer_num_heads == 0,
@@ -140,6 +140,11 @@ def check_networks(cfg: TrainConfig) -> None:
     refuse_unless(
         not m.discriminator_use_sigmoid or loss.gan_loss_type == "bce",
         "model.discriminator_use_sigmoid = true needs loss.gan_loss_type = bce; hinge wants raw logits",
+    )
+    refuse_unless(
+        m.use_gan or loss.w_feature_matching == 0,
+        f"loss.w_feature_matching = {loss.w_feature_matching} needs model.use_gan = true; the features are the "
+        "discriminator's",
     )
     check_judged(m)
 

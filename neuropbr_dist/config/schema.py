@@ -198,6 +198,8 @@ class LossConfig(Freezable):
     """Maps shaded under nine lamps, predicted against true: L1 of log(radiance + 0.1) (Deschaintre et al. 2018)."""
     w_gan: NonNegativeFloat = 0.05
     """Adversarial term of the generator."""
+    w_feature_matching: NonNegativeFloat = 0.0
+    """What the discriminator's blocks make of predicted maps against what they make of true ones: L1, while the GAN is on (pix2pixHD, Wang et al. 2018)."""
     w_discriminator: NonNegativeFloat = 1.0
     """Weight of the discriminator's own loss."""
     w_albedo: NonNegativeFloat = 1.0

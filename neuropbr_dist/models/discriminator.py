@@ -13,6 +13,20 @@ from neuropbr_dist.models.norm import norm_factory
 
 MAP_CHANNELS = 8
 
+Judgement = Tensor | tuple[Tensor, ...]
+"""A discriminator's output: patch logits (B, 1, H', W'); or a tuple of them and its features, each block's output
+(B, C, h, w)."""
+
+
+def logits_of(judgement: Judgement) -> Tensor:
+    """Return the patch logits (B, 1, H', W')."""
+    return judgement[0] if isinstance(judgement, tuple) else judgement
+
+
+def features_of(judgement: Judgement) -> tuple[Tensor, ...]:
+    """Return the blocks' outputs (B, C, h, w), the first block's first; () where none were handed out."""
+    return judgement[1:] if isinstance(judgement, tuple) else ()
+
 
 def judged_channels(config: ModelConfig) -> int:
     """Return the number of channels that the discriminator takes."""
@@ -41,10 +55,15 @@ def smallest_side(n_layers: int) -> int:
 
 
 class Discriminator(nn.Module):
-    """Maps (B, 8, H, W), with the views' mean (B, 11, H, W), -> patch logits (B, 1, H', W')."""
+    """Maps (B, 8, H, W), with the views' mean (B, 11, H, W), -> patch logits (B, 1, H', W').
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        with_features: hand out each block's output as well (`Judgement`).
+    """
+
+    def __init__(self, config: ModelConfig, with_features: bool = False) -> None:
         super().__init__()
+        self.with_features = with_features
         ndf, layers, norm = config.discriminator_ndf, config.discriminator_n_layers, norm_factory(config.norm)
         spectral = config.discriminator_norm == "spectral"
         conv2d = SpectralConv2d if spectral else FusedConv2d
@@ -64,11 +83,17 @@ class Discriminator(nn.Module):
         """Return the blocks that are recomputed, compiled and sharded one by one, in forward order, by name."""
         return {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
 
-    def forward(self, judged: Tensor) -> Tensor:
+    def forward(self, judged: Tensor) -> Judgement:
         x = judged.contiguous(memory_format=torch.channels_last)
+        features: list[Tensor] = []
         for block in self.blocks:
             x = block(x)
-        return self.output(x)
+            if self.with_features:
+                # Where the maps need no gradient, the logits alone are learnt from: an engine's hooks, and a recorded
+                # backward, would wait for gradients of the features that never come.
+                features.append(x if judged.requires_grad else x.detach())
+        logits = self.output(x)
+        return (logits, *features) if self.with_features else logits
 
 
 def leaky() -> nn.LeakyReLU:

@@ -1,7 +1,8 @@
-"""Adversarial losses over a PatchGAN's logits, one value per sample."""
+"""Losses over what a PatchGAN makes of maps, its logits and its features: one value per sample."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -62,6 +63,28 @@ def generator_loss(
     fake = full_precision(fake)
     loss = -_per_sample(fake) if kind == "hinge" else _cross_entropy(fake, 1.0, sigmoid)
     return loss if strip is None else strip.share(fake) * loss
+
+
+def feature_matching_loss(
+    fake: Sequence[Tensor], true: Sequence[Tensor], strip: Strip | None = None
+) -> Tensor:
+    """Return how far features of generated maps are from those of the true ones: L1, the mean over each block's
+    elements, then over blocks, `(B,)` (Wang et al. 2018, pix2pixHD).
+
+    No gradient goes to the true ones.
+
+    Args:
+        fake, true: outputs of the discriminator's blocks, `(B, C, h, w)` each.
+        strip: as `discriminator_loss`'s.
+    """
+    losses = []
+    for ours, theirs in zip(fake, true, strict=True):
+        # In the features' own precision, whose difference has the right sign, and the gradient is that alone: float32
+        # copies of them would be as large as all else that the discriminator keeps.
+        apart = (ours - theirs.detach()).abs()
+        apart = apart.mean(1, keepdim=True, dtype=torch.promote_types(apart.dtype, torch.float32))
+        losses.append(_per_sample(apart) if strip is None else strip.share(apart) * _per_sample(apart))
+    return torch.stack(losses).mean(0)
 
 
 def _check(kind: str, sigmoid: bool) -> None:

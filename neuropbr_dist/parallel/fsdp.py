@@ -61,7 +61,7 @@ class FSDPNetwork(ClippedNetwork):
         params: dict[str, Any] = dict(self.module.named_parameters())
         return [(name, params[name]) for name in self.trained]
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Any:
         return self.module(x)
 
     def sync_gradients(self, last: bool) -> None:

@@ -59,14 +59,15 @@ class Network(ABC):
     _frozen = False
 
     @abstractmethod
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Any:
         """Run the forward pass in the engine's precision, on this rank's device.
 
         The generator takes views (B, 3, C, H, W) and gives maps (B, 8, H, W); the discriminator takes
-        maps (B, 8, H, W), or maps and views (B, 11, H, W), and gives logits (B, 1, h, w).
+        maps (B, 8, H, W), or maps and views (B, 11, H, W), and gives logits (B, 1, h, w), or a tuple of
+        them and of its features (`models.Judgement`).
         """
 
-    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    def pair(self, a: Tensor, b: Tensor) -> tuple[Any, Any]:
         """Return the outputs of two batches, (A, ...) and (B, ...); by one pass over both where the norm
         layers don't mix samples.
 
@@ -75,7 +76,11 @@ class Network(ABC):
         """
         if has_batch_statistics(self.module):
             return self(a), self(b)
-        of_a, of_b = self(torch.cat([a, b])).split([len(a), len(b)])
+        both, sizes = self(torch.cat([a, b])), [len(a), len(b)]
+        if isinstance(both, tuple):
+            of_a, of_b = zip(*(part.split(sizes) for part in both), strict=True)
+        else:
+            of_a, of_b = both.split(sizes)
         return of_a, of_b
 
     @contextmanager

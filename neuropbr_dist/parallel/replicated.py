@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,7 +48,7 @@ class ReplicatedNetwork(ClippedNetwork):
             )
         self.replicated = distributed
         self.optimizer = ClippedAdamW(self.trained, adam, clip, fp16=dtype == torch.float16)
-        self.replays: dict[Pass, Callable[[Tensor], Tensor]] = {}
+        self.replays: dict[Pass, Callable[[Tensor], Any]] = {}
 
     def record(self, passes: Sequence[Pass]) -> None:
         """Record training passes as CUDA graphs, to be replayed from now on.
@@ -76,7 +77,7 @@ class ReplicatedNetwork(ClippedNetwork):
             # The class's own again: names, `eval()` and other passes know nothing of graphs.
             del self.module.forward
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Any:
         trains = torch.is_grad_enabled()
         replay = self.replays.get(Pass(tuple(x.shape), self._frozen))
         if replay is not None and trains and self.module.training and x.dtype == torch.float32:

@@ -90,6 +90,7 @@ def losses() -> list[dict[str, Any]]:
         chart("Generator's loss", "", Line("train/G_loss", "train"), Line("val/loss", "validation", "val")),
         chart("Adversarial losses", "", Line("train/D_loss", "discriminator", "val"),
               Line("train/G_gan_loss", "generator", "train")),
+        chart("Feature matching", "", Line("train/G_feature_matching", "train")),
     ]  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def build_networks(
         first.load("generator", generator)
     networks = {"generator": build_network(generator, setup.device, setup.networks["generator"], strip)}
     if cfg.model.use_gan:
-        discriminator: nn.Module = Discriminator(cfg.model)
+        discriminator: nn.Module = Discriminator(cfg.model, with_features=cfg.loss.w_feature_matching > 0)
         if first is not None:
             first.load("discriminator", discriminator)
         networks["discriminator"] = build_network(

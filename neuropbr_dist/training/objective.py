@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
-from neuropbr_dist.models import mean_of_views
-from neuropbr_dist.objectives import ReconstructionLoss, discriminator_loss, generator_loss
+from neuropbr_dist.models import Judgement, features_of, logits_of, mean_of_views
+from neuropbr_dist.objectives import (
+    ReconstructionLoss,
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+)
 from neuropbr_dist.parallel.blocks import compiled
 from neuropbr_dist.strip import Strip
 
@@ -28,6 +35,7 @@ class Objective:
             self.reconstruction_loss.compile(compiled)
         self.relight = relight_key(cfg)
         self.kind, self.w_gan, self.w_d = cfg.loss.gan_loss_type, cfg.loss.w_gan, cfg.loss.w_discriminator
+        self.w_feature_matching, self.feature_matching = cfg.loss.w_feature_matching, feature_matching_loss
         self.judges_views = cfg.model.discriminator_input == "maps_and_views"
         self.sigmoid, self.smoothing = cfg.model.discriminator_use_sigmoid, cfg.loss.gan_label_smoothing
 
@@ -47,25 +55,37 @@ class Objective:
             return maps
         return torch.cat([maps, mean_of_views(batch.views).to(maps.dtype)], dim=1)
 
-    def generator(self, fake_logits: Tensor, weight: Tensor) -> Tensor:
-        """Return the adversarial part of the generator's loss, before `w_gan`: a scalar.
+    def generator(
+        self, fake: Judgement, true_features: Sequence[Tensor], weight: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted total of what the discriminator adds to the generator's loss, and the unweighted terms,
+        detached, by name.
+
+        All are scalars, sums weighted by `weight`.
 
         Args:
-            fake_logits: the discriminator's of generated maps, (B, ...).
+            fake: the discriminator's output for generated maps.
+            true_features: its features of the true ones, (B, C, h, w) each; only needed where they have a weight.
             weight: (B,), 1 / samples in the global batch, or 0 for filler.
         """
-        loss = generator_loss(fake_logits, self.kind, sigmoid=self.sigmoid, strip=self.strip)
-        return (loss * weight).sum()
+        loss = generator_loss(logits_of(fake), self.kind, sigmoid=self.sigmoid, strip=self.strip)
+        adversarial = (loss * weight).sum()
+        total, terms = self.w_gan * adversarial, {"G_gan_loss": adversarial.detach()}
+        if self.w_feature_matching > 0:
+            matching = (self.feature_matching(features_of(fake), true_features, self.strip) * weight).sum()
+            total = total + self.w_feature_matching * matching
+            terms["G_feature_matching"] = matching.detach()
+        return total, terms
 
-    def discriminator(self, real_logits: Tensor, fake_logits: Tensor, weight: Tensor) -> Tensor:
+    def discriminator(self, real: Judgement, fake: Judgement, weight: Tensor) -> Tensor:
         """Return the discriminator's whole loss, `w_discriminator` included: a scalar.
 
         Args:
-            real_logits, fake_logits: of true and of generated maps, (B, ...).
+            real, fake: its outputs for true and for generated maps.
             weight: as `generator`'s.
         """
         loss = discriminator_loss(
-            real_logits, fake_logits, self.kind, sigmoid=self.sigmoid, smoothing=self.smoothing,
+            logits_of(real), logits_of(fake), self.kind, sigmoid=self.sigmoid, smoothing=self.smoothing,
             strip=self.strip,
         )  # fmt: skip
         return self.w_d * (loss * weight).sum()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from neuropbr_dist.data.batch import DeviceBatch
+from neuropbr_dist.models import features_of
 from neuropbr_dist.parallel import Network, StepResult
 from neuropbr_dist.training.objective import Objective
 
@@ -41,12 +42,14 @@ def gan_step(
     """
     losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros_like(batch[0].weight[0]))
 
-    def judge(d: Network, micro: DeviceBatch, fake: Tensor) -> None:
-        """Add the discriminator's gradients; one backward for real and fake together."""
+    def judge(d: Network, micro: DeviceBatch, fake: Tensor) -> tuple[Tensor, ...]:
+        """Add the discriminator's gradients, one backward for real and fake together; return its features of the real."""
         true, predicted = (objective.judged(maps, micro) for maps in (micro.maps, fake))
-        loss = objective.discriminator(*d.pair(true, predicted), micro.weight)
+        real, generated = d.pair(true, predicted)
+        loss = objective.discriminator(real, generated, micro.weight)
         d.backward(loss)
         losses["D_loss"] += loss.detach() / d_steps
+        return features_of(real)
 
     if d:
         for _ in range(d_steps - 1):  # extra updates of D, G fixed
@@ -62,13 +65,14 @@ def gan_step(
         fake = g(micro.views)
         if d:
             d.sync_gradients(last)
-            judge(d, micro, fake.detach())
+            features = judge(d, micro, fake.detach())  # by the parameters that judge the generator below
         loss, terms = objective.reconstruction(fake, micro)
         with d.frozen() if d else nullcontext():
             if d:
-                adversarial = objective.generator(d(objective.judged(fake, micro)), micro.weight)
-                loss = loss + objective.w_gan * adversarial
-                terms["G_gan_loss"] = adversarial.detach()
+                judged = objective.judged(fake, micro)
+                adversarial, terms_of_d = objective.generator(d(judged), features, micro.weight)
+                loss, terms = loss + adversarial, terms | terms_of_d
+                del features  # memory that the generator's backward has a use for
             g.backward(loss)
         for name, value in {"G_loss": loss.detach(), **terms}.items():
             losses[name] += value

@@ -29,7 +29,7 @@ from neuropbr_dist.data.order import SampleOrder, Slot, micro_batches, step_micr
 from neuropbr_dist.data.rendered.materials import Materials
 from neuropbr_dist.data.rendered.source import RenderedSource
 from neuropbr_dist.materials.relighting import relighting
-from neuropbr_dist.models import Discriminator, Generator
+from neuropbr_dist.models import Discriminator, Generator, Judgement
 from neuropbr_dist.models.generator import freeze_backbone
 from neuropbr_dist.objectives.rendering import relit, shared_square_of
 from neuropbr_dist.parallel import Adam, Network, NetworkSetup, build_network, change_network
@@ -83,6 +83,8 @@ class Case:
     w_render: float = 0.0
     w_gan: float = 0.3
     w_d: float = 1.0
+    w_features: float = 0.0
+    """Weight of feature matching; the discriminator hands out its features where it has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +159,9 @@ def config(case: Case) -> TrainConfig:
         discriminator_norm="spectral" if case.judges_views else "same",
         discriminator_input="maps_and_views" if case.judges_views else "maps",
     )
-    cfg.loss = LossConfig(w_render=case.w_render, w_gan=case.w_gan, w_discriminator=case.w_d)
+    cfg.loss = LossConfig(
+        w_render=case.w_render, w_gan=case.w_gan, w_discriminator=case.w_d, w_feature_matching=case.w_features
+    )
     return cfg
 
 
@@ -165,7 +169,7 @@ def models(case: Case) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator, the same at every call."""
     torch.manual_seed(case.seed)
     cfg = config(case)
-    built = [Generator(cfg.model), Discriminator(cfg.model)]
+    built = [Generator(cfg.model), Discriminator(cfg.model, with_features=case.w_features > 0)]
     if case.frozen_encoder:
         freeze_backbone(built[0].encoder)  # type: ignore[arg-type]
     for net in built:
@@ -202,7 +206,7 @@ class SmoothObjective(WeighedObjective):
 
     def __init__(self, case: Case, strip: Strip | None = None) -> None:
         super().__init__(case, strip)
-        self.kind = "bce"
+        self.kind, self.feature_matching = "bce", squared_matching
 
     def reconstruction(self, fake: Tensor, batch: DeviceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         total = (fake - batch.maps).square().mean((1, 2, 3))
@@ -214,6 +218,15 @@ class SmoothObjective(WeighedObjective):
             total = total + self.case.w_render * (ours - theirs).square().mean((1, 2, 3, 4))
         total = total if self.strip is None else total / self.strip.count
         return self.case.w_maps * (total * batch.weight).sum(), {}
+
+
+def squared_matching(fake: Sequence[Tensor], true: Sequence[Tensor], strip: Strip | None = None) -> Tensor:
+    """`feature_matching_loss` of squared differences."""
+    parts = [
+        (ours - theirs.detach()).square().mean((1, 2, 3)) * (1.0 if strip is None else strip.share(ours))
+        for ours, theirs in zip(fake, true, strict=True)
+    ]
+    return torch.stack(parts).mean(0)
 
 
 def objective(case: Case, strip: Strip | None = None) -> Objective:
@@ -491,6 +504,6 @@ class Poisoned(SmoothObjective):
         loss, terms = super().reconstruction(fake, batch)
         return loss * (math.nan if self.part == "generator" else 1.0), terms
 
-    def discriminator(self, real_logits: Tensor, fake_logits: Tensor, weight: Tensor) -> Tensor:
-        loss = super().discriminator(real_logits, fake_logits, weight)
+    def discriminator(self, real: Judgement, fake: Judgement, weight: Tensor) -> Tensor:
+        loss = super().discriminator(real, fake, weight)
         return loss * (math.nan if self.part == "discriminator" else 1.0)

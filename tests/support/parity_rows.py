@@ -20,6 +20,7 @@ def label(pair: tuple[Case, Row]) -> str:
     notes = ["frozen ResNet" if case.resnet else "frozen encoder"] * case.frozen_encoder
     notes += ["rendered online" if case.rendered else "on the plane"] * case.plane
     notes += ["spectral norms, views judged"] * case.judges_views
+    notes += ["features matched"] * (case.w_features > 0)
     notes += ["rendering loss"] * (case.w_render > 0)
     notes += [f"{case.d_steps} D steps a G step"] * (case.d_steps > 1)
     notes += ["real losses"] * (not case.smooth) + [f"float64, {case.steps} steps"] * case.double

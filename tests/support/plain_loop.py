@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuropbr_dist.models import features_of
 from tests.support.parity import ADAM, Case, global_batch, models, objective
 
 
@@ -51,9 +52,10 @@ def plain_steps(
             d_losses.append(goal.discriminator(d(true), d(goal.judged(g(views).detach(), batch)), weight))
             update(opt_d, torch.autograd.grad(d_losses[-1], trained(d)), case.clip)
         fake = g(views)
-        d_losses.append(goal.discriminator(d(true), d(goal.judged(fake.detach(), batch)), weight))
+        real = d(true)
+        d_losses.append(goal.discriminator(real, d(goal.judged(fake.detach(), batch)), weight))
         g_loss, _ = goal.reconstruction(fake, batch)
-        g_loss = g_loss + case.w_gan * goal.generator(d(goal.judged(fake, batch)), weight)
+        g_loss = g_loss + goal.generator(d(goal.judged(fake, batch)), features_of(real), weight)[0]
         d_grads = torch.autograd.grad(d_losses[-1], trained(d))  # both at the same parameters
         g_grads = torch.autograd.grad(g_loss, trained(g))
         records.append(
