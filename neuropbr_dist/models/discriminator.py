@@ -89,8 +89,8 @@ class Discriminator(nn.Module):
         for block in self.blocks:
             x = block(x)
             if self.with_features:
-                # Where the maps need no gradient, the logits alone are learnt from: an engine's hooks, and a recorded
-                # backward, would wait for gradients of the features that never come.
+                # Where the maps need no gradient, the discriminator itself is trained, by its logits alone: a recorded
+                # backward would add gradients of zeros for its features.
                 features.append(x if judged.requires_grad else x.detach())
         logits = self.output(x)
         return (logits, *features) if self.with_features else logits
