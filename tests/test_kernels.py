@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from neuropbr_dist.kernels import dispatch
 from neuropbr_dist.kernels.conv import conv, fold_weight, fold_width, folding, unfold_width
-from neuropbr_dist.kernels.fused_conv import ConvBiasAct, fits_cudnn
+from neuropbr_dist.kernels.fused_conv import ConvBiasAct, ScaledWeight, fits_cudnn
 from tests.support.distributed import ROOT
 from tests.support.twins import compare, picture
 
@@ -133,6 +133,18 @@ def test_kernels_can_be_switched_off(monkeypatch):
     monkeypatch.setattr(dispatch, "_enabled", True)
     dispatch.enable(False)
     assert not dispatch._enabled
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_a_scaled_weight_and_its_gradients_are_the_products(kind):
+    weight = torch.randn(3, 4, 2, 2, dtype=kind).requires_grad_()
+    scale = torch.randn(3, dtype=torch.promote_types(kind, torch.float32)).requires_grad_()
+    found, plain = ScaledWeight.apply(weight, scale, kind), (weight * scale.view(-1, 1, 1, 1)).to(kind)
+    assert torch.equal(found, plain) and found.is_contiguous(memory_format=torch.channels_last)
+    dout = torch.randn(3, 4, 2, 2).to(kind)
+    ours, theirs = (torch.autograd.grad(each, (weight, scale), dout) for each in (found, plain))
+    torch.testing.assert_close(ours, theirs)
+    assert [g.dtype for g in ours] == [kind, scale.dtype]
 
 
 @pytest.mark.parametrize(("views", "side", "fits"), [(3, 2048, True), (1, 4096, True), (3, 4096, False)])

@@ -52,6 +52,15 @@ def test_frozen_batch_is_batch_norm_in_eval_mode():
     reference.load_state_dict(state)
     for mode in (True, False):
         torch.testing.assert_close(frozen.train(mode)(picture(5)), reference(picture(5)))
+    gradients = [
+        torch.autograd.grad(norm(picture(5)).square().sum(), list(norm.parameters()))
+        for norm in (frozen, reference)
+    ]
+    torch.testing.assert_close(*gradients)
+    compiled = torch.compile(frozen, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(picture(5)), reference(picture(5)))
+    found = torch.autograd.grad(compiled(picture(5)).square().sum(), list(frozen.parameters()))
+    torch.testing.assert_close(found, gradients[1])
     assert all(torch.equal(value, state[name]) for name, value in frozen.state_dict().items())
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuropbr_dist.kernels.dispatch import channels_last, compute_dtype, full_precision
-from neuropbr_dist.kernels.fused_conv import ConvBiasAct, Pair
+from neuropbr_dist.kernels.fused_conv import ConvBiasAct, Pair, ScaledWeight
 from neuropbr_dist.kernels.norm_act import activate
 from neuropbr_dist.kernels.strip_conv import StripConv
 from neuropbr_dist.strip import Strip
@@ -77,22 +77,29 @@ def conv(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     *,
+    scale: Tensor | None = None,
     stride: Pair = (1, 1),
     padding: Pair = (0, 0),
     slope: float | None = None,
     strip: Strip | None = None,
 ) -> Tensor:
-    """Return `activation(conv(x) + bias + residual)`, folded and fused where that pays.
+    """Return `activation(conv(x) * scale + bias + residual)`, folded and fused where that pays.
 
     Args:
         x: (N, C, H, W); computed with, as the weight is, in `compute_dtype`.
         weight: (O, C, kh, kw).
+        scale: (O,), goes into the weights; None: 1.
         bias: (O,), taken in float32, so that its gradient, a sum over all pixels, is not rounded.
         slope: of the activation below zero: 0 is ReLU; None is no activation.
         strip: way to the other strips where `x` is one of a picture's; its reach fits (`strip_conv.Reach`).
     """
     dtype = compute_dtype(x)
-    x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else full_precision(bias)
+    x, bias = x.to(dtype), None if bias is None else full_precision(bias)
+    # One copy for the precision and the layout: weights are many and small, and the host is slow to launch.
+    if scale is None:
+        weight = weight.to(dtype=dtype, memory_format=torch.channels_last)
+    else:
+        weight = ScaledWeight.apply(weight, scale, dtype)
     fold = folding(x, weight, stride, padding) if residual is None else None
     if fold is not None:
         x = x if fold.channels == x.shape[1] else F.pad(x, (0, 0, 0, 0, 0, 1))

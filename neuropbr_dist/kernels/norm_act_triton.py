@@ -226,30 +226,32 @@ def statistics(
     """Return the statistics of x (N, C, H, W) channels-last; of the whole picture where it is a strip of one."""
     t = tiles_of(x)
     size = t.c // groups
-    s1, s2 = x.new_empty((2, t.n, t.chunks, t.c), dtype=torch.float32)
-    sums_kernel[(t.chunks, t.blocks, t.n)](x, s1, s2, t.p, t.c, t.chunk, t.chunks, t.block_p, t.block_c)
+    sums = x.new_empty((2, t.n, t.chunks, t.c), dtype=torch.float32)
+    sums_kernel[(t.chunks, t.blocks, t.n)](x, *sums, t.p, t.c, t.chunk, t.chunks, t.block_p, t.block_c)
     scale, shift = x.new_empty((2, t.n, t.c), dtype=torch.float32)
     mean, rstd = x.new_empty((2, t.n, groups), dtype=torch.float32)
     lanes = triton.next_power_of_2(size)
     if strip is not None:
-        s1, s2 = of_all_strips(strip, s1, s2, t.p)
+        sums = of_all_strips(strip, sums, t.p)
     statistics_kernel[(groups, t.n)](
-        s1, s2, weight, bias, scale, shift, mean, rstd, t.c, groups, s1.shape[1], float(t.p * size), eps, size, lanes,
+        *sums, weight, bias, scale, shift, mean, rstd, t.c, groups, sums.shape[2], float(t.p * size), eps, size, lanes,
         rows(lanes),
     )  # fmt: skip
     return Statistics(scale, shift, mean, rstd)
 
 
-def of_all_strips(strip: Strip, s1: Tensor, s2: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
-    """Return chunk sums (N, chunks, C) of all strips, a chunk each, float64, scaled to this strip's number of pixels.
+def of_all_strips(strip: Strip, sums: Tensor, pixels: int) -> Tensor:
+    """Return chunk sums (2, N, chunks, C) of all strips as one chunk, float64, scaled to this strip's number of pixels.
 
-    So a mean over the picture is their sum over the pixels that this strip has.
+    So a mean over the picture is their sum over the pixels that this strip has. As few launches as there can be: it is
+    done twice for every norm, where the host is what the device waits for.
     """
-    own = torch.stack([s1, s2]).double().sum(2)
-    counted = strip.gathered(torch.cat([own.flatten(), own.new_full((1,), pixels)]))
-    sums, counts = counted[:, :-1].view(strip.count, *own.shape), counted[:, -1]
-    s1, s2 = (sums * (pixels / counts.sum())).permute(1, 2, 0, 3).contiguous()
-    return s1, s2
+    two, n, _, c = sums.shape
+    own = sums.new_empty(two * n * c + 1, dtype=torch.float64)
+    torch.sum(sums, 2, dtype=torch.float64, out=own[:-1].view(two, n, c))
+    own[-1:].fill_(pixels)
+    total = strip.gathered(own).sum(0)
+    return (total[:-1] * pixels / total[-1]).view(two, n, 1, c)
 
 
 def rows(lanes: int) -> int:
@@ -289,20 +291,20 @@ def backward(
     act = slope is not None
     keep = has_residual and act
     dz = torch.empty_like(dy) if keep else dy
-    s1, s2 = x.new_empty((2, t.n, t.chunks, t.c), dtype=torch.float32)
+    sums = x.new_empty((2, t.n, t.chunks, t.c), dtype=torch.float32)
     gradient_sums_kernel[(t.chunks, t.blocks, t.n)](
-        dy, x, x if mask is None else mask, dz, *stats, s1, s2, t.p, t.c, groups, size, t.chunk, t.chunks,
+        dy, x, x if mask is None else mask, dz, *stats, *sums, t.p, t.c, groups, size, t.chunk, t.chunks,
         slope or 0.0, mask is not None, act, keep, t.block_p, t.block_c,
     )  # fmt: skip
     dweight, dbias = None, None
     if strip is not None:
-        dweight, dbias = s2.sum((0, 1)), s1.sum((0, 1))
-        s1, s2 = of_all_strips(strip, s1, s2, t.p)
+        dbias, dweight = sums.sum((1, 2))
+        sums = of_all_strips(strip, sums, t.p)
     sum1, sum2 = x.new_empty((2, t.n, t.c), dtype=torch.float32)
     mean1, mean2 = x.new_empty((2, t.n, groups), dtype=torch.float32)
     lanes = triton.next_power_of_2(size)
     gradient_means_kernel[(groups, t.n)](
-        s1, s2, weight, sum1, sum2, mean1, mean2, t.c, groups, s1.shape[1], float(t.p * size), size, lanes,
+        *sums, weight, sum1, sum2, mean1, mean2, t.c, groups, sums.shape[2], float(t.p * size), size, lanes,
         rows(lanes),
     )  # fmt: skip
     dx = torch.empty_like(x)

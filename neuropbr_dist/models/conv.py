@@ -53,8 +53,6 @@ class FusedConv2d(nn.Conv2d):
             slope: of the activation below zero: 0 is ReLU; None is no activation.
         """
         weight = self.whole_weight()
-        if scale is not None:
-            weight = weight * scale.view(-1, 1, 1, 1)
         bias = self.bias if shift is None else shift
         strip = self.strip if exchanges_rows(self, x) else None
         padding: Any = self.padding
@@ -62,10 +60,12 @@ class FusedConv2d(nn.Conv2d):
             x, padding = with_rows_in_reach(self, self.strip, x)
         if strip is not None or kernels.usable(x):
             return kernels.conv(
-                x, weight, bias, residual,
+                x, weight, bias, residual, scale=scale,
                 stride=self.stride, padding=padding, slope=slope, strip=strip,  # type: ignore[arg-type]
             )  # fmt: skip
         dtype = self.weight.dtype
+        if scale is not None:
+            weight = weight * scale.view(-1, 1, 1, 1)
         bias = None if bias is None else bias.to(dtype)
         out = F.conv2d(x, weight.to(dtype), bias, self.stride, padding)  # type: ignore[arg-type]
         return activate(out, slope, residual)

@@ -14,10 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from neuropbr_dist.kernels import full_precision, group_norm_act, usable
 from neuropbr_dist.kernels.norm_act import activate
@@ -40,6 +42,25 @@ def no_statistics() -> Iterator[None]:
         _collecting = before
 
 
+class FrozenAffine(torch.autograd.Function):
+    """Scale and shift (C,) of a batch norm by stored statistics: half the launches of its parts, each by itself."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        rstd = torch.rsqrt(var + eps)
+        ctx.save_for_backward(mean, rstd)
+        scale = weight * rstd
+        return scale, torch.addcmul(bias, mean, scale, value=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dscale: Tensor, dshift: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        mean, rstd = ctx.saved_tensors
+        return torch.addcmul(dscale, mean, dshift, value=-1) * rstd, dshift, None, None, None
+
+
 class FrozenBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm with stored running statistics, never updated.
 
@@ -60,8 +81,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         # In float32 at least, whatever the parameter dtype: bf16 parameters with float32
         # statistics are refused by F.batch_norm.
         weight, bias = full_precision(self.weight), full_precision(self.bias)
-        scale = weight * torch.rsqrt(self.running_var + self.eps)
-        shift = bias - self.running_mean * scale
+        scale, shift = FrozenAffine.apply(weight, bias, self.running_mean, self.running_var, self.eps)
         if x is None:
             return scale, shift
         out = x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
