@@ -140,6 +140,10 @@ class Network(ABC):
         Parameters (`param/NAME`), Adam moments (`exp_avg/NAME`, `exp_avg_sq/NAME`), buffers (`buffer/NAME`).
         """
 
+    def masters(self) -> list[Tensor]:
+        """Return the parameters' pieces among `fragments`, in their order, 1-D, live."""
+        return [piece.data for piece in self.fragments() if piece.name.startswith("param/")]
+
     @abstractmethod
     def counters(self) -> dict[str, float]:
         """Return small host-side state: Adam's step count and, under fp16, the loss scale."""

@@ -132,6 +132,7 @@ class ClippedNetwork(Network):
     optimizer: ClippedAdamW
     world: int
     """Ranks over which the engine averages gradients."""
+    _masters: list[Tensor] | None = None
 
     def backward(self, loss: Tensor) -> None:
         loss, scale = loss * self.world, self.optimizer.scale
@@ -152,6 +153,13 @@ class ClippedNetwork(Network):
             for key in ("exp_avg", "exp_avg_sq") if name in trained else ():
                 found.append(Fragment(f"{key}/{name}", state[trained[name]][key].view(-1), start, p.shape))
         return found + self.buffer_fragments()
+
+    def masters(self) -> list[Tensor]:
+        # Looked up once: an average asks at every step, the optimizer holds the same tensors for good, and a load writes
+        # into them.
+        if self._masters is None:
+            self._masters = super().masters()
+        return self._masters
 
     def counters(self) -> dict[str, float]:
         return self.optimizer.counters()

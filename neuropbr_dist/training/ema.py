@@ -37,15 +37,11 @@ class WeightAverage:
 
     def __init__(self, network: Network, decay: float) -> None:
         self.network, self.decay = network, decay
-        self.average: list[Tensor] = [master.data.clone() for master in self._masters()]
-
-    def _masters(self) -> list[Fragment]:
-        # Afresh each time: an engine may hand out other views after a load.
-        return [piece for piece in self.network.fragments() if piece.name.startswith("param/")]
+        self.average: list[Tensor] = [master.clone() for master in network.masters()]
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for average, master in zip(self.average, self._masters(), strict=True):
-            yield average, master.data
+        # Asked for each time: an engine may hand out other views after a load.
+        return zip(self.average, self.network.masters(), strict=True)
 
     @torch.no_grad()
     def update(self, result: StepResult, step: int) -> None:
@@ -95,7 +91,8 @@ class WeightAverage:
 
     def fragments(self) -> list[Fragment]:
         """Return this rank's pieces as a checkpoint holds them: `ema/NAME` beside the masters' `param/NAME`."""
+        masters = [piece for piece in self.network.fragments() if piece.name.startswith("param/")]
         return [
             replace(master, name=PREFIX + master.name.removeprefix("param/"), data=average)
-            for average, master in zip(self.average, self._masters(), strict=True)
+            for average, master in zip(self.average, masters, strict=True)
         ]
