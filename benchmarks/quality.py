@@ -32,9 +32,7 @@ from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.errors import UserError
 
-GAN = [
-    "model.use_gan=true", "loss.w_gan=0.05", "training.gan_start_epoch={late}", "model.discriminator_n_layers=3",
-]  # fmt: skip
+GAN = ["model.use_gan=true", "loss.w_gan=0.05", "training.gan_start_epoch={late}", "model.discriminator_n_layers=3"]  # fmt: skip
 """Of a patch of 70 pixels, as pix2pix has it: at 256 px the guide's six layers judge the whole picture at once."""
 VARIANTS: dict[str, list[str]] = {
     "recipe": [],
@@ -44,7 +42,13 @@ VARIANTS: dict[str, list[str]] = {
     "even_maps": ["loss.w_roughness=1", "loss.w_normal_map=1"],
     "strong_normals": ["loss.w_normal_map=4"],
     "no_mixtures": ["data.mixtures=0"],
-    "no_changes": ["data.tint=0", "data.roughness_shift=0", "data.any_roughness=0", "data.relief=0", "data.crop=0"],
+    "no_changes": [
+        "data.tint=0",
+        "data.roughness_shift=0",
+        "data.any_roughness=0",
+        "data.relief=0",
+        "data.crop=0",
+    ],
     "relief": ["data.relief=1"],
     "any_roughness": ["data.any_roughness=0.5"],
     "relief_and_roughness": ["data.relief=1", "data.any_roughness=0.5"],

@@ -109,7 +109,9 @@ def test_average_is_the_recurrence(row):
         moved = (found["weights"][-1][name] - found["weights"][0][name]).abs().max()
         assert moved > 1e-4  # or the bound below says nothing
         assert (found["average"][f"ema/{name}"] - value).abs().max() <= 1e-6, name
-    assert all(rank["unchanged"] and rank["same output"] and rank["masters lie there still"] for rank in ranks)
+    assert all(
+        rank["unchanged"] and rank["same output"] and rank["masters lie there still"] for rank in ranks
+    )
     assert not torch.equal(found["output of average"], found["output"])
     whole = sum(value.numel() for value in expected.values())
     sharded = row.engine in ("fsdp", "deepspeed") and not (row.engine == "deepspeed" and row.stage == 0)
@@ -140,7 +142,9 @@ def test_a_skipped_step_leaves_it_alone(row):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_low_precision_copies_follow_the_swap(stage):
     ranks = on(Row(engine="deepspeed", stage=stage), Case(steps=4, ema_decay=DECAY, bf16=True))
-    assert all(rank["unchanged"] and rank["same output"] and rank["masters lie there still"] for rank in ranks)
+    assert all(
+        rank["unchanged"] and rank["same output"] and rank["masters lie there still"] for rank in ranks
+    )
     assert not torch.equal(ranks[0]["output of average"], ranks[0]["output"])
 
 

@@ -52,9 +52,7 @@ class Drawn(NamedTuple):
         return cameras
 
 
-def scene(
-    seed: int, epoch: int | None, name: str, *, dirty: bool, environments: int, bench: float
-) -> Scene:
+def scene(seed: int, epoch: int | None, name: str, *, dirty: bool, environments: int, bench: float) -> Scene:
     """Return the scene of sample `name`; clean and dirty ones share cameras and light.
 
     Args:

@@ -101,9 +101,7 @@ class RenderedSource(Source):
         """Return the scene of an entry in an epoch; None: when it isn't trained on."""
         count = 0 if self.environments is None else len(self.environments)
         dirty = entry.renders == "dirty"
-        return draws.scene(
-            self.seed, epoch, entry.name, dirty=dirty, environments=count, bench=self.bench
-        )
+        return draws.scene(self.seed, epoch, entry.name, dirty=dirty, environments=count, bench=self.bench)
 
     def draw(
         self, entry: RenderedEntry, epoch: int, augmentation: Augmentation | None, count: int
