@@ -185,6 +185,7 @@ def test_ranks_share_a_replicated_save(tmp_path):
     for world, engine in ((1, "single"), (2, "ddp")):
         ended = train_runs.run(tmp_path / engine, "--engine", engine, "--stop-after-steps", "1", world=world)
         assert ended.code == 0, ended.err
+        assert "Warning" not in ended.out + ended.err
     sizes: dict[str, int] = {}
     for file in (tmp_path / "ddp" / "latest").glob("shard_*.bin"):
         rank = file.name.split("_")[1]

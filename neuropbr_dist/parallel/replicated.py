@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -39,12 +40,14 @@ class ReplicatedNetwork(ClippedNetwork):
         self.trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self.ddp: DistributedDataParallel | None = None
         if distributed:
-            # Two forward passes come before one backward: no buffer broadcast between them.
+            # Two forward passes come before one backward: no buffer broadcast between them. Later torch calls it this.
+            later = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+            no_broadcast: dict[str, Any] = {"forward_sync_buffers" if later else "broadcast_buffers": False}
             self.ddp = DistributedDataParallel(
                 self.module,
                 device_ids=[device.index] if device.type == "cuda" else None,
-                broadcast_buffers=False,
                 gradient_as_bucket_view=True,
+                **no_broadcast,
             )
         self.replicated = distributed
         self.optimizer = ClippedAdamW(self.trained, adam, clip, fp16=dtype == torch.float16)
