@@ -22,6 +22,7 @@ IMPOSSIBLE = [
     ("training.cpu_offload=true training.engine=ddp training.engine_discriminator=fsdp", "is ddp"),
     ("model.transformer_num_heads=3", "does not divide", "model.transformer_dim = 2048"),
     ("model.freeze_backbone=true model.encoder_type=unet", "resnet"),
+    ("data.mixtures=0.3 data.builtin=true data.render=stored model.align=none", "model.align = plane"),
     ("model.discriminator_use_sigmoid=true", "loss.gan_loss_type = bce"),
     ("loss.gan_label_smoothing=0.1", "loss.gan_loss_type = bce"),
     ("loss.w_feature_matching=1 model.use_gan=false", "model.use_gan = true"),

@@ -12,7 +12,7 @@ import torch
 
 from neuropbr_dist.config import DataConfig, TrainConfig, TransformConfig, with_fields
 from neuropbr_dist.data.alignment import WRAP_IGNORED, Alignment, known, shift
-from neuropbr_dist.data.augment import turn_maps, turn_views
+from neuropbr_dist.data.augment import Augmentation, turn_maps, turn_views
 from neuropbr_dist.data.builtin import generate
 from neuropbr_dist.data.builtin.cache import sample_cameras
 from neuropbr_dist.data.cameras import NOT_KNOWN, SampleCameras, write_cameras
@@ -23,6 +23,7 @@ from neuropbr_dist.data.open import open_samples, open_source, split_entries
 from neuropbr_dist.data.order import Slot
 from neuropbr_dist.data.packed.pack import pack
 from neuropbr_dist.data.packed.source import PackedSet
+from neuropbr_dist.data.rendered.changes import mask_of
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.plane import MATRIX, WRAP, PlaneCamera, project
 from neuropbr_dist.training.facts import describe_samples
@@ -190,6 +191,32 @@ def test_turned_on_the_device_as_the_rectified_would_be(folder, orientation):
     as_normals = turn_maps(normals, orientation)[5:].double() / 127.5 - 1
     mask = after.views[0, 0, 3] > 0
     assert ((after.views[0, 0, 4:] - as_normals).abs() * mask).max() < 0.01
+
+
+def test_a_mixture_shows_at_each_place_one_of_two_samples(folder):
+    """Each as it is shown by itself, rectified by its own cameras; whatever the micro-batch."""
+    source = open_source(config(folder, "files"), seed=3)
+    slots = [Slot(epoch, i, 1.0) for epoch in range(3) for i in range(8)]
+    mixing = Augmentation(3, flips=True, rotations=True, mixtures=0.5)
+
+    def load(slots, mixtures):
+        made = load_batch(source, source.entries, slots, replace(mixing, mixtures=mixtures), TRAINING)
+        return made, to_device(made, 24, TransformConfig(), CPU)
+
+    (made, found), (_, plain) = load(slots, 0.5), load(slots, 0.0)
+    at, partners = made.mixture.at.tolist(), made.mixture.partners.keys
+    assert 6 < len(at) < 18 and len(set(partners)) > 2
+    theirs = mask_of(made.mixture.masks, SIDE)[:, 0] > 0.5
+    assert 0.3 < float(theirs.double().mean()) < 0.7
+    for place, partner, there in zip(at, partners, theirs, strict=True):
+        other = slots[place].epoch * 8 + made.keys[:8].index(partner)
+        for mixed, own, of_other in zip(found[:2], plain[:2], plain[:2], strict=True):
+            assert torch.equal(mixed[place], torch.where(there, of_other[other], own[place]))
+    alone = [place for place in range(24) if place not in at]
+    assert all(torch.equal(a[alone], b[alone]) for a, b in zip(found[:2], plain[:2], strict=True))
+    cut = [load(slots[i : i + 6], 0.5)[1] for i in range(0, 24, 6)]
+    assert torch.equal(torch.cat([part.views for part in cut]), found.views)
+    assert torch.equal(torch.cat([part.maps for part in cut]), found.maps)
 
 
 def test_pictures_for_a_person(folder):

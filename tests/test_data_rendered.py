@@ -189,7 +189,7 @@ def test_all_faults_are_told_at_once(cfg, materials, tmp_path):
             {"input_dir": "i", "output_dir": "o", "tint": 0.1},
             "data.tint = 0.1 is about rendered views, but these are stored",
         ),
-        ({"render": "stored", "mixtures": 0.5}, "data.mixtures = 0.5 is about rendered"),
+        ({"render": "stored", "relief": 0.5}, "data.relief = 0.5 is about rendered"),
         ({"materials_dir": "m", "input_dir": "i", "output_dir": "o"}, "name one or the other"),
         ({"materials_dir": "m", "packed_dir": "p"}, "name one or the other"),
         ({"materials_dir": "m", "render": "stored"}, "has no views; leave one out"),

@@ -31,6 +31,7 @@ CPU = torch.device("cpu")
 SIDE = 96
 TRAINING = Alignment(min_confidence=0.5, seed=1, ignore_wrap=0.5, drop_views=0.4, jitter=0.008)
 EVERY_TURN = Augmentation(2, flips=True, rotations=True)
+MIXED = replace(EVERY_TURN, mixtures=0.5)
 
 
 def strips(count: int, side: int = SIDE) -> list[tuple[int, int]]:
@@ -167,6 +168,15 @@ def test_a_rendered_strip_is_of_the_whole_material(folder):
     assert_rows_of(part, whole, rows, 48)
 
 
+@pytest.mark.parametrize("kind", ["packed", "files"])
+def test_a_mixtures_strip_is_of_the_whole_mixture(folder, kind):
+    source, rows = open_source(config(folder, kind), seed=3), strips(3)[1]
+    part, whole = (batch(source, each, MIXED) for each in (rows, None))
+    assert 1 < len(whole.mixture.at) < len(whole.keys)
+    assert_rows_of(part, whole, rows, SIDE)
+    assert part.mixture.partners.views.pixels.numel() < whole.mixture.partners.views.numel()
+
+
 def test_a_stage_of_another_side_goes_on_with_its_own_rows(folder):
     source = open_source(config(folder, "packed"), seed=3).at(SIDE // 2)
     rows = strips(3, SIDE // 2)[1]
@@ -178,14 +188,15 @@ def test_loader_processes_give_the_same(folder):
     source, rows = open_source(config(folder, "packed"), seed=3), strips(2)[1]
     slots = [[Slot(0, i, 1.0) for i in range(3)], [Slot(0, i, 1.0) for i in range(3, 5)]]
     with batches_of(
-        config(folder, "packed"), source, source.entries, slots, CPU, 2, augmentation=EVERY_TURN,
+        config(folder, "packed"), source, source.entries, slots, CPU, 2, augmentation=MIXED,
         alignment=TRAINING, relight=5, rows=rows,
     ) as loader:  # fmt: skip
         found = list(loader)
     for part, cut in zip(found, slots, strict=True):
         assert isinstance(part.views, Bands)
-        whole = load_batch(source, source.entries, cut, EVERY_TURN, TRAINING, 5)
+        whole = load_batch(source, source.entries, cut, MIXED, TRAINING, 5)
         assert_rows_of(part, whole, rows, SIDE)
+    assert any(part.mixture for part in found)
 
 
 @pytest.mark.parametrize("cameras", [True, False])

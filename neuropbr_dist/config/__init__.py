@@ -4,6 +4,7 @@ from neuropbr_dist.config.architecture import as_saved, settled, settled_stats
 from neuropbr_dist.config.check import (
     MATERIAL_CHANGES,
     check_judged,
+    check_mixtures,
     check_rendering,
     check_same_networks,
     check_size,
@@ -39,6 +40,7 @@ __all__ = [
     "as_one_stage",
     "as_saved",
     "check_judged",
+    "check_mixtures",
     "check_rendering",
     "check_same_networks",
     "check_size",

@@ -66,6 +66,7 @@ def fold_legacy(cfg: TrainConfig) -> None:
 def check(cfg: TrainConfig) -> None:
     """Raise a `UserError` on the first combination that can't train; single values stand in their types."""
     check_data(cfg.data)
+    check_mixtures(cfg)
     check_networks(cfg)
     check_engines(cfg.training)
 
@@ -96,7 +97,9 @@ def check_data(data: DataConfig) -> None:
 
 MATERIAL_CHANGES = ("crop", "tint", "roughness_shift", "any_roughness", "relief", "mixtures")
 """Fields of `data` that say how far a sample's material is changed; 0: not at all."""
-ONLINE_ALONE = ("renders_per_epoch", "environments_dir", *MATERIAL_CHANGES)
+ONLINE_ALONE = (
+    "renders_per_epoch", "environments_dir", *(name for name in MATERIAL_CHANGES if name != "mixtures")
+)  # fmt: skip
 """Fields of `data` that say how views are rendered."""
 
 
@@ -118,6 +121,18 @@ def check_rendering(data: DataConfig) -> None:
             data.split_by == "material",
             f"data.split_by = {data.split_by}: rendered views are split by material; leave it out",
         )
+
+
+def check_mixtures(cfg: TrainConfig) -> None:
+    """Raise a `UserError` for mixtures of stored views that show other places than the maps.
+
+    To be asked again once `data.render` and `model.align` are settled.
+    """
+    refuse_unless(
+        cfg.data.mixtures == 0 or cfg.data.render != "stored" or cfg.model.align != "none",
+        f"data.mixtures = {cfg.data.mixtures} of stored views needs model.align = plane; views that aren't rectified "
+        "don't show what the maps' pixels are of",
+    )
 
 
 def check_networks(cfg: TrainConfig) -> None:

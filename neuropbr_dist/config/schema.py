@@ -69,7 +69,7 @@ class DataConfig(Freezable):
     relief: Annotated[float, Interval(ge=0, le=2)] = 0.0
     """Largest change of a training sample's relief: its slopes are changed by a factor of exp(-relief) to exp(relief) (`render = online`)."""
     mixtures: Share = 0.0
-    """Share of the training samples that are mixtures of two training materials by a smooth mask (`render = online`)."""
+    """Share of the training samples that are mixtures of two: of materials by a smooth mask, or of stored samples, at each place one or the other (`align = plane`)."""
     image_size: Side | None = None
     """Side in pixels that views and maps are resized to. None: the set's own size (built-in materials: 2048)."""
     render_curriculum: Literal[0, 1, 2] = 0

@@ -51,6 +51,15 @@ class Bands(NamedTuple):
         return views
 
 
+class Mixture(NamedTuple):
+    """Samples that show up in the place of a part of some of a micro-batch's, once all are rectified."""
+
+    partners: MicroBatch
+    """M others, of the same rows."""
+    at: Tensor  # (M,) int64: the place in the micro-batch of each one that is mixed
+    masks: Tensor  # (M, CHANGES) float32: `MASK` and `WAVES` of each, see `data.rendered.changes`
+
+
 class MicroBatch(NamedTuple):
     """Samples as they leave the loader: whole ones, or the strips of them that a rank has (`rows`).
 
@@ -73,6 +82,8 @@ class MicroBatch(NamedTuple):
     """Lamps, eyes and squares of the maps that the rendering loss looks at; None: there is none."""
     rows: tuple[int, int] | None = None
     """First row, and the one after the last, of the samples as the device shows them, that it is to give; None: all."""
+    mixture: Mixture | None = None
+    """Other samples that stored ones are mixed with; None: with none."""
 
 
 def filler(count: int, side: int, *, cameras: bool, rows: tuple[int, int] | None = None) -> MicroBatch:

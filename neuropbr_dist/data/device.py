@@ -7,7 +7,8 @@ from torch import Tensor
 
 from neuropbr_dist.config import TransformConfig
 from neuropbr_dist.data.augment import turn_maps, turn_views
-from neuropbr_dist.data.batch import Bands, DeviceBatch, MicroBatch, Rendering, moved
+from neuropbr_dist.data.batch import Bands, DeviceBatch, MicroBatch, Mixture, Rendering, moved
+from neuropbr_dist.data.rendered.changes import mask_of
 from neuropbr_dist.data.rendered.renderer import Renderer
 from neuropbr_dist.kernels import beside
 from neuropbr_dist.materials.channels import decode
@@ -56,8 +57,26 @@ def to_device(
         normalised = normalise_views(views, transform, dtype)
     if cameras is not None:
         normalised = rectify(normalised, cameras, side, rows)
+    if batch.mixture is not None:
+        others = to_device(batch.mixture.partners, samples, transform, device, dtype)
+        normalised, maps = mixed(normalised, maps, batch.mixture, others, rows)
     relighting = None if batch.relighting is None else Relighting(*moved(batch.relighting, device))
     return DeviceBatch(normalised, maps, weight, relighting)
+
+
+def mixed(
+    views: Tensor, maps: Tensor, mixture: Mixture, others: DeviceBatch, rows: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return views (B, 3, 7, R, S) and maps (B, 8, R, S), in place, with those of `others` where the masks are.
+
+    At each place one sample is whole, with its pictures, its light and its directions to the eye: what is between two
+    samples no view could show.
+    """
+    at, masks = (there.to(views.device, non_blocking=True) for there in (mixture.at, mixture.masks))
+    theirs = mask_of(masks, maps.shape[-1])[:, :, slice(*rows)] > 0.5
+    maps[at] = torch.where(theirs, others.maps, maps[at])
+    views[at] = torch.where(theirs[:, None], others.views, views[at])
+    return views, maps
 
 
 def cut(pictures: Tensor, rows: tuple[int, int]) -> Tensor:

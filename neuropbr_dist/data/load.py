@@ -11,9 +11,11 @@ from torch.utils.data import get_worker_info
 
 from neuropbr_dist.data.alignment import Alignment
 from neuropbr_dist.data.augment import Augmentation
-from neuropbr_dist.data.batch import Bands, MicroBatch, Rendering
+from neuropbr_dist.data.batch import Bands, MicroBatch, Mixture, Rendering
 from neuropbr_dist.data.keyed import uniforms
 from neuropbr_dist.data.order import Slot
+from neuropbr_dist.data.rendered.changes import MASK, WAVES, mask, unchanged
+from neuropbr_dist.data.rendered.draws import partner
 from neuropbr_dist.data.rendered.source import RenderedEntry, RenderedSource
 from neuropbr_dist.data.sources import Entry, Source
 from neuropbr_dist.data.windows import load_windows, window_of, windows_seen
@@ -49,6 +51,10 @@ def load_batch(
         batch = batch._replace(rows=rows)  # any part of a material may be seen in one of them
     else:
         batch = load_stored(source, entries, slots, augmentation, alignment, rows)
+        if augmentation and augmentation.mixtures:
+            batch = batch._replace(
+                mixture=load_mixture(source, entries, slots, augmentation, alignment, rows)
+            )
     if relight is None:
         return batch
     draws_of = [
@@ -91,6 +97,30 @@ def load_stored(
         cameras=None if cameras is None else stacked(cameras),
         rows=rows,
     )
+
+
+def load_mixture(
+    source: Source,
+    entries: Sequence[Entry],
+    slots: Sequence[Slot],
+    augmentation: Augmentation,
+    alignment: Alignment | None,
+    rows: tuple[int, int] | None,
+) -> Mixture | None:
+    """Load the partners of those stored samples that are mixed with one, each as it is shown by itself in that epoch."""
+    found = [partner(augmentation, s.epoch, entries[s.index].key, len(entries)) for s in slots]
+    at = [place for place, other in enumerate(found) if other is not None]
+    if not at:
+        return None
+    others = [
+        slot._replace(index=other) for slot, other in zip(slots, found, strict=True) if other is not None
+    ]
+    masks = [unchanged() for _ in at]
+    for place, row in zip(at, masks, strict=True):
+        key = f"{augmentation.seed} {slots[place].epoch} {entries[slots[place].index].key} mask"
+        row[MASK], row[WAVES] = mask(uniforms(key))
+    partners = load_stored(source, entries, others, augmentation, alignment, rows)
+    return Mixture(partners, torch.tensor(at), stacked(masks))
 
 
 def load_rendered(

@@ -17,6 +17,7 @@ from neuropbr_dist.config import (
     Stage,
     TrainConfig,
     check_judged,
+    check_mixtures,
     check_size,
     settled,
     settled_stats,
@@ -209,7 +210,9 @@ def filled_in(cfg: TrainConfig, env: Environment, samples: SampleFacts) -> Train
     cfg = with_fields(cfg, **open_fields)
     check_judged(cfg.model)
     cfg = with_fields(replace(cfg, model=settled(cfg.model)), transform=settled_stats(cfg))
-    return cfg if samples.data is None else with_fields(replace(cfg, data=samples.data))
+    cfg = cfg if samples.data is None else with_fields(replace(cfg, data=samples.data))
+    check_mixtures(cfg)
+    return cfg
 
 
 def batch_of(stage: Stage, world: int) -> int:
