@@ -43,6 +43,7 @@ VARIANTS: dict[str, list[str]] = {
     "no_embedding": ["model.token_embedding=none"],
     "free_normals": ["model.normals=free"],
     "slopes": ["model.normals=slopes"],
+    "mixtures": ["data.mixtures=0.5"],
     "every_view": ["data.drop_views=0"],
     "exact_cameras": ["data.camera_jitter=0"],
     "every_view_exact": ["data.drop_views=0", "data.camera_jitter=0"],

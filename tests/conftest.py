@@ -21,6 +21,8 @@ from tests.support.train_runs import half_run, whole_run
 torch.set_num_threads(1)
 # A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# As what nohup starts ignores a hang-up, and the tests that send one would wait for it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SUMMARY: dict[str, list[str]] = {}
 """Title to lines, printed at the end."""
