@@ -62,6 +62,11 @@ def norm(groups: int, slope: float | None) -> Pair:
     }
 
 
+def scaled(x: Tensor, w: Tensor, scale: Tensor, b: Tensor, r: Tensor) -> Tensor:
+    """A 1x1 convolution with a frozen norm's scale and shift, residual and ReLU, in parts."""
+    return F.relu(F.conv2d(x, (w * scale.view(-1, 1, 1, 1)).to(x.dtype), b.to(x.dtype)) + r)
+
+
 def convolution(stride: int, padding: int, slope: float | None) -> Pair:
     """A convolution with bias, residual and activation."""
 
@@ -109,6 +114,12 @@ CASES = [
         "1x1 + residual + ReLU, 64 to 256",
         **convolution(1, 0, 0.0),
         shapes=lambda s: [(3, 64, s // 2, s // 2), (256, 64, 1, 1), (256,), (3, 256, s // 2, s // 2)],
+    ),
+    Case(
+        "1x1, scaled, + residual + ReLU",
+        lambda x, w, scale, b, r: conv(x, w, b, r, scale=scale, slope=0.0),
+        scaled,
+        lambda s: [(3, 64, s // 2, s // 2), (256, 64, 1, 1), (256,), (256,), (3, 256, s // 2, s // 2)],
     ),
 ]  # fmt: skip
 

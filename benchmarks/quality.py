@@ -29,6 +29,7 @@ from benchmarks.runs import gpus, seconds_per_epoch, training
 from benchmarks.setting import write_figures
 from benchmarks.variants import prepared, variants_parser
 from neuropbr_dist.commands.entry import entry
+from neuropbr_dist.config import MATERIAL_CHANGES
 from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.errors import UserError
 
@@ -42,13 +43,7 @@ VARIANTS: dict[str, list[str]] = {
     "even_maps": ["loss.w_roughness=1", "loss.w_normal_map=1"],
     "strong_normals": ["loss.w_normal_map=4"],
     "no_mixtures": ["data.mixtures=0"],
-    "no_changes": [
-        "data.tint=0",
-        "data.roughness_shift=0",
-        "data.any_roughness=0",
-        "data.relief=0",
-        "data.crop=0",
-    ],
+    "no_changes": [f"data.{change}=0" for change in MATERIAL_CHANGES if change != "mixtures"],
     "relief": ["data.relief=1"],
     "any_roughness": ["data.any_roughness=0.5"],
     "relief_and_roughness": ["data.relief=1", "data.any_roughness=0.5"],

@@ -42,16 +42,8 @@ CPU = torch.device("cpu")
 SIDE = 16
 NAMES = ("brick", "gold", "moss", "oak", "slate")
 ALL = Augmentation(
-    3,
-    flips=True,
-    rotations=True,
-    crop=0.5,
-    tint=0.3,
-    roughness_shift=0.2,
-    any_roughness=0.4,
-    relief=0.5,
-    mixtures=0.5,
-)
+    3, flips=True, rotations=True, crop=0.5, tint=0.3, roughness_shift=0.2, any_roughness=0.4, relief=0.5, mixtures=0.5
+)  # fmt: skip
 PLANE = Alignment(min_confidence=0.5, seed=3, ignore_wrap=0.5, drop_views=0.5, jitter=0.008)
 
 

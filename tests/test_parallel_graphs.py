@@ -59,7 +59,7 @@ def test_a_replayed_run_is_the_plain_run(tmp_path, matching):
     """Also where the discriminator has begun to train, which it does in the third epoch."""
     fields = {
         "training__device": "cuda", "training__deterministic": True, "data__drop_views": 0.5,
-        "loss__w_feature_matching": matching,
+        "data__mixtures": 0.5, "loss__w_feature_matching": matching,
     }  # fmt: skip
     for how in ("auto", "off"):
         ended = run(tmp_path / how, env=ON_A_GPU, training__cuda_graphs=how, **fields)

@@ -3,7 +3,7 @@
 What was measured stands in `benchmarks/results/2026-11-29-recipe-twenty-minutes-h200.md`, the losses, changes and average of
 `recipe` taken together. For no GAN has a gain been shown (`2026-11-26-quality-builtin.md` and `-real.md`: between two runs of one
 setting lies more than between most settings; its discriminator wins outright. `2026-11-29-plane-online-h200.md`: begun on
-finished weights it makes every error larger), so where there is one it comes late and light.
+finished weights it makes normals and albedo worse), so where there is one it comes late and light.
 """
 
 from __future__ import annotations

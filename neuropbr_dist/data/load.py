@@ -108,17 +108,18 @@ def load_mixture(
     rows: tuple[int, int] | None,
 ) -> Mixture | None:
     """Load the partners of those stored samples that are mixed with one, each as it is shown by itself in that epoch."""
-    found = [partner(augmentation, s.epoch, entries[s.index].key, len(entries)) for s in slots]
-    at = [place for place, other in enumerate(found) if other is not None]
+    at, others, masks = [], [], []
+    for place, slot in enumerate(slots):
+        key = entries[slot.index].key
+        other = partner(augmentation, slot.epoch, key, len(entries))
+        if other is not None:
+            row = unchanged()
+            row[MASK], row[WAVES] = mask(uniforms(f"{augmentation.seed} {slot.epoch} {key} mask"))
+            at.append(place)
+            others.append(slot._replace(index=other))
+            masks.append(row)
     if not at:
         return None
-    others = [
-        slot._replace(index=other) for slot, other in zip(slots, found, strict=True) if other is not None
-    ]
-    masks = [unchanged() for _ in at]
-    for place, row in zip(at, masks, strict=True):
-        key = f"{augmentation.seed} {slots[place].epoch} {entries[slots[place].index].key} mask"
-        row[MASK], row[WAVES] = mask(uniforms(key))
     partners = load_stored(source, entries, others, augmentation, alignment, rows)
     return Mixture(partners, torch.tensor(at), stacked(masks))
 
