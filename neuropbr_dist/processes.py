@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -34,6 +35,17 @@ def ignore_stop_signals() -> None:
     """Ignore stop signals, in processes that read ahead of training: it decides when they end."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """Hold stop signals to this thread back until the end. Programs that are started inside never get any: none is lost
+    here, as it would be if they were ignored meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def in_parallel(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 
@@ -96,3 +99,30 @@ def test_a_full_disk_under_the_compilers_files_is_one_line(tmp_path):
     assert_names(
         done.out.strip(), ["torch.compile can't write its files", "No space left", "training.compile=off"]
     )
+
+
+SIGNALLED = """
+import os, signal, time
+from neuropbr_dist.parallel.blocks import compiler_processes
+from torch._inductor.async_compile import AsyncCompile
+signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+with compiler_processes():
+    job = AsyncCompile.process_pool().submit(time.sleep, 2)
+    time.sleep(1)
+    os.killpg(0, signal.SIGTERM)
+    job.result(timeout=60)
+    later = AsyncCompile.process_pool().submit(os.getpgid, 0)
+    assert later.result(timeout=60) == os.getpgid(0), "it compiles in a process that the signal reached"
+print("compiled", flush=True)
+"""
+
+
+def test_a_stop_signal_to_the_whole_group_leaves_the_compiler_alone():
+    """As `timeout`, Slurm and a terminal send it: a step that is being compiled is ended, then comes the save."""
+    program = [sys.executable, "-c", SIGNALLED]
+    env = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "2", "TORCH_WARM_POOL": "0"}
+    ended = subprocess.run(
+        program, env=env, capture_output=True, text=True, timeout=120, start_new_session=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["told", "compiled"]

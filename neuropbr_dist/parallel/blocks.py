@@ -12,6 +12,7 @@ from torch import nn
 
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.parallel.activation import checkpoint_segment, keeps_attention
+from neuropbr_dist.processes import stop_signals_held
 
 # Segments share one code object, and each has graphs for training, frozen and no-grad
 # passes: with torch's limit of 8 most segments would run uncompiled, but for a warning.
@@ -85,6 +86,29 @@ def compiled(function: Callable) -> Callable:
     # Without the option the compiler goes by channel counts, and turns tensors over between
     # layouts around many convolutions (measured: 36 ms of a step).
     return torch.compile(function, dynamic=False, options={"force_layout_optimization": True})
+
+
+@contextmanager
+def compiler_processes() -> Iterator[None]:
+    """Let the compiler's processes outlive the stop signals that come inside; this process decides when they end.
+
+    A batch system, `timeout` and a terminal send such a signal to all processes of a group. Without those that compile for
+    it, torch 2.11 waits for ever, and torch 2.14 raises an error, where the run is to save its state.
+    """
+    with stop_signals_held():  # the import, which takes seconds, may start them already
+        from torch._inductor.async_compile import AsyncCompile, get_compile_threads
+
+        AsyncCompile.warm_pool()
+    if get_compile_threads() <= 1:
+        yield
+        return
+    try:
+        yield
+    finally:
+        # Idle ones end at this word. At the interpreter's exit they would be sent SIGTERM, and waited for 10 s.
+        pool: Any = AsyncCompile.process_pool()
+        if getattr(pool, "running", False):
+            pool.quiesce()
 
 
 @contextmanager

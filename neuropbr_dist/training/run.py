@@ -25,6 +25,7 @@ from neuropbr_dist.config import TrainConfig, resolve, with_fields, writable
 from neuropbr_dist.config.values import fit_fields
 from neuropbr_dist.data.open import Samples, fill_cache
 from neuropbr_dist.logs import to_console
+from neuropbr_dist.parallel.blocks import compiler_processes
 from neuropbr_dist.ranks import all_gather_object, on_each_rank, on_rank_0
 from neuropbr_dist.training.estimate import available_bytes
 from neuropbr_dist.training.facts import describe_samples, facts
@@ -91,6 +92,8 @@ def train(cfg: TrainConfig, start: Start) -> StopReason | None:
         for each in run.stages[stage.number - 1 :]:
             fill_cache(each.samples.source, env.local_world_size)
         start_up.mark("data set")
+        if stage.setup.compile == "blocks":
+            stack.enter_context(compiler_processes())
         trainer = Trainer(run, stage, backbone, first, start, start_up)
         if checkpoint is not None:
             trainer.go_on_from(checkpoint)
