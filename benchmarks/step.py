@@ -19,7 +19,7 @@ from neuropbr_dist.config import TrainConfig
 from neuropbr_dist.data.batch import DeviceBatch
 from neuropbr_dist.data.device import cut
 from neuropbr_dist.data.keyed import uniforms
-from neuropbr_dist.materials.relighting import relighting
+from neuropbr_dist.materials.relighting import Relighting, relighting
 from neuropbr_dist.models import view_channels
 from neuropbr_dist.monitor.throughput import peak_memory_gib
 from neuropbr_dist.parallel import Network
@@ -29,7 +29,7 @@ from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.networks import build_networks
 from neuropbr_dist.training.objective import Objective, relight_key
 from neuropbr_dist.training.setup import Setup
-from neuropbr_dist.training.step import gan_step
+from neuropbr_dist.training.update import Update
 
 FAR = 10_000
 """Step, as the weights' average counts them: past its warm-up."""
@@ -81,7 +81,7 @@ def random_batch(
     lamps = None
     if relight_key(cfg) is not None:
         drawn = relighting([uniforms(str(sample)) for sample in range(n)])
-        lamps = drawn._replace(lamps=drawn.lamps.to(device), eyes=drawn.eyes.to(device))
+        lamps = Relighting(*(places.to(device) for places in drawn))
     maps = torch.cat([maps[:, :5], normal], 1)
     if strip is not None:
         views, maps = (cut(pictures, strip.rows(size)) for pictures in (views, maps))
@@ -106,20 +106,16 @@ class StepBench:
         self.networks: dict[str, Network] = build_networks(setup, strip=self.strip)
         self.objective = Objective(setup.cfg, setup.compile_losses, self.strip)
         self.batch = random_batch(setup.cfg, setup.samples.side, self.device, strip=self.strip)
-        decay, g = setup.cfg.training.ema_decay, self.networks["generator"]
-        self.ema = WeightAverage(g, decay) if decay is not None else None
-        self.d_steps = setup.cfg.training.d_steps_per_g_step
+        decay, d_steps = setup.cfg.training.ema_decay, setup.cfg.training.d_steps_per_g_step
+        ema = WeightAverage(self.networks["generator"], decay) if decay is not None else None
+        self.update = Update(self.networks, self.objective, ema, d_steps=d_steps, replayed=setup.replays)
         self.waited = 0.0
         """Seconds that steps have waited for their samples."""
         self.losses: dict[str, Tensor] = {}
 
     def step(self, *, gan: bool = True) -> None:
         """One step; with `gan` of the discriminator too, if there is one."""
-        d = self.networks.get("discriminator") if gan else None
-        result = gan_step(self.networks["generator"], d, [self.batch], self.objective, d_steps=self.d_steps)
-        if self.ema is not None:
-            self.ema.update(result.generator, FAR)
-        self.losses = result.losses
+        self.losses = self.update([self.batch], FAR, gan=gan).losses
 
     def settle(self) -> None:
         """Wait until the device has done what it was given."""

@@ -228,7 +228,7 @@ def test_what_the_run_does_in_a_step_is_done_in_a_measured_one():
     adam = bench.networks["discriminator"].optimizer.adamw.state.values()
     assert {int(state["step"]) for state in adam} == {3}
     masters = [s.data for s in bench.networks["generator"].fragments() if s.name.startswith("param/")]
-    assert any(not a.equal(b) for a, b in zip(bench.ema.average, masters, strict=True))
+    assert any(not a.equal(b) for a, b in zip(bench.update.ema.average, masters, strict=True))
 
 
 def shared_step() -> dict[str, float]:

@@ -91,18 +91,18 @@ def test_highlights_lie_inside_the_square():
 
 def test_a_square_of_large_maps_is_looked_at_by_its_corner():
     large = torch.arange(2 * 8 * 300 * 280, dtype=torch.float32).view(2, 8, 300, 280)
-    found = square_of(large, [(0.0, 0.0), (0.999, 0.5)])
+    found = square_of(large, torch.tensor([(0.0, 0.0), (0.999, 0.5)]))
     assert found.shape == (2, 8, LARGEST_SQUARE, LARGEST_SQUARE)
     assert torch.equal(found[0], large[0, :, :256, :256])
     assert torch.equal(found[1], large[1, :, 44:, 12:268])
     small = maps()
-    assert square_of(small, [(0.5, 0.5)] * 2) is small
+    assert square_of(small, torch.full((2, 2), 0.5)) is small
 
 
 def test_draws_depend_on_the_key_alone():
     one, two = relighting([uniforms("a"), uniforms("b")]), relighting([uniforms("b")])
     assert torch.equal(one.lamps[1], two.lamps[0]) and torch.equal(one.eyes[1], two.eyes[0])
-    assert one.corners[1] == two.corners[0] != one.corners[0]
+    assert torch.equal(one.corners[1], two.corners[0]) and not torch.equal(one.corners[0], one.corners[1])
 
 
 @pytest.mark.parametrize("roughness", [0.0, 1.0])

@@ -1,4 +1,4 @@
-"""CUDA graphs of the networks' passes: when they are recorded, and that a replayed run is the plain one."""
+"""A step's launches as one CUDA graph: when they are recorded, and that a replayed run is the plain one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from neuropbr_dist.config import TransformConfig, load, with_fields
 from neuropbr_dist.data.batch import MicroBatch
 from neuropbr_dist.data.builtin.cache import sample_cameras
 from neuropbr_dist.data.device import to_device
-from neuropbr_dist.parallel import Pass
+from neuropbr_dist.materials.relighting import Relighting, from_above
+from neuropbr_dist.training.ema import WeightAverage
 from neuropbr_dist.training.networks import build_networks
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.setup import SampleFacts, Setup, set_up
-from neuropbr_dist.training.step import gan_step
+from neuropbr_dist.training.update import Update
 from tests.support.staged_runs import staged
 from tests.support.train_runs import metrics, run, tensors
 
@@ -24,16 +25,15 @@ ONE = Environment(launcher="none", world_size=1, local_world_size=1)
 TWO = Environment(launcher="torchrun", world_size=2, local_world_size=2)
 
 
-def setup(device: str, env: Environment = ONE, side: int = 64, model=(), **training) -> Setup:
+def setup(device: str, env: Environment = ONE, side: int = 64, model=(), loss=(), **training) -> Setup:
     fields = {"memory": "fast", "batch_size": 4, "global_batch_size": 4 * env.world_size, **training}
-    cfg = with_fields(load("demo"), training=fields, model={"align": "plane", "use_gan": True, **dict(model)})
+    model = {"align": "plane", "use_gan": True, **dict(model)}
+    cfg = with_fields(load("demo"), training=fields, model=model, loss=dict(loss))
     return set_up(cfg, env, torch.device(device), SampleFacts(side=side))
 
 
-def test_on_one_gpu_small_pictures_passes_are_recorded():
-    networks = setup("cuda").networks
-    assert networks["generator"].replayed == (Pass((4, 3, 7, 64, 64)),)
-    assert networks["discriminator"].replayed == (Pass((8, 8, 64, 64)), Pass((4, 8, 64, 64), frozen=True))
+def test_on_one_gpu_steps_of_small_pictures_are_recorded():
+    assert setup("cuda").replays
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,8 @@ def test_on_one_gpu_small_pictures_passes_are_recorded():
     [
         {"cuda_graphs": "off"}, {"env": TWO}, {"env": TWO, "engine": "ddp"}, {"global_batch_size": 8}, {"memory": "balanced"},
         {"activation_checkpointing": "full"}, {"side": 1024}, {"model": {"transformer_proj_drop": 0.1}},
-        {"model": {"norm": "batch"}}, {"model": {"encoder_norm": "batch"}},
+        {"model": {"norm": "batch"}}, {"model": {"encoder_norm": "batch"}}, {"loss": {"custom": {"one": 1.0}}},
+        {"env": TWO, "engine_discriminator": "ddp"},
     ],
 )  # fmt: skip
 def test_where_they_would_be_wrong_or_no_gain_they_are_not(other):
@@ -56,10 +57,10 @@ def test_a_cpu_has_none():
 @gpu
 @pytest.mark.parametrize("matching", [0.0, 1.0])
 def test_a_replayed_run_is_the_plain_run(tmp_path, matching):
-    """Also where the discriminator has begun to train, which it does in the third epoch."""
+    """Five steps without the discriminator and five with it, of which the last three are replays; rates change at each."""
     fields = {
         "training__device": "cuda", "training__deterministic": True, "data__drop_views": 0.5,
-        "data__mixtures": 0.5, "loss__w_feature_matching": matching,
+        "data__mixtures": 0.5, "loss__w_feature_matching": matching, "loss__w_render": 0.5, "training__ema_decay": 0.9,
     }  # fmt: skip
     for how in ("auto", "off"):
         ended = run(tmp_path / how, env=ON_A_GPU, training__cuda_graphs=how, **fields)
@@ -74,11 +75,11 @@ def test_a_replayed_run_is_the_plain_run(tmp_path, matching):
 
 @pytest.mark.gpu
 @gpu
-def test_each_stage_records_its_own_passes(tmp_path):
+def test_each_stage_records_its_own_steps(tmp_path):
     """16, then 32, then 16 px: to the bit the run without graphs, also where the first side comes again."""
     stages = [
         {"until_epoch": i, "image_size": side, "global_batch_size": 2, "batch_size": 2}
-        for i, side in enumerate((16, 32, 16), 1)
+        for i, side in ((2, 16), (4, 32), (6, 16))
     ]
     fields = {"training__device": "cuda", "training__deterministic": True, "training__stages": stages}
     for how in ("auto", "off"):
@@ -94,22 +95,23 @@ def test_each_stage_records_its_own_passes(tmp_path):
 @pytest.mark.parametrize("how", ["auto", "off"])
 def test_a_step_never_waits_for_the_device(how):
     """From uint8 on the host to the update: with turned samples, and pictures that are finer than the maps."""
-    made, device = setup("cuda", cuda_graphs=how), torch.device("cuda")
+    made, device = setup("cuda", cuda_graphs=how, loss={"w_render": 0.5}), torch.device("cuda")
     networks, objective = build_networks(made), Objective(made.cfg, made.compile_losses)
+    update = Update(networks, objective, WeightAverage(networks["generator"], 0.9), replayed=made.replays)
     cameras = torch.stack([torch.from_numpy(sample_cameras(0, i).encoded("clean")) for i in range(4)])
     batch = MicroBatch(
         views=torch.randint(256, (4, 3, 3, 256, 256), dtype=torch.uint8).pin_memory(),
         maps=torch.randint(256, (4, 8, 64, 64), dtype=torch.uint8).pin_memory(),
         weight=torch.ones(4).pin_memory(), keys=["a", "b", "c", "d"], orientations=[0, 3, 5, 6],
-        cameras=cameras.pin_memory(),
+        cameras=cameras.pin_memory(), relighting=Relighting(*(places.pin_memory() for places in from_above(4))),
     )  # fmt: skip
 
     def step() -> None:
-        ready = to_device(batch, 4, TransformConfig(), device)
-        gan_step(networks["generator"], networks["discriminator"], [ready], objective)
+        networks["generator"].set_learning_rate(1e-4)
+        update([to_device(batch, 4, TransformConfig(), device)], 1, gan=True)
 
-    step()
-    step()
+    for _ in range(3):  # the third is recorded
+        step()
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()

@@ -23,7 +23,7 @@ from neuropbr_dist.models.encoder import ResNetEncoder, UNetEncoder
 from neuropbr_dist.models.fusion import Attention, ConcatFusion, CrossViewFusion
 from neuropbr_dist.models.norm import FrozenBatchNorm2d, FusedGroupNorm, StepBatchNorm2d, norm_factory
 from neuropbr_dist.objectives import ReconstructionLoss, feature_matching_loss
-from neuropbr_dist.objectives.rendering import shared_square_of, square_of
+from neuropbr_dist.objectives.rendering import square_of
 from neuropbr_dist.parallel.strips import operations, share_rows
 from tests.support.distributed import run
 from tests.support.strips import close, compare_layer, own_rows, picture, summed, whole_of, world_strip
@@ -318,7 +318,7 @@ def lose(side: int, render: float) -> None:
     pred, target = (picture(batch, 8, rows * dist.get_world_size(), side, seed=i).sigmoid() for i in (0, 1))
     lamps = from_above(batch)
     lamps = lamps._replace(
-        lamps=lamps.lamps.double(), eyes=lamps.eyes.double(), corners=[(0.3, 0.9), (0.99, 0.0)]
+        lamps=lamps.lamps.double(), eyes=lamps.eyes.double(), corners=torch.tensor([(0.3, 0.9), (0.99, 0.0)])
     )
     whole = pred.clone().requires_grad_()
     wanted, terms = loss(whole, target, lamps)
@@ -364,8 +364,8 @@ def test_feature_matching(count):
 def cut_squares() -> None:
     strip = world_strip()
     maps = picture(3, 8, 300, 260)
-    corners = [(0.0, 0.0), (0.5, 0.5), (0.999, 0.999)]
-    close(shared_square_of(own_rows(maps, strip), corners, strip), square_of(maps, corners), 0.0)
+    corners = torch.tensor([(0.0, 0.0), (0.5, 0.5), (0.999, 0.999)])
+    close(square_of(own_rows(maps, strip), corners, strip), square_of(maps, corners), 0.0)
 
 
 @pytest.mark.multiprocess

@@ -49,7 +49,7 @@ def follow(case: Case, row: Row, faulty_step: int = -1) -> dict[str, Any]:
     for step in range(case.steps):
         objective = Poisoned(case, "generator" if step == faulty_step else "")
         result = gan_step(g, d, rank_batch(case, row, step), objective)
-        ema.update(result.generator, FIRST_STEP + step)
+        ema.update(result.generator, 1 - decay_at(FIRST_STEP + step, DECAY))
         found["finite"].append(bool(result.generator.finite))
         found["weights"].append(weights(g, d))
     found["average"] = put_together((p.name, p.data, p.start, p.shape) for p in ema.fragments())

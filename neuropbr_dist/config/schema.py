@@ -315,7 +315,7 @@ class TrainingConfig(Freezable):
     compile: Literal["auto", "off", "blocks"] = "auto"
     """torch.compile of each block. `auto`: on CUDA only."""
     cuda_graphs: Literal["auto", "off"] = "auto"
-    """Record both networks' passes once and replay them: small pictures keep the host busier than the GPU. `auto`: on one GPU, where nothing is recomputed, drawn at random or accumulated, and a micro-batch has 2^21 pixels or fewer."""
+    """Record all that a step launches once and replay it: small pictures keep the host busier than the GPU. `auto`: on one GPU, where nothing is recomputed, drawn at random or accumulated, no loss is custom, and a micro-batch has 2^21 pixels or fewer."""
     kernels: bool = True
     """Hand-written kernels on a GPU in half precision, and FlashAttention-4 where it is installed; false: plain PyTorch, compiled, as everywhere else."""
     grad_clip_norm: PositiveFloat | None = 1.0

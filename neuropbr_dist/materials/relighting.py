@@ -28,8 +28,8 @@ class Relighting(NamedTuple):
     """Lamps (B, 9, 3), in a frame in which the square is [-1, 1]^2, x to the right, y up, z out of the surface."""
     eyes: Tensor
     """Eyes (B, 9, 3), in the same frame."""
-    corners: Sequence[tuple[float, float]]
-    """The square's top and left, as shares in [0, 1) of where they can be. On the host: they decide what is cut."""
+    corners: Tensor
+    """The square's top and left (B, 2), float64, as shares in [0, 1) of where they can be."""
 
 
 def relighting(draws: Sequence[Iterator[float]]) -> Relighting:
@@ -44,13 +44,17 @@ def relighting(draws: Sequence[Iterator[float]]) -> Relighting:
         corners.append((next(numbers), next(numbers)))
         for k in range(RENDERS):
             lamps[i, k], eyes[i, k] = _pair(numbers, mirrored=k >= INDEPENDENT)
-    return Relighting(torch.from_numpy(lamps), torch.from_numpy(eyes), corners)
+    return Relighting(
+        torch.from_numpy(lamps),
+        torch.from_numpy(eyes),
+        torch.tensor(corners, dtype=torch.float64).view(-1, 2),
+    )
 
 
 def from_above(count: int) -> Relighting:
     """Return the relighting of `count` samples that weigh nothing: anything that makes no NaN."""
     above = torch.tensor([0.0, 0.0, 1.0]).expand(count, RENDERS, 3)
-    return Relighting(above, above, [(0.0, 0.0)] * count)
+    return Relighting(above, above, torch.zeros(count, 2, dtype=torch.float64))
 
 
 def _pair(numbers: Iterator[float], *, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:

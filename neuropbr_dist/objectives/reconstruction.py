@@ -13,7 +13,7 @@ from neuropbr_dist.materials.channels import ALBEDO, MAP_SLICES, NORMAL
 from neuropbr_dist.materials.relighting import Relighting
 from neuropbr_dist.objectives.normals import normal_angle, normal_loss
 from neuropbr_dist.objectives.registry import custom_loss, load_custom_module
-from neuropbr_dist.objectives.rendering import rendering_loss, shared_square_of
+from neuropbr_dist.objectives.rendering import rendering_loss, square_of
 from neuropbr_dist.objectives.ssim import ssim, ssim_of_planes
 from neuropbr_dist.strip import Strip
 
@@ -105,7 +105,7 @@ class ReconstructionLoss:
             if self.weights["render_loss"] > 0:
                 assert relighting is not None
                 lamps, eyes, corners = relighting
-                ours, theirs = (shared_square_of(maps, corners, strip) for maps in (pred, target))
+                ours, theirs = (square_of(maps, corners, strip) for maps in (pred, target))
                 terms["render_loss"] = share * self.rendering_loss(ours, theirs, lamps, eyes)
             if self.custom:  # which may look at any pixel
                 pred, target = (maps if strip is None else strip.whole(maps) for maps in (pred, target))

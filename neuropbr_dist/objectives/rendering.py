@@ -7,11 +7,11 @@ outshine the rest: Deschaintre et al. 2018, "Single-Image SVBRDF Capture with a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from neuropbr_dist.materials.decoding import linear_maps
 from neuropbr_dist.materials.shading import reflected
@@ -26,37 +26,49 @@ LAMPS, EYE_AT = 16, 2.5
 _OFFSET = 0.1
 
 
-def square_of(maps: Tensor, corners: Sequence[tuple[float, float]]) -> Tensor:
-    """Return each sample's square of maps (B, 8, H, W): all of them up to `LARGEST_SQUARE`."""
-    sides = [min(length, LARGEST_SQUARE) for length in maps.shape[-2:]]
-    if sides == list(maps.shape[-2:]):
-        return maps
-    cut = []
-    for sample, corner in zip(maps, corners, strict=True):
-        top, left = (
-            int(share * (length - side + 1))
-            for share, length, side in zip(corner, maps.shape[-2:], sides, strict=True)
-        )
-        cut.append(sample[:, top : top + sides[0], left : left + sides[1]])
-    return torch.stack(cut)
+def square_of(maps: Tensor, corners: Tensor, strip: Strip | None = None) -> Tensor:
+    """Return each sample's square of maps (B, 8, H, W): all of them up to `LARGEST_SQUARE`.
+
+    The host never learns where it lies: it would have to wait for the device, and what it launches could not be replayed.
+
+    Args:
+        corners: (B, 2), see `materials.relighting.Relighting`.
+        strip: where this process holds a strip of the maps; the square comes back whole on every one.
+    """
+    count, begin = (1, 0) if strip is None else (strip.count, strip.rows(maps.shape[2] * strip.count)[0])
+    for dim, length in ((2, maps.shape[2] * count), (3, maps.shape[3])):
+        side = min(length, LARGEST_SQUARE)
+        if side < length or (dim == 2 and count > 1):
+            first = (corners[:, dim - 2] * (length - side + 1)).long()
+            maps = _Moved.apply(maps, first - begin if dim == 2 else first, side, dim)
+    return maps if strip is None else strip.gathered(maps).sum(0)
 
 
-def shared_square_of(
-    maps: Tensor, corners: Sequence[tuple[float, float]], strip: Strip | None = None
-) -> Tensor:
-    """Return `square_of` maps of which this process holds a strip, whole on every one; None: it holds all of them."""
-    if strip is None:
-        return square_of(maps, corners)
-    height, width = maps.shape[2] * strip.count, maps.shape[3]
-    rows, columns = min(height, LARGEST_SQUARE), min(width, LARGEST_SQUARE)
-    begin, _ = strip.rows(height)
-    pieces = []
-    for sample, (down, right) in zip(maps, corners, strict=True):
-        top, left = int(down * (height - rows + 1)) - begin, int(right * (width - columns + 1))
-        own = sample[:, max(top, 0) : max(top + rows, 0), left : left + columns]
-        above = min(max(-top, 0), rows)
-        pieces.append(F.pad(own, (0, 0, above, rows - above - own.shape[1])))
-    return strip.gathered(torch.stack(pieces)).sum(0)
+class _Moved(torch.autograd.Function):
+    """See `_moved`. Its gradient is the same move back: no sum by atomics, and of the same order every time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, count: int, dim: int) -> Tensor:
+        ctx.save_for_backward(first)
+        ctx.dim, ctx.count = dim, x.shape[dim]
+        return _moved(x, first, count, dim)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (first,) = ctx.saved_tensors
+        return _moved(gradient, -first, ctx.count, ctx.dim), None, None, None
+
+
+def _moved(x: Tensor, first: Tensor, count: int, dim: int) -> Tensor:
+    """Return `count` rows or columns of each sample of x (B, C, H, W) from its own `first` (B,) on; zeros beyond its edges."""
+    at = torch.arange(count, device=x.device) + first[:, None]
+    shape = [len(x), 1, count, 1] if dim == 2 else [len(x), 1, 1, count]
+    inside = ((at >= 0) & (at < x.shape[dim])).view(shape)
+    wanted = list(x.shape)
+    wanted[dim] = count
+    found = x.gather(dim, at.clamp(0, x.shape[dim] - 1).view(shape).expand(wanted))
+    return found.where(inside, 0.0)
 
 
 def rendering_loss(pred: Tensor, target: Tensor, lamps: Tensor, eyes: Tensor) -> Tensor:

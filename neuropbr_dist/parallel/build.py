@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.parallel.blocks import plain_segments, prepare_segments
-from neuropbr_dist.parallel.network import Adam, Network, Pass
+from neuropbr_dist.parallel.network import Adam, Network
 from neuropbr_dist.parallel.strips import share_rows
 from neuropbr_dist.parallel.sync_batch import synchronise_batch_norms
 from neuropbr_dist.strip import Strip
@@ -33,8 +33,6 @@ class NetworkSetup:
     """none, selective, full or split; or patterns of segment names to these (`blocks.kind_of`)."""
     compile_blocks: bool
     """Compile each segment."""
-    replayed: tuple[Pass, ...] = ()
-    """Training passes that are recorded as CUDA graphs and replayed; engine single only."""
     sync_batch: bool = False
     shard: str = "world"
     """Ranks that FSDP shards over: world, or node (HSDP)."""
@@ -82,9 +80,7 @@ def build_network(
     from neuropbr_dist.parallel.replicated import ReplicatedNetwork
 
     distributed = setup.engine == "ddp"
-    network = ReplicatedNetwork(module, device, setup.adam, setup.clip, setup.dtype, distributed)
-    network.record(setup.replayed)
-    return network
+    return ReplicatedNetwork(module, device, setup.adam, setup.clip, setup.dtype, distributed)
 
 
 def change_network(
@@ -93,7 +89,7 @@ def change_network(
     """Let a network that was built for `before` compute as `after` says. Collective.
 
     Parameters, gradients and moments stay where they lie: what may differ is what is computed again, the batch that
-    DeepSpeed counts with, which passes are recorded, and how many ranks share a sample.
+    DeepSpeed counts with, and how many ranks share a sample.
 
     Args:
         strip: as `build_network`'s, from now on.
@@ -109,7 +105,6 @@ def change_network(
             compile_blocks=after.compile_blocks,
         )
     network.take_batches(after.ds_config or {})
-    network.record(after.replayed)
 
 
 def fsdp_mesh(device_type: str, setup: NetworkSetup) -> DeviceMesh:

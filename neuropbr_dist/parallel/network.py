@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,15 +31,6 @@ class StepResult(NamedTuple):
 
     grad_norm: Tensor  # () float32, before clipping; not finite: there was no update
     finite: Tensor  # () bool; False: the update was skipped on all ranks alike
-
-
-class Pass(NamedTuple):
-    """Training passes through a network that are alike: forward and backward of inputs of one shape."""
-
-    shape: tuple[int, ...]
-    """Shape of the input, which is float32."""
-    frozen: bool = False
-    """Whether the gradient is the input's alone (`Network.frozen`)."""
 
 
 class Network(ABC):
@@ -129,9 +120,6 @@ class Network(ABC):
 
     def take_batches(self, ds_config: Mapping[str, Any]) -> None:  # noqa: B027
         """Take steps of another number of micro-batches from now on, as a DeepSpeed configuration names them."""
-
-    def record(self, passes: Sequence[Pass]) -> None:  # noqa: B027
-        """Replay these training passes from now on, and no others."""
 
     @abstractmethod
     def fragments(self) -> list[Fragment]:

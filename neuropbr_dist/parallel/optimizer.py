@@ -45,6 +45,12 @@ class ClippedAdamW:
         tensors = list(params.values())
         self.device, self.dtype = tensors[0].device, tensors[0].dtype
         self.adamw: Any = torch.optim.AdamW(tensors, **vars(adam), fused=True)
+        self.rate: Tensor | None = None
+        if self.device.type == "cuda" and self.dtype == torch.float32:
+            # Read there, a replayed update takes a rate that the host has set since. float32, as the kernel wants it.
+            self.rate = torch.full((), adam.lr, device=self.device)
+            for settings in self.adamw.param_groups:
+                settings.update(lr=self.rate, capturable=True)
         for p in tensors:  # lazily made by torch; a save before the first step needs them
             self.adamw.state[p] = {
                 "step": torch.zeros((), dtype=torch.float32, device=p.device),
@@ -107,6 +113,9 @@ class ClippedAdamW:
         return finite | ~at_floor
 
     def set_learning_rate(self, lr: float) -> None:
+        if self.rate is not None:
+            self.rate.fill_(lr)
+            return
         for group in self.adamw.param_groups:
             group["lr"] = lr
 

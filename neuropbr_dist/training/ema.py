@@ -44,14 +44,14 @@ class WeightAverage:
         return zip(self.average, self.network.masters(), strict=True)
 
     @torch.no_grad()
-    def update(self, result: StepResult, step: int) -> None:
-        """Follow one optimizer step, the run's `step`-th; one that was skipped changes nothing. No host sync on
-        masters that lie on the device.
+    def update(self, result: StepResult, share: float | Tensor) -> None:
+        """Go a `share` of 1 towards the weights after an optimizer step, `1 - decay_at` of the run's step; one that was
+        skipped changes nothing. No host sync on masters that lie on the device.
 
         Three calls for all tensors of a device: one each would keep the host busy for longer. Meanwhile they hold the
         differences, as many bytes as the weights.
         """
-        weight = torch.isfinite(result.grad_norm) * (1.0 - decay_at(step, self.decay))
+        weight = torch.isfinite(result.grad_norm) * share
         by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for average, master in self._pairs():
             by_device[average.device].append((average, master))

@@ -41,9 +41,9 @@ from neuropbr_dist.training.sharing import rows_of
 from neuropbr_dist.training.stages import RunStage, StagedRun
 from neuropbr_dist.training.start import Start
 from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
-from neuropbr_dist.training.step import gan_step
 from neuropbr_dist.training.step_log import StepLog, log_samples
 from neuropbr_dist.training.timings import StartUp
+from neuropbr_dist.training.update import Update
 from neuropbr_dist.training.validation import validate_stage
 
 LAST_SAVE_S = 120.0
@@ -94,6 +94,7 @@ class Trainer:
         self.renderer = stage.samples.renderer(self.device)
         if setup.compile_losses:
             self.renderer.compile(compiled)
+        self.update = self.update_of(stage)
         self.rates: dict[str, float] = {}
         """Learning rates of the last step, as they are logged."""
         self.step_epoch = 0
@@ -194,6 +195,7 @@ class Trainer:
     def go_over_to(self, stage: RunStage) -> None:
         """Begin the next stage: networks stay, all that depends on its side and batches is the stage's. Collective."""
         began = time.monotonic()
+        self.update = self.update_of(stage)  # without what the last stage has recorded
         if stage.setup.sample_ranks != self.stage.setup.sample_ranks:
             limit = timedelta(minutes=self.cfg.training.timeout_minutes)
             self.strip = self.objective.strip = strip_of(stage.setup.sample_ranks, limit)
@@ -206,6 +208,11 @@ class Trainer:
         self.step_log = StepLog(stage.setup, self.log, self.console)
         self.boundary.deadline.pause(seconds := time.monotonic() - began)
         self.log.line(TIMINGS, {"step": self.progress.step, "stage": stage.number, "begun_s": seconds})
+
+    def update_of(self, stage: RunStage) -> Update:
+        """Return what makes a stage's steps."""
+        d_steps, replayed = self.cfg.training.d_steps_per_g_step, stage.setup.replays
+        return Update(self.networks, self.objective, self.ema, d_steps=d_steps, replayed=replayed)
 
     def begin_anew(self) -> None:
         """Forget the best loss and what schedules know: losses of another side don't compare."""
@@ -276,11 +283,7 @@ class Trainer:
             # Keyed by step and samples: nothing to save, and strips of one sample drop the same path.
             _, group = self.stage.setup.data_place
             torch.manual_seed(hash((cfg.training.seed, p.step, group)) % 2**63)
-        d = self.networks["discriminator"] if self.gan_on else None
-        g, d_steps = self.networks["generator"], cfg.training.d_steps_per_g_step
-        result = gan_step(g, d, batch, self.objective, d_steps=d_steps)
-        if self.ema is not None:
-            self.ema.update(result.generator, p.step + 1)
+        result = self.update(batch, p.step + 1, gan=self.gan_on)
         if cfg.training.log_samples and self.env.rank == 0:
             log_samples(self.log, order, self.stage.samples.train, p.step + 1, p.cursor)
         p.step, p.cursor = p.step + 1, p.cursor + samples

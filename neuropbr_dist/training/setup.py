@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -28,9 +28,8 @@ from neuropbr_dist.config.deepspeed import resolve as resolve_deepspeed
 from neuropbr_dist.data.open import Align, Samples
 from neuropbr_dist.data.order import MicroBatching, micro_batches
 from neuropbr_dist.errors import UserError
-from neuropbr_dist.kernels import VIEWS
-from neuropbr_dist.models import judged_channels, size_multiple, smallest_side, view_channels
-from neuropbr_dist.parallel import Adam, NetworkSetup, Pass
+from neuropbr_dist.models import size_multiple, smallest_side
+from neuropbr_dist.parallel import Adam, NetworkSetup
 from neuropbr_dist.training.estimate import Need, choose_plan, count_parameters
 from neuropbr_dist.training.memory import recompute_patterns
 from neuropbr_dist.training.sharing import check_sharing, groups_of, place_of
@@ -88,7 +87,7 @@ class Setup:
     memory_why: str
     """Reason for this plan, where `training.memory` leaves it open; else empty."""
     graphs_why_not: str | None
-    """Reason why the generator's passes are not CUDA graphs; None where they are."""
+    """Reason why what a step launches is not recorded as a CUDA graph; None where it is."""
 
     @property
     def engine(self) -> str:
@@ -117,8 +116,8 @@ class Setup:
 
     @property
     def replays(self) -> bool:
-        """Whether the generator's passes are CUDA graphs."""
-        return bool(self.networks["generator"].replayed)
+        """Whether all that a step launches is recorded as one CUDA graph and replayed."""
+        return self.graphs_why_not is None
 
     @property
     def compile_losses(self) -> bool:
@@ -170,16 +169,9 @@ def set_up(
         part: replace(net, recompute=recompute_patterns(memory, t.activation_checkpointing, part))
         for part, net in spread.items()
     }
-    why_not = {
-        part: why_not_replayed(cfg, net, micro, samples.side, device) for part, net in networks.items()
-    }
-    networks = {
-        part: net if why_not[part] else replace(net, replayed=passes_of(part, cfg, micro.size, samples.side))
-        for part, net in networks.items()
-    }
     return Setup(
         cfg=cfg, env=env, device=device, samples=samples, precision=precision, micro=micro,
-        networks=MappingProxyType(networks), need=need, memory=memory, memory_why=why, graphs_why_not=why_not["generator"],
+        networks=MappingProxyType(networks), need=need, memory=memory, memory_why=why, graphs_why_not=why_not_replayed(cfg, networks.values(), micro, samples.side, device),
     )  # fmt: skip
 
 
@@ -277,35 +269,27 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 def why_not_replayed(
-    cfg: TrainConfig, net: NetworkSetup, micro: MicroBatching, side: int, device: torch.device
+    cfg: TrainConfig, networks: Iterable[NetworkSetup], micro: MicroBatching, side: int, device: torch.device
 ) -> str | None:
-    """Return why a network's passes are not recorded as CUDA graphs; None where they are.
+    """Return why what a step launches is not recorded as a CUDA graph; None where it is.
 
-    A second micro-batch's gradients would overwrite the first's, random numbers and batch statistics would be those
-    of the recording, and recomputation asks for the generator's state on the host.
+    Random numbers and batch statistics would be those of the recording, recomputation asks for the generator's state on
+    the host, and a loss that isn't ours may ask the host for anything.
     """
     batch_norm = {"batch", "sync_batch"} & {cfg.model.norm, cfg.model.encoder_norm}
     obstacles = {
         f"the device is {device.type}": device.type != "cuda",
         "training.cuda_graphs = off": cfg.training.cuda_graphs == "off",
-        f"the engine is {net.engine}": net.engine != "single",
-        "activations are recomputed": bool(net.recompute),
+        **{f"the engine is {net.engine}": net.engine != "single" for net in networks},
+        "activations are recomputed": any(net.recompute for net in networks),
         "gradients are accumulated": micro.per_step > 1,
+        "there is a custom loss": bool(cfg.loss.custom),
         "the network has dropout": has_dropout(cfg.model),
         "the network has batch norm": bool(batch_norm),
         f"a micro-batch has more than {MOST_PIXELS_REPLAYED:,} pixels": micro.size * side**2
         > MOST_PIXELS_REPLAYED,
     }
     return next((why for why, there in obstacles.items() if there), None)
-
-
-def passes_of(part: str, cfg: TrainConfig, samples: int, side: int) -> tuple[Pass, ...]:
-    """Return the passes of a network in a step's joint update (`training.step`), each of which has a backward."""
-    if part == "generator":
-        return (Pass((samples, VIEWS, view_channels(cfg.model), side, side)),)
-    # True and predicted maps together, then the predicted ones for the generator's loss.
-    maps = (judged_channels(cfg.model), side, side)
-    return Pass((2 * samples, *maps)), Pass((samples, *maps), frozen=True)
 
 
 def has_dropout(model: ModelConfig) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from neuropbr_dist.checkpoint import open_newest, save, step_name
 from neuropbr_dist.parallel import Network, NetworkSetup, build_network, change_network
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
-from neuropbr_dist.training.ema import WeightAverage
+from neuropbr_dist.training.ema import WeightAverage, decay_at
 from neuropbr_dist.training.state import Progress, restore, saved_fragments, snapshot
 from neuropbr_dist.training.step import gan_step
 from tests.support import parity
@@ -151,7 +151,7 @@ def train(
             nets["generator"], d, rank_batch(stage or case, row, step), goal, d_steps=case.d_steps
         )
         if ema is not None:
-            ema.update(result.generator, step + 1)
+            ema.update(result.generator, 1 - decay_at(step + 1, case.ema_decay))
         record = {"G_loss": over_ranks(result.losses["G_loss"]), "G_norm": norm_of(result.generator)}
         if result.discriminator is not None:
             record |= {"D_loss": over_ranks(result.losses["D_loss"]), "D_norm": norm_of(result.discriminator)}

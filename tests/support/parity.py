@@ -31,7 +31,7 @@ from neuropbr_dist.data.rendered.source import RenderedSource
 from neuropbr_dist.materials.relighting import relighting
 from neuropbr_dist.models import Discriminator, Generator, Judgement
 from neuropbr_dist.models.generator import freeze_backbone
-from neuropbr_dist.objectives.rendering import relit, shared_square_of
+from neuropbr_dist.objectives.rendering import relit, square_of
 from neuropbr_dist.parallel import Adam, Network, NetworkSetup, build_network, change_network
 from neuropbr_dist.parallel.network import StepResult
 from neuropbr_dist.parallel.strips import strip_of
@@ -213,7 +213,7 @@ class SmoothObjective(WeighedObjective):
         if batch.relighting is not None:
             lamps, eyes, corners = batch.relighting
             ours, theirs = (
-                relit(shared_square_of(maps, corners, self.strip), lamps, eyes) for maps in (fake, batch.maps)
+                relit(square_of(maps, corners, self.strip), lamps, eyes) for maps in (fake, batch.maps)
             )
             total = total + self.case.w_render * (ours - theirs).square().mean((1, 2, 3, 4))
         total = total if self.strip is None else total / self.strip.count
