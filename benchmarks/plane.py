@@ -33,7 +33,7 @@ from neuropbr_dist.errors import UserError
 
 CONFIG = ROOT / "benchmarks" / "configs" / "plane-256.yaml"
 VARIANTS: dict[str, list[str]] = {
-    "none": ["model.align=none"],
+    "none": ["model.align=none", "data.mixtures=0"],
     "plane": [],
     "mean": ["model.skip_merge=mean"],
     "max_mean": ["model.skip_merge=max_mean"],
@@ -43,7 +43,7 @@ VARIANTS: dict[str, list[str]] = {
     "no_embedding": ["model.token_embedding=none"],
     "free_normals": ["model.normals=free"],
     "slopes": ["model.normals=slopes"],
-    "mixtures": ["data.mixtures=0.5"],
+    "no_mixtures": ["data.mixtures=0"],
     "every_view": ["data.drop_views=0"],
     "exact_cameras": ["data.camera_jitter=0"],
     "every_view_exact": ["data.drop_views=0", "data.camera_jitter=0"],
