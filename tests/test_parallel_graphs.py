@@ -32,8 +32,9 @@ def setup(device: str, env: Environment = ONE, side: int = 64, model=(), loss=()
     return set_up(cfg, env, torch.device(device), SampleFacts(side=side))
 
 
-def test_on_one_gpu_steps_of_small_pictures_are_recorded():
-    assert setup("cuda").replays
+def test_steps_of_small_pictures_are_recorded_on_one_gpu_and_where_asked_for_under_ddp():
+    assert setup("cuda").replays and setup("cuda", cuda_graphs="on").replays
+    assert setup("cuda", env=TWO, engine="ddp", cuda_graphs="on").replays
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,8 @@ def test_on_one_gpu_steps_of_small_pictures_are_recorded():
         {"cuda_graphs": "off"}, {"env": TWO}, {"env": TWO, "engine": "ddp"}, {"global_batch_size": 8}, {"memory": "balanced"},
         {"activation_checkpointing": "full"}, {"side": 1024}, {"model": {"transformer_proj_drop": 0.1}},
         {"model": {"norm": "batch"}}, {"model": {"encoder_norm": "batch"}}, {"loss": {"custom": {"one": 1.0}}},
-        {"env": TWO, "engine_discriminator": "ddp"},
+        {"env": TWO, "engine_discriminator": "ddp", "cuda_graphs": "on"}, {"env": TWO, "cuda_graphs": "on"},
+        {"env": TWO, "engine": "ddp", "sample_ranks": 2, "cuda_graphs": "on", "global_batch_size": 4},
     ],
 )  # fmt: skip
 def test_where_they_would_be_wrong_or_no_gain_they_are_not(other):
@@ -70,6 +72,24 @@ def test_a_replayed_run_is_the_plain_run(tmp_path, matching):
         found, wanted = ([line[name] for line in lines if name in line] for lines in (one, other))
         assert found == wanted and found
     first, second = tensors(tmp_path / "auto"), tensors(tmp_path / "off")
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_a_replayed_run_of_two_ranks_is_the_plain_run(tmp_path):
+    """Under DDP, whose gradients a recording averages at once: a sum of two has no order."""
+    fields = {
+        "training__device": "cuda", "training__deterministic": True, "training__engine": "ddp",
+        "loss__w_render": 0.5, "training__ema_decay": 0.9,
+    }  # fmt: skip
+    for how in ("on", "off"):
+        ended = run(
+            tmp_path / how, world=2, env={"DS_ACCELERATOR": "cuda"}, training__cuda_graphs=how, **fields
+        )
+        assert ended.code == 0, ended.err
+        assert (", CUDA graphs" in ended.out) == (how == "on")
+    first, second = tensors(tmp_path / "on"), tensors(tmp_path / "off")
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 

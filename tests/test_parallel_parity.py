@@ -73,6 +73,7 @@ def rows() -> list[tuple[Case, Row]]:
     found += on("ddp fsdp zero2 zero3", MATCHED, accumulation=2, recompute="full")
     found += on("zero2 zero3", MATCHED)
     found += on("fsdp zero2", RELIT, world=3)
+    found += on("ddp", MATCHED, at_once=True) + on("ddp", at_once=True, world=3)
     found += on("single ddp fsdp zero0 zero2 zero3", TWO_D_STEPS)
     found += on("ddp fsdp zero0 zero2 zero3", world=3)
     found += on_four(CORNERS)

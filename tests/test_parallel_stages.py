@@ -21,8 +21,8 @@ CASES = (SMALL, LARGE, LAST)
 
 
 def stages(row: Row) -> list[tuple[Case, Row]]:
-    """Two micro-batches a rank and recomputation in the middle, none before and after."""
-    return [(SMALL, row), (LARGE, replace(row, accumulation=2, recompute="full")), (LAST, row)]
+    """Two micro-batches a rank and recomputation in the middle, none before and after, where steps can be recorded."""
+    return [(SMALL, row), (LARGE, replace(row, accumulation=2, recompute="full", at_once=False)), (LAST, row)]
 
 
 @cache
@@ -42,9 +42,16 @@ def check(row: Row) -> None:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("name", ["single", "fsdp", "zero2", "zero3"])
-def test_three_stages_match_the_plain_loop(name):
-    check(ENGINES[name])
+@pytest.mark.parametrize(
+    "row",
+    [
+        *(ENGINES[name] for name in ("single", "fsdp", "zero2", "zero3")),
+        replace(ENGINES["ddp"], at_once=True),
+    ],
+    ids=str,
+)
+def test_three_stages_match_the_plain_loop(row):
+    check(row)
 
 
 @pytest.mark.drill

@@ -314,8 +314,8 @@ class TrainingConfig(Freezable):
     """Recompute activations in backward: as `memory` says, or alike in every segment of the generator. `selective` keeps attention outputs; `full` keeps segment inputs only."""
     compile: Literal["auto", "off", "blocks"] = "auto"
     """torch.compile of each block. `auto`: on CUDA only."""
-    cuda_graphs: Literal["auto", "off"] = "auto"
-    """Record all that a step launches once and replay it: small pictures keep the host busier than the GPU. `auto`: on one GPU, where nothing is recomputed, drawn at random or accumulated, no loss is custom, and a micro-batch has 2^21 pixels or fewer."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Record all that a step launches once and replay it: small pictures keep the host busier than the GPU. `auto`: on one GPU, where nothing is recomputed, drawn at random or accumulated, no loss is custom, and a micro-batch has 2^21 pixels or fewer. `on`: under DDP as well, whose gradients are then averaged after the backward, not during it."""
     kernels: bool = True
     """Hand-written kernels on a GPU in half precision, and FlashAttention-4 where it is installed; false: plain PyTorch, compiled, as everywhere else."""
     grad_clip_norm: PositiveFloat | None = 1.0

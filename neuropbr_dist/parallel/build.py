@@ -33,6 +33,8 @@ class NetworkSetup:
     """none, selective, full or split; or patterns of segment names to these (`blocks.kind_of`)."""
     compile_blocks: bool
     """Compile each segment."""
+    replayed: bool = False
+    """Whether a step's launches are recorded as a CUDA graph; engines single and ddp only."""
     sync_batch: bool = False
     shard: str = "world"
     """Ranks that FSDP shards over: world, or node (HSDP)."""
@@ -80,7 +82,9 @@ def build_network(
     from neuropbr_dist.parallel.replicated import ReplicatedNetwork
 
     distributed = setup.engine == "ddp"
-    return ReplicatedNetwork(module, device, setup.adam, setup.clip, setup.dtype, distributed)
+    network = ReplicatedNetwork(module, device, setup.adam, setup.clip, setup.dtype, distributed)
+    network.reduce_gradients(at_once=setup.replayed)
+    return network
 
 
 def change_network(
@@ -105,6 +109,8 @@ def change_network(
             compile_blocks=after.compile_blocks,
         )
     network.take_batches(after.ds_config or {})
+    if before.replayed != after.replayed:
+        network.reduce_gradients(at_once=after.replayed)
 
 
 def fsdp_mesh(device_type: str, setup: NetworkSetup) -> DeviceMesh:

@@ -121,6 +121,9 @@ class Network(ABC):
     def take_batches(self, ds_config: Mapping[str, Any]) -> None:  # noqa: B027
         """Take steps of another number of micro-batches from now on, as a DeepSpeed configuration names them."""
 
+    def reduce_gradients(self, *, at_once: bool) -> None:  # noqa: B027
+        """Average gradients over the ranks after the backward from now on, or as the engine does by itself."""
+
     @abstractmethod
     def fragments(self) -> list[Fragment]:
         """Return this rank's pieces of the float32 masters and their state, as live views.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
@@ -37,18 +38,27 @@ class ReplicatedNetwork(ClippedNetwork):
         self.world = dist.get_world_size() if distributed else 1
         self.trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self.ddp: DistributedDataParallel | None = None
-        if distributed:
-            # Two forward passes come before one backward: no buffer broadcast between them. Later torch calls it this.
-            later = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-            no_broadcast: dict[str, Any] = {"forward_sync_buffers" if later else "broadcast_buffers": False}
-            self.ddp = DistributedDataParallel(
-                self.module,
-                device_ids=[device.index] if device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-                **no_broadcast,
-            )
+        """Averages gradients during the backward; None: on one rank, or they are averaged after it."""
         self.replicated = distributed
         self.optimizer = ClippedAdamW(self.trained, adam, clip, fp16=dtype == torch.float16)
+
+    def reduce_gradients(self, *, at_once: bool) -> None:
+        """Average gradients over the ranks by one operation after the backward, or by DDP, piece by piece during it.
+
+        DDP's hooks belong to the default stream, so that no CUDA graph can hold them.
+        """
+        self.ddp = None  # takes its hooks away
+        if not self.replicated or at_once:
+            return
+        # Two forward passes come before one backward: no buffer broadcast between them. Later torch calls it this.
+        later = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+        no_broadcast: dict[str, Any] = {"forward_sync_buffers" if later else "broadcast_buffers": False}
+        self.ddp = DistributedDataParallel(
+            self.module,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            **no_broadcast,
+        )
 
     def __call__(self, x: Tensor) -> Any:
         trains = torch.is_grad_enabled() and not self._frozen
@@ -61,7 +71,19 @@ class ReplicatedNetwork(ClippedNetwork):
             self.ddp.require_backward_grad_sync = last
 
     def apply(self) -> StepResult:
-        return self.optimizer.step(p.grad for p in self.trained.values())
+        grads = [p.grad for p in self.trained.values()]
+        if self.replicated and self.ddp is None:
+            grads = averaged(grads, self.world)
+        return self.optimizer.step(grads)
 
     def piece(self, p: Tensor) -> tuple[Tensor, int]:
         return p.detach().view(-1), 0
+
+
+def averaged(grads: Sequence[Tensor | None], world: int) -> list[Tensor | None]:
+    """Return the means of gradients over all ranks, which miss the same ones. Collective."""
+    present = [grad for grad in grads if grad is not None]
+    flat = torch.cat([grad.reshape(-1) for grad in present]).div_(world)
+    dist.all_reduce(flat)
+    means = iter(flat.split([grad.numel() for grad in present]))
+    return [None if grad is None else next(means).view(grad.shape) for grad in grads]

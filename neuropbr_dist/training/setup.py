@@ -169,9 +169,11 @@ def set_up(
         part: replace(net, recompute=recompute_patterns(memory, t.activation_checkpointing, part))
         for part, net in spread.items()
     }
+    graphs_why_not = why_not_replayed(cfg, networks.values(), micro, samples.side, device)
+    networks = {part: replace(net, replayed=graphs_why_not is None) for part, net in networks.items()}
     return Setup(
         cfg=cfg, env=env, device=device, samples=samples, precision=precision, micro=micro,
-        networks=MappingProxyType(networks), need=need, memory=memory, memory_why=why, graphs_why_not=why_not_replayed(cfg, networks.values(), micro, samples.side, device),
+        networks=MappingProxyType(networks), need=need, memory=memory, memory_why=why, graphs_why_not=graphs_why_not,
     )  # fmt: skip
 
 
@@ -276,11 +278,13 @@ def why_not_replayed(
     Random numbers and batch statistics would be those of the recording, recomputation asks for the generator's state on
     the host, and a loss that isn't ours may ask the host for anything.
     """
+    engines = ("single", "ddp") if cfg.training.cuda_graphs == "on" else ("single",)
     batch_norm = {"batch", "sync_batch"} & {cfg.model.norm, cfg.model.encoder_norm}
     obstacles = {
         f"the device is {device.type}": device.type != "cuda",
         "training.cuda_graphs = off": cfg.training.cuda_graphs == "off",
-        **{f"the engine is {net.engine}": net.engine != "single" for net in networks},
+        **{f"the engine is {net.engine}": net.engine not in engines for net in networks},
+        "ranks share samples": cfg.training.sample_ranks > 1,
         "activations are recomputed": any(net.recompute for net in networks),
         "gradients are accumulated": micro.per_step > 1,
         "there is a custom loss": bool(cfg.loss.custom),

@@ -99,6 +99,8 @@ class Row:
     shard: str = "world"
     offload: bool = False
     compile: bool = False
+    at_once: bool = False
+    """DDP averages gradients after the backward."""
     engine_d: str = ""
     """The discriminator's engine, if it is another."""
     persist: int = 0
@@ -116,7 +118,7 @@ class Row:
         name = f"ZeRO-{self.stage}" if self.engine == "deepspeed" else self.engine
         name = "HSDP" if self.shard == "node" else name
         notes = [f"{name} x{self.world}", f"accumulation {self.accumulation}", f"recompute {self.recompute}"]
-        notes += ["offload"] * self.offload + ["compile"] * self.compile
+        notes += ["offload"] * self.offload + ["compile"] * self.compile + ["averaged at once"] * self.at_once
         notes += [f"D on {self.engine_d}"] * bool(self.engine_d)
         notes += ["small parameters kept"] * bool(self.persist) + ["bf16"] * self.bf16
         notes += [f"{self.sample_ranks} ranks a sample"] * (self.sample_ranks > 1)
@@ -364,6 +366,7 @@ def setup_of(case: Case, row: Row, engine: str) -> NetworkSetup:
         dtype=torch.bfloat16 if row.bf16 else None,
         recompute=row.recompute,
         compile_blocks=row.compile,
+        replayed=row.at_once,
         sync_batch=case.norm == "sync_batch",
         shard=row.shard,
         ranks_per_node=2,
