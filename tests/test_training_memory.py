@@ -14,7 +14,8 @@ from neuropbr_dist.models import Generator
 from neuropbr_dist.parallel.activation import checkpoint_segment
 from neuropbr_dist.parallel.blocks import kind_of, prepare_segments
 from neuropbr_dist.training.estimate import Need, State, choose_plan, rendering_bytes
-from neuropbr_dist.training.memory import GENERATOR_PLANS, PLANS, recompute_patterns
+from neuropbr_dist.training.memory import GENERATOR_PLANS, PLANS, memory_told, recompute_patterns
+from tests.support.said import assert_names
 
 GIB = 2**30
 
@@ -214,3 +215,18 @@ def test_the_estimate_knows_where_the_kernels_run(changes, runs):
     assert given.runs_kernels() is runs
     given.cfg.training.kernels = False
     assert not given.runs_kernels()
+
+
+def test_a_device_that_is_too_small_is_told_with_what_takes_less():
+    with pytest.raises(UserError) as told, memory_told(512, 8, "balanced"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    wanted = ["8 sample(s) of 512 px", "balanced", "training.memory=low", "below 8", "Tried to allocate"]
+    assert_names(str(told.value), wanted)
+    assert "memory=balanced" not in str(told.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_what_a_gpu_can_not_hold_is_told():
+    with pytest.raises(UserError, match="don't fit into the device's memory"), memory_told(64, 1, "low"):
+        torch.empty(2**50, dtype=torch.uint8, device="cuda")

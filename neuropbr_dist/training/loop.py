@@ -32,6 +32,7 @@ from neuropbr_dist.training.facts import describe, start_facts
 from neuropbr_dist.training.faults import Fault
 from neuropbr_dist.training.first_weights import FirstWeights, Weights
 from neuropbr_dist.training.folder import is_newest, mark_end, open_folder
+from neuropbr_dist.training.memory import memory_told
 from neuropbr_dist.training.networks import build_networks, change_networks
 from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.profile import StepProfiler
@@ -232,7 +233,10 @@ class Trainer:
                 break
             before = self.epochs_done
             self.profiler.before(p.step + 1)
-            self.step(host)
+            with memory_told(
+                self.stage.setup.samples.side, self.stage.setup.micro.size, self.stage.setup.memory
+            ):
+                self.step(host)
             self.profiler.after(p.step)
             self.start_up.first_step(self.device, self.log, p.step)
             ended = self.epochs_done > before

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from neuropbr_dist.errors import UserError
 
 Recompute = Mapping[str, str]
 """Patterns of segment names to none, selective, full or split; the last that matches counts."""
@@ -35,3 +40,26 @@ def recompute_patterns(plan: str, activation_checkpointing: str, part: str) -> R
     if activation_checkpointing == "plan":
         return GENERATOR_PLANS[plan]
     return {"*": activation_checkpointing}
+
+
+@contextmanager
+def memory_told(side: int, samples: int, plan: str) -> Iterator[None]:
+    """Tell in one line that the device's memory is too small for what runs inside: torch tells it in a traceback.
+
+    Args:
+        side: of the pictures, in pixels.
+        samples: at a time.
+        plan: the memory plan; it may have been chosen while others used less of the device.
+
+    Raises:
+        UserError: in place of torch's error, with what takes less.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        remedies = [f"training.memory={slower}" for slower in PLANS[PLANS.index(plan) + 1 :]]
+        remedies += [f"a training.batch_size below {samples}"] if samples > 1 else []
+        raise UserError(
+            f"{samples} sample(s) of {side} px at a time don't fit into the device's memory under memory plan {plan}; use "
+            f"{', '.join([*remedies, '--engine fsdp on several GPUs or training.sample_ranks'])} (docs/training.md). {str(error).splitlines()[0]}"
+        ) from error
