@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from neuropbr_dist.config import DataConfig, TrainConfig, TransformConfig, with_fields
-from neuropbr_dist.data.alignment import WRAP_IGNORED, Alignment, known, shift
+from neuropbr_dist.data.alignment import EXACT, WRAP_IGNORED, Alignment, known, shift
 from neuropbr_dist.data.augment import Augmentation, turn_maps, turn_views
 from neuropbr_dist.data.builtin import generate
 from neuropbr_dist.data.builtin.cache import sample_cameras
@@ -72,6 +72,15 @@ def test_jitter_shifts_each_view_on_its_own_within_its_bound():
     assert moved.max() <= 0.008 + 1e-6 and moved.max() > 0.007
     assert abs(np.median(moved) - 0.008 / 2**0.5) < 0.0006, "as often in each part of the disc"
     assert np.corrcoef(moved.T)[0, 1] < 0.2
+
+
+def test_a_share_of_the_samples_is_not_shifted():
+    found = draws(replace(TRAINING, drop_views=0.0, exact=0.5))
+    same = (found[..., MATRIX] == TRUE[..., MATRIX]).all(-1)
+    assert (same == same[:, :1]).all(), "all views of a sample or none"
+    assert 0.4 < same[:, 0].mean() < 0.6
+    plane = with_fields(TrainConfig(), model={"align": "plane"})
+    assert [Alignment.of_run(plane, training=training).exact for training in (True, False)] == [EXACT, 0]
 
 
 def test_a_shifted_camera_sees_everything_further_along():

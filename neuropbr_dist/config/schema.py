@@ -99,7 +99,7 @@ class DataConfig(Freezable):
     drop_views: Share = 0.0
     """Share of training samples that lose a view, so that the network knows missing ones (`model.align = plane`)."""
     camera_jitter: Annotated[float, Interval(ge=0, le=0.008)] = 0.0
-    """Largest shift of a training sample's views against each other, as a share of their side, so that the network bears with cameras that are a little off (`model.align = plane`)."""
+    """Largest shift of a training sample's views against each other, as a share of their side, so that the network bears with cameras that are a little off (`model.align = plane`). Half of the samples stay as they are."""
     builtin: bool = False
     """Train on built-in materials where no data are named, even if there is a `./data`. A run that found none sets it, so that a resume doesn't take a `./data` that came later."""
     builtin_count: Annotated[int, Interval(ge=2)] = 64

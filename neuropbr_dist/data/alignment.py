@@ -22,6 +22,10 @@ Encoded = npt.NDArray[np.float32]
 WRAP_IGNORED = 0.5
 """Share of the training samples whose plane isn't repeated, so that the network knows masks before a photo comes."""
 
+EXACT = 0.5
+"""Share of the training samples whose views `data.camera_jitter` leaves where they are. Were all shifted, hardly one would be
+seen whose three views agree, and agreeing views, which are the rule, would be read worse (`2026-11-30-jitter-small.md`)."""
+
 
 def known(cameras: Encoded, min_confidence: float) -> npt.NDArray[np.bool_]:
     """Return which cameras (…) count: those that aren't missing and have this confidence or more."""
@@ -39,6 +43,7 @@ class Alignment:
         views: how many are shown, the first that there are; the others count as missing.
         drop_views: share of samples that lose a view, if they have two or more.
         jitter: how far a view is shifted at most, as a share of its side.
+        exact: share of samples of which no view is.
     """
 
     min_confidence: float
@@ -47,6 +52,7 @@ class Alignment:
     views: int = 3
     drop_views: float = 0.0
     jitter: float = 0.0
+    exact: float = 0.0
 
     @classmethod
     def of_run(cls, cfg: TrainConfig, *, training: bool) -> Alignment | None:
@@ -62,7 +68,7 @@ class Alignment:
             return cls(min_confidence=data.min_confidence, views=data.views)
         return cls(
             min_confidence=data.min_confidence, seed=cfg.training.seed, ignore_wrap=WRAP_IGNORED,
-            views=data.views, drop_views=data.drop_views, jitter=data.camera_jitter,
+            views=data.views, drop_views=data.drop_views, jitter=data.camera_jitter, exact=EXACT,
         )  # fmt: skip
 
     def of(self, cameras: Encoded, epoch: int, key: str) -> Encoded:
@@ -77,7 +83,8 @@ class Alignment:
         found = np.where(there[:, None], cameras, np.float32(0))
         if wrap_ignored:
             found[:, WRAP] = 0
-        if self.jitter:
+        exact = self.exact > 0 and next(draws) < self.exact
+        if self.jitter and not exact:
             for camera in found:
                 angle, radius = 2 * math.pi * next(draws), self.jitter * math.sqrt(next(draws))
                 shift(camera, radius * math.cos(angle), radius * math.sin(angle))
