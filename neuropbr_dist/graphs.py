@@ -1,9 +1,9 @@
-"""Launches of a function of tensors, recorded once as a CUDA graph and replayed: for a host that can't keep up."""
+"""Launches of a function of tensors, recorded once as CUDA graphs and replayed: for a host that can't keep up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,13 @@ class Replay:
             What it returns from a replay lies where the next call's result will lie.
     """
 
+    under_way: ClassVar[Replay | None] = None
+    """The one that is being recorded."""
+
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.calls = function, 0
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.parts: list[Callable[[], object]] = []
+        """Graphs to replay, and between them what `unrecorded` has called."""
         self.arguments: tuple[Tensor, ...] = ()
         self.result: Any = None
 
@@ -33,21 +37,53 @@ class Replay:
         self.calls += 1
         if self.calls <= PLAIN_CALLS:
             return self.function(*arguments)
-        if self.graph is None:
+        if not self.parts:
             self.arguments = tuple(given.clone() for given in arguments)
             self._record()
         else:
             for kept, given in zip(self.arguments, arguments, strict=True):
                 kept.copy_(given, non_blocking=True)
-        assert self.graph is not None
-        self.graph.replay()
+        for part in self.parts:
+            part()
         return self.result
 
     def _record(self) -> None:
+        torch.cuda.synchronize()
         # What plain calls have left in the allocator's cache would lie there unused beside the recording's own.
         torch.cuda.empty_cache()
-        graph = torch.cuda.CUDAGraph()
+        self.pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            Replay.under_way = self
+            self._begin()
+            try:
+                self.result = self.function(*self.arguments)
+            finally:
+                self._end()
+                Replay.under_way = None
+
+    def _begin(self) -> None:
+        self.graph = torch.cuda.CUDAGraph()
         # Other threads go on pinning memory and saving: only this one's calls may break the recording.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.result = self.function(*self.arguments)
-        self.graph = graph
+        self.graph.capture_begin(self.pool, capture_error_mode="thread_local")
+
+    def _end(self) -> None:
+        self.graph.capture_end()
+        self.parts.append(self.graph.replay)
+
+    def cut(self, function: Callable[[], object]) -> None:
+        """Have `function` called between what is recorded before and what will be. Now nothing has run, so it isn't either."""
+        self._end()
+        self.parts.append(function)
+        self._begin()
+
+
+def unrecorded(function: Callable[[], object]) -> None:
+    """Call what no CUDA graph is to hold, such as a collective; a recording under way calls it at each of its replays.
+
+    Args:
+        function: works in place, on tensors that the recording keeps where they are.
+    """
+    if Replay.under_way is None:
+        function()
+    else:
+        Replay.under_way.cut(function)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from neuropbr_dist.graphs import unrecorded
 from neuropbr_dist.parallel.network import Adam, StepResult
 from neuropbr_dist.parallel.optimizer import ClippedAdamW, ClippedNetwork
 
@@ -84,6 +86,6 @@ def averaged(grads: Sequence[Tensor | None], world: int) -> list[Tensor | None]:
     """Return the means of gradients over all ranks, which miss the same ones. Collective."""
     present = [grad for grad in grads if grad is not None]
     flat = torch.cat([grad.reshape(-1) for grad in present]).div_(world)
-    dist.all_reduce(flat)
+    unrecorded(partial(dist.all_reduce, flat))
     means = iter(flat.split([grad.numel() for grad in present]))
     return [None if grad is None else next(means).view(grad.shape) for grad in grads]
