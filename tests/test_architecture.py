@@ -15,13 +15,14 @@ import pytest
 from tests.support.distributed import ROOT
 
 PACKAGE = ROOT / "neuropbr_dist"
-GROUND = {"errors", "files", "ranks", "processes", "fragment", "kinds", "logs", "strip", "table"}
+GROUND = {"errors", "files", "ranks", "processes", "fragment", "graphs", "kinds", "logs", "strip", "table"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "ranks": {"errors"},
     "processes": {"errors"},
     "fragment": set(),
+    "graphs": set(),
     "kinds": set(),
     "logs": set(),
     "strip": set(),
