@@ -14,6 +14,7 @@ import pytest
 from tests.support.distributed import ENVIRONMENT, ROOT
 from tests.support.staged_runs import staged
 from tests.support.train_runs import (
+    FOUR,
     SINGLE_PROCESS_SAVES,
     assert_same_metrics,
     resume,
@@ -26,9 +27,6 @@ from tests.support.train_runs import (
 
 pytestmark = SINGLE_PROCESS_SAVES
 
-FOUR = {"training__global_batch_size": 4, "optimizer__eps": 1e-3, "training__seed": 4}
-"""A tiny eps makes noise of rounding. So do first steps in which a missing view's norm divides by next to nothing: by the
-preset's seed a gradient of 17 among ones of 4, by others of 250; by this one none."""
 TWO = {"training__sample_ranks": 2}
 WITHIN_S = 90
 

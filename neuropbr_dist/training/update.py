@@ -48,6 +48,7 @@ class Update:
             step: of the run, counted from 1.
             gan: whether the discriminator takes part, if there is one.
         """
+        gan = gan and "discriminator" in self.networks
         share = 0.0 if self.ema is None else 1 - decay_at(step, self.ema.decay)
         if not self.replayed:
             return self.plain(batch, share, gan)
@@ -58,7 +59,7 @@ class Update:
 
     def plain(self, batch: Sequence[DeviceBatch], share: float | Tensor, gan: bool) -> GanStepResult:
         """Change everything once, launch by launch; `share` is how far the average goes towards the weights, of 1."""
-        d = self.networks.get("discriminator") if gan else None
+        d = self.networks["discriminator"] if gan else None
         result = gan_step(self.networks["generator"], d, batch, self.objective, d_steps=self.d_steps)
         if self.ema is not None:
             self.ema.update(result.generator, share)
@@ -70,17 +71,14 @@ class Recorded:
 
     def __init__(self, update: Update, gan: bool) -> None:
         self.update, self.gan = update, gan
-        self.share: Tensor | None = None
         self.names: list[str] = []
         """Of the losses, in the order in which they come back."""
         self.replay = Replay(self.launch)
 
     def __call__(self, micro: DeviceBatch, share: float) -> GanStepResult:
-        if self.share is None:
-            self.share = torch.zeros((), device=micro.maps.device)
-        self.share.fill_(share)
         views, maps, weight, relighting = micro
-        values, finite = self.replay(views, maps, weight, *(relighting or ()))
+        there = torch.full((), share, device=maps.device)
+        values, finite = self.replay(there, views, maps, weight, *(relighting or ()))
         # Taken out of the recording's memory: a log step reads the flags of all steps before it.
         *values, norm, d_norm = values.clone().unbind()
         g, d = finite.clone().unbind()
@@ -88,12 +86,11 @@ class Recorded:
         return GanStepResult(losses, StepResult(norm, g), StepResult(d_norm, d) if self.gan else None)
 
     def launch(
-        self, views: Tensor, maps: Tensor, weight: Tensor, *relighting: Tensor
+        self, share: Tensor, views: Tensor, maps: Tensor, weight: Tensor, *relighting: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return losses and gradient norms, the generator's and the discriminator's, and which of the two was updated."""
         micro = DeviceBatch(views, maps, weight, Relighting(*relighting) if relighting else None)
-        assert self.share is not None
-        losses, g, d = self.update.plain([micro], self.share, self.gan)
+        losses, g, d = self.update.plain([micro], share, self.gan)
         self.names, d = list(losses), d or g
         values = [value.float() for value in (*losses.values(), g.grad_norm, d.grad_norm)]
         return torch.stack(values), torch.stack([g.finite, d.finite])
