@@ -17,6 +17,12 @@ from neuropbr_dist.strip import Strip
 
 PROGRAMS = 2112  # enough for every multiprocessor of a large GPU to have several
 TILE = 8192  # elements a program holds at once
+GRADIENT_TILE = (
+    4096  # of the gradient's kernel, which holds two tensors: up to 30 % faster on an H200 than with 8,192
+)
+LONG = (
+    4  # turns of a summing program from which on it adds up pixel by pixel, and over pixels once at its end
+)
 
 
 class Statistics(NamedTuple):
@@ -30,7 +36,7 @@ class Statistics(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """Cut of (N, P, C): `chunks` programs along P, `blocks` along C."""
+    """Cut of (N, P, C): `chunks` programs along P, `blocks` along C; `rows` of a program's sums."""
 
     n: int
     p: int
@@ -40,6 +46,7 @@ class Tiles(NamedTuple):
     chunk: int
     chunks: int
     blocks: int
+    rows: int
 
 
 def tiles(n: int, p: int, c: int) -> Tiles:
@@ -49,7 +56,8 @@ def tiles(n: int, p: int, c: int) -> Tiles:
     blocks = triton.cdiv(c, block_c)
     wanted = max(1, PROGRAMS // (n * blocks))
     chunk = triton.cdiv(triton.cdiv(p, wanted), block_p) * block_p
-    return Tiles(n, p, c, block_p, block_c, chunk, triton.cdiv(p, chunk), blocks)
+    rows = block_p if chunk >= LONG * block_p else 1
+    return Tiles(n, p, c, block_p, block_c, chunk, triton.cdiv(p, chunk), blocks, rows)
 
 
 def tiles_of(x: Tensor) -> Tiles:
@@ -59,23 +67,33 @@ def tiles_of(x: Tensor) -> Tiles:
 
 
 @triton.jit
-def sums_kernel(x, s1, s2, P, C, CHUNK, chunks, BP: tl.constexpr, BC: tl.constexpr):
+def plus(sums, values, ROWS: tl.constexpr):
+    """Add `values` (BP, BC) to `sums` (ROWS, BC), ROWS = BP or 1: a sum over pixels goes through shared memory."""
+    if ROWS == 1:
+        sums += tl.sum(values, 0)[None, :]
+    else:
+        sums += values
+    return sums
+
+
+@triton.jit
+def sums_kernel(x, s1, s2, P, C, CHUNK, chunks, ROWS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
     """Sum x and x * x over a chunk of pixels, a channel each."""
     chunk, block, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     c = block * BC + tl.arange(0, BC)
     in_c = c < C
-    a1 = tl.zeros((BC,), tl.float32)
-    a2 = tl.zeros((BC,), tl.float32)
+    a1 = tl.zeros((ROWS, BC), tl.float32)
+    a2 = tl.zeros((ROWS, BC), tl.float32)
     base = n.to(tl.int64) * P
     for start in range(0, CHUNK, BP):
         p = chunk * CHUNK + start + tl.arange(0, BP)
         at = (base + p)[:, None] * C + c[None, :]
         v = tl.load(x + at, (p < P)[:, None] & in_c[None, :], 0.0).to(tl.float32)
-        a1 += tl.sum(v, 0)
-        a2 += tl.sum(v * v, 0)
+        a1 = plus(a1, v, ROWS)
+        a2 = plus(a2, v * v, ROWS)
     out = (n * chunks + chunk) * C + c
-    tl.store(s1 + out, a1, in_c)
-    tl.store(s2 + out, a2, in_c)
+    tl.store(s1 + out, tl.sum(a1, 0), in_c)
+    tl.store(s2 + out, tl.sum(a2, 0), in_c)
 
 
 @triton.jit
@@ -140,7 +158,8 @@ def apply_kernel(
 @triton.jit
 def gradient_sums_kernel(
     dy, x, mask, dz, scale, shift, mean, rstd, s1, s2, P, C, G, GS, CHUNK, chunks, slope,
-    MASK: tl.constexpr, ACT: tl.constexpr, KEEP: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    MASK: tl.constexpr, ACT: tl.constexpr, KEEP: tl.constexpr,
+    ROWS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Sum dz and dz * (x - mean) / std over a chunk; store dz, the gradient before the activation, where wanted."""
     chunk, block, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -151,8 +170,8 @@ def gradient_sums_kernel(
     r = tl.load(rstd + g, in_c, 0.0)
     w = tl.load(scale + n * C + c, in_c, 0.0)
     b = tl.load(shift + n * C + c, in_c, 0.0)
-    a1 = tl.zeros((BC,), tl.float32)
-    a2 = tl.zeros((BC,), tl.float32)
+    a1 = tl.zeros((ROWS, BC), tl.float32)
+    a2 = tl.zeros((ROWS, BC), tl.float32)
     base = n.to(tl.int64) * P
     for start in range(0, CHUNK, BP):
         p = chunk * CHUNK + start + tl.arange(0, BP)
@@ -168,11 +187,11 @@ def gradient_sums_kernel(
             d = tl.where(z > 0, d, d * slope)
         if KEEP:
             tl.store(dz + at, d.to(dz.dtype.element_ty), inside)
-        a1 += tl.sum(d, 0)
-        a2 += tl.sum(d * ((v - m[None, :]) * r[None, :]), 0)
+        a1 = plus(a1, d, ROWS)
+        a2 = plus(a2, d * ((v - m[None, :]) * r[None, :]), ROWS)
     out = (n * chunks + chunk) * C + c
-    tl.store(s1 + out, a1, in_c)
-    tl.store(s2 + out, a2, in_c)
+    tl.store(s1 + out, tl.sum(a1, 0), in_c)
+    tl.store(s2 + out, tl.sum(a2, 0), in_c)
 
 
 @triton.jit
@@ -227,7 +246,9 @@ def statistics(
     t = tiles_of(x)
     size = t.c // groups
     sums = x.new_empty((2, t.n, t.chunks, t.c), dtype=torch.float32)
-    sums_kernel[(t.chunks, t.blocks, t.n)](x, *sums, t.p, t.c, t.chunk, t.chunks, t.block_p, t.block_c)
+    sums_kernel[(t.chunks, t.blocks, t.n)](
+        x, *sums, t.p, t.c, t.chunk, t.chunks, t.rows, t.block_p, t.block_c
+    )  # fmt: skip
     scale, shift = x.new_empty((2, t.n, t.c), dtype=torch.float32)
     mean, rstd = x.new_empty((2, t.n, groups), dtype=torch.float32)
     lanes = triton.next_power_of_2(size)
@@ -235,7 +256,7 @@ def statistics(
         sums = of_all_strips(strip, sums, t.p)
     statistics_kernel[(groups, t.n)](
         *sums, weight, bias, scale, shift, mean, rstd, t.c, groups, sums.shape[2], float(t.p * size), eps, size, lanes,
-        rows(lanes),
+        chunks_at_once(lanes),
     )  # fmt: skip
     return Statistics(scale, shift, mean, rstd)
 
@@ -254,7 +275,7 @@ def of_all_strips(strip: Strip, sums: Tensor, pixels: int) -> Tensor:
     return (total[:-1] * pixels / total[-1]).view(two, n, 1, c)
 
 
-def rows(lanes: int) -> int:
+def chunks_at_once(lanes: int) -> int:
     """Return how many chunks a merging program reads at once."""
     return max(1, 1024 // lanes)
 
@@ -294,7 +315,7 @@ def backward(
     sums = x.new_empty((2, t.n, t.chunks, t.c), dtype=torch.float32)
     gradient_sums_kernel[(t.chunks, t.blocks, t.n)](
         dy, x, x if mask is None else mask, dz, *stats, *sums, t.p, t.c, groups, size, t.chunk, t.chunks,
-        slope or 0.0, mask is not None, act, keep, t.block_p, t.block_c,
+        slope or 0.0, mask is not None, act, keep, t.rows, t.block_p, t.block_c,
     )  # fmt: skip
     dweight, dbias = None, None
     if strip is not None:
@@ -305,12 +326,13 @@ def backward(
     lanes = triton.next_power_of_2(size)
     gradient_means_kernel[(groups, t.n)](
         *sums, weight, sum1, sum2, mean1, mean2, t.c, groups, sums.shape[2], float(t.p * size), size, lanes,
-        rows(lanes),
+        chunks_at_once(lanes),
     )  # fmt: skip
     dx = torch.empty_like(x)
-    gradient_kernel[(triton.cdiv(t.p, t.block_p), t.blocks, t.n)](
+    block_p = GRADIENT_TILE // t.block_c
+    gradient_kernel[(triton.cdiv(t.p, block_p), t.blocks, t.n)](
         dz, x, dx, *stats, mean1, mean2, t.p, t.c, groups, size, slope or 0.0, act and not keep,
-        t.block_p, t.block_c,
+        block_p, t.block_c,
     )  # fmt: skip
     if dweight is None or dbias is None:
         dweight, dbias = sum2.sum(0), sum1.sum(0)

@@ -32,7 +32,9 @@ def small_pieces(monkeypatch):
         monkeypatch.setattr(kernels, "BLOCK", 16)
     monkeypatch.setattr(norm_act_triton, "TILE", 1024)
     monkeypatch.setattr(norm_act_triton, "PROGRAMS", 3)
-    monkeypatch.setattr(norm_act_triton, "rows", lambda lanes: 2)
+    monkeypatch.setattr(norm_act_triton, "GRADIENT_TILE", 512)
+    monkeypatch.setattr(norm_act_triton, "LONG", 2)  # 2 turns for all but the last shape below
+    monkeypatch.setattr(norm_act_triton, "chunks_at_once", lambda lanes: 2)
 
 
 @pytest.mark.parametrize(
