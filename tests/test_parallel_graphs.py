@@ -21,6 +21,7 @@ from tests.support.train_runs import metrics, run, tensors
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 ON_A_GPU = {"CUDA_VISIBLE_DEVICES": "0", "DS_ACCELERATOR": "cuda"}
+ON_TWO_GPUS = {"CUDA_VISIBLE_DEVICES": "0,1", "DS_ACCELERATOR": "cuda"}
 ONE = Environment(launcher="none", world_size=1, local_world_size=1)
 TWO = Environment(launcher="torchrun", world_size=2, local_world_size=2)
 
@@ -84,9 +85,7 @@ def test_a_replayed_run_of_two_ranks_is_the_plain_run(tmp_path):
         "loss__w_render": 0.5, "training__ema_decay": 0.9,
     }  # fmt: skip
     for how in ("on", "off"):
-        ended = run(
-            tmp_path / how, world=2, env={"DS_ACCELERATOR": "cuda"}, training__cuda_graphs=how, **fields
-        )
+        ended = run(tmp_path / how, world=2, env=ON_TWO_GPUS, training__cuda_graphs=how, **fields)
         assert ended.code == 0, ended.err
         assert (", CUDA graphs" in ended.out) == (how == "on")
     first, second = tensors(tmp_path / "on"), tensors(tmp_path / "off")
@@ -123,7 +122,7 @@ def test_a_step_never_waits_for_the_device(how):
         views=torch.randint(256, (4, 3, 3, 256, 256), dtype=torch.uint8).pin_memory(),
         maps=torch.randint(256, (4, 8, 64, 64), dtype=torch.uint8).pin_memory(),
         weight=torch.ones(4).pin_memory(), keys=["a", "b", "c", "d"], orientations=[0, 3, 5, 6],
-        cameras=cameras.pin_memory(), relighting=Relighting(*(places.pin_memory() for places in from_above(4))),
+        cameras=cameras.pin_memory(), relighting=Relighting(*(places.clone().pin_memory() for places in from_above(4))),
     )  # fmt: skip
 
     def step() -> None:
