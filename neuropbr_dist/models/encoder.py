@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,6 +36,11 @@ def merge(x: Tensor, mask: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
     the view shows."""
     weight = None if mask is None else F.interpolate(mask, size=x.shape[2:], mode="area")
     return pass_and_merge(x, weight, kind)  # type: ignore[arg-type]
+
+
+def only_seen(x: Tensor, mask: Tensor) -> Tensor:
+    """Return features (N, C, h, w), with zeros, and no gradient, at places of which the view shows nothing."""
+    return torch.where(F.interpolate(mask, size=x.shape[2:], mode="area") > 0, x, 0)
 
 
 class ResidualBlock(Kernels):
