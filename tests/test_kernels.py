@@ -1,4 +1,4 @@
-"""The kernels' own mathematics on a CPU: Triton's in its interpreter, the convolutions' in float64."""
+"""The kernels' own mathematics on a CPU: Triton's in its interpreter (and compiled, unlaunched), the convolutions' in float64."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from tests.support.distributed import ROOT
 from tests.support.twins import compare, picture
 
 
-def test_tritons_kernels_are_their_twins():
+@pytest.mark.parametrize(("file", "interpret"), [("interpreted_kernels", "1"), ("compiled_kernels", "0")])
+def test_tritons_kernels(file, interpret):
     """In a process of its own: Triton decides when it is imported whether it interprets."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/support/interpreted_kernels.py"],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"tests/support/{file}.py"],
         cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": interpret},
         capture_output=True,
         text=True,
     )
