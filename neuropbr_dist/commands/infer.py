@@ -81,6 +81,11 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--overlap", type=int, metavar="M", help="px that tiles share (default: a quarter of one)")
     p.add_argument(
+        "--turns", type=int, default=1, metavar="N",
+        help="predict in N of the orientations that the run was trained in (8 with flips and rotations), one after "
+        "another, and take the mean (default %(default)s)",
+    )  # fmt: skip
+    p.add_argument(
         "--sample-ranks", type=int, default=1, metavar="K",
         help="the K ranks that torchrun has started share each picture by rows: whole, above one GPU's memory",
     )  # fmt: skip
@@ -171,6 +176,6 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         Request(
             checkpoint=args.checkpoint, materials=materials, out_dir=Path(args.out_dir), overrides=overrides,
             device=args.device, precision=args.precision, batch_size=args.batch_size,
-            tile=args.tile, overlap=args.overlap, bits=args.bits, relight=args.relight, sample_ranks=args.sample_ranks,
+            tile=args.tile, overlap=args.overlap, turns=args.turns, bits=args.bits, relight=args.relight, sample_ranks=args.sample_ranks,
         )
     )  # fmt: skip

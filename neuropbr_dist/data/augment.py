@@ -58,16 +58,20 @@ class Augmentation:
         changes = {name: getattr(data, name) for name in MATERIAL_CHANGES}
         return cls(cfg.training.seed, data.augment_flips, data.augment_rotations, **changes)
 
+    @property
+    def orientations(self) -> tuple[int, ...]:
+        """Orientations that samples are shown in."""
+        if self.flips and self.rotations:
+            return tuple(range(8))
+        if self.rotations:
+            return 0, 1, 2, 3
+        if self.flips:
+            return 0, 4, 6, 2  # as it is, left to right, top to bottom, both
+        return (0,)
+
     def orientation(self, epoch: int, key: str) -> int:
         """Return the orientation, 0 to 7, of a sample in an epoch, whatever rank, worker or order it is loaded in."""
-        if self.flips and self.rotations:
-            choices: tuple[int, ...] = tuple(range(8))
-        elif self.rotations:
-            choices = (0, 1, 2, 3)
-        elif self.flips:
-            choices = (0, 4, 6, 2)  # as it is, left to right, top to bottom, both
-        else:
-            return 0
+        choices = self.orientations
         return choices[number(f"{self.seed} {epoch} {key}") % len(choices)]
 
 

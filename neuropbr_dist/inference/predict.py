@@ -11,6 +11,7 @@ from torch import Tensor
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.inference.generator import InferenceGenerator
 from neuropbr_dist.inference.tiles import MIN_OVERLAP, check_tiling, predict_tiles
+from neuropbr_dist.inference.turns import mean_of_turns, orientations
 from neuropbr_dist.models import size_multiple
 from neuropbr_dist.strip import Strip
 from neuropbr_dist.training.sharing import check_sharing
@@ -47,6 +48,7 @@ def predict(
     tile: int | None = None,
     overlap: int | None = None,
     strip: Strip | None = None,
+    turns: int = 1,
 ) -> Tensor:
     """Return maps of one material, or of several in one forward pass, on the model's device.
 
@@ -59,13 +61,14 @@ def predict(
         overlap: least number of pixels that neighbouring tiles share. None: a quarter of `tile`.
         strip: this rank's of pictures that several share, in whose network layers know of it
             (`parallel.strips.share_rows`); all get the whole maps. Not with `tile`. None: it has whole ones.
+        turns: orientations to predict it in, one after another, and to take the mean of (`turns`).
 
     Returns:
         (8, S, S) or (B, 8, S, S) float32 on the CPU: albedo, roughness, metallic in [0, 1], unit normals.
 
     Raises:
-        UserError: S is no multiple of the encoder's stride, impossible tiles, too little GPU memory, or pictures
-            that can't be shared so.
+        UserError: S is no multiple of the encoder's stride, impossible tiles, too little GPU memory, pictures
+            that can't be shared so, or orientations that the network doesn't know.
     """
     device, side = next(model.parameters()).device, views.shape[-1]
     multiple = size_multiple(model.config.model)
@@ -76,19 +79,13 @@ def predict(
             maps: Tensor = model(part.reshape(-1, *part.shape[-4:]).to(device))
         return maps.reshape(*part.shape[:-4], *maps.shape[-3:])
 
-    def prepared(rows: tuple[int, int] | None = None) -> Tensor:
-        pictures = views if views.ndim == 5 else views[None]
-        batch_cameras = cameras if cameras is None or cameras.ndim == 3 else cameras[None]
-        ready = model.prepare(pictures.to(device), batch_cameras, rows)
-        return ready if views.ndim == 5 else ready[0]
+    def predicted(views: Tensor, cameras: Tensor | None) -> Tensor:
+        def prepared(rows: tuple[int, int] | None = None) -> Tensor:
+            pictures = views if views.ndim == 5 else views[None]
+            batch_cameras = cameras if cameras is None or cameras.ndim == 3 else cameras[None]
+            ready = model.prepare(pictures.to(device), batch_cameras, rows)
+            return ready if views.ndim == 5 else ready[0]
 
-    check_multiple(side, multiple, "views")
-    if strip is not None:
-        check_sharing(replace(model.config.model, use_gan=False), strip.count, strip.count, side)
-    if tile is not None:
-        overlap = max(tile // 4, MIN_OVERLAP) if overlap is None else overlap
-        check_tiling(tile, overlap, multiple)
-    try:
         if strip is not None:
             maps = forward(prepared(strip.rows(side))).float().cpu()
             return strip.whole(maps.reshape(-1, *maps.shape[-3:])).reshape(*maps.shape[:-2], side, side)
@@ -97,6 +94,16 @@ def predict(
         # In bands, so that the device never holds more of the picture than tiles need.
         bands = [prepared((top, min(top + tile, side))).cpu() for top in range(0, side, tile)]
         return predict_tiles(forward, torch.cat(bands, dim=-2), tile, overlap, multiple)
+
+    check_multiple(side, multiple, "views")
+    if strip is not None:
+        check_sharing(replace(model.config.model, use_gan=False), strip.count, strip.count, side)
+    if tile is not None:
+        overlap = max(tile // 4, MIN_OVERLAP) if overlap is None else overlap
+        check_tiling(tile, overlap, multiple)
+    chosen = orientations(model.config, turns)
+    try:
+        return mean_of_turns(predicted, views, cameras, chosen)
     except torch.OutOfMemoryError as error:
         size = side if tile is None else min(tile, side)
         remedy = "a smaller --batch-size" if views.shape[:-4].numel() > 1 else "a smaller --tile"

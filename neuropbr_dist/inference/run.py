@@ -54,6 +54,7 @@ class Request:
         precision: `auto` (bf16 on GPUs that have it), `bf16` or `fp32`.
         batch_size: materials in a forward pass, 1 or more.
         tile, overlap: predict in tiles of so many pixels that share so many (see `predict`); None: whole.
+        turns: orientations to take the mean of (see `predict`).
         bits: 8 or 16 a channel of the maps' files.
         relight: write an animation under a moving lamp as well.
         sample_ranks: ranks of a launcher, all of them, that share each picture by rows.
@@ -68,6 +69,7 @@ class Request:
     batch_size: int = 1
     tile: int | None = None
     overlap: int | None = None
+    turns: int = 1
     bits: Literal[8, 16] = 8
     relight: bool = False
     sample_ranks: int = 1
@@ -132,8 +134,9 @@ def predict_all(request: Request, device: torch.device, strip: Strip | None) -> 
         known = [subject.cameras for subject, _ in group if subject.cameras is not None]
         cameras = torch.stack(known) if known else None
         preds = predict(
-            model, views, cameras, precision=precision, tile=r.tile, overlap=r.overlap, strip=strip
-        )
+            model, views, cameras,
+            precision=precision, tile=r.tile, overlap=r.overlap, strip=strip, turns=r.turns,
+        )  # fmt: skip
         for (subject, folder), pred in zip(group, preds, strict=True):
             check_finite(subject, pred)
             if strip is not None and not strip.first:
