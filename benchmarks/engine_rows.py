@@ -38,6 +38,7 @@ MATCHED_DOUBLE = replace(MATCHED, double=True)
 RENDERED = Case(
     batch=8, plane=True, rendered=True, seed=5, steps=3, w_render=0.3
 )  # anew, and looked at in its light
+RENDERED_DOUBLE = replace(RENDERED, double=True)
 TINY = Case(batch=8, depth=1, d_layers=1)  # for the compiler
 # For two ranks that share a sample: three rows of each where the discriminator ends.
 SHARED, SHARED_DOUBLE, SHARED_TINY = (replace(case, side=32) for case in (PLANE, DOUBLE, TINY))
@@ -92,6 +93,7 @@ def references(device: str, compiled: bool) -> dict[tuple[Case, bool], dict[str,
         MATCHED,
         MATCHED_DOUBLE,
         RENDERED,
+        RENDERED_DOUBLE,
         SHARED,
         SHARED_DOUBLE,
         SHARED_MATCHED,
@@ -120,7 +122,7 @@ def agreement_rows(engine: Row, compiled: bool) -> Iterator[tuple[str, Case, Row
     """Precision, case and row of everything that one engine is compared in."""
     cuts = [replace(engine, accumulation=a, recompute="full" if a > 1 else "none") for a in (1, 2)]
     if engine.engine != "deepspeed":
-        cases = (DOUBLE, PLANE_DOUBLE, JUDGED_DOUBLE, MATCHED_DOUBLE)
+        cases = (DOUBLE, PLANE_DOUBLE, JUDGED_DOUBLE, MATCHED_DOUBLE, RENDERED_DOUBLE)
         yield from (("float64", case, row) for case in cases for row in cuts)
     yield from (("float32", SMOOTH, row) for row in cuts)
     yield from (("bf16", SMOOTH, replace(row, bf16=True)) for row in cuts)

@@ -41,7 +41,6 @@ VARIANTS: dict[str, list[str]] = {
     "position": ["model.token_embedding=position"],
     "view": ["model.token_embedding=view"],
     "no_embedding": ["model.token_embedding=none"],
-    "unseen_features": ["model.unseen=features"],
     "free_normals": ["model.normals=free"],
     "slopes": ["model.normals=slopes"],
     "no_mixtures": ["data.mixtures=0"],

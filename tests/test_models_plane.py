@@ -94,24 +94,18 @@ def test_a_missing_view_leaves_nothing_in_the_skips():
 
 
 @pytest.mark.parametrize("encoder", ["unet", "resnet"])
-def test_a_missing_view_leaves_nothing_anywhere(encoder):
-    """Neither in the maps nor in gradients: its group norms, over next to nothing, would make those of the encoder large."""
+def test_no_gradient_comes_of_a_missing_view(encoder):
+    """Its group norms, over next to nothing, would make those of the encoder large."""
     net = generator(encoder_type=encoder, encoder_backbone="resnet18").double()
     with torch.no_grad():
         for name, p in net.named_parameters():
-            if name.endswith("bias"):  # at 0 they'd make its features 0, whatever is done with them
+            if name.endswith("bias"):  # at 0 they'd make its features 0, and its gradient too
                 p.normal_(std=0.1)
     x = rectified(2, 16, missing=(2,)).double()
     x[:, 2, :3] = 1e-3 * torch.randn(2, 3, 16, 16)
     x.requires_grad_()
-    maps = net(x)
-    maps.square().sum().backward()
+    net(x).square().sum().backward()
     assert not x.grad[:, 2].any() and x.grad[:, :2].any()
-    other = x.detach().clone()
-    other[:, 2, :3] = 5
-    assert torch.equal(net(other), maps)
-    net.unseen = "features"
-    assert not torch.allclose(net(other), net(x))
 
 
 def test_added_channels_train_under_a_frozen_backbone():
@@ -147,9 +141,9 @@ def test_views_are_told_apart_by_a_view_embedding_alone():
 
 def test_what_auto_means():
     assert settled(ModelConfig()).align == "none"
-    assert settled(ModelConfig()) == settled(ModelConfig(align="none", skip_merge="mean", token_embedding="none", unseen="features", normals="free"))  # fmt: skip
+    assert settled(ModelConfig()) == settled(ModelConfig(align="none", skip_merge="mean", token_embedding="none", normals="free"))  # fmt: skip
     plane = settled(ModelConfig(align="plane"))
-    assert "auto" not in (plane.skip_merge, plane.token_embedding, plane.unseen, plane.normals)
+    assert "auto" not in (plane.skip_merge, plane.token_embedding, plane.normals)
     assert settled(ModelConfig(align="plane", skip_merge="mean")).skip_merge == "mean"
     assert settled(plane) == plane
     assert (view_channels(ModelConfig()), view_channels(plane)) == (3, 7)

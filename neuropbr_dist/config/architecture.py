@@ -10,12 +10,8 @@ from neuropbr_dist.config.schema import ModelConfig, TrainConfig, TransformConfi
 IMAGENET_STATS = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 UNSET_STATS = TransformConfig().mean, TransformConfig().std
 
-_AS_EVER: dict[str, Any] = {
-    "skip_merge": "mean", "token_embedding": "none", "unseen": "features", "normals": "free",
-}  # fmt: skip
-_ON_THE_PLANE: dict[str, Any] = {
-    "skip_merge": "max_mean", "token_embedding": "none", "unseen": "zeros", "normals": "slopes",
-}  # fmt: skip
+_AS_EVER: dict[str, Any] = {"skip_merge": "mean", "token_embedding": "none", "normals": "free"}
+_ON_THE_PLANE: dict[str, Any] = {"skip_merge": "max_mean", "token_embedding": "none", "normals": "slopes"}
 
 
 def settled(model: ModelConfig) -> ModelConfig:
@@ -32,12 +28,10 @@ def settled(model: ModelConfig) -> ModelConfig:
 
 def as_saved(cfg: TrainConfig) -> TrainConfig:
     """Return a saved configuration with nothing left open that its run had settled, or that its release didn't know."""
-    transform, model = cfg.transform, cfg.model
+    transform = cfg.transform
     if transform.use_imagenet_stats == "auto":
         transform = replace(transform, use_imagenet_stats=False)
-    if model.unseen == "auto":  # of a release that had cameras, and not this
-        model = replace(model, unseen="features")
-    return replace(cfg, model=settled(model), transform=transform)
+    return replace(cfg, model=settled(cfg.model), transform=transform)
 
 
 def settled_stats(cfg: TrainConfig) -> dict[str, Any]:

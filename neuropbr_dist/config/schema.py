@@ -130,8 +130,6 @@ class ModelConfig(Freezable):
     """Features that the decoder's skips take of the three views': their mean, with their maximum, with their variance. Views count where they show the place (`align = plane`). `auto`: `mean`, or what `align = plane` measured best with."""
     token_embedding: Literal["auto", "none", "position", "view"] = "auto"
     """Embedding added to the transformer's tokens: none, one of their place (sines, Vaswani et al. 2017), or one of their view (learned). `auto`: `none`, or what `align = plane` measured best with."""
-    unseen: Literal["auto", "features", "zeros"] = "auto"
-    """What the fusion gets from a view of places that it doesn't show (`align = plane`): the encoder's features of nothing, or zeros, which no gradient goes back through: a norm divides those of a missing view by next to nothing. `auto`: `zeros`; older runs keep `features`."""
     normals: Literal["auto", "free", "slopes"] = "auto"
     """Form of the normals: `free`, three numbers made unit; `slopes`, unit(3 tanh x, 3 tanh y, 1), always out of the surface. `auto`: `free`, or what `align = plane` measured best with."""
     encoder_type: Literal["resnet", "unet"] = "resnet"

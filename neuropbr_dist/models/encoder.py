@@ -38,9 +38,13 @@ def merge(x: Tensor, mask: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
     return pass_and_merge(x, weight, kind)  # type: ignore[arg-type]
 
 
-def only_seen(x: Tensor, mask: Tensor) -> Tensor:
-    """Return features (N, C, h, w), with zeros, and no gradient, at places of which the view shows nothing."""
-    return torch.where(F.interpolate(mask, size=x.shape[2:], mode="area") > 0, x, 0)
+def trained_where_seen(x: Tensor, mask: Tensor) -> Tensor:
+    """Return features (N, C, h, w) as they are, of which no gradient goes back where the view shows nothing.
+
+    All of a missing view is zeros and the network's biases: a norm divides its gradient by next to nothing.
+    """
+    seen = F.interpolate(mask, size=x.shape[2:], mode="area") > 0
+    return torch.where(seen, x, x.detach())
 
 
 class ResidualBlock(Kernels):

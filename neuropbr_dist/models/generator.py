@@ -10,7 +10,7 @@ from neuropbr_dist.kernels import COPIES, VIEWS, activate_maps
 from neuropbr_dist.materials.rectify import EXTRA_CHANNELS
 from neuropbr_dist.models.conv import WidenedConv2d
 from neuropbr_dist.models.decoder import Decoder
-from neuropbr_dist.models.encoder import RGB, ResNetEncoder, UNetEncoder, mask_of, only_seen
+from neuropbr_dist.models.encoder import RGB, ResNetEncoder, UNetEncoder, mask_of, trained_where_seen
 from neuropbr_dist.models.fusion import ConcatFusion, CrossViewFusion
 
 
@@ -58,7 +58,7 @@ class Generator(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         config = settled(config)
-        dim, self.unseen = config.transformer_dim, config.unseen
+        dim = config.transformer_dim
         self.encoder = build_encoder(config)
         width = self.encoder.out_channels
         self.latent_proj = nn.Conv2d(width, dim, 1, bias=False) if width != dim else nn.Identity()
@@ -103,10 +103,9 @@ class Generator(nn.Module):
         """
         x = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         latent, skips = self.encoder(x)
-        latent, mask = self.latent_proj(latent), mask_of(x)
-        if mask is not None and self.unseen == "zeros":
-            latent = only_seen(latent, mask)
-        fused = self.fusion(latent)
+        if (mask := mask_of(x)) is not None:
+            latent = trained_where_seen(latent, mask)
+        fused = self.fusion(self.latent_proj(latent))
         raw = self.decoder(fused, skips)
         return activate_maps(raw)
 

@@ -64,7 +64,7 @@ class FirstWeights:
         settled: dict[str, Any] = {"encoder_pretrained": False}  # nor is anything to be fetched
         settled |= {
             name: getattr(before, name)
-            for name in ("skip_merge", "token_embedding", "unseen", "normals")
+            for name in ("skip_merge", "token_embedding", "normals")
             if getattr(model, name) == "auto"
         }
         if model.encoder_norm == "auto":

@@ -280,7 +280,7 @@ def rendered_source(case: Case) -> RenderedSource:
 
 
 def rendered_batch(case: Case, slots: Sequence[Slot], device: str, strip: Strip | None = None) -> DeviceBatch:
-    """Samples as a run loads and renders them."""
+    """Samples as a run loads and renders them, in float32 whatever the networks compute in."""
     source = rendered_source(case)
     augmentation = Augmentation(
         3, True, True, crop=0.3, tint=0.2, roughness_shift=0.1, any_roughness=0.4, relief=0.5, mixtures=0.4
@@ -289,7 +289,11 @@ def rendered_batch(case: Case, slots: Sequence[Slot], device: str, strip: Strip 
     relight = 3 if case.w_render else None
     rows = None if strip is None else strip.rows(case.side)
     host = load_batch(source, source.entries, slots, augmentation, alignment, relight, rows)
-    return to_device(host, case.batch, TransformConfig(), torch.device(device))
+    views, maps, weight, lamps = to_device(host, case.batch, TransformConfig(), torch.device(device))
+    if not case.double:
+        return DeviceBatch(views, maps, weight, lamps)
+    wide = None if lamps is None else lamps._replace(lamps=lamps.lamps.double(), eyes=lamps.eyes.double())
+    return DeviceBatch(views.double(), maps.double(), weight.double(), wide)
 
 
 def sample_order(case: Case) -> SampleOrder:
