@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,15 +35,6 @@ def merge(x: Tensor, mask: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
     the view shows."""
     weight = None if mask is None else F.interpolate(mask, size=x.shape[2:], mode="area")
     return pass_and_merge(x, weight, kind)  # type: ignore[arg-type]
-
-
-def trained_where_seen(x: Tensor, mask: Tensor) -> Tensor:
-    """Return features (N, C, h, w) as they are, of which no gradient goes back where the view shows nothing.
-
-    All of a missing view is zeros and the network's biases: a norm divides its gradient by next to nothing.
-    """
-    seen = F.interpolate(mask, size=x.shape[2:], mode="area") > 0
-    return torch.where(seen, x, x.detach())
 
 
 class ResidualBlock(Kernels):

@@ -10,7 +10,7 @@ from neuropbr_dist.kernels import COPIES, VIEWS, activate_maps
 from neuropbr_dist.materials.rectify import EXTRA_CHANNELS
 from neuropbr_dist.models.conv import WidenedConv2d
 from neuropbr_dist.models.decoder import Decoder
-from neuropbr_dist.models.encoder import RGB, ResNetEncoder, UNetEncoder, mask_of, trained_where_seen
+from neuropbr_dist.models.encoder import RGB, ResNetEncoder, UNetEncoder
 from neuropbr_dist.models.fusion import ConcatFusion, CrossViewFusion
 
 
@@ -103,8 +103,6 @@ class Generator(nn.Module):
         """
         x = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         latent, skips = self.encoder(x)
-        if (mask := mask_of(x)) is not None:
-            latent = trained_where_seen(latent, mask)
         fused = self.fusion(self.latent_proj(latent))
         raw = self.decoder(fused, skips)
         return activate_maps(raw)
