@@ -48,15 +48,16 @@ def mean_of_turns(
     Args:
         predicted: views (..., 3, 3, S, S) and cameras (..., 3, 14) -> maps (..., 8, S, S).
     """
+    if chosen == [0]:  # as it is: nothing to copy, and cameras to the bit
+        return predicted(views, cameras)
     total: Tensor | None = None
     for orientation in chosen:
         turned = None if cameras is None else turn_cameras(cameras, orientation)
         maps = turned_back(predicted(turn_views(views, orientation).contiguous(), turned), orientation)
         total = maps if total is None else total + maps
     assert total is not None
-    if len(chosen) > 1:
-        total = total / len(chosen)
-        total[..., NORMAL, :, :] = F.normalize(total[..., NORMAL, :, :], dim=-3, eps=1e-6)
+    total = total / len(chosen)
+    total[..., NORMAL, :, :] = F.normalize(total[..., NORMAL, :, :], dim=-3, eps=1e-6)
     return total
 
 
