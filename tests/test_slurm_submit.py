@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import submitit
 
+from neuropbr_dist.cluster.submit import local_rank
 from tests.support import train_runs
 from tests.support.distributed import ROOT
 from tests.support.forked import call
@@ -99,6 +100,23 @@ def test_a_wrong_request_is_one_line(tmp_path, words, line):
 def test_no_slurm_is_one_line(tmp_path):
     ended = call(SUBMIT, env={"PATH": "/nonexistent"}, cwd=tmp_path)
     assert ended.code == 2 and ended.err.startswith("error: --executor slurm: no srun on PATH;")
+
+
+def test_ranks_of_this_machine_meet_at_the_jobs_port_or_a_given_one(monkeypatch):
+    for name, value in {"JOB_ID": "12030", "NTASKS": "2", "GLOBALID": "1", "LOCALID": "1"}.items():
+        monkeypatch.setenv(f"SUBMITIT_LOCAL_{name}", value)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    exported: dict[str, str] = {}
+    local_rank(submitit.JobEnvironment(), {}).export(exported)
+    place = {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+    }
+    assert exported == place | {"MASTER_PORT": "20030"}
+    assert local_rank(submitit.JobEnvironment(), {"MASTER_PORT": "1234"}).master_port == 1234
 
 
 @pytest.mark.multiprocess

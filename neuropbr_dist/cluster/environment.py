@@ -16,6 +16,8 @@ SLURM = (
 )  # fmt: skip
 OPEN_MPI = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
 HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+JOB_PORTS = range(20_000, 32_000)
+"""Below 32768, from where the system gives ports to connections: one of these may hold any port by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class Environment:
     """
 
     launcher: str
-    """deepspeed, torchrun, slurm, mpi or none."""
+    """deepspeed, torchrun, slurm, mpi, submitit (processes of this machine) or none."""
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
@@ -156,10 +158,15 @@ def from_slurm(env: Mapping[str, str]) -> Environment:
         local_world_size=counts[found["SLURM_NODEID"]],
         node=found["SLURM_NODEID"],
         master_addr=env.get("MASTER_ADDR") or nodes[0],
-        # Jobs, and steps of a job, that share a node must not share a port.
+        # Steps of a job may share a node, too.
         master_port=optional_number(env, ("MASTER_PORT",), "srun")
-        or 20000 + (found["SLURM_JOB_ID"] + 7 * step) % 20000,
+        or job_port(found["SLURM_JOB_ID"] + 7 * step),
     )
+
+
+def job_port(number: int) -> int:
+    """Return the port at which the ranks of job `number` meet: another one for each of the jobs that share a node."""
+    return JOB_PORTS[number % len(JOB_PORTS)]
 
 
 def from_mpi(env: Mapping[str, str], names: tuple[str, ...]) -> Environment:

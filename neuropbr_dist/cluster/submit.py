@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import submitit
 
+from neuropbr_dist.cluster.environment import Environment, job_port, optional_number
 from neuropbr_dist.cluster.stop import StopReason
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.files import realpath
@@ -51,7 +52,7 @@ class Job:
         submitits = signal.getsignal(number)
         folder = Path(self.folder.replace(JOB_ID, env.job_id))
         if env.cluster == "local":
-            export_ranks()
+            local_rank(env, os.environ).export(os.environ)
         if env.cluster != "debug":  # a requeue may have cut a rank's result off
             result = env.paths.result_pickle
             result.with_suffix(result.suffix + ".save_tmp").unlink(missing_ok=True)
@@ -69,10 +70,19 @@ class Job:
         return submitit.helpers.DelayedSubmission(again)
 
 
-def export_ranks() -> None:
-    """Set the torch-style variables of a local process; under Slurm the ranks come from the step."""
-    submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
+def local_rank(env: submitit.JobEnvironment, variables: Mapping[str, str]) -> Environment:
+    """Return the place of a process of this machine; under Slurm it comes from the step.
+
+    submitit's own helper takes a port among those that the system gives to connections, where one may hold it.
+    """
+    return Environment(
+        launcher="submitit",
+        rank=env.global_rank,
+        world_size=env.num_tasks,
+        local_rank=env.local_rank,
+        local_world_size=env.num_tasks,
+        master_port=optional_number(variables, ("MASTER_PORT",), "submitit") or job_port(int(env.job_id)),
+    )
 
 
 def still_wanted(env: Any) -> bool:
