@@ -8,7 +8,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ RENDERED_DOUBLE = replace(RENDERED, double=True)
 TINY = Case(batch=8, depth=1, d_layers=1)  # for the compiler
 # For two ranks that share a sample: three rows of each where the discriminator ends.
 SHARED, SHARED_DOUBLE, SHARED_TINY = (replace(case, side=32) for case in (PLANE, DOUBLE, TINY))
-SHARED_MATCHED = replace(MATCHED, side=32)
+SHARED_EXACT, SHARED_MATCHED = replace(SHARED, double=True), replace(MATCHED, side=32)
 ENGINES = {
     "single": Row(engine="single"),
     "ddp": Row(engine="ddp"),
@@ -81,37 +81,50 @@ class Rows(list[dict[str, Any]]):
 # -- agreement -----------------------------------------------------------------------------
 
 
-def references(device: str, compiled: bool) -> dict[tuple[Case, bool], dict[str, Any]]:
-    """One process takes the whole batch: the plain loop, and in bf16 the engine `single`."""
-    plain = (
-        SMOOTH,
-        DOUBLE,
-        PLANE,
-        PLANE_DOUBLE,
-        JUDGED,
-        JUDGED_DOUBLE,
-        MATCHED,
-        MATCHED_DOUBLE,
-        RENDERED,
-        RENDERED_DOUBLE,
-        SHARED,
-        SHARED_DOUBLE,
-        SHARED_MATCHED,
-        *((TINY, SHARED_TINY) if compiled else ()),
-    )
-    found = {(case, False): train_plain(case, device=device) for case in plain}
-    bf16 = Row(engine="single", world=1, bf16=True, device=device)
-    for case in plain:
+@dataclass(frozen=True)
+class Known:
+    """What one process's runs of the whole batch say, by case and whether in bf16; empty but on rank 0."""
+
+    runs: dict[tuple[Case, bool], dict[str, Any]] = field(default_factory=dict)
+    """The plain loop, and in bf16 the engine `single`."""
+    noise: dict[tuple[Case, bool], dict[str, Any]] = field(default_factory=dict)
+    """How far a precision is off by itself: bf16 from float32, float32 with a view missing from float64."""
+
+
+def references(device: str, compiled: bool) -> Known:
+    """Train every case as one process does."""
+    shared = (SHARED, SHARED_EXACT, SHARED_DOUBLE, SHARED_MATCHED)
+    cases = [SMOOTH, DOUBLE, PLANE, PLANE_DOUBLE, JUDGED, JUDGED_DOUBLE, MATCHED, MATCHED_DOUBLE, RENDERED]
+    cases += [RENDERED_DOUBLE, *shared, *((TINY, SHARED_TINY) if compiled else ())]
+    runs = {(case, False): train_plain(case, device=device) for case in cases}
+    noise = {}
+    for case in cases:
+        plain = runs[case, False]
         if not case.double:
-            found[case, True] = train_row(case, bf16)
-    return found
+            bf16 = runs[case, True] = train_row(case, Row(engine="single", world=1, bf16=True, device=device))
+            noise[case, True] = distances(bf16, plain, case)
+        if not case.double and case.plane:
+            noise[case, False] = float32_noise(case, runs[replace(case, double=True), False], device)
+    return Known(runs, noise)
 
 
-def distances(found: dict[str, Any], reference: dict[str, Any], case: Case) -> dict[str, float]:
-    """Largest of any tensor and record, of parameters and of losses; and how far the update itself is off."""
+def float32_noise(case: Case, exact: dict[str, Any], device: str) -> dict[str, float]:
+    """How far one device's float32 is from float64, in whatever micro-batches.
+
+    A missing view is zeros and biases: group norms divide it by next to nothing, and what comes back through them is
+    large and made of rounding. Engines can be no nearer to each other than float32 is to the truth.
+    """
+    rows = [Row(engine="single", world=1, accumulation=cuts, device=device) for cuts in (1, 2, case.batch)]
+    found = [distances(train_row(case, row), exact, case) for row in rows]
+    return {"all": max(one["all"] for one in found)}
+
+
+def distances(found: dict[str, Any], reference: dict[str, Any], case: Case) -> dict[str, Any]:
+    """Largest of any tensor and record, and which; of parameters and of losses; how far the update itself is off."""
     ratios = differences(found, reference)
     return {
         "all": max(ratios.values()),
+        "worst": max(ratios, key=lambda name: ratios[name]),
         "parameters": max(value for name, value in ratios.items() if "/param/" in name),
         "losses": max(ratios["G_loss"], ratios["D_loss"]),
         "update": update_error(found["state"], reference["state"], case),
@@ -148,21 +161,19 @@ def shared_rows(pairs: Row, compiled: bool) -> Iterator[tuple[str, Case, Row]]:
         yield "bf16", SHARED_TINY, replace(pairs, bf16=True, compile=True)
 
 
-def agreement(rows: Rows, engine: Row, known: dict[Any, Any], compiled: bool) -> None:
+def agreement(rows: Rows, engine: Row, known: Known, compiled: bool) -> None:
     """Train each row and compare it with the plain loop and, in bf16, with one device's run."""
     for precision, case, row in agreement_rows(engine, compiled):
 
         def one(case: Case = case, row: Row = row) -> dict[str, Any]:
             found = train_row(case, row)
-            return distances(found, known[case, row.bf16], case) if rows.rank == 0 else {}
+            return distances(found, known.runs[case, row.bf16], case) if rows.rank == 0 else {}
 
         labels = {
             "what": "agreement", "precision": precision, "accumulation": row.accumulation,
             "recompute": row.recompute, "compile": row.compile, "sample_ranks": row.sample_ranks, "views": views_of(case),
+            "yardstick": known.noise.get((case, row.bf16), {}),
         }  # fmt: skip
-        if row.bf16:
-            apart = (known[case, True], known[case, False], case) if rows.rank == 0 else None
-            labels["yardstick"] = distances(*apart) if apart else {}
         rows.measure(labels, partial(one))
 
 
@@ -265,7 +276,7 @@ def main() -> None:
     device = pick_device(args.device, env)
     engine = replace(ENGINES[args.engine], world=env.world_size, device=str(device))
     # Before there is a group: a reference is one process's.
-    known = references(str(device), args.compile) if env.rank == 0 else {}
+    known = references(str(device), args.compile) if env.rank == 0 else Known()
     facts = {"engine": args.engine, "world": env.world_size, "torch": torch.__version__}
     if args.engine == "single":
         measure(Rows(args.out, env.rank, facts), args, device, engine, known)
@@ -274,9 +285,7 @@ def main() -> None:
         measure(Rows(args.out, env.rank, facts), args, device, engine, known)
 
 
-def measure(
-    rows: Rows, args: argparse.Namespace, device: torch.device, engine: Row, known: dict[Any, Any]
-) -> None:
+def measure(rows: Rows, args: argparse.Namespace, device: torch.device, engine: Row, known: Known) -> None:
     """Agreement, then the memory of the state."""
     if device.type == "cuda":
         rows.facts["gpu"] = torch.cuda.get_device_name(device)

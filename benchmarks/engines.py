@@ -6,8 +6,10 @@ One launch an engine and world size (`engine_rows.py`), several at a time: neith
 time. Tables and rows are written after each launch; one that fails leaves its error.
 
 Agreement: the suite of `tests/support/parity.py` on GPUs, six steps with the GAN and clipping on. In float64
-and float32 against the plain loop on one GPU, in bf16 against the engine `single` in bf16; how far
-that is from the plain loop in float32 is the yardstick of bf16's own noise, and the bound is twice it.
+and float32 against the plain loop on one GPU, in bf16 against the engine `single` in bf16. bf16's bound is
+twice its own noise, which is how far that engine is from the plain loop in float32. Where views are missing
+float32 has noise too, which twenty seeds on a CPU put at 2e-6 to 8e-5: how far one device is from float64, in
+micro-batches of three sizes. The bound is twice that where that's more than 1e-5; float64's stays.
 Memory: the default preset, bf16, what is allocated when all gradients are there, against the formula.
 """
 
@@ -33,7 +35,7 @@ EVERYWHERE = ["ddp", "fsdp", "zero1", "zero2", "zero3"]
 COMPILED_AT = 2
 """World size that has a row with compiled blocks; HSDP's is at 4, its smallest."""
 BOUNDS = {"float64": 1e-12, "float32": 1e-5}
-BF16_BOUND = 2.0
+NOISE_BOUND = 2.0
 """In yardsticks."""
 MEMORY_BOUND = 0.1
 
@@ -87,9 +89,10 @@ def as_tables(rows: list[dict[str, Any]]) -> str:
 
 def judged(row: dict[str, Any]) -> tuple[float, float]:
     """What a row of agreement is judged by, and its bound: everything, or in bf16 the update."""
+    noise = row.get("yardstick") or {"all": 0.0}
     if row["precision"] == "bf16":
-        return row["update"], BF16_BOUND * row["yardstick"]["update"]
-    return row["all"], BOUNDS[row["precision"]]
+        return row["update"], NOISE_BOUND * noise["update"]
+    return row["all"], max(BOUNDS[row["precision"]], NOISE_BOUND * noise["all"])
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:

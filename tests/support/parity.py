@@ -247,7 +247,7 @@ def samples(case: Case) -> tuple[Tensor, Tensor]:
     maps[:, 5:] = F.normalize(maps[:, 5:] * 0.5 + torch.tensor([0.6, 0.0, 0.8])[:, None, None], dim=1)
     if case.plane:
         views = with_masks(views, generator)
-    return views.to(dtype), maps.to(dtype)
+    return views.float().to(dtype), maps.float().to(dtype)  # the same samples in both precisions
 
 
 def with_masks(views: Tensor, generator: torch.Generator) -> Tensor:
