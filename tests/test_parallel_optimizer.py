@@ -66,6 +66,25 @@ def test_matches_torch(clip):
     assert optimizer.counters() == {"step": 3.0}
 
 
+GPU = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_the_norm_is_the_same_however_gradients_are_cut_and_wherever_they_lie(device):
+    generator = torch.Generator().manual_seed(0)
+    for length in range(90_000, 90_020):
+        whole = torch.randn(length, generator=generator).to(device)
+        optimizer = ClippedAdamW({"a": torch.zeros(length, device=device)}, ADAM, 1.0)
+        norm = optimizer.grad_norm([whole])
+        assert norm.dtype == torch.float32
+        moved = torch.cat([whole[:1], whole])[1:]  # four bytes further
+        for cut in ([moved], list(whole.split(7_001)), list(moved.flip(0).split([1, 5, length - 6]))):
+            assert torch.equal(optimizer.grad_norm(cut), norm)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_non_finite_gradient_changes_nothing(value):
     optimizer = ClippedAdamW(params(), ADAM, 1.0)

@@ -21,6 +21,15 @@ from neuropbr_dist.parallel.network import Adam, Network, StepResult
 INITIAL_SCALE, GROWTH_INTERVAL, SMALLEST_SCALE = 2.0**16, 2000, 1.0
 
 
+def sum_of_squares(tensors: list[Tensor]) -> Tensor:
+    """Return the sum of all squares as float64, ().
+
+    In float32 its last bits would tell how tensors are cut into shards and where they lie: CUDA's kernel adds up in
+    another order where an address isn't a multiple of 16 bytes.
+    """
+    return torch.stack(torch._foreach_norm(tensors, 2, torch.float64)).square().sum()
+
+
 class ClippedAdamW:
     """Fused AdamW with global-norm clipping and a device-side skip of non-finite updates.
 
@@ -62,13 +71,12 @@ class ClippedAdamW:
 
     def grad_norm(self, grads: list[Tensor]) -> Tensor:
         """Return the L2 norm over all gradients and, if sharded, all ranks of `group`."""
-        if grads:
-            squared = torch.stack(torch._foreach_norm(grads)).square().sum()
-        else:  # more ranks than rows: this rank holds nothing
-            squared = torch.zeros((), dtype=self.dtype, device=self.device)
+        nothing = torch.zeros((), dtype=torch.float64, device=self.device)  # more ranks than rows
+        squared = sum_of_squares(grads) if grads else nothing
         if self.group is not None:
             dist.all_reduce(squared, group=self.group)
-        return squared.sqrt()
+        # Not finite from where squares aren't in the moments' precision.
+        return squared.to(self.dtype).sqrt()
 
     def step(self, grads: Iterable[Tensor | None]) -> StepResult:
         """Update from `grads`, one for each of `params` in order; None counts as absent."""

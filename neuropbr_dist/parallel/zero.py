@@ -18,6 +18,7 @@ from torch import Tensor
 
 from neuropbr_dist.fragment import Fragment
 from neuropbr_dist.parallel.network import Adam, Network, StepResult
+from neuropbr_dist.parallel.optimizer import sum_of_squares
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -128,7 +129,7 @@ class ZeRONetwork(Network):
 
     def _apply_stage_0(self) -> StepResult:
         grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-        norm = torch.stack(torch._foreach_norm(grads)).square().sum().sqrt()
+        norm = sum_of_squares(grads).float().sqrt()
         finite = torch.isfinite(norm)
         if finite:  # without ZeRO DeepSpeed has no check of its own
             self.engine.step()
