@@ -24,8 +24,8 @@ INITIAL_SCALE, GROWTH_INTERVAL, SMALLEST_SCALE = 2.0**16, 2000, 1.0
 def sum_of_squares(tensors: list[Tensor]) -> Tensor:
     """Return the sum of all squares as float64, ().
 
-    In float32 its last bits would tell how tensors are cut into shards and where they lie: CUDA's kernel adds up in
-    another order where an address isn't a multiple of 16 bytes.
+    In float32 its last bits would depend on the order of adding up, so on how tensors are cut into shards and where
+    in memory they lie.
     """
     return torch.stack(torch._foreach_norm(tensors, 2, torch.float64)).square().sum()
 
