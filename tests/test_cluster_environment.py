@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from neuropbr_dist.cluster import Environment, detect
-from neuropbr_dist.cluster.environment import expand_counts, expand_nodelist, job_port
+from neuropbr_dist.cluster.environment import JOB_PORTS, expand_counts, expand_nodelist, job_port
 from neuropbr_dist.errors import UserError
+from tests.support.distributed import ROOT
 
 DEEPSPEED = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4", "CROSS_RANK": "1",
@@ -68,6 +69,11 @@ def test_slurm_step_takes_a_given_address_and_port():
 def test_jobs_on_one_node_get_their_own_ports():
     ports = {detect({**SLURM_STEP, "SLURM_JOB_ID": str(job)}).master_port for job in range(100, 200)}
     assert len(ports) == 100
+
+
+def test_an_elastic_job_has_the_same_port():
+    rule = f"$(({JOB_PORTS.start} + SLURM_JOB_ID % {len(JOB_PORTS)}))"
+    assert f'--rdzv-endpoint="$host:{rule}"' in (ROOT / "slurm" / "elastic.sbatch").read_text()
 
 
 def test_no_connection_of_the_system_holds_a_jobs_port():

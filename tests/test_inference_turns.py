@@ -70,6 +70,15 @@ def test_tiles_and_batches_are_turned_too():
     torch.testing.assert_close(predict(net, views, cameras, turns=4, tile=40, overlap=36), one)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_outputs_are_those_of_the_cpu():
+    net, (views, cameras) = generator("plane"), sample()
+    on_cpu = predict(net, views, cameras, turns=8)
+    on_gpu = predict(net.cuda(), views, cameras, precision="fp32", turns=8)
+    assert (on_gpu - on_cpu).abs().max() < 1e-3  # TF32 convolutions
+
+
 def test_only_orientations_that_a_run_was_trained_in_are_taken():
     assert orientations(generator("none").config, 8) == list(ORDER)
     assert orientations(generator("none", flips=False).config, 3) == [0, 2, 1]

@@ -21,12 +21,14 @@ from neuropbr_dist.parallel.network import Adam, Network, StepResult
 INITIAL_SCALE, GROWTH_INTERVAL, SMALLEST_SCALE = 2.0**16, 2000, 1.0
 
 
-def sum_of_squares(tensors: list[Tensor]) -> Tensor:
-    """Return the sum of all squares as float64, ().
+def sum_of_squares(tensors: list[Tensor], device: torch.device) -> Tensor:
+    """Return the sum of all squares as float64, (), on the tensors' device: 0 of none, where ranks outnumber rows.
 
     In float32 its last bits would depend on the order of adding up, so on how tensors are cut into shards and where
     in memory they lie.
     """
+    if not tensors:
+        return torch.zeros((), dtype=torch.float64, device=device)
     return torch.stack(torch._foreach_norm(tensors, 2, torch.float64)).square().sum()
 
 
@@ -71,8 +73,7 @@ class ClippedAdamW:
 
     def grad_norm(self, grads: list[Tensor]) -> Tensor:
         """Return the L2 norm over all gradients and, if sharded, all ranks of `group`."""
-        nothing = torch.zeros((), dtype=torch.float64, device=self.device)  # more ranks than rows
-        squared = sum_of_squares(grads) if grads else nothing
+        squared = sum_of_squares(grads, self.device)
         if self.group is not None:
             dist.all_reduce(squared, group=self.group)
         # Not finite from where squares aren't in the moments' precision.

@@ -129,7 +129,7 @@ class ZeRONetwork(Network):
 
     def _apply_stage_0(self) -> StepResult:
         grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-        norm = sum_of_squares(grads).float().sqrt()
+        norm = sum_of_squares(grads, self.device).float().sqrt()
         finite = torch.isfinite(norm)
         if finite:  # without ZeRO DeepSpeed has no check of its own
             self.engine.step()
