@@ -18,7 +18,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,7 +31,7 @@ from benchmarks.runs import gpus, seconds_per_epoch, training
 from benchmarks.setting import write_figures
 from benchmarks.variants import prepared, variants_parser
 from neuropbr_dist.commands.entry import entry
-from neuropbr_dist.config import MATERIAL_CHANGES
+from neuropbr_dist.config import MATERIAL_CHANGES, Stage, stages_of
 from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.errors import UserError
 
@@ -157,17 +159,28 @@ def launch(
 
 
 def epochs_that_fit(args: argparse.Namespace, fields: Overrides) -> int:
-    """Time the last variant, alone."""
-    sets = [f"training.log_every_n_steps={LOG_EVERY}", f"training.seed={args.seeds[0]}"]
-    timing = launch(
-        args,
-        "timing",
-        fields,
-        [*sets, *own_fields(args.variants[-1], 1)],
-        "--stop-after-steps",
-        str(STEPS_TO_TIME),
-    )
-    return max(2, int(SHARE * args.minutes * 60 / seconds_per_epoch(timing, args.runs / "timing")))
+    """Time the last variant, alone: each of its stages, an epoch counting by the stage's share of all epochs."""
+    own = own_fields(args.variants[-1], 1)
+    stages = stages_of(replace(fields, assignments=(*own, *fields.assignments)).configuration())
+    seconds, before = 0.0, 0
+    for number, stage in enumerate(stages, 1):
+        name = f"timing-{number}"
+        sets = [f"training.log_every_n_steps={LOG_EVERY}", f"training.seed={args.seeds[0]}", *own]
+        timing = launch(args, name, alone(fields, stage), sets, "--stop-after-steps", str(STEPS_TO_TIME))
+        seconds += (stage.until_epoch - before) * seconds_per_epoch(timing, args.runs / name)
+        before = stage.until_epoch
+    return max(len(stages), int(SHARE * args.minutes * 60 * before / seconds))
+
+
+def alone(fields: Overrides, stage: Stage) -> Overrides:
+    """Return the fields of a run whose only stage is `stage`."""
+    own: dict[str, Any] = {
+        "training.stages": [], "data.image_size": stage.image_size, "training.batch_size": stage.batch_size,
+        "training.global_batch_size": stage.global_batch_size, "training.sample_ranks": stage.sample_ranks,
+    }  # fmt: skip
+    for name, value in own.items():
+        fields = fields.with_field(name, value)
+    return fields
 
 
 if __name__ == "__main__":

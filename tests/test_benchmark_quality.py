@@ -14,11 +14,13 @@ from PIL import Image
 from benchmarks import plane, plane_table, quality
 from benchmarks.judging import as_they_are, cameras_of, held_out
 from benchmarks.quality_table import CELL, MEAN
+from benchmarks.runs import ms_per_step
 from neuropbr_dist.commands.data.generate import run as generate
 from neuropbr_dist.config import load, with_fields
 from neuropbr_dist.inference import load_generator
 from neuropbr_dist.inference.generator import InferenceGenerator
 from neuropbr_dist.materials.decoding import decode_maps
+from neuropbr_dist.monitor.run_logs import HISTORY, run_log
 from tests.support.tiny import MODEL
 
 CONFIG = {
@@ -76,6 +78,32 @@ def test_variants_are_trained_and_judged(words, tmp_path, capsys):
     assert Image.open(tmp_path / "to/quality.jpg").width == CELL * (
         1 + 4 * 4
     )  # a view; true maps, three runs'
+
+
+@pytest.mark.drill
+@pytest.mark.multiprocess
+def test_minutes_are_shared_by_the_stages(words, tmp_path, monkeypatch):
+    """Each stage is timed at its own side; the edges keep their proportion in what fits."""
+    monkeypatch.setattr(quality, "STEPS_TO_TIME", 12)
+    monkeypatch.setattr(quality, "LOG_EVERY", 3)
+    monkeypatch.setattr(quality, "SHARE", 1 / 6)  # epochs so short take longer than their steps
+    stages = [
+        {"until_epoch": epoch, "image_size": side, "batch_size": 3, "global_batch_size": 3}
+        for epoch, side in ((30, 16), (40, 32))
+    ]
+    data = {**CONFIG["data"], "image_size": None}
+    training = {"log_every_n_steps": 1, "device": "cpu", "val_every_n_epochs": 1000, "stages": stages}
+    config = {**CONFIG, "data": data, "training": training}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    quality.run([*words, "--minutes", "0.2", "--variants", "recipe"])
+    history = [
+        run_log(tmp_path / "runs" / name, HISTORY).read() for name in ("timing-1", "timing-2", "recipe-1")
+    ]
+    assert [lines[0]["image_size"] for lines in history] == [16, 32, 16]
+    # Two steps an epoch of six samples; thirty epochs of one kind and ten of the other.
+    small, large = (2 / 1000 * ms_per_step(tmp_path / "runs" / name) for name in ("timing-1", "timing-2"))
+    epochs = int(1 / 6 * 12 / (0.75 * small + 0.25 * large))
+    assert history[2][-1]["step"] == 2 * max(2, epochs)
 
 
 # -- plane ---------------------------------------------------------------------------------
