@@ -30,6 +30,10 @@ COMMANDS = Table(
         "register": ("benchmarks.register", "cameras that data register finds, beside the true ones"),
         "photos": ("benchmarks.photos", "photos of built-in materials beside their true cameras"),
         "upstream": ("benchmarks.upstream", "converted checkpoints against upstream's own classes"),
+        "upstream-training": (
+            "benchmarks.upstream_training",
+            "upstream's own trainer, judged as the recipe is",
+        ),
         "plan": ("benchmarks.plan", "hours and memory of a run, stage by stage, before it is started"),
         "cost-model": ("benchmarks.cost_model", "the tables of docs/scaling.md, by formula"),
     },

@@ -66,6 +66,7 @@ OWN = {
     "containers": ["folder"],
     "shading": ["speed"],
     "upstream": ["clone"],
+    "upstream-training": ["clone", "--to", "results"],
 }
 
 
