@@ -37,7 +37,7 @@ OFF = {
 }  # fmt: skip
 """What this project added to the guide's training."""
 MEASURED = {
-    "loss.w_render": 0.5, "loss.w_ssim": 0.5, "loss.w_roughness": 1.5, "loss.w_normal_map": 2.0,
+    "loss.w_render": 0.5, "loss.w_ssim": 1.0, "loss.w_roughness": 1.5, "loss.w_normal_map": 4.0,
     "training.ema_decay": 0.999, "data.augment_flips": True, "data.augment_rotations": True, "data.drop_views": 0.1,
 }  # fmt: skip
 """What `default` has of `recipe`."""
@@ -54,7 +54,7 @@ HIGHLIGHTS = {
     "normal_focused": {"loss.w_normal": 1.5, "loss.w_normal_map": 2.0},
     "recipe": MEASURED | {
         "data.render": "online", "model.align": "plane", "model.use_gan": False,
-        "training.global_batch_size": 16, "optimizer.g_lr": 4e-4, "data.builtin_count": 4160,
+        "training.epochs": 230, "optimizer.g_lr": 4e-4, "data.builtin_count": 4160, "data.any_roughness": 0.5,
     },
     "recipe_large": MEASURED | {
         "data.render": "online", "model.align": "plane", "model.encoder_backbone": "resnet50",
