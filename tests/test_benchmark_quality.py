@@ -16,7 +16,8 @@ from benchmarks.judging import as_they_are, cameras_of, held_out
 from benchmarks.quality_table import CELL, MEAN
 from benchmarks.runs import ms_per_step
 from neuropbr_dist.commands.data.generate import run as generate
-from neuropbr_dist.config import load, with_fields
+from neuropbr_dist.config import differences, load, with_fields
+from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.inference import load_generator
 from neuropbr_dist.inference.generator import InferenceGenerator
 from neuropbr_dist.materials.decoding import decode_maps
@@ -78,6 +79,15 @@ def test_variants_are_trained_and_judged(words, tmp_path, capsys):
     assert Image.open(tmp_path / "to/quality.jpg").width == CELL * (
         1 + 4 * 4
     )  # a view; true maps, three runs'
+
+
+@pytest.mark.parametrize("variant", [name for name in quality.VARIANTS if name != "recipe"])
+def test_every_variant_changes_the_recipe_to_what_can_be_trained(variant):
+    fields = ("data.builtin=true", *quality.own_fields(variant, 230))
+    plain, changed = (
+        Overrides(config="recipe", assignments=sets).configuration() for sets in (fields[:1], fields)
+    )
+    assert differences(plain, changed)
 
 
 @pytest.mark.drill
