@@ -11,6 +11,7 @@ converted and judged on what `quality.py` judges. ResNet starts from random weig
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import time
@@ -116,10 +117,8 @@ def stored_set(args: argparse.Namespace, cfg: TrainConfig) -> int:
 
 def trained(args: argparse.Namespace, epochs: int) -> list[float]:
     """Let upstream's trainer run into `--runs`/run; return when each epoch's training was over."""
-    import train as upstream  # type: ignore[import-not-found]
-    import train_config  # type: ignore[import-not-found]
-
-    cfg = train_config.get_default_config()
+    upstream: Any = importlib.import_module("train")
+    cfg = upstream.get_default_config()
     cfg.data.image_size = cfg.data.output_size = (args.size, args.size)
     cfg.training.seed, cfg.training.save_best_only = args.seed, True  # latest.pth is written all the same
     cfg.training.use_tensorboard = False
@@ -127,7 +126,7 @@ def trained(args: argparse.Namespace, epochs: int) -> list[float]:
     cfg.training.val_every_n_epochs = max(1, epochs - 1)
     ends: list[float] = []
 
-    class Timed(upstream.Trainer):  # type: ignore[misc,name-defined]
+    class Timed(upstream.Trainer):
         def train_epoch(self, *words: Any) -> Any:
             found = super().train_epoch(*words)
             ends.append(time.monotonic())
