@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neuropbr_dist.config import MATERIAL_CHANGES, DataConfig, LossConfig, with_fields
+from neuropbr_dist.config import MATERIAL_CHANGES, DataConfig, LossConfig, TrainConfig, with_fields
 from neuropbr_dist.data.alignment import Alignment, Encoded, known, shift
 from neuropbr_dist.data.open import open_source, split_entries
 from neuropbr_dist.data.sources import Source
@@ -37,17 +37,16 @@ Change = Callable[[Encoded, str], list[Encoded]]
 """An entry's cameras (3, 14) and its key -> the cameras that it is judged with, one or several."""
 
 
-def held_out(model: InferenceGenerator) -> tuple[Source, Sequence[Any]]:
+def held_out(cfg: TrainConfig) -> tuple[Source, Sequence[Any]]:
     """Stored views of the built-in materials that the run held out; of one that trained on another set, those that
     it would hold out of them: it saw none."""
-    cfg = model.config
     data = with_fields(cfg, data={**BUILTIN, **NOT_RENDERED}).data
     source = open_source(data, cfg.training.seed)
     return source, split_entries(source, data, cfg.model.align, cfg.training.seed)[1]
 
 
 def judged_sets(
-    model: InferenceGenerator, real: Sequence[str] | None, samples: Sequence[str] | None
+    cfg: TrainConfig, real: Sequence[str] | None, samples: Sequence[str] | None
 ) -> dict[str, tuple[Source, Sequence[Any]]]:
     """Return what a run is judged on, by name: a set and the entries of it that count.
 
@@ -55,9 +54,9 @@ def judged_sets(
         real: renders and maps of another set, with cameras.
         samples: of `real`, in a row of their own.
     """
-    sets = {"held-out built-ins": held_out(model)}
+    sets = {"held-out built-ins": held_out(cfg)}
     if real is not None:
-        other, all_of_it = with_cameras(real, model.config.data.image_size)
+        other, all_of_it = with_cameras(real, cfg.data.image_size)
         if samples:
             sets["real, named samples"] = other, [entry for entry in all_of_it if entry.name in samples]
         sets["real, all with cameras"] = other, all_of_it

@@ -78,7 +78,7 @@ def judge(name: str, folder: Path, real: Sequence[str] | None, samples: Sequence
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_generator(folder).to(device)
     found = Judged(name, model, run_log(folder, HISTORY).read()[0], ms_per_step(folder))
-    for where, (source, entries) in judged_sets(model, real, samples).items():
+    for where, (source, entries) in judged_sets(model.config, real, samples).items():
         found.rows[where] = evaluate(model, source, entries, as_they_are)
         if model.on_plane:
             found.rows[f"{where}, a view missing"] = evaluate(model, source, entries, one_missing)
@@ -144,7 +144,7 @@ def table(found: Sequence[Judged], argv: Sequence[str]) -> str:
 def picture(found: Sequence[Judged], path: Path) -> None:
     """Held-out built-in materials: a view, the same rectified, and three maps by the first run, the last, and true."""
     shown_runs, after = list({one.name: one for one in (found[0], found[-1])}.values()), found[-1]
-    source, entries = held_out(after.model)
+    source, entries = held_out(after.model.config)
     entries = list(entries[:SHOWN])
     predicted = []
     for one in shown_runs:

@@ -20,7 +20,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,9 +30,17 @@ from benchmarks.runs import gpus, seconds_per_epoch, training
 from benchmarks.setting import write_figures
 from benchmarks.variants import prepared, variants_parser
 from neuropbr_dist.commands.entry import entry
-from neuropbr_dist.config import MATERIAL_CHANGES, Stage, stages_of
+from neuropbr_dist.config import MATERIAL_CHANGES, Stage, load, stages_of
 from neuropbr_dist.config.overrides import Overrides
+from neuropbr_dist.config.stages import ONE_STAGE
 from neuropbr_dist.errors import UserError
+
+
+def of_one_stage(stage: Stage) -> list[str]:
+    """Return the assignments that make `stage` the only one of a run."""
+    own = {name: getattr(stage, name.partition(".")[2]) for name in ONE_STAGE}
+    return ["training.stages=[]", *(f"{name}={json.dumps(value)}" for name, value in own.items())]
+
 
 GAN = ["model.use_gan=true", "loss.w_gan=0.05", "training.gan_start_epoch={late}", "model.discriminator_n_layers=3"]  # fmt: skip
 """Of a patch of 70 pixels, as pix2pix has it: at 256 px the guide's six layers judge the whole picture at once."""
@@ -52,12 +59,7 @@ VARIANTS: dict[str, list[str]] = {
     "relief_less_any_roughness": ["data.relief=0.7", "data.any_roughness=0.25"],
     "no_bench": ["data.bench_scenes=0"],
     "more_bench": ["data.bench_scenes=0.5"],
-    "large_alone": [
-        "training.stages=[]",
-        "data.image_size=256",
-        "training.batch_size=16",
-        "training.global_batch_size=16",
-    ],
+    "large_alone": of_one_stage(stages_of(load("recipe"))[-1]),
     "every_view_exact": ["data.drop_views=0", "data.camera_jitter=0"],
     "no_transformer": ["model.use_transformer=false"],
     "no_align": ["model.align=none"],
@@ -173,21 +175,11 @@ def epochs_that_fit(args: argparse.Namespace, fields: Overrides) -> int:
     for number, stage in enumerate(stages, 1):
         name = f"timing-{number}"
         sets = [f"training.log_every_n_steps={LOG_EVERY}", f"training.seed={args.seeds[0]}", *own]
-        timing = launch(args, name, alone(fields, stage), sets, "--stop-after-steps", str(STEPS_TO_TIME))
+        alone = replace(fields, assignments=(*fields.assignments, *of_one_stage(stage)))
+        timing = launch(args, name, alone, sets, "--stop-after-steps", str(STEPS_TO_TIME))
         seconds += (stage.until_epoch - before) * seconds_per_epoch(timing, args.runs / name)
         before = stage.until_epoch
-    return max(len(stages), int(SHARE * args.minutes * 60 * before / seconds))
-
-
-def alone(fields: Overrides, stage: Stage) -> Overrides:
-    """Return the fields of a run whose only stage is `stage`."""
-    own: dict[str, Any] = {
-        "training.stages": [], "data.image_size": stage.image_size, "training.batch_size": stage.batch_size,
-        "training.global_batch_size": stage.global_batch_size, "training.sample_ranks": stage.sample_ranks,
-    }  # fmt: skip
-    for name, value in own.items():
-        fields = fields.with_field(name, value)
-    return fields
+    return max(2, len(stages), int(SHARE * args.minutes * 60 * before / seconds))
 
 
 if __name__ == "__main__":

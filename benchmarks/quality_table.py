@@ -85,7 +85,7 @@ class Result:
 def judged(name: str, folder: Path, real: Sequence[str] | None, samples: Sequence[str] | None) -> Result:
     """Judge a run's newest weights, and mean maps beside them; see `judged_sets`."""
     model = load_generator(folder).to("cuda" if torch.cuda.is_available() else "cpu")
-    sets = judged_sets(model, real, samples)
+    sets = judged_sets(model.config, real, samples)
     mean = mean_of_training_set(model)
     baseline = {where: evaluate_constant(mean, *there) for where, there in sets.items()}
     found = Result(name, folder, model, {}, baseline)
@@ -187,7 +187,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def picture(results: Sequence[Result], path: Path) -> None:
     """Held-out built-in materials, one below the other: what the network sees, the true maps, and every run's."""
-    source, entries = held_out(results[0].model)
+    source, entries = held_out(results[0].model.config)
     entries = list(entries[:SHOWN])
     columns = [("view", views_of(results[0].model, source, entries))]
     for one in results:

@@ -15,7 +15,6 @@ import importlib
 import json
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,12 @@ from benchmarks.quality_table import COLUMNS, markdown
 from benchmarks.ranks import ROOT
 from benchmarks.setting import write_figures
 from benchmarks.upstream import without_download
+from benchmarks.variants import add_real
 from neuropbr_dist.commands.entry import entry
 from neuropbr_dist.commands.flags import add_debug, new_parser
 from neuropbr_dist.config import TrainConfig, load, with_fields
 from neuropbr_dist.data.builtin import generate
 from neuropbr_dist.inference import load_generator
-from neuropbr_dist.inference.generator import InferenceGenerator
 from neuropbr_dist.inference.upstream import from_upstream
 
 TIMED = 3
@@ -57,10 +56,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     p.add_argument(
         "--workers", type=int, default=8, metavar="N", help="that draw the set; default %(default)s"
     )
-    p.add_argument(
-        "--real", nargs=2, metavar=("IN", "OUT"), help="a set with cameras.json to judge by as well"
-    )
-    p.add_argument("--samples", nargs="+", metavar="NAME", help="those of --real judged by themselves, too")
+    add_real(p)
     return p
 
 
@@ -84,7 +80,9 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     trained(args, epochs)
     took = time.monotonic() - begun
     converted = from_upstream(args.runs / "run" / "latest.pth", args.runs / "model.safetensors")
-    rows = judged(load_generator(converted), args, cfg)
+    model = load_generator(converted).to("cuda" if torch.cuda.is_available() else "cpu")
+    sets = judged_sets(cfg, args.real, args.samples)
+    rows = {where: evaluate(model, *there, as_they_are) for where, there in sets.items()}
     write_figures(
         args.to / "upstream.json", {"epochs": epochs, "materials": count, "seconds": took, "rows": rows}
     )
@@ -106,7 +104,7 @@ def stored_set(args: argparse.Namespace, cfg: TrainConfig) -> int:
     generate(
         folder, count=args.materials, size=args.size, seed=args.seed, workers=args.workers, curriculum_dirty=False
     )  # fmt: skip
-    held = {entry.name for entry in held_out(InferenceGenerator(cfg, folder, 0))[1]}
+    held = {entry.name for entry in held_out(cfg)[1]}
     names = folder / "input" / "render_metadata.json"
     left = {
         sample: material for sample, material in json.loads(names.read_text()).items() if sample not in held
@@ -141,25 +139,14 @@ def trained(args: argparse.Namespace, epochs: int) -> list[float]:
     return ends
 
 
-def words_of(args: argparse.Namespace, epochs: int) -> Namespace:
+def words_of(args: argparse.Namespace, epochs: int) -> argparse.Namespace:
     """Return what upstream's command line would say."""
     folder = args.runs / "set"
-    return Namespace(
+    return argparse.Namespace(
         config="default", batch_size=args.batch_size, input_dir=str(folder / "input"), output_dir=str(folder / "output"),
         metadata_path=str(args.runs / "names.json"), use_dirty=False, render_curriculum=0, device=None, epochs=epochs,
         resume=None, checkpoint_dir=str(args.runs / "run"), distributed=False,
     )  # fmt: skip
-
-
-def judged(
-    model: InferenceGenerator, args: argparse.Namespace, cfg: TrainConfig
-) -> dict[str, dict[str, float]]:
-    """Return metrics on what the recipe holds out, and on `--real`."""
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    model.config.data = cfg.data  # what is held out is the recipe's
-    model.config.training.seed = args.seed
-    sets = judged_sets(model, args.real, args.samples)
-    return {where: evaluate(model, *there, as_they_are) for where, there in sets.items()}
 
 
 if __name__ == "__main__":

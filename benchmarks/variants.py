@@ -44,13 +44,18 @@ def variants_parser(
     p.add_argument(
         "--per-gpu", type=int, default=1, metavar="N", help="runs that share a GPU; needs --epochs"
     )
-    p.add_argument(
+    add_real(p)
+    return p
+
+
+def add_real(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of another set that runs are judged on."""
+    parser.add_argument(
         "--real", nargs=2, metavar=("IN", "OUT"), help="a set with cameras.json to judge by as well"
     )
-    p.add_argument(
+    parser.add_argument(
         "--samples", nargs="+", metavar="NAME", help="those of --real that are judged by themselves, too"
     )
-    return p
 
 
 def prepared(args: argparse.Namespace) -> Overrides:

@@ -150,7 +150,7 @@ def cells(row: str) -> list[str]:
 
 def albedo_error(model: InferenceGenerator) -> float:
     """Mean absolute error of the albedo on held-out built-in materials, one by one."""
-    source, entries = held_out(model)
+    source, entries = held_out(model.config)
     errors = []
     for entry in entries:
         views, maps = (torch.from_numpy(np.array(part))[None] for part in source.load(entry))
@@ -177,15 +177,15 @@ def untrained(tmp_path: Path, **data: object) -> InferenceGenerator:
     ids=lambda data: next(iter(data)),
 )
 def test_what_is_called_held_out_built_ins_is_built_in(tmp_path, data):
-    own = held_out(untrained(tmp_path, builtin=True))
-    other = held_out(untrained(tmp_path, **data))
+    own = held_out(untrained(tmp_path, builtin=True).config)
+    other = held_out(untrained(tmp_path, **data).config)
     assert [entry.key for entry in other[1]] == [entry.key for entry in own[1]] and len(own[1]) == 1
     assert type(other[0]) is type(own[0]) and other[0].size == 32
 
 
 def test_one_view_is_the_first_that_is_there(tmp_path):
     model = untrained(tmp_path, builtin=True)
-    source, entries = held_out(model)
+    source, entries = held_out(model.config)
     cameras = np.array(source.cameras(entries[0]))
     assert (cameras != 0).any(1).all()
     model.config = with_fields(model.config, data={"views": 1})

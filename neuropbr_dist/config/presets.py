@@ -1,9 +1,10 @@
 """Named starting points: the guide's, by its names, and this project's own, by measurement.
 
 What was measured stands in `benchmarks/results/2026-11-30-recipe-staged-h200.md`, the losses, changes and average of `recipe`
-taken together, its stages beside 256 px alone. For no GAN has a gain been shown (`2026-11-26-quality-builtin.md` and `-real.md`: between two runs of one
-setting lies more than between most settings; its discriminator wins outright. `2026-11-29-plane-online-h200.md`: begun on
-finished weights it makes normals and albedo worse), so where there is one it comes late and light.
+taken together, its stages beside 256 px alone. For no GAN has a gain been shown (`2026-11-26-quality-builtin.md` and
+`-real.md`: between two runs of one setting lies more than between most settings; its discriminator wins outright.
+`2026-11-29-plane-online-h200.md`: begun on finished weights it makes normals and albedo worse), so where there is one it
+comes late and light.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def recipe() -> TrainConfig:
             mixtures=0.3,
             tint=0.2,
             roughness_shift=0.15,
-            # Real materials' roughness comes a third closer, held-out built-in ones' a fifth less close.
+            # Roughness of the four real samples comes a fifth closer, that of held-out built-in materials a quarter less close.
             any_roughness=0.5,
             crop=0.3,
             num_workers=8,  # a scene takes 5 ms of a core to draw

@@ -80,8 +80,8 @@ def check_nothing_beside(cfg: TrainConfig) -> None:
 def beside(field: str, said: str) -> UserError:
     """Return the error of a single stage's field beside `training.stages`; `said` is how it is set."""
     return UserError(
-        f"{said} beside training.stages: each stage has its own {_split(field)[1]}; leave it out, or make it a run of one "
-        "stage: --set training.stages=[]"
+        f"{said} beside training.stages: each stage has its own {_split(field)[1]}; leave it out, or have one stage: "
+        f"--set training.stages=[], and name training.epochs and what it needs of {', '.join(ONE_STAGE)}"
     )
 
 
