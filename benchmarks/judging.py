@@ -128,10 +128,10 @@ def cameras_of(model: InferenceGenerator, source: Source, entry: Any, change: Ch
 
 
 def evaluate_constant(maps: Tensor, source: Source, entries: Sequence[Any]) -> dict[str, float]:
-    """Metrics over entries of one prediction for all, maps (8, 1, 1) with a normal of unit length."""
-    sums = MetricSums(ReconstructionLoss(LossConfig()), "cpu")
+    """Metrics over entries of one prediction for all, maps (8, 1, 1) with a normal of unit length, on its device."""
+    sums = MetricSums(ReconstructionLoss(LossConfig()), maps.device)
     for entry in entries:
-        true = decode_maps(torch.from_numpy(np.array(source.maps(entry)))[None])
+        true = decode_maps(torch.from_numpy(np.array(source.maps(entry)))[None].to(maps.device))
         sums.update(maps[None].expand_as(true), true)
     return sums.result()
 

@@ -38,7 +38,7 @@ from neuropbr_dist.training.facts import device_name, versions
 COLUMNS = (
     ("albedo_mae", "albedo", 4), ("roughness_mae", "roughness", 4), ("metallic_mae", "metallic", 4),
     ("normal_angle_mean", "normals, °", 2), ("albedo_ssim", "SSIM of the albedo", 3),
-    ("relit_rmse", "re-rendered RMSE", 3), ("relit_ssim", "re-rendered SSIM", 3),
+    ("relit_rmse", "re-rendered RMSE", 3), ("relit_ssim", "re-rendered SSIM", 3), ("relit_sharpness", "re-rendered sharpness", 3),
 )  # fmt: skip
 RIVALS = (("train/D_loss", "D loss"), ("train/G_gan_loss", "adversarial loss of G"))
 MEAN = "mean maps, flat normals"
@@ -84,9 +84,10 @@ class Result:
 
 def judged(name: str, folder: Path, real: Sequence[str] | None, samples: Sequence[str] | None) -> Result:
     """Judge a run's newest weights, and mean maps beside them; see `judged_sets`."""
-    model = load_generator(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_generator(folder).to(device)
     sets = judged_sets(model.config, real, samples)
-    mean = mean_of_training_set(model)
+    mean = mean_of_training_set(model).to(device)
     baseline = {where: evaluate_constant(mean, *there) for where, there in sets.items()}
     found = Result(name, folder, model, {}, baseline)
     found.rows |= {where: evaluate(model, *there, as_they_are) for where, there in sets.items()}
@@ -124,7 +125,8 @@ def quality_page(
         f"batch {start['global_batch']}",
         f"- **Network**: {network_of(first.model)}, {start['parameters']['generator'] / 1e6:.1f} M parameters",
         "- Mean absolute errors of maps in [0, 1], mean angle between normals, SSIM; × flat: the angle over that of flat",
-        "  normals; re-rendered: radiance under 16 fixed lamps, in log space; the last weights\n",
+        "  normals; re-rendered: radiance under 16 fixed lamps, in log space, its sharpness over the true maps' (below 1:",
+        "  blurred); the last weights\n",
         *variants_table(results),
     ]
     for where in dict.fromkeys(where for one in results for where in one.rows):

@@ -130,6 +130,14 @@ def test_how_materials_look_under_lamps_counts(maps):
     assert "lpips" not in result
 
 
+def test_sharpness_says_whether_pictures_are_noisy_or_blurred(maps):
+    noisy, smooth = maps
+    sharpness = metrics((noisy, smooth)).result()["relit_sharpness"]
+    assert sharpness > 2
+    assert metrics((smooth, noisy)).result()["relit_sharpness"] == pytest.approx(1 / sharpness, rel=1e-6)
+    assert metrics((smooth, smooth)).result()["relit_sharpness"] == 1
+
+
 class Difference(torch.nn.Module):
     """In the place of LPIPS by AlexNet, whose weights can't be had everywhere."""
 

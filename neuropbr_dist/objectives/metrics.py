@@ -33,9 +33,11 @@ ANGLE_BIN = 0.05
 """Width in degrees of a bin of the angle histogram."""
 _ANGLE_BINS = round(180 / ANGLE_BIN)
 _ANGLE_LIMITS = (11.25, 22.5, 30.0)  # customary in surface-normal benchmarks; each a bin's edge
+_LEAST_DETAIL = 1e-9
+"""Of the true maps, far below what lamps at a finite distance give a plane."""
 _OVERALL = ["mae", "rmse", "psnr", "ssim"]
 _PER_MAP = [f"{name}_{metric}" for name in MAP_SLICES for metric in _OVERALL]
-_SHADED = ["relit_rmse", "relit_ssim"]
+_SHADED = ["relit_rmse", "relit_ssim", "relit_detail", "relit_detail_true"]
 _MEANS = ["loss", "l1", *_PER_MAP, *_OVERALL, *_SHADED, "lpips", "normal_angle_mean"]
 _SIZE = 1 + len(_MEANS) + _ANGLE_BINS  # total weight, weighted sums, histogram
 
@@ -100,7 +102,8 @@ class MetricSums:
 
         `loss`; `l1` (mean over maps of the loss's L1 terms, normals in [-1, 1]); `mae`, `rmse`,
         `psnr` (dB) and `ssim`, overall and per map (`albedo_psnr`, ...); `relit_rmse` and
-        `relit_ssim`, see `shaded_metrics`; `lpips`, if it was asked for;
+        `relit_ssim`, see `shaded_metrics`, and `relit_sharpness`, its detail over that of the true
+        maps (below 1: blurred); `lpips`, if it was asked for;
         `normal_angle_mean`, `_median` and `_p95` in degrees; `normal_angle_under_11_25`,
         `_22_5` and `_30`, the share of pixels in [0, 1].
 
@@ -112,6 +115,9 @@ class MetricSums:
         if total.item() == 0:
             raise ValueError("no sample was added to the metrics")
         result = dict(zip(_MEANS, (means / total).tolist(), strict=True))
+        # One quotient of means: a sample that is smooth in truth would rule a mean of quotients.
+        detail, true = (result.pop(f"relit_detail{end}") for end in ("", "_true"))
+        result["relit_sharpness"] = detail / max(true, _LEAST_DETAIL)
         if self.perceptual is None:
             del result["lpips"]
         result["normal_angle_median"] = _percentile(histogram, 0.5)

@@ -103,17 +103,29 @@ def shaded_metrics(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Compare maps (B, 8, H, W) by how they look under `LAMPS` lamps that never change, from above: name to (B,).
 
     `relit_rmse` and `relit_ssim` are of log(radiance + 0.1), SSIM with a data range from black to white that faces its
-    lamp (1; a highlight may pass it); means over the lamps.
+    lamp (1; a highlight may pass it); `relit_detail` and `relit_detail_true` are how far a pixel of these pictures, and
+    of the true ones, is from the mean of its neighbours. Means over the lamps.
     """
-    errors, alike = [], []
+    errors, alike, detail, detail_true = [], [], [], []
     for lamp in fixed_lamps().to(pred):  # one at a time: sixteen pictures of 2048 px would not fit
         place, eye = lamp.expand(len(pred), 1, 3), pred.new_tensor([0.0, 0.0, EYE_AT]).expand(len(pred), 1, 3)
         ours, theirs = (relit(maps, place, eye)[:, 0] for maps in (pred, target))
         errors.append((ours - theirs).square().mean((1, 2, 3)).sqrt())
+        detail.append(_detail(ours))
+        detail_true.append(_detail(theirs))
         black, white = math.log(_OFFSET), math.log(1 + _OFFSET)
         ours, theirs = ((picture - black) / (white - black) for picture in (ours, theirs))
         alike.append(ssim(ours, theirs).mean(1))
-    return {"relit_rmse": torch.stack(errors).mean(0), "relit_ssim": torch.stack(alike).mean(0)}
+    found = {"rmse": errors, "ssim": alike, "detail": detail, "detail_true": detail_true}
+    return {f"relit_{name}": torch.stack(values).mean(0) for name, values in found.items()}
+
+
+def _detail(pictures: Tensor) -> Tensor:
+    """Return the mean distance of a pixel of (B, C, H, W) from the mean of its four neighbours, (B,); the border is left out."""
+    inner = pictures[..., 1:-1, 1:-1]
+    rows = pictures[..., :-2, 1:-1] + pictures[..., 2:, 1:-1]
+    columns = pictures[..., 1:-1, :-2] + pictures[..., 1:-1, 2:]
+    return (inner - (rows + columns) / 4).abs().mean((1, 2, 3))
 
 
 def fixed_lamps() -> Tensor:
