@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,13 +115,21 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     print(f"{epochs} epochs a run", flush=True)
     results: list[Result] = []
 
-    def note(one: Launch, fault: str) -> None:
-        print(f"{one.name}: {fault or 'done'}", flush=True)
-        if not fault:
-            results.append(judged(one.name, args.runs / one.name, args.real, args.samples))
-            write(args.to, results, sys.argv[1:] if argv is None else argv)
+    def judge(name: str) -> None:
+        results.append(judged(name, args.runs / name, args.real, args.samples))
+        write(args.to, results, sys.argv[1:] if argv is None else argv)
 
-    run_all(launches(args, fields, epochs), gpus() * args.per_gpu, args.runs, note, float("inf"))
+    with ThreadPoolExecutor(1) as judges:  # the next run begins meanwhile
+        verdicts: list[Future[None]] = []
+
+        def note(one: Launch, fault: str) -> None:
+            print(f"{one.name}: {fault or 'done'}", flush=True)
+            if not fault:
+                verdicts.append(judges.submit(judge, one.name))
+
+        run_all(launches(args, fields, epochs), gpus() * args.per_gpu, args.runs, note, float("inf"))
+        for verdict in verdicts:
+            verdict.result()
     if not results:
         raise UserError(f"no run came to its end; {args.runs} has their logs")
     print((args.to / "quality.md").read_text())
