@@ -86,6 +86,14 @@ def one_missing(cameras: Encoded, _key: str) -> list[Encoded]:
     return [np.where(np.arange(len(cameras))[:, None] == view, np.float32(0), cameras) for view in views]
 
 
+def one_alone(cameras: Encoded, _key: str) -> list[Encoded]:
+    """Each of the views as the only one."""
+    return [
+        np.where(np.arange(len(cameras))[:, None] == view, cameras, np.float32(0))
+        for view in np.flatnonzero(known(cameras, 0))
+    ]
+
+
 def jittered(cameras: Encoded, key: str) -> list[Encoded]:
     """As in training with `data.camera_jitter = 4/512`: every view by up to that, in a direction of its own; three draws."""
     alignment = Alignment(min_confidence=0, jitter=SHIFT)

@@ -22,6 +22,7 @@ from benchmarks.judging import (
     evaluate_constant,
     held_out,
     judged_sets,
+    one_alone,
     one_missing,
     predict,
     thumbnail,
@@ -42,6 +43,8 @@ COLUMNS = (
 )  # fmt: skip
 RIVALS = (("train/D_loss", "D loss"), ("train/G_gan_loss", "adversarial loss of G"))
 MEAN = "mean maps, flat normals"
+FEWER = {"a view missing": one_missing, "one view alone": one_alone}
+"""Further rows of a network on the plane that takes several views."""
 SHOWN, CELL, LABEL = 5, 128, 18
 
 
@@ -92,9 +95,10 @@ def judged(name: str, folder: Path, real: Sequence[str] | None, samples: Sequenc
     found = Result(name, folder, model, {}, baseline)
     found.rows |= {where: evaluate(model, *there, as_they_are) for where, there in sets.items()}
     if model.on_plane and model.config.data.views > 1:
-        found.rows |= {
-            f"{where}, a view missing": evaluate(model, *there, one_missing) for where, there in sets.items()
-        }
+        for what, change in FEWER.items():
+            found.rows |= {
+                f"{where}, {what}": evaluate(model, *there, change) for where, there in sets.items()
+            }
     return found
 
 
@@ -159,7 +163,7 @@ def variants_table(results: Sequence[Result]) -> list[str]:
 def table(results: Sequence[Result], where: str) -> list[str]:
     """A row a run, one for each variant's mean over its seeds, and the mean maps'."""
     rows = [["run", *(title for _, title, _ in COLUMNS), "× flat"]]
-    baseline = results[0].baseline[where.removesuffix(", a view missing")]
+    baseline = next(found for name, found in results[0].baseline.items() if where.startswith(name))
     flat = baseline["normal_angle_mean"]
     rows.append(row_of(MEAN, baseline, flat))
     there = [one for one in results if where in one.rows]

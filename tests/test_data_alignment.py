@@ -54,11 +54,13 @@ def test_the_same_key_gives_the_same_cameras():
 
 def test_shares_are_as_asked_for():
     found = draws(TRAINING)
-    missing = (~known(found, 0)).sum(1)
-    assert set(missing) == {0, 1} and 0.3 < missing.mean() < 0.5
-    lost = np.bincount(np.flatnonzero(~known(found, 0)) % 3, minlength=3)
-    assert lost.min() > 0.2 * lost.sum()
-    whole = found[missing == 0]
+    there = known(found, 0)
+    missing = np.bincount((~there).sum(1), minlength=3) / len(there)
+    assert len(missing) == 3 and missing[1:] == pytest.approx([0.2, 0.2], abs=0.05)
+    for left in (1, 2):  # whichever view it is
+        lost = (~there[there.sum(1) == left]).sum(0)
+        assert lost.min() > 0.2 * lost.sum()
+    whole = found[there.all(1)]
     assert 0.4 < whole[:, 0, WRAP].mean() < 0.6
     assert (whole[:, :, WRAP] == whole[:, :1, WRAP]).all(), "a plane repeats for all views or for none"
 
@@ -238,7 +240,7 @@ def test_pictures_for_a_person(folder):
     on_device = to_device(aligned, 1, transform, CPU).views
     seen = shown(on_device, transform)
     missing = ~aligned.cameras.any(-1)[0]
-    assert missing.sum() == 1 and not seen[0, missing].any() and seen[0, ~missing].any()
+    assert 0 < missing.sum() < 3 and not seen[0, missing].any() and seen[0, ~missing].any()
 
 
 # -- what a set comes to -----------------------------------------------------------------------

@@ -97,7 +97,7 @@ class DataConfig(Freezable):
     views: Annotated[int, Interval(ge=1, le=3)] = 3
     """How many of a sample's views are shown, the first that there are; the others count as missing (`model.align = plane`). 1: a network of single views."""
     drop_views: Share = 0.0
-    """Share of training samples that lose a view, so that the network knows missing ones (`model.align = plane`)."""
+    """Share of training samples that lose a view, or all but one, equally often, so that the network knows missing ones (`model.align = plane`)."""
     camera_jitter: Annotated[float, Interval(ge=0, le=0.008)] = 0.0
     """Largest shift of a training sample's views against each other, as a share of their side, so that the network bears with cameras that are a little off (`model.align = plane`). Half of the samples stay as they are."""
     builtin: bool = False

@@ -41,7 +41,7 @@ class Alignment:
         seed: key of all that follows.
         ignore_wrap: share of samples whose plane isn't repeated although it may be.
         views: how many are shown, the first that there are; the others count as missing.
-        drop_views: share of samples that lose a view, if they have two or more.
+        drop_views: share of samples, of those with two views or more, that lose one, or all but one, equally often.
         jitter: how far a view is shifted at most, as a share of its side.
         exact: share of samples of which no view is.
     """
@@ -76,10 +76,13 @@ class Alignment:
         there = known(cameras, self.min_confidence)
         there &= there.cumsum() <= self.views
         draws = uniforms(f"{self.seed} {epoch} {key} cameras")
-        wrap_ignored, loses_one = next(draws) < self.ignore_wrap, next(draws) < self.drop_views
+        wrap_ignored, loses_views = next(draws) < self.ignore_wrap, next(draws) < self.drop_views
         which, views = next(draws), np.flatnonzero(there)
-        if loses_one and len(views) > 1:
-            there[views[int(which * len(views))]] = False
+        if loses_views and len(views) > 1:
+            stays_alone, one = divmod(int(which * 2 * len(views)), len(views))
+            if stays_alone:
+                there[:] = False
+            there[views[one]] = stays_alone
         found = np.where(there[:, None], cameras, np.float32(0))
         if wrap_ignored:
             found[:, WRAP] = 0
