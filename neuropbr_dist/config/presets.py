@@ -1,10 +1,9 @@
 """Named starting points: the guide's, by its names, and this project's own, by measurement.
 
 What was measured stands in `benchmarks/results/2026-11-30-recipe-staged-h200.md`, the losses, changes and average of `recipe`
-taken together, its stages beside 256 px alone. For no GAN has a gain been shown (`2026-11-26-quality-builtin.md` and
-`-real.md`: between two runs of one setting lies more than between most settings; its discriminator wins outright.
-`2026-11-29-plane-online-h200.md`: begun on finished weights it makes normals and albedo worse), so where there is one it
-comes late and light.
+taken together, its stages beside 256 px alone (before `data.drop_views` left views alone). No GAN has earned its place:
+`2026-11-30-gan-256-h200.md` has seven that make finished weights sharper and worse. So where there is one it comes late and
+light, which costs held-out maps nothing.
 """
 
 from __future__ import annotations
