@@ -3,10 +3,10 @@
     python launch/benchmark.py upstream-training NEUROPBR --to results --minutes 20     # a clone, as for `upstream`
 
 Its default preset at the recipe's side, with its own losses, networks and loader, on stored views of built-in materials
-that `quality.py`'s runs train on too (the first `--materials` of them); as many epochs as fit, by the speed of a short run before, or `--epochs`: its compilers
-take minutes (3:38 on an H200's host), and the short run's are for nothing. Its last checkpoint is converted and judged
-on what `quality.py` judges. ResNet starts from random weights, as the recipe's does. `--to` gets
-`upstream.json`, and for as long as it is wanted the run itself under `--runs`.
+that `quality.py`'s runs train on too (the first `--materials` of them); as many epochs as fit, by the speed of a short
+run before, or `--epochs`: its compilers take minutes (3:38 on an H200's host), and the short run's are for nothing. Its
+last checkpoint is converted and judged on what `quality.py` judges. ResNet starts from random weights, as the recipe's
+does. `--to` gets `upstream.json`, and for as long as it is wanted the run itself under `--runs`.
 """
 
 from __future__ import annotations
