@@ -61,7 +61,7 @@ VARIANTS: dict[str, list[str]] = {
     "no_bench": ["data.bench_scenes=0"],
     "more_bench": ["data.bench_scenes=0.5"],
     "large_alone": of_one_stage(stages_of(load("recipe"))[-1]),
-    "more_missing": ["data.drop_views=0.2"],
+    "more_missing": ["data.drop_views=0.4"],
     "every_view_exact": ["data.drop_views=0", "data.camera_jitter=0"],
     "no_transformer": ["model.use_transformer=false"],
     "no_align": ["model.align=none"],

@@ -38,7 +38,7 @@ OFF = {
 """What this project added to the guide's training."""
 MEASURED = {
     "loss.w_render": 0.5, "loss.w_ssim": 1.0, "loss.w_roughness": 1.5, "loss.w_normal_map": 4.0,
-    "training.ema_decay": 0.999, "data.augment_flips": True, "data.augment_rotations": True, "data.drop_views": 0.1,
+    "training.ema_decay": 0.999, "data.augment_flips": True, "data.augment_rotations": True, "data.drop_views": 0.2,
 }  # fmt: skip
 """What `default` has of `recipe`."""
 LATE_GAN = {"training.gan_start_epoch": 60, "loss.w_gan": 0.01}

@@ -54,7 +54,7 @@ def test_the_default_trains_on_stored_views_without_cameras(tmp_path):
     assert ended.code == 0 and ended.err == "", ended.err
     assert "No GAN" not in ended.out
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert saved["model"]["align"] == "none" and saved["data"]["drop_views"] == 0.1
+    assert saved["model"]["align"] == "none" and saved["data"]["drop_views"] == 0.2
     terms = [line for line in metrics(tmp_path / "run") if "train/G_loss" in line]
     assert all(line["train/render_loss"] > 0 for line in terms) and len(terms) == 2
     assert any(name.startswith("generator/ema/") for name in tensors(tmp_path / "run"))

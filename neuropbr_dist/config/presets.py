@@ -34,7 +34,7 @@ def default() -> TrainConfig:
     return TrainConfig(
         # Not its `camera_jitter`: a share of the side that is under a pixel at 256 px would be six at 2048. Nor what only
         # rendered views can have: a set with stored ones refuses it.
-        data=DataConfig(augment_flips=True, augment_rotations=True, drop_views=0.1),
+        data=DataConfig(augment_flips=True, augment_rotations=True, drop_views=0.2),
         loss=measured_losses(w_gan=0.01),
         training=TrainingConfig(ema_decay=EMA_DECAY, gan_start_epoch=60),
     )
@@ -109,7 +109,7 @@ def recipe() -> TrainConfig:
             val_ratio=0.0154,  # 64 of them
             augment_flips=True,
             augment_rotations=True,
-            drop_views=0.1,
+            drop_views=0.2,
             camera_jitter=0.003,
             mixtures=0.3,
             tint=0.2,
