@@ -1,8 +1,8 @@
 """Shard files: records one after another.
 
-A level is read with `pread` straight into the batch, block by block, and summed while it is in the core's own cache:
-as fast as from a memory map (`benchmarks/results/2026-11-28-packed.md`), and a file that is cut or can't be read while
-it is read is an error rather than a SIGBUS.
+A level is read with `pread` straight into the batch, block by block, and summed while it is in the core's own cache
+(`benchmarks/results/2026-11-30-packed.md`). A file that is cut or can't be read while it is read is an error, where from a
+memory map it would be a SIGBUS.
 """
 
 from __future__ import annotations
