@@ -34,7 +34,7 @@ ANGLE_BIN = 0.05
 _ANGLE_BINS = round(180 / ANGLE_BIN)
 _ANGLE_LIMITS = (11.25, 22.5, 30.0)  # customary in surface-normal benchmarks; each a bin's edge
 _LEAST_DETAIL = 1e-9
-"""Of the true maps, far below what lamps at a finite distance give a plane."""
+"""Of the true maps: black metal shows nothing under any lamp."""
 _OVERALL = ["mae", "rmse", "psnr", "ssim"]
 _PER_MAP = [f"{name}_{metric}" for name in MAP_SLICES for metric in _OVERALL]
 _SHADED = ["relit_rmse", "relit_ssim", "relit_detail", "relit_detail_true"]
