@@ -60,7 +60,7 @@ def charts(run: RunFolder) -> list[dict[str, Any]]:
         "Under sixteen lamps": [
             chart("Re-rendered · RMSE of log radiance", "", *validated("relit_rmse")),
             chart("Re-rendered · SSIM of log radiance", "", *validated("relit_ssim")),
-            chart("Re-rendered · sharpness beside the true maps' (1: as sharp)", "", *validated("relit_sharpness")),
+            chart("Re-rendered · sharpness (true: 1)", "", *validated("relit_sharpness")),
             chart("Re-rendered · LPIPS", "", *validated("lpips")),
         ],
         "Optimisation": [
