@@ -57,6 +57,8 @@ VARIANTS: dict[str, list[str]] = {
     "no_any_roughness": ["data.any_roughness=0"],
     "less_any_roughness": ["data.any_roughness=0.25"],
     "relief": ["data.relief=0.7"],
+    "own_relief": ["data.other_relief=0"],
+    "more_other_relief": ["data.other_relief=0.6"],
     "relief_less_any_roughness": ["data.relief=0.7", "data.any_roughness=0.25"],
     "no_bench": ["data.bench_scenes=0"],
     "more_bench": ["data.bench_scenes=0.5"],

@@ -37,7 +37,14 @@ RATES = (
     "model.transformer_attn_drop", "model.transformer_proj_drop", "model.transformer_drop_path_rate",
     "loss.gan_label_smoothing",
 )  # fmt: skip
-SHARES = ("data.min_confidence", "data.drop_views", "data.crop", "data.tint", "data.mixtures")
+SHARES = (
+    "data.min_confidence",
+    "data.drop_views",
+    "data.crop",
+    "data.tint",
+    "data.mixtures",
+    "data.other_relief",
+)
 TEXTS = ("training.device", "training.checkpoint_dir", "training.wandb_project")
 TEXTS_OR_NONE = (
     "data.input_dir", "data.output_dir", "data.metadata_path", "data.packed_dir", "data.builtin_cache",

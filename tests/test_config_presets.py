@@ -33,7 +33,8 @@ GUIDE = {
 OFF = {
     "loss.w_render": 0.0, "training.ema_decay": None, "data.augment_flips": False, "data.augment_rotations": False,
     "data.drop_views": 0.0, "data.camera_jitter": 0.0, "data.mixtures": 0.0, "data.crop": 0.0, "data.tint": 0.0,
-    "data.roughness_shift": 0.0, "data.relief": 0.0, "data.any_roughness": 0.0, "data.bench_scenes": 0.25, "loss.gan_label_smoothing": 0.0, "loss.custom": {}, "training.stages": [],
+    "data.roughness_shift": 0.0, "data.relief": 0.0, "data.other_relief": 0.0, "data.any_roughness": 0.0, "data.bench_scenes": 0.25,
+    "loss.gan_label_smoothing": 0.0, "loss.custom": {}, "training.stages": [],
 }  # fmt: skip
 """What this project added to the guide's training."""
 MEASURED = {
@@ -54,7 +55,8 @@ HIGHLIGHTS = {
     "normal_focused": {"loss.w_normal": 1.5, "loss.w_normal_map": 2.0},
     "recipe": MEASURED | {
         "data.render": "online", "model.align": "plane", "model.use_gan": False,
-        "training.epochs": 230, "optimizer.g_lr": 4e-4, "data.builtin_count": 4160, "data.any_roughness": 0.5,
+        "training.epochs": 230, "optimizer.g_lr": 4e-4, "data.builtin_count": 4160, "data.any_roughness": 0.65,
+        "data.other_relief": 0.4,
     },
     "recipe_large": MEASURED | {
         "data.render": "online", "model.align": "plane", "model.encoder_backbone": "resnet50",

@@ -180,6 +180,25 @@ def test_a_mixture_shows_one_material_here_and_the_other_there(maps, mixture):
     assert float((closest < 0.01).double().mean()) > 0.4
 
 
+def test_the_relief_of_another_is_all_that_is_taken_of_it(maps):
+    partner = maps.roll(7, -1).flip(2)
+    partner[:, :5] = 0.5
+    found = changed(maps, partner, OTHER_RELIEF=1)
+    assert torch.equal(found[:, :5], maps[:, :5]) and torch.equal(found[:, 5:], partner[:, 5:])
+    # …and is turned, cut and raised with the rest.
+    whole = torch.cat([maps[:, :5], partner[:, 5:]], dim=1)
+    how = {"PLACE": place(5, 3, 8, SIDE), "PART": 0.7, "RELIEF": 1.5, "LEVEL": 0.4, "CONTRAST": 1}
+    assert torch.equal(changed(maps, partner, OTHER_RELIEF=1, **how), changed(whole, **how))
+    # What has a partner beside one that hasn't: it stays what it is to the bit.
+    both = change(
+        torch.cat([maps, maps]),
+        torch.cat([row(OTHER_RELIEF=1), row()]),
+        torch.cat([partner, 0 * partner]),
+        parts=True,
+    )
+    assert torch.equal(both[1:], maps) and torch.equal(both[:1], found)
+
+
 def test_masks_tile_are_smooth_and_cover_about_half():
     shares, steps = [], []
     for number in range(40):

@@ -28,6 +28,7 @@ from neuropbr_dist.data.open import (
 )
 from neuropbr_dist.data.order import SampleOrder, Slot
 from neuropbr_dist.data.packed.pack import pack
+from neuropbr_dist.data.rendered import changes
 from neuropbr_dist.data.rendered.materials import BuiltinMaterials
 from neuropbr_dist.data.rendered.renderer import Renderer
 from neuropbr_dist.data.rendered.source import RenderedSource
@@ -42,7 +43,8 @@ CPU = torch.device("cpu")
 SIDE = 16
 NAMES = ("brick", "gold", "moss", "oak", "slate")
 ALL = Augmentation(
-    3, flips=True, rotations=True, crop=0.5, tint=0.3, roughness_shift=0.2, any_roughness=0.4, relief=0.5, mixtures=0.5
+    3, flips=True, rotations=True, crop=0.5, tint=0.3, roughness_shift=0.2, any_roughness=0.4, relief=0.5,
+    other_relief=0.4, mixtures=0.5,
 )  # fmt: skip
 PLANE = Alignment(min_confidence=0.5, seed=3, ignore_wrap=0.5, drop_views=0.5, jitter=0.008)
 
@@ -289,18 +291,39 @@ def test_what_is_held_out_has_one_scene_and_stays_as_it_is(samples):
 
 
 def test_partners_are_of_the_training_side(samples):
-    albedos, mixed, count = set(), 0, len(samples.train)
+    albedos, mixed, other_relief, count = set(), 0, 0, len(samples.train)
     for epoch in range(12):
         host = batch(samples, range(count), epoch)
-        there = host.rendering.changes[:, 12] > 0  # the mask's width
-        mixed += int(there.sum())
+        masked, relieved = (
+            host.rendering.changes[:, changes.MASK.stop - 1] > 0,
+            host.rendering.changes[:, changes.OTHER_RELIEF] > 0,
+        )
+        assert not (masked & relieved).any()
+        there = masked | relieved
+        mixed, other_relief = mixed + int(masked.sum()), other_relief + int(relieved.sum())
         assert host.rendering.partners is not None
         albedos |= set(host.rendering.partners[there][:, 0, 0, 0].tolist())
         assert not host.rendering.partners[~there].any()
     held = NAMES.index(samples.val[0].material)
     assert albedos == {40 * level + 20 for level in range(5) if level != held}
-    assert 0.35 < mixed / (12 * count) < 0.65
-    assert batch(samples, range(4), augmentation=replace(ALL, mixtures=0)).rendering.partners is None
+    assert 0.2 < other_relief / (12 * count) < 0.4  # two fifths of three quarters
+    assert 0.25 < mixed / (12 * count) < 0.45  # half of the others
+    neither = replace(ALL, mixtures=0, other_relief=0)
+    assert batch(samples, range(4), augmentation=neither).rendering.partners is None
+
+
+def test_on_the_bench_materials_keep_their_relief_and_roughness(samples):
+    every = replace(ALL, any_roughness=1, other_relief=1)
+    seen = Counter()
+    for epoch in range(8):
+        for index, entry in enumerate(samples.train):
+            drawn = samples.source.draw(entry, epoch, every, len(samples.train))
+            legacy = decode_scene(torch.from_numpy(drawn.scene.encoded)).legacy.bool()
+            assert legacy.all() == legacy.any() == drawn.scene.on_bench
+            changed = bool(drawn.changes[changes.LEVEL] > 0), bool(drawn.changes[changes.OTHER_RELIEF] > 0)
+            assert changed == ((False, False) if drawn.scene.on_bench else (True, True)), (epoch, index)
+            seen[drawn.scene.on_bench] += 1
+    assert 0.1 < seen[True] / seen.total() < 0.4
 
 
 def test_a_part_does_not_repeat(samples):

@@ -143,7 +143,7 @@ def test_stored_views_after_a_training_on_rendered_ones(tmp_path):
     renders, maps = write_set(tmp_path, {"sample_0000": "wood"}, size=16)
     trained = DataConfig(
         builtin=True, render="online", renders_per_epoch=3, environments_dir=str(tmp_path),
-        crop=0.3, tint=0.2, roughness_shift=0.1, any_roughness=0.5, relief=0.5, mixtures=0.3,
+        crop=0.3, tint=0.2, roughness_shift=0.1, any_roughness=0.5, relief=0.5, other_relief=0.3, mixtures=0.3,
     )  # fmt: skip
     found = SetPlace(input_dir=str(renders), output_dir=str(maps)).of(trained)
     assert found.render == "stored" and found.renders_per_epoch is None and found.environments_dir is None

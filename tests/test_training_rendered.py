@@ -33,6 +33,7 @@ ONLINE = {
     "data.tint": 0.2,
     "data.roughness_shift": 0.1,
     "data.relief": 0.5,
+    "data.other_relief": 0.3,
     "data.any_roughness": 0.4,
     "data.augment_rotations": True,
     "model.discriminator_n_layers": 1,

@@ -95,7 +95,7 @@ def check_data(data: DataConfig) -> None:
     check_rendering(data)
 
 
-MATERIAL_CHANGES = ("crop", "tint", "roughness_shift", "any_roughness", "relief", "mixtures")
+MATERIAL_CHANGES = ("crop", "tint", "roughness_shift", "any_roughness", "relief", "other_relief", "mixtures")
 """Fields of `data` that say how far a sample's material is changed; 0: not at all."""
 ONLINE_ALONE = (
     "renders_per_epoch", "environments_dir", *(name for name in MATERIAL_CHANGES if name != "mixtures")

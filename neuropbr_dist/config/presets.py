@@ -1,9 +1,10 @@
 """Named starting points: the guide's, by its names, and this project's own, by measurement.
 
 What was measured stands in `benchmarks/results/2026-11-30-recipe-staged-h200.md`, the losses, changes and average of `recipe`
-taken together, its stages beside 256 px alone (before `data.drop_views` left views alone). No GAN has earned its place:
-`2026-11-30-gan-256-h200.md` has seven that make finished weights sharper, and normals worse by their weight. So where there is
-one it comes late and light, which cost held-out maps nothing and real normals 2 % there.
+taken together, its stages beside 256 px alone (before `data.drop_views` left views alone, and before `data.other_relief`, whose
+share is a guess from `2026-11-30-other-relief-h200.md`). No GAN has earned its place: `2026-11-30-gan-256-h200.md` has ten
+that make finished weights sharper, and normals worse by their weight. So where there is one it comes late and light, which cost
+held-out maps next to nothing and real normals 2 to 3 % there.
 """
 
 from __future__ import annotations
@@ -114,8 +115,10 @@ def recipe() -> TrainConfig:
             mixtures=0.3,
             tint=0.2,
             roughness_shift=0.15,
-            # Roughness of the four real samples comes a fifth closer, that of held-out built-in materials a quarter less close.
-            any_roughness=0.5,
+            # Half of all samples: roughness of the four real ones came a fifth closer, that of held-out ones a quarter less close.
+            any_roughness=0.65,
+            # Normals of real materials came a seventh closer, those of held-out ones a twentieth less close.
+            other_relief=0.4,
             crop=0.3,
             num_workers=8,  # a scene takes 5 ms of a core to draw
         ),

@@ -20,7 +20,7 @@ class Rendering(NamedTuple):
     changes: Tensor | None = None
     """(B, CHANGES) float32, see `data.rendered.changes`; None: materials stay as they are."""
     partners: Tensor | None = None
-    """(B, 8, H, W) uint8: what mixtures are mixed with; None: there is none."""
+    """(B, 8, H, W) uint8: what samples are mixed with, or have the relief of; None: no sample has such a partner."""
     parts: bool = False
     """Whether a sample shows a part of its material."""
     dirty: bool = False

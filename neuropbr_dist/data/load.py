@@ -133,7 +133,7 @@ def load_rendered(
 ) -> MicroBatch:
     """Load maps alone, and what there is to be rendered of them.
 
-    Of a mixture the partner's maps, one of `entries`, too.
+    Of one that takes something from a partner, that one's maps, of one of `entries`, too.
     """
     chosen = [entries[slot.index] for slot in slots]
     pairs = list(zip(slots, chosen, strict=True))
@@ -161,7 +161,7 @@ def load_rendered(
 def partners_of(
     source: RenderedSource, entries: Sequence[RenderedEntry], others: Sequence[int | None]
 ) -> Tensor | None:
-    """Return the maps (B, 8, S, S) of the mixtures' partners, zeros elsewhere; None: there is no mixture."""
+    """Return the maps (B, 8, S, S) of the samples' partners, zeros where there is none; None: no sample has one."""
     if all(other is None for other in others):
         return None
     partners = empty_maps(len(others), source.size)

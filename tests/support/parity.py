@@ -283,8 +283,8 @@ def rendered_batch(case: Case, slots: Sequence[Slot], device: str, strip: Strip 
     """Samples as a run loads and renders them, in float32 whatever the networks compute in."""
     source = rendered_source(case)
     augmentation = Augmentation(
-        3, True, True, crop=0.3, tint=0.2, roughness_shift=0.1, any_roughness=0.4, relief=0.5, mixtures=0.4
-    )
+        3, True, True, crop=0.3, tint=0.2, roughness_shift=0.1, any_roughness=0.4, relief=0.5, other_relief=0.3, mixtures=0.4
+    )  # fmt: skip
     alignment = Alignment(min_confidence=0.5, seed=3, ignore_wrap=0.5, drop_views=0.3, jitter=0.008)
     relight = 3 if case.w_render else None
     rows = None if strip is None else strip.rows(case.side)

@@ -27,7 +27,8 @@ PLACE, PART, TINT, ROUGHER, MASK = slice(0, 6), 6, slice(7, 10), 10, slice(11, 1
 WAVES = slice(13, 13 + 4 * WAVE_COUNT)
 RELIEF = WAVES.stop
 LEVEL, CONTRAST = RELIEF + 1, RELIEF + 2
-CHANGES = CONTRAST + 1
+OTHER_RELIEF = CONTRAST + 1
+CHANGES = OTHER_RELIEF + 1
 """Numbers of a row.
 
 PLACE    (a, b, c, d, e, f): pixel (i, j) is that of row a i + b j + c and column d i + e j + f, modulo the side
@@ -39,6 +40,7 @@ WAVES    what the mask is made of: (frequency along x, along y, amplitude, phase
 RELIEF   factor of the slopes
 LEVEL    the roughness' new mean; 0: it stays
 CONTRAST factor of what differs from the mean, where that is new
+OTHER_RELIEF  1: the normals are the partner's, and nothing else is
 """
 
 SMALLEST_PART = 0.5
@@ -94,11 +96,11 @@ def change(maps: Tensor, changes: Tensor, partners: Tensor | None, parts: bool) 
     Args:
         maps: (B, 8, S, S) as `materials.decoding.decode_maps` gives them.
         changes: (B, CHANGES) float32.
-        partners: of mixtures, like `maps`; None: no row has a mask.
+        partners: like `maps`; None: no row takes anything from one.
         parts: whether a row shows a part.
     """
     if partners is not None:
-        maps = mixed(maps, partners, changes)
+        maps = with_relief_of(partners, mixed(maps, partners, changes), changes)
     maps = moved(maps, changes)
     if parts:
         maps = part_of(maps, changes)
@@ -111,6 +113,13 @@ def mixed(maps: Tensor, partners: Tensor, changes: Tensor) -> Tensor:
     # What isn't mixed stays as it is to the bit, whatever else is in the batch.
     is_mixed = changes[:, MASK.stop - 1, None, None, None] > 0
     return torch.where(is_mixed, unit_normals(torch.lerp(maps, partners, share)), maps)
+
+
+def with_relief_of(partners: Tensor, maps: Tensor, changes: Tensor) -> Tensor:
+    """Return maps, those with `OTHER_RELIEF` with their partners' normals."""
+    other = changes[:, OTHER_RELIEF, None, None, None] > 0
+    normals = torch.where(other, partners[:, NORMAL], maps[:, NORMAL])
+    return torch.cat([maps[:, : NORMAL.start], normals], dim=1)
 
 
 def mask_of(changes: Tensor, side: int) -> Tensor:

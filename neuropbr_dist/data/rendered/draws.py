@@ -27,6 +27,8 @@ class Scene(NamedTuple):
     """(3, 14) float32, the true ones, see `materials.plane.encode`; the plane repeats."""
     keys: np.ndarray
     """(3,) int64, of the noise in each pixel."""
+    on_bench: bool
+    """Whether it is as on the built-in set's bench."""
 
 
 class Drawn(NamedTuple):
@@ -36,7 +38,7 @@ class Drawn(NamedTuple):
     changes: changes.Row
     """Changes to its material, see `changes`."""
     partner: int | None = None
-    """Index of the entry that it is mixed with; None: with none."""
+    """Index of the entry that it is mixed with, or whose relief it has; None: there is none."""
 
     @property
     def shows_a_part(self) -> bool:
@@ -64,16 +66,23 @@ def scene(seed: int, epoch: int | None, name: str, *, dirty: bool, environments:
     drawn = random_scene(generator(f"{key} scene"), dirty=dirty, environments=environments, bench=bench)
     cameras = [encode(camera.on_plane(), wrap=True) for camera in drawn.cameras]
     keys = [number(f"{key} noise {view}") >> 1 for view in range(len(cameras))]
-    return Scene(encode_scene(drawn), np.stack(cameras), np.array(keys, np.int64))
+    on_bench = any(light.legacy for light in drawn.lighting)
+    return Scene(encode_scene(drawn), np.stack(cameras), np.array(keys, np.int64), on_bench)
 
 
-def changes_of(augmentation: Augmentation, epoch: int, name: str, side: int, *, mixed: bool) -> changes.Row:
-    """Return how the material of sample `name` is changed in an epoch, see `changes`.
+def changes_of(
+    augmentation: Augmentation, epoch: int, name: str, side: int, count: int, *, on_bench: bool
+) -> tuple[changes.Row, int | None]:
+    """Return how the material of sample `name` is changed in an epoch, see `changes`, and the index of its partner.
 
     Args:
         side: of its maps in pixels.
-        mixed: whether it is mixed with a partner's.
+        count: of the entries that a partner may be.
+        on_bench: whether it is seen there. It keeps its own relief and roughness then: that light seldom shows how rough a
+            material is, and what stands there is one of those that are learnt from.
     """
+    relief_of = None if on_bench else other_relief(augmentation, epoch, name, count)
+    mixed_with = partner(augmentation, epoch, name, count) if relief_of is None else None
     row, draws = changes.unchanged(), uniforms(f"{augmentation.seed} {epoch} {name} changes")
     down, right = int(next(draws) * side), int(next(draws) * side)
     row[changes.PLACE] = changes.place(augmentation.orientation(epoch, name), down, right, side)
@@ -86,12 +95,20 @@ def changes_of(augmentation: Augmentation, epoch: int, name: str, side: int, *, 
     steeper = next(uniforms(f"{augmentation.seed} {epoch} {name} relief"))
     row[changes.RELIEF] = math.exp(augmentation.relief * (2 * steeper - 1))
     free, level, contrast = islice(uniforms(f"{augmentation.seed} {epoch} {name} roughness"), 3)
-    if free < augmentation.any_roughness:
+    if free < augmentation.any_roughness and not on_bench:
         row[changes.LEVEL] = changes.SMOOTHEST + (changes.ROUGHEST - changes.SMOOTHEST) * level
         row[changes.CONTRAST] = changes.MOST_CONTRAST * (2 * contrast - 1)
-    if mixed:
+    if relief_of is not None:
+        row[changes.OTHER_RELIEF] = 1
+    if mixed_with is not None:
         row[changes.MASK], row[changes.WAVES] = changes.mask(draws)
-    return row
+    return row, mixed_with if relief_of is None else relief_of
+
+
+def other_relief(augmentation: Augmentation, epoch: int, name: str, count: int) -> int | None:
+    """Return which of `count` entries has the relief that sample `name` shows in an epoch, or None: its own."""
+    draws = uniforms(f"{augmentation.seed} {epoch} {name} other relief")
+    return int(next(draws) * count) if next(draws) < augmentation.other_relief else None
 
 
 def partner(augmentation: Augmentation, epoch: int, name: str, count: int) -> int | None:

@@ -37,7 +37,7 @@ class Renderer:
 
         Args:
             maps: (B, 8, S, S) as `decode_maps` gives them.
-            partners: of mixtures, like `maps`.
+            partners: like `maps`; None: no sample has one.
             rendering: on the same device.
         """
         if rendering.changes is not None:

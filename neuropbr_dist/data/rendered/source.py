@@ -110,13 +110,15 @@ class RenderedSource(Source):
 
         Args:
             augmentation: None: the entry isn't trained on; it has one scene then, and its material stays as it is.
-            count: of the entries that a mixture's partner may be.
+            count: of the entries that a partner may be.
         """
         if augmentation is None:
             return draws.Drawn(self.scene(entry), unchanged())
-        partner = draws.partner(augmentation, epoch, entry.name, count)
-        row = draws.changes_of(augmentation, epoch, entry.name, self.size, mixed=partner is not None)
-        return draws.Drawn(self.scene(entry, epoch), row, partner)
+        scene = self.scene(entry, epoch)
+        row, partner = draws.changes_of(
+            augmentation, epoch, entry.name, self.size, count, on_bench=scene.on_bench
+        )
+        return draws.Drawn(scene, row, partner)
 
     def maps_into(self, entry: RenderedEntry, out: np.ndarray) -> None:
         """Fill `out`, uint8 (8, S, S).
@@ -138,7 +140,9 @@ class RenderedSource(Source):
     def load(self, entry: RenderedEntry) -> tuple[np.ndarray, np.ndarray]:
         """Return views of the scene that an entry has when it isn't trained on, rendered here, and the maps."""
         scene, maps = self.scene(entry), self.maps(entry)
-        encoded, cameras, keys = (torch.from_numpy(part)[None] for part in scene)
+        encoded, cameras, keys = (
+            torch.from_numpy(part)[None] for part in (scene.encoded, scene.cameras, scene.keys)
+        )
         rendering = Rendering(encoded, cameras, keys, dirty=entry.renders == "dirty")
         _, views = Renderer(self.environments)(decode_maps(torch.from_numpy(maps)[None]), None, rendering)
         return quantise(views[0].numpy()), maps
