@@ -5,8 +5,10 @@
 Its default preset at the recipe's side, with its own losses, networks and loader, on stored views of built-in materials
 that `quality.py`'s runs train on too (the first `--materials` of them); as many epochs as fit, by the speed of a short
 run before, or `--epochs`: its compilers take minutes (3:38 on an H200's host), and the short run's are for nothing. Its
-last checkpoint is converted and judged on what `quality.py` judges. ResNet starts from random weights, as the recipe's
-does. `--to` gets `upstream.json`, and for as long as it is wanted the run itself under `--runs`.
+rates follow the number of epochs; the first epoch, with the compilers, doesn't count as time, and where `--minutes` are
+over before the last epoch it ends there. Its weights then are converted and judged on what `quality.py` judges. ResNet
+starts from random weights, as the recipe's does. `--to` gets `upstream.json`, and for as long as it is wanted the run
+itself under `--runs`.
 """
 
 from __future__ import annotations
@@ -41,6 +43,10 @@ TIMED = 3
 """Epochs of the run that is timed: after the first one it validates and saves, after the second it doesn't."""
 
 
+class TimeIsOver(Exception):
+    """Upstream's run has had its minutes, and has saved."""
+
+
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of `launch/benchmark.py upstream-training`."""
     p = new_parser(__doc__ or "", prog)
@@ -50,7 +56,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     p.add_argument("--to", type=Path, required=True, metavar="DIR", help="where the results go")
     p.add_argument("--runs", type=Path, default=ROOT / "runs" / "upstream", metavar="DIR", help="set and run")
     p.add_argument("--minutes", type=float, default=20.0, metavar="N", help="default %(default)s")
-    p.add_argument("--epochs", type=int, metavar="N", help="instead of --minutes; nothing is timed before")
+    p.add_argument("--epochs", type=int, metavar="N", help="at most so many; nothing is timed before")
     p.add_argument("--materials", type=int, default=1040, metavar="N", help="default %(default)s")
     p.add_argument("--size", type=int, default=256, metavar="PX", help="default %(default)s, as the recipe's")
     p.add_argument("--batch-size", type=int, default=8, metavar="N", help="default %(default)s")
@@ -82,9 +88,18 @@ def run(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     rows = {where: evaluate(model, *there, as_they_are) for where, there in sets.items()}
     write_figures(
         args.to / "upstream.json",
-        {"epochs": epochs, "materials": count, "seconds": took, "first_epoch": first, "rows": rows},
+        {
+            "epochs": len(ends),
+            "of": epochs,
+            "materials": count,
+            "seconds": took,
+            "first_epoch": first,
+            "rows": rows,
+        },
     )
-    print(f"{epochs} epochs in {took:.0f} s, of which the first, with its compilers, {first:.0f}")
+    print(
+        f"{len(ends)} of {epochs} epochs in {took:.0f} s, of which the first, with its compilers, {first:.0f}"
+    )
     titles = ["", *(title for _, title, _ in COLUMNS)]
     cells = [[where, *(f"{row[name]:.{n}f}" for name, _, n in COLUMNS)] for where, row in rows.items()]
     print("\n".join(markdown([titles, *cells])))
@@ -120,7 +135,7 @@ def epochs_that_fit(args: argparse.Namespace) -> int:
 
 
 def trained(args: argparse.Namespace, epochs: int) -> list[float]:
-    """Let upstream's trainer run into `--runs`/run; return when each epoch's training was over."""
+    """Let upstream's trainer run into `--runs`/run, `--minutes` at most; return when each epoch's training was over."""
     upstream: Any = importlib.import_module("train")
     # It asks `if self.discriminator` of a compiled one, and from torch 2.11 on the answer is that network's length.
     upstream.ConfigurablePatchGANDiscriminator.__len__ = lambda _self: 1
@@ -128,20 +143,27 @@ def trained(args: argparse.Namespace, epochs: int) -> list[float]:
     cfg.data.image_size = cfg.data.output_size = (args.size, args.size)
     cfg.training.seed, cfg.training.save_best_only = args.seed, True  # latest.pth is written all the same
     cfg.training.use_tensorboard = False
-    # Where it validates it saves, which is gigabytes: after the first epoch and the last.
-    cfg.training.val_every_n_epochs = max(1, epochs - 1)
+    # Where it validates it saves, which is gigabytes: after the first epoch, and below after the last.
+    cfg.training.val_every_n_epochs = epochs
     ends: list[float] = []
 
     class Timed(upstream.Trainer):
-        def train_epoch(self, *words: Any) -> Any:
-            found = super().train_epoch(*words)
+        def train_epoch(self, loader: Any, epoch: int) -> Any:
+            found = super().train_epoch(loader, epoch)
             ends.append(time.monotonic())
+            over = ends[-1] - ends[0] > args.minutes * 60
+            if over or epoch == epochs - 1:
+                self.save_checkpoint(epoch)
+            if over:
+                raise TimeIsOver
             return found
 
     kept = upstream.Trainer, upstream.get_default_config
     upstream.Trainer, upstream.get_default_config = Timed, lambda: cfg
     try:
         upstream.main(words_of(args, epochs))
+    except TimeIsOver:
+        pass
     finally:
         upstream.Trainer, upstream.get_default_config = kept
     return ends

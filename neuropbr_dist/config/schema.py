@@ -63,11 +63,11 @@ class DataConfig(Freezable):
     tint: Share = 0.0
     """Largest tint of a training sample's albedo: each channel's light is changed by a factor of exp(-tint) to exp(tint) (`render = online`)."""
     roughness_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.0
-    """Largest shift of a training sample's roughness, up or down (`render = online`)."""
+    """Largest shift of a training sample's roughness, up or down. Off the bench alone (`render = online`)."""
     any_roughness: Share = 0.0
     """Share of the training samples whose roughness is as smooth or rough, as even or uneven as chance will have it, whatever the material: what they look like must tell it. Off the bench alone (`render = online`)."""
     relief: Annotated[float, Interval(ge=0, le=2)] = 0.0
-    """Largest change of a training sample's relief: its slopes are changed by a factor of exp(-relief) to exp(relief) (`render = online`)."""
+    """Largest change of a training sample's relief: its slopes are changed by a factor of exp(-relief) to exp(relief). Off the bench alone (`render = online`)."""
     other_relief: Share = 0.0
     """Share of the training samples that have the relief of another material: what they look like must tell it. Off the bench alone (`render = online`)."""
     mixtures: Share = 0.0

@@ -43,13 +43,13 @@ class Augmentation:
     tint: float = 0.0
     """Logarithm of the largest change to the albedo's light: factors are from exp(-tint) to exp(tint)."""
     roughness_shift: float = 0.0
-    """Largest change to the roughness, up or down."""
+    """Largest change to the roughness, up or down; like what follows up to mixtures, of samples that aren't on the bench."""
     any_roughness: float = 0.0
-    """Share of samples off the bench whose roughness has a level and a contrast that the material doesn't decide."""
+    """Share of samples whose roughness has a level and a contrast that the material doesn't decide."""
     relief: float = 0.0
     """Logarithm of the largest change to slopes: factors are from exp(-relief) to exp(relief)."""
     other_relief: float = 0.0
-    """Share of samples off the bench that have the normals of another material."""
+    """Share of samples that have the normals of another material."""
     mixtures: float = 0.0
     """Share of samples that are mixed with another material."""
 

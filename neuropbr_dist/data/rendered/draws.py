@@ -78,7 +78,7 @@ def changes_of(
     Args:
         side: of its maps in pixels.
         count: of the entries that a partner may be.
-        on_bench: whether it is seen there. It keeps its own relief and roughness then: that light seldom shows how rough a
+        on_bench: whether it is seen there. It keeps its relief and its roughness then: that light seldom shows how rough a
             material is, and what stands there is one of those that are learnt from.
     """
     relief_of = None if on_bench else other_relief(augmentation, epoch, name, count)
@@ -90,19 +90,26 @@ def changes_of(
     if cut < augmentation.crop:
         row[changes.PART] = changes.SMALLEST_PART + (1 - changes.SMALLEST_PART) * part
     row[changes.TINT] = [math.exp(augmentation.tint * (2 * next(draws) - 1)) for _ in range(3)]
-    row[changes.ROUGHER] = augmentation.roughness_shift * (2 * next(draws) - 1)
-    # By keys of their own: the draws beside them stay what they were before there was either.
-    steeper = next(uniforms(f"{augmentation.seed} {epoch} {name} relief"))
-    row[changes.RELIEF] = math.exp(augmentation.relief * (2 * steeper - 1))
-    free, level, contrast = islice(uniforms(f"{augmentation.seed} {epoch} {name} roughness"), 3)
-    if free < augmentation.any_roughness and not on_bench:
-        row[changes.LEVEL] = changes.SMOOTHEST + (changes.ROUGHEST - changes.SMOOTHEST) * level
-        row[changes.CONTRAST] = changes.MOST_CONTRAST * (2 * contrast - 1)
+    rougher = augmentation.roughness_shift * (2 * next(draws) - 1)
+    if not on_bench:
+        row[changes.ROUGHER] = rougher
+        finish(row, augmentation, f"{augmentation.seed} {epoch} {name}")
     if relief_of is not None:
         row[changes.OTHER_RELIEF] = 1
     if mixed_with is not None:
         row[changes.MASK], row[changes.WAVES] = changes.mask(draws)
-    return row, mixed_with if relief_of is None else relief_of
+    return row, relief_of if mixed_with is None else mixed_with
+
+
+def finish(row: changes.Row, augmentation: Augmentation, key: str) -> None:
+    """Draw another height of the relief, and another roughness, into `row`."""
+    # By keys of their own: the draws beside them stay what they were before there was either.
+    steeper = next(uniforms(f"{key} relief"))
+    row[changes.RELIEF] = math.exp(augmentation.relief * (2 * steeper - 1))
+    free, level, contrast = islice(uniforms(f"{key} roughness"), 3)
+    if free < augmentation.any_roughness:
+        row[changes.LEVEL] = changes.SMOOTHEST + (changes.ROUGHEST - changes.SMOOTHEST) * level
+        row[changes.CONTRAST] = changes.MOST_CONTRAST * (2 * contrast - 1)
 
 
 def other_relief(augmentation: Augmentation, epoch: int, name: str, count: int) -> int | None:
