@@ -3,10 +3,11 @@
     python launch/benchmark.py quality --to results --minutes 8 --variants recipe no_render no_ssim --seeds 42 43
     python launch/benchmark.py quality --to results --epochs 31 --variants recipe gan gan_light --real IN OUT
     python launch/benchmark.py quality --to results --epochs 10 --variants recipe gan --init-from WEIGHTS --per-gpu 2
+    python launch/benchmark.py quality --to results --minutes 20 --gpus-per-run 2 --set training.cuda_graphs=on
 
-Every variant is a run of `launch/train.py` on one GPU, of the preset `recipe` unless `--config` names another, for as
-many epochs as fit into `--minutes` with the GPU to itself (found by a short run before), or `--epochs`. A GAN's start
-scales with them. The last weights, averaged where the run does, are judged on stored views of held-out built-in materials
+Every variant is a run of `launch/train.py` on one GPU (`--gpus-per-run`), of the preset `recipe` unless `--config` names
+another, for as many epochs as fit into `--minutes` with the GPU to itself (found by a short run before), or `--epochs`. A
+GAN's start scales with them. The last weights, averaged where the run does, are judged on stored views of held-out built-in materials
 and on a set that nobody trained on, with a `cameras.json` (`--real`), beside mean maps, whose normals are flat.
 `--to` gets `quality.md`, `quality.json`, the runs' lines in `metrics.jsonl`, and `quality.jpg`, a picture of held-out
 built-in materials alone: a set of one's own may not be shown.
@@ -106,6 +107,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
         __doc__, prog, name="quality", config="recipe", variants=VARIANTS, default=["recipe"], minutes=8.0
     )
     p.add_argument("--init-from", metavar="PATH", help="weights that every run starts from")
+    p.add_argument("--gpus-per-run", type=int, default=1, metavar="N", help="ranks of each; default 1")
     return p
 
 
@@ -176,7 +178,7 @@ def launch(
 ) -> Launch:
     """Return one run with what all have in common."""
     first = ["--init-from", args.init_from] if args.init_from else []
-    return training(args.runs / name, fields, [*ONCE, *sets], *first, *more)
+    return training(args.runs / name, fields, [*ONCE, *sets], *first, *more, ranks=args.gpus_per_run)
 
 
 def epochs_that_fit(args: argparse.Namespace, fields: Overrides) -> int:

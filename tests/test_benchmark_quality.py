@@ -81,6 +81,17 @@ def test_variants_are_trained_and_judged(words, tmp_path, capsys):
     )  # a view; true maps, three runs'
 
 
+@pytest.mark.drill
+@pytest.mark.multiprocess
+def test_a_run_may_take_several_gpus(words, tmp_path, monkeypatch):
+    """Ranks of a CPU, as many as there would be GPUs."""
+    monkeypatch.setattr(quality, "gpus", lambda: [0, 1])
+    quality.run([*words, "--epochs", "2", "--gpus-per-run", "2"])
+    began = run_log(tmp_path / "runs" / "recipe-1", HISTORY).read()[0]
+    assert (began["world_size"], began["global_batch"]) == (2, 3)
+    assert json.loads((tmp_path / "to/quality.json").read_text())["runs"]["recipe-1"]["steps"] == 4
+
+
 @pytest.mark.parametrize("variant", [name for name in quality.VARIANTS if name != "recipe"])
 def test_every_variant_changes_the_recipe_to_what_can_be_trained(variant):
     fields = ("data.builtin=true", *quality.own_fields(variant, 230))
