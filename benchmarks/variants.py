@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.options import fields_of, measurement
 from benchmarks.ranks import ROOT
+from neuropbr_dist.config import stages_of, with_fields
 from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.data.open import fill_cache, open_source
 from neuropbr_dist.errors import UserError
@@ -69,6 +70,9 @@ def prepared(args: argparse.Namespace) -> Overrides:
         raise UserError("--per-gpu needs --epochs: a run's speed depends on its neighbours'")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     args.to.mkdir(parents=True, exist_ok=True)
+    cfg = fields.configuration()
     for seed in args.seeds:  # first: runs beside each other would all make them
-        fill_cache(open_source(fields.configuration().data, seed))
+        for stage in stages_of(cfg):
+            size = stage.image_size or cfg.data.image_size
+            fill_cache(open_source(with_fields(cfg, data={"image_size": size}).data, seed))
     return fields

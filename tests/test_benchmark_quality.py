@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from benchmarks import plane, plane_table, quality
+from benchmarks import plane, plane_table, quality, variants
 from benchmarks.judging import as_they_are, cameras_of, held_out
 from benchmarks.quality_table import CELL, FEWER, MEAN
 from benchmarks.runs import ms_per_step
@@ -116,7 +116,10 @@ def test_minutes_are_shared_by_the_stages(words, tmp_path, monkeypatch):
     training = {"log_every_n_steps": 1, "device": "cpu", "val_every_n_epochs": 1000, "stages": stages}
     config = {**CONFIG, "data": data, "training": training}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    made: list[int] = []
+    monkeypatch.setattr(variants, "fill_cache", lambda source: made.append(source.size))
     quality.run([*words, "--minutes", "0.2", "--variants", "recipe"])
+    assert made == [16, 32], "built-in materials are made at the stages' sides, not at their own 2048"
     history = [
         run_log(tmp_path / "runs" / name, HISTORY).read() for name in ("timing-1", "timing-2", "recipe-1")
     ]
