@@ -25,6 +25,8 @@ def configured(*words):
         ("optimizer.g_lr=1", 1.0),
         ("optimizer.g_betas=[0, 0.9]", [0.0, 0.9]),
         ("training.compile=off", "off"),
+        ("training.cuda_graphs=off", "off"),
+        ("training.cuda_graphs=on", "on"),
         ("training.compile=blocks", "blocks"),
         ("training.grad_clip_norm=null", None),
         ("training.grad_clip_norm=5e-1", 0.5),

@@ -117,8 +117,8 @@ def _fit_type(value: Any, kind: Any) -> Any:
             except TypeError:
                 continue
     elif origin is Literal:
-        if value is False and "off" in args:  # YAML reads a bare off as false
-            return "off"
+        if isinstance(value, bool) and (word := "on" if value else "off") in args:
+            return word  # YAML reads a bare on as true, off as false
         if any(value == a and type(value) is type(a) for a in args):
             return value
     elif origin is list:
