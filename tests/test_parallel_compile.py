@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.compiling_row import Compiled
+from neuropbr_dist.parallel.blocks import uncompiled
 from neuropbr_dist.training.step import gan_step
 from tests.support.code_generation import no_code_generation
 from tests.support.disks import small_disk
@@ -71,6 +72,24 @@ def test_nothing_is_compiled_after_a_phases_first_step(norm, recompute):
     assert_settled(found)
     # Segments share a code object, of which torch on its own compiles 8 graphs only.
     assert found[-1][0] > 8
+
+
+def test_a_short_validation_compiles_nothing_and_forgets_nothing():
+    """Before, between and after steps that do; what they compiled goes on."""
+    with no_code_generation():
+        g, _ = networks(TINY, SINGLE)
+        batch, made = rank_batch(TINY, SINGLE, 0), []
+        for as_written in (True, True, False, True):
+            graphs = [Compiled.so_far().graphs]
+            g.module.eval()
+            with torch.no_grad(), uncompiled(as_written):
+                g(batch[0].views)
+            graphs.append(Compiled.so_far().graphs)
+            g.module.train()
+            gan_step(g, None, batch, objective(TINY))
+            graphs.append(Compiled.so_far().graphs)
+            made.append((graphs[1] > graphs[0], graphs[2] > graphs[1]))
+    assert made == [(False, True), (False, False), (True, False), (False, False)]
 
 
 @pytest.mark.multiprocess

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatch
 from typing import Any
 
@@ -86,6 +86,14 @@ def compiled(function: Callable) -> Callable:
     # Without the option the compiler goes by channel counts, and turns tensors over between
     # layouts around many convolutions (measured: 36 ms of a step).
     return torch.compile(function, dynamic=False, options={"force_layout_optimization": True})
+
+
+def uncompiled(as_written: bool) -> AbstractContextManager[object]:
+    """Return a context in which what is `compiled` runs as it is written, and nothing is compiled; False: it has no effect.
+
+    Its first use imports the compiler, which takes seconds.
+    """
+    return torch.compiler.set_stance("force_eager") if as_written else nullcontext()
 
 
 @contextmanager

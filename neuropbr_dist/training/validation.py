@@ -21,6 +21,7 @@ from neuropbr_dist.monitor import Look, take_look
 from neuropbr_dist.objectives import MetricSums, ReconstructionLoss
 from neuropbr_dist.objectives.perceptual import Perceptual
 from neuropbr_dist.parallel import Network
+from neuropbr_dist.parallel.blocks import uncompiled
 from neuropbr_dist.parallel.sync_batch import average_running_statistics
 from neuropbr_dist.strip import Strip
 from neuropbr_dist.training.baseline import mean_maps
@@ -29,6 +30,9 @@ from neuropbr_dist.training.objective import Objective
 from neuropbr_dist.training.sharing import rows_of
 from neuropbr_dist.training.stages import RunStage
 
+FEW_BATCHES = 32
+"""Of a rank in a validation, up to which it runs uncompiled: without gradients all would be compiled once more, which takes
+longer (9 s with full caches, 40 with empty ones) than a compiled network gains on so few."""
 LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
 
 
@@ -72,7 +76,7 @@ def validate_stage(
         cfg.data, samples.source, samples.val, slots, setup.device, min(cfg.data.num_workers, len(slots)),
         alignment=Alignment.of_run(cfg, training=False), relight=objective.relight, rows=rows, limit_s=limit_s,
     )  # fmt: skip
-    with loader as batches:
+    with loader as batches, uncompiled(setup.compile != "off" and len(slots) <= FEW_BATCHES):
         found = validate(
             g, filled_up(batches, slots, fault, partial(filler, side=side, cameras=cameras, rows=rows)), cfg.transform,
             objective.reconstruction_loss, setup.device, LOOKS if group == 0 else 0, renderer, perceptual,
