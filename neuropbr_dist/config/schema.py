@@ -315,7 +315,7 @@ class TrainingConfig(Freezable):
     activation_checkpointing: Literal["plan", "none", "selective", "full"] = "plan"
     """Recompute activations in backward: as `memory` says, or alike in every segment of the generator. `selective` keeps attention outputs; `full` keeps segment inputs only."""
     compile: Literal["auto", "off", "blocks"] = "auto"
-    """torch.compile of each block. `auto`: on CUDA only."""
+    """torch.compile of each block; validations of 32 batches or fewer a rank run uncompiled. `auto`: on CUDA only."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """Record all that a step launches once and replay it: small pictures keep the host busier than the GPU. `auto`: on one GPU, where nothing is recomputed, drawn at random or accumulated, no loss is custom, and a micro-batch has 2^21 pixels or fewer. `on`: under DDP as well, whose gradients are then averaged after the backward, not during it."""
     kernels: bool = True
