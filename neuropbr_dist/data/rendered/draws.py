@@ -93,7 +93,7 @@ def changes_of(
     rougher = augmentation.roughness_shift * (2 * next(draws) - 1)
     if not on_bench:
         row[changes.ROUGHER] = rougher
-        finish(row, augmentation, f"{augmentation.seed} {epoch} {name}")
+        draw_finish(row, augmentation, f"{augmentation.seed} {epoch} {name}")
     if relief_of is not None:
         row[changes.OTHER_RELIEF] = 1
     if mixed_with is not None:
@@ -101,7 +101,7 @@ def changes_of(
     return row, relief_of if mixed_with is None else mixed_with
 
 
-def finish(row: changes.Row, augmentation: Augmentation, key: str) -> None:
+def draw_finish(row: changes.Row, augmentation: Augmentation, key: str) -> None:
     """Draw another height of the relief, and another roughness, into `row`."""
     # By keys of their own: the draws beside them stay what they were before there was either.
     steeper = next(uniforms(f"{key} relief"))
