@@ -3,13 +3,13 @@
     python launch/benchmark.py quality --to results --minutes 8 --variants recipe no_render no_ssim --seeds 42 43
     python launch/benchmark.py quality --to results --epochs 31 --variants recipe gan gan_light --real IN OUT
     python launch/benchmark.py quality --to results --epochs 10 --variants recipe gan --init-from WEIGHTS --per-gpu 2
-    python launch/benchmark.py quality --to results --minutes 20 --gpus-per-run 2 --set training.cuda_graphs=on
+    python launch/benchmark.py quality --to results --gpus-per-run 2 --set training.engine=ddp --set training.cuda_graphs=on
 
 Every variant is a run of `launch/train.py` on one GPU (`--gpus-per-run`), of the preset `recipe` unless `--config` names
 another, for as many epochs as fit into `--minutes` with the GPU to itself (found by a short run before), or `--epochs`. A
-GAN's start scales with them. The last weights, averaged where the run does, are judged on stored views of held-out built-in materials
-and on a set that nobody trained on, with a `cameras.json` (`--real`), beside mean maps, whose normals are flat.
-`--to` gets `quality.md`, `quality.json`, the runs' lines in `metrics.jsonl`, and `quality.jpg`, a picture of held-out
+GAN's start scales with them. The last weights, averaged where the run does, are judged on stored views of held-out
+built-in materials and on a set that nobody trained on, with a `cameras.json` (`--real`), beside mean maps, whose normals
+are flat. `--to` gets `quality.md`, `quality.json`, the runs' lines in `metrics.jsonl`, and `quality.jpg`, a picture of held-out
 built-in materials alone: a set of one's own may not be shown.
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.options import fields_of, measurement
 from benchmarks.ranks import ROOT
-from neuropbr_dist.config import stages_of, with_fields
+from neuropbr_dist.config import as_one_stage, stages_of
 from neuropbr_dist.config.overrides import Overrides
 from neuropbr_dist.data.open import fill_cache, open_source
 from neuropbr_dist.errors import UserError
@@ -73,6 +73,5 @@ def prepared(args: argparse.Namespace) -> Overrides:
     cfg = fields.configuration()
     for seed in args.seeds:  # first: runs beside each other would all make them
         for stage in stages_of(cfg):
-            size = stage.image_size or cfg.data.image_size
-            fill_cache(open_source(with_fields(cfg, data={"image_size": size}).data, seed))
+            fill_cache(open_source(as_one_stage(cfg, stage).data, seed))
     return fields

@@ -38,13 +38,8 @@ RATES = (
     "loss.gan_label_smoothing",
 )  # fmt: skip
 SHARES = (
-    "data.min_confidence",
-    "data.drop_views",
-    "data.crop",
-    "data.tint",
-    "data.mixtures",
-    "data.other_relief",
-)
+    "data.min_confidence", "data.drop_views", "data.crop", "data.tint", "data.mixtures", "data.other_relief",
+)  # fmt: skip
 TEXTS = ("training.device", "training.checkpoint_dir", "training.wandb_project")
 TEXTS_OR_NONE = (
     "data.input_dir", "data.output_dir", "data.metadata_path", "data.packed_dir", "data.builtin_cache",

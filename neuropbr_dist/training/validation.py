@@ -31,8 +31,8 @@ from neuropbr_dist.training.sharing import rows_of
 from neuropbr_dist.training.stages import RunStage
 
 FEW_BATCHES = 32
-"""Of a rank in a validation, up to which it runs uncompiled: without gradients all would be compiled once more, which takes
-longer (9 s with full caches, 40 with empty ones) than a compiled network gains on so few."""
+"""Of a rank in a validation, up to which it runs uncompiled: without gradients all is compiled once more, 38 to 55 s on empty
+caches (`benchmarks/results/2026-11-29-recipe-h200.md`). That so few batches lose less by it is reckoned, not measured."""
 LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
 
 
