@@ -113,9 +113,13 @@ def wait_for_the_moment(launch: Launch, folder: Path, chance: random.Random) -> 
 
 
 def wait_until(launch: Launch, condition: Any) -> None:
+    """Return as soon as what a launch does has brought `condition` about."""
     end = time.monotonic() + WAIT_S
-    while not condition():
-        assert all(process.is_alive() for process in launch.processes), launch.said("err")
+    while True:
+        alive = all(process.is_alive() for process in launch.processes)
+        if condition():  # asked after that: a run may bring it about, and end, between the two
+            return
+        assert alive, launch.said("err")
         assert time.monotonic() < end, launch.said("out") + launch.said("err")
 
 
