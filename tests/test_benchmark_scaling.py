@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +18,7 @@ from benchmarks import scaling, scaling_row
 from benchmarks.cli import run as benchmark
 from benchmarks.communication import communication_ms, length, overlap, union
 from benchmarks.options import fields_of
-from benchmarks.ranks import Launch, error_in, run_all
+from benchmarks.ranks import ROOT, Launch, error_in, run_all
 from neuropbr_dist.data.packed.pack import pack
 from tests.support.material_files import write_set
 from tests.support.train_runs import SIZE, TINY
@@ -105,6 +108,25 @@ def test_a_launch_over_its_limit_is_ended_with_its_ranks(tmp_path: Path):
     run_all([launch], [0], tmp_path, lambda _one, fault: ended.append(fault), 20)
     assert ended[0].startswith("over its time limit")
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+
+
+@pytest.mark.drill
+@pytest.mark.multiprocess
+def test_a_measurement_that_is_ended_ends_its_launches(tmp_path: Path):
+    """`timeout` sends SIGTERM: a run of hours would go on, and keep its GPU."""
+    script, pid = tmp_path / "script.py", tmp_path / "pid"
+    script.write_text(f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(999)")
+    starts = (
+        "from pathlib import Path\nfrom benchmarks.ranks import Launch, run_all\n"
+        f"run_all([Launch(name='slow', ranks=1, argv=[{str(script)!r}])], [0], Path({str(tmp_path)!r}), print, 999)"
+    )
+    measurement = subprocess.Popen([sys.executable, "-c", starts], cwd=ROOT)
+    while not (pid.exists() and pid.read_text()):
+        assert measurement.poll() is None
+        time.sleep(0.1)
+    measurement.terminate()
+    assert measurement.wait(60) == 128 + signal.SIGTERM
+    assert not Path(f"/proc/{pid.read_text()}").exists()
 
 
 def test_the_error_of_a_log_is_the_first_rank_s(tmp_path: Path):

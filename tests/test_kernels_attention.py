@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from neuropbr_dist.kernels import attention
@@ -118,3 +119,38 @@ def test_flash_attention_4_is_as_near_to_float32_as_pytorchs_own(width):
 
     for ours, theirs in zip(errors(attention(half)), errors(plain_attention(half)), strict=True):
         assert ours <= 1.2 * theirs
+
+
+@pytest.mark.parametrize(("tokens", "asked"), [(192, False), (256, True), (49152, True), (1728, False)])
+def test_cudnn_is_asked_for_whole_tiles_alone(monkeypatch, tokens, asked):
+    """Its gradient is NaN where a last tile isn't full and all scores of a query are low."""
+    found = []
+
+    def product(q, k, v, dropout_p):
+        found.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return q
+
+    monkeypatch.setattr(MODULE.F, "scaled_dot_product_attention", product)
+    with FakeTensorMode():
+        attention(torch.empty(1, tokens, 3, 8, 64, dtype=torch.bfloat16, device="cuda"), dropout=0.1)
+    assert found == [asked]
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("tokens", [64, 192, 256, 432, 1728])
+def test_gradients_are_sound_where_all_scores_of_a_query_are_low(tokens):
+    """About -120: exp(120) is more than float32 holds, and a trained network has such scores."""
+    torch.manual_seed(0)
+    x = torch.randn(2, tokens, 3, 4, 64, device="cuda") * 0.1
+    x[:, :, 0, :, 0], x[:, :, 1, :, 0] = 1.0, -120 * 8.0
+    half = x.bfloat16().requires_grad_()
+    exact = half.detach().float().requires_grad_()
+    g = torch.randn(2, tokens, 4, 64, device="cuda").bfloat16()
+    ours = torch.autograd.grad(attention(half), half, g)[0]
+    theirs = torch.autograd.grad(plain_attention(exact), exact, g.float())[0]
+    assert ours.isfinite().all()
+    # Not the queries': what the keys have in common cancels there, and leaves bf16's rounding of it.
+    ours, theirs = ours[:, :, 1:].float(), theirs[:, :, 1:]
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.02

@@ -3,12 +3,17 @@
 At the model's shape (49,152 tokens, 32 heads of 64) cuDNN, PyTorch's own choice on a Hopper card, is a
 fifth slower both ways (`benchmarks/`). The package is wrapped as two operations, so that torch.compile,
 selective activation checkpointing and FSDP see one node and need nothing of its inside.
+
+cuDNN is asked for whole tiles of tokens only. Of the last one's missing half its gradient kernels for Hopper take the
+scores as 0: where a query's scores are all below -88, as they come to be in training, exp(0 - logsumexp) is infinite and the
+gradient NaN, of losses that are sound (pytorch/pytorch#196678; `benchmarks/results/2026-12-01-attention-nan-h200.md`).
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from neuropbr_dist.kernels.dispatch import enabled
 
@@ -25,6 +31,10 @@ PACKAGE = "flash_attn.cute"
 CAPABILITIES = ((9, 0),)
 """Compute capabilities of the cards on which FlashAttention-4 was measured to be the faster one."""
 MOST_WIDTH = 128  # of a head
+TILE = 128
+"""Tokens that cuDNN's gradient kernels take at once."""
+ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""PyTorch's backends that are sound for any number of tokens."""
 FEWEST_TOKENS = 8192  # 1,024 px have 12,288; at 3,072 cuDNN took 0.8 ms both ways and this 1.0
 
 
@@ -44,9 +54,10 @@ def attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
 
 
 def plain_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
-    """Return `attention` by whichever backend PyTorch chooses."""
+    """Return `attention` by whichever backend PyTorch chooses; of those for `ANY_LENGTH` where tokens don't fill tiles."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2)
+    with sdpa_kernel(ANY_LENGTH) if qkv.is_cuda and qkv.shape[1] % TILE else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2)
 
 
 def runs_flash(qkv: Tensor, dropout: float = 0.0) -> bool:

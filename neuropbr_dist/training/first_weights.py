@@ -54,7 +54,7 @@ class FirstWeights:
         for file in found.values():
             check_finite(file.tensors, f"--init-from {origin}", "nothing can be trained from them")
         saved = as_saved(from_yaml(generator.config_yaml, f"{origin}: its configuration"))
-        average = ", moving average" if generator.state["ema"] else ""
+        average = ", moving average" if generator.state.get("ema") is True else ""
         networks = {part: file.tensors for part, file in found.items()}
         return cls(networks, saved, f"{origin} (step {generator.state['step']}{average})")
 
