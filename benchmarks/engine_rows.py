@@ -87,8 +87,8 @@ class Known:
 
     runs: dict[tuple[Case, bool], dict[str, Any]] = field(default_factory=dict)
     """The plain loop, and in bf16 the engine `single`."""
-    noise: dict[tuple[Case, bool], dict[str, Any]] = field(default_factory=dict)
-    """How far a precision is off by itself: bf16 from float32, float32 with a view missing from float64."""
+    noise: dict[Case, dict[str, Any]] = field(default_factory=dict)
+    """How far bf16 is off from float32 by itself."""
 
 
 def references(device: str, compiled: bool) -> Known:
@@ -102,21 +102,8 @@ def references(device: str, compiled: bool) -> Known:
         plain = runs[case, False]
         if not case.double:
             bf16 = runs[case, True] = train_row(case, Row(engine="single", world=1, bf16=True, device=device))
-            noise[case, True] = distances(bf16, plain, case)
-        if not case.double and case.plane:
-            noise[case, False] = float32_noise(case, plain, runs[replace(case, double=True), False], device)
+            noise[case] = distances(bf16, plain, case)
     return Known(runs, noise)
-
-
-def float32_noise(case: Case, plain: dict[str, Any], exact: dict[str, Any], device: str) -> dict[str, float]:
-    """How far one device's float32 is from float64, in one batch (`plain`) and in smaller ones.
-
-    A missing view is zeros and biases: group norms divide it by next to nothing, and what comes back through them is
-    large and made of rounding. Engines can be no nearer to each other than float32 is to the truth.
-    """
-    rows = [Row(engine="single", world=1, accumulation=cuts, device=device) for cuts in (2, case.batch)]
-    runs = [plain, *(train_row(case, row) for row in rows)]
-    return {"all": max(distances(run, exact, case)["all"] for run in runs)}
 
 
 def distances(found: dict[str, Any], reference: dict[str, Any], case: Case) -> dict[str, Any]:
@@ -172,7 +159,7 @@ def agreement(rows: Rows, engine: Row, known: Known, compiled: bool) -> None:
         labels = {
             "what": "agreement", "precision": precision, "accumulation": row.accumulation,
             "recompute": row.recompute, "compile": row.compile, "sample_ranks": row.sample_ranks, "views": views_of(case),
-            "yardstick": known.noise.get((case, row.bf16), {}),
+            "yardstick": known.noise.get(case, {}) if row.bf16 else {},
         }  # fmt: skip
         rows.measure(labels, partial(one))
 

@@ -93,6 +93,23 @@ def test_a_missing_view_leaves_nothing_in_the_skips():
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize("encoder", ["unet", "resnet"])
+@pytest.mark.parametrize("use_transformer", [True, False])
+def test_nothing_of_a_missing_view_counts_and_nothing_goes_back_through_it(encoder, use_transformer):
+    net = generator(
+        encoder_type=encoder, encoder_backbone="resnet18", use_transformer=use_transformer
+    ).double()
+    x = rectified(2, 32, missing=(0, 2)).double()
+    other = x.clone()
+    other[:, [0, 2], :3] = 7  # as no view is that shows nothing
+    other.requires_grad_()
+    maps = net(other)
+    assert torch.equal(maps, net(x))
+    (maps[:, :5].sum() + maps[:, 5].sum()).backward()
+    gradient = other.grad.abs().amax((0, 2, 3, 4))
+    assert gradient[0] == gradient[2] == 0 < gradient[1]
+
+
 def test_added_channels_train_under_a_frozen_backbone():
     net = generator(encoder_type="resnet", encoder_backbone="resnet18", freeze_backbone=True)
     inside = [name for name, p in net.named_parameters() if p.requires_grad and name.startswith("encoder.")]

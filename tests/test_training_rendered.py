@@ -44,7 +44,7 @@ ONLINE = {
     "training.batch_size": 2,
     "training.global_batch_size": 4,
     "training.log_samples": True,
-    "training.seed": 1,  # See `FOUR`: this one's runs are 1e-6 apart however a batch is cut, others' up to 6e-4.
+    "training.seed": 1,  # See `FOUR`.
 }
 """Five materials to train on, each twice an epoch: ten samples in batches of four, five steps; one ends epoch 1."""
 

@@ -37,6 +37,24 @@ def merge(x: Tensor, mask: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
     return pass_and_merge(x, weight, kind)  # type: ignore[arg-type]
 
 
+def of_views_there(latent: Tensor, mask: Tensor | None, strip: Strip | None) -> Tensor:
+    """Return latents (N, C, h, w) with zeros for views that show nothing.
+
+    So nothing of a missing view counts, and no gradient goes back through it: its features are constants, which group norms
+    divide by next to nothing, there and back.
+
+    Args:
+        mask: (N, 1, H, W) of 0 and 1; None: pictures come alone.
+        strip: where both are a strip of rows of larger ones.
+    """
+    if mask is None:
+        return latent
+    there = mask.detach().amax((2, 3), keepdim=True)
+    if strip is not None:
+        there = strip.gathered(there).amax(0)
+    return latent * there.to(latent.dtype)
+
+
 class ResidualBlock(Kernels):
     """A basic or bottleneck block of timm's, with its parameters and their names (He et al. 2016)."""
 
@@ -140,7 +158,7 @@ class ResNetEncoder(nn.Module):
         for stage in (self.layer1, self.layer2, self.layer3):
             x, skip = merge(stage(x), mask, self.skip_merge)
             skips.append(skip)
-        return self.layer4(x), skips
+        return of_views_there(self.layer4(x), mask, self.strip), skips
 
     def pool(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the max pooling before layer 1, and the stem's skip."""
@@ -158,6 +176,9 @@ class UNetEncoder(nn.Module):
         norm: norm layer kind.
         channels, skip_merge: as a `ResNetEncoder`'s.
     """
+
+    strip: Strip | None = None
+    """As a `ResNetEncoder`'s."""
 
     def __init__(self, widths: list[int], norm: str, channels: int = RGB, skip_merge: str = "mean") -> None:
         super().__init__()
@@ -187,4 +208,4 @@ class UNetEncoder(nn.Module):
         for level in levels:
             x, skip = merge(level(x), mask, self.skip_merge)
             skips.append(skip)
-        return last(x), skips
+        return of_views_there(last(x), mask, self.strip), skips
