@@ -48,6 +48,12 @@ class Fault:
             raise self.error
 
 
+ARITHMETIC = (
+    "its losses were finite, so go on from the save with training.kernels = false, training.compile = off or "
+    "training.precision = fp32, to find whose gradient it is; or "
+)
+
+
 class Noted(NamedTuple):
     """One network's update of one step, as it is kept until the host reads it."""
 
@@ -92,7 +98,7 @@ class FaultWatch:
         pending, self._pending = self._pending, []
         made = [bool(noted.finite) for noted in pending]
         faulty = {noted.step: noted for noted, fine in zip(pending, made, strict=True) if not fine}
-        names = culprits(faulty) if faulty else {}
+        found = culprits(faulty) if faulty else {}
         for noted, fine in zip(pending, made, strict=True):
             step, part = noted.step, noted.part
             if fine:
@@ -100,28 +106,38 @@ class FaultWatch:
                 continue
             skipped[part] += 1
             self._in_row[part] += 1
+            what = "loss" if found[step].in_losses else "gradient of finite losses"
             log.warning(
-                f"step {step}: non-finite loss or gradient, {part} not updated (samples: {names[step]})"
+                f"step {step}: non-finite {what}, {part} not updated (samples: {found[step].samples})"
             )
             if self._in_row[part] >= self.limit:
+                first = "" if found[step].in_losses else ARITHMETIC
                 raise UserError(
-                    f"{self.limit} updates of the {part} in a row were not finite, the last at step {step}; "
+                    f"{self.limit} updates of the {part} in a row were not finite, the last at step {step}; {first}"
                     "lower optimizer.g_lr / d_lr or training.grad_clip_norm, or check the samples named above "
                     "(limit: training.max_skipped_steps)"
                 )
 
 
-def culprits(faulty: dict[int, Noted]) -> dict[int, str]:
-    """Return the samples to look at for each step, of all ranks. Collective.
+class Culprit(NamedTuple):
+    """What to look at of a step whose update wasn't finite."""
+
+    in_losses: bool
+    """Whether a rank's losses were at fault. Where none were, the gradients of any can have been."""
+    samples: str
+
+
+def culprits(faulty: dict[int, Noted]) -> dict[int, Culprit]:
+    """Return what to look at for each step, of all ranks. Collective.
 
     Args:
-        faulty: this rank's part of each step whose update wasn't finite. Where all ranks' losses were, the gradients
-            of any can have been at fault.
+        faulty: this rank's part of each step whose update wasn't finite.
     """
     own = {step: (noted.keys, noted.losses_are_finite) for step, noted in faulty.items()}
-    ranks, names = all_gather_object(own), {}
+    ranks, found = all_gather_object(own), {}
     for step in own:
-        found = [rank[step] for rank in ranks]
-        keys_at_fault = [keys for keys, sound in found if not sound] or [keys for keys, _ in found]
-        names[step] = some(dict.fromkeys(key for keys in keys_at_fault for key in keys), MOST_NAMES)
-    return names
+        parts = [rank[step] for rank in ranks]
+        at_fault = [keys for keys, sound in parts if not sound]
+        keys = dict.fromkeys(key for keys in at_fault or [keys for keys, _ in parts] for key in keys)
+        found[step] = Culprit(bool(at_fault), some(keys, MOST_NAMES))
+    return found
