@@ -72,6 +72,5 @@ def prepared(args: argparse.Namespace) -> Overrides:
     args.to.mkdir(parents=True, exist_ok=True)
     cfg = fields.configuration()
     for seed in args.seeds:  # first: runs beside each other would all make them
-        for stage in stages_of(cfg):
-            fill_cache(open_source(as_one_stage(cfg, stage).data, seed))
+        fill_cache([open_source(as_one_stage(cfg, stage).data, seed) for stage in stages_of(cfg)])
     return fields

@@ -117,7 +117,9 @@ def test_minutes_are_shared_by_the_stages(words, tmp_path, monkeypatch):
     config = {**CONFIG, "data": data, "training": training}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     made: list[int] = []
-    monkeypatch.setattr(variants, "fill_cache", lambda source: made.append(source.size))
+    monkeypatch.setattr(
+        variants, "fill_cache", lambda sources: made.extend(source.size for source in sources)
+    )
     quality.run([*words, "--minutes", "0.2", "--variants", "recipe"])
     assert made == [16, 32], "built-in materials are made at the stages' sides, not at their own 2048"
     history = [

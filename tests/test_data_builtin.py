@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 
 from neuropbr_dist.data.builtin import BuiltinCache, generate
+from neuropbr_dist.data.builtin.cache import fill
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.cameras import FIELD_OF_VIEW, Camera
-from neuropbr_dist.materials.families import FAMILIES, family_name, material_maps
+from neuropbr_dist.materials.families import FAMILIES, family_name, material_maps, registry
+from neuropbr_dist.materials.families.surface import Tile
 from neuropbr_dist.materials.lights import Lamp, Lighting, Sky, Window, random_sky
 from neuropbr_dist.materials.surroundings import irradiance_at, sky_radiance
 from neuropbr_dist.materials.views import linear_view, render_views
@@ -239,6 +241,24 @@ def test_cache_makes_once_and_agrees(tmp_path):
     np.testing.assert_array_equal(maps, material_maps(1, 3, 16))
     np.testing.assert_array_equal(dirty, render_views(material_maps(1, 3, 16), 1, 3, dirty=True))
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == files
+
+
+def test_a_material_is_drawn_once_for_all_small_sides(tmp_path, monkeypatch):
+    drawn: list[int] = []
+
+    class Counted(Tile):
+        def __init__(self, size, rng):
+            drawn.append(size)
+            super().__init__(size, rng)
+
+    monkeypatch.setattr(registry, "Tile", Counted)
+    caches = [BuiltinCache(tmp_path, 7, side) for side in (16, 64, 1024)]
+    fill(caches, [0, 3], kinds=())
+    assert drawn == [512, 1024] * 2
+    for cache in caches:
+        for index in (3, 0):
+            registry._drawn_small.cache_clear()
+            np.testing.assert_array_equal(cache.maps(index), material_maps(7, index, cache.size))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -128,7 +128,7 @@ def map_files(folders, material):
 def test_built_in_samples_are_made_before_they_are_read(cfg):
     samples = open_samples(cfg)
     assert not os.path.exists(cfg.data.builtin_cache)
-    fill_cache(samples.source)
+    fill_cache([samples.source])
     made = {path.name for path in samples.source.cache.folder.iterdir()}
     assert made == {f"{i:06d}_{part}.npy" for i in range(2) for part in ("maps", "clean")}
 
@@ -140,7 +140,7 @@ def open_on(cfgs):
     """On each rank with its own configuration: what is opened, or the error; then a sign that all go on."""
     try:
         samples = open_samples(cfgs[rank()])
-        fill_cache(samples.source, 2)
+        fill_cache([samples.source], 2)
         found = samples.fingerprint, samples.data
     except (UserError, RuntimeError) as error:
         found = f"{type(error).__name__}: {error}"

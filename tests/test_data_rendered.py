@@ -146,7 +146,7 @@ def test_built_in_materials_are_made_without_views(tmp_path, monkeypatch):
         renders_per_epoch=2,
     )  # fmt: skip
     samples = open_samples(cfg)
-    fill_cache(samples.source)
+    fill_cache([samples.source])
     assert len(list((tmp_path / "cache").rglob("*_maps.npy"))) == 3
     assert not list((tmp_path / "cache").rglob("*_clean.npy"))
     assert samples.described == "rendered online from 3 built-in materials × 2 repeats, clean"

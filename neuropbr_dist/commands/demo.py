@@ -68,7 +68,7 @@ def print_losses() -> None:
     found = [line for line in run_log(RUN, METRICS).read() if "val/l1" in line]
     first, last = found[0]["val/l1"], found[-1]["val/l1"]
     samples = open_samples(cfg)
-    fill_cache(samples.source)
+    fill_cache([samples.source])
     mean = mean_maps_metrics(cfg, samples)["l1"]
     print(f"\nValidation L1 (mean over the four maps, {found[-1]['step']} steps):")
     print(f"  before training            {first:.4f}")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from neuropbr_dist.config import DataConfig, TrainConfig, check_rendering
 from neuropbr_dist.data.alignment import known
-from neuropbr_dist.data.builtin.cache import BuiltinCache
+from neuropbr_dist.data.builtin.cache import BuiltinCache, fill
 from neuropbr_dist.data.cameras import CAMERAS_FILE
 from neuropbr_dist.data.files.check import checked_side
 from neuropbr_dist.data.files.entries import CURRICULA, Sample
@@ -223,26 +223,31 @@ def builtin_cache(source: Source) -> BuiltinCache | None:
     return source.cache if isinstance(source, BuiltinSource) else None
 
 
-def fill_cache(source: Source, ranks_per_node: int = 1) -> None:
+def fill_cache(sources: Sequence[Source], ranks_per_node: int = 1) -> None:
     """Make this rank's share of the built-in samples that a run reads, on its share of the cores. Collective.
 
     Nothing is to be made of other sources.
 
+    Args:
+        sources: the same samples at the sides of a run's stages.
+
     Raises:
         UserError: on all ranks: one can't keep them.
     """
-    cache = builtin_cache(source)
-    if cache is None:
+    caches = [cache for source in sources if (cache := builtin_cache(source)) is not None]
+    if not caches:
         return
-    if isinstance(source, BuiltinSource):
-        folders, every = source.folders, sorted({entry.index for entry in source.entries})
+    first = sources[0]
+    if isinstance(first, BuiltinSource):
+        folders, every = first.folders, sorted({entry.index for entry in first.entries})
     else:
-        folders, every = (), sorted({entry.number for entry in source.entries})
-    missing = cache.missing(every[rank() :: world_size()], folders)
+        folders, every = (), sorted({entry.number for entry in first.entries})
+    mine = every[rank() :: world_size()]
+    missing = sorted({index for cache in caches for index in cache.missing(mine, folders)})
     workers = max(1, min(len(missing), (os.cpu_count() or 1) // ranks_per_node))
     hidden = not missing or rank() != 0 or not sys.stderr.isatty()
     with tqdm(total=len(missing), desc="Making built-in materials", disable=hidden) as bar:
-        on_each_rank(lambda: cache.fill(missing, bar.update, folders, workers))
+        on_each_rank(lambda: fill(caches, missing, bar.update, folders, workers))
 
 
 def first_files(data: DataConfig) -> list[Path]:

@@ -57,7 +57,7 @@ def debug(cfg: TrainConfig, start: Start) -> None:
     batch_size = min(plain.training.batch_size, len(samples.train))
     one_batch = {"batch_size": batch_size, "global_batch_size": batch_size}
     setup = set_up(with_fields(plain, training=one_batch), env, device, SampleFacts.of(samples))
-    fill_cache(samples.source)
+    fill_cache([samples.source])
     if first is not None:
         first.check(setup.cfg)
         first.say(setup.cfg)

@@ -89,8 +89,8 @@ def train(cfg: TrainConfig, start: Start) -> StopReason | None:
         check_alike(facts(run), socket.gethostname())
         if checkpoint is not None:
             check_data_unchanged(checkpoint, run, start.allow_data_change)
-        for each in run.stages[stage.number - 1 :]:
-            fill_cache(each.samples.source, env.local_world_size)
+        to_come = run.stages[stage.number - 1 :]
+        fill_cache([each.samples.source for each in to_come], env.local_world_size)
         start_up.mark("data set")
         if stage.setup.compile == "blocks":
             stack.enter_context(compiler_processes())

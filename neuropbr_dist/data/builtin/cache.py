@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -101,24 +101,16 @@ class BuiltinCache:
         kinds: Iterable[Renders] = CURRICULA[1],
         workers: int = 1,
     ) -> None:
-        """Make what is missing of these materials in `workers` processes.
-
-        `progress(1)` is called after each material (`tqdm.update` fits).
-
-        Raises:
-            UserError: a file can't be written, or a process was killed. What is done stays.
-        """
-        make = partial(self._make, kinds=tuple(kinds))
-        for _ in in_parallel(make, list(indices), workers, chunk=1):
-            if progress:
-                progress(1)
+        """Make what is missing of these materials; see the function `fill`."""
+        fill([self], indices, progress, kinds, workers)
 
     def missing(self, indices: Iterable[int], kinds: Iterable[Renders] = CURRICULA[1]) -> list[int]:
         """Return those of `indices` that `fill` would have to make; looks at file names only."""
         names = ("maps", *kinds)
         return [i for i in indices if not all((self.folder / f"{i:06d}_{n}.npy").exists() for n in names)]
 
-    def _make(self, index: int, kinds: tuple[Renders, ...]) -> None:
+    def make(self, index: int, kinds: Iterable[Renders]) -> None:
+        """Make what is missing of a material."""
         self.maps(index)
         for renders in kinds:
             self.views(index, renders)
@@ -136,6 +128,31 @@ class BuiltinCache:
                 f"{self.folder}: can't keep built-in materials there: {error}; data.builtin_cache names another folder"
             ) from error
         return array
+
+
+def fill(
+    caches: Sequence[BuiltinCache],
+    indices: Iterable[int],
+    progress: Callable[[int], object] | None = None,
+    kinds: Iterable[Renders] = CURRICULA[1],
+    workers: int = 1,
+) -> None:
+    """Make what is missing of these materials in `workers` processes, in caches of several sides at once.
+
+    `progress(1)` is called after each material (`tqdm.update` fits).
+
+    Raises:
+        UserError: a file can't be written, or a process was killed. What is done stays.
+    """
+    make = partial(_make, caches=tuple(caches), kinds=tuple(kinds))
+    for _ in in_parallel(make, list(indices), workers, chunk=1):
+        if progress:
+            progress(1)
+
+
+def _make(index: int, caches: tuple[BuiltinCache, ...], kinds: tuple[Renders, ...]) -> None:
+    for cache in caches:  # one after the other: small sides are filtered from one drawing
+        cache.make(index, kinds)
 
 
 def check_cache_asked(saved: str | None, asked: str | None, where: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from neuropbr_dist.errors import UserError
@@ -76,5 +78,14 @@ def material_maps(seed: int, index: int, size: int) -> Array:
     """
     check_size(size)
     factor = -(-_FINEST_WORK // size)
-    tile = Tile(size * factor, random_stream(seed, index, 0))
-    return encode(FAMILIES[family_name(seed, index)](tile).channels(), factor)
+    drawn = _drawn_small if size * factor == _FINEST_WORK else _drawn
+    return encode(drawn(seed, index, size * factor), factor)
+
+
+def _drawn(seed: int, index: int, size: int) -> Array:
+    """Return the channels (8, size, size) of material (seed, index) before they are filtered and encoded."""
+    return FAMILIES[family_name(seed, index)](Tile(size, random_stream(seed, index, 0))).channels()
+
+
+_drawn_small = lru_cache(maxsize=1)(_drawn)
+"""Whoever asks for the same material at another small side next, as stages do, has it without drawing it again."""
