@@ -106,7 +106,8 @@ def epochs_that_fit(args: argparse.Namespace, fields: Overrides) -> int:
     ]  # fmt: skip
     folder = args.runs / "timing"
     timing = training(folder, fields, sets, "--stop-after-steps", str(STEPS_TO_TIME))
-    return max(1, int(SHARE * args.minutes * 60 / seconds_per_epoch(timing, folder)))
+    (seconds,) = seconds_per_epoch([timing], args.runs)
+    return max(1, int(SHARE * args.minutes * 60 / seconds))
 
 
 def trained(args: argparse.Namespace, fields: Overrides, epochs: int) -> list[tuple[str, Path]]:

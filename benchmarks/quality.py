@@ -6,8 +6,8 @@
     python launch/benchmark.py quality --to results --gpus-per-run 2 --set training.engine=ddp --set training.cuda_graphs=on
 
 Every variant is a run of `launch/train.py` on one GPU (`--gpus-per-run`), of the preset `recipe` unless `--config` names
-another, for as many epochs as fit into `--minutes` with the GPU to itself (found by a short run before), or `--epochs`. A
-GAN's start scales with them. The last weights, averaged where the run does, are judged on stored views of held-out
+another, for as many epochs as fit into `--minutes` with the GPU to itself (found by a short run of each stage), or
+`--epochs`. A GAN's start scales with them. The last weights, averaged where the run does, are judged on stored views of held-out
 built-in materials and on a set that nobody trained on, with a `cameras.json` (`--real`), beside mean maps, whose normals
 are flat. `--to` gets `quality.md`, `quality.json`, the runs' lines in `metrics.jsonl`, and `quality.jpg`, a picture of held-out
 built-in materials alone: a set of one's own may not be shown.
@@ -21,6 +21,8 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
+from operator import mul
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -182,18 +184,21 @@ def launch(
 
 
 def epochs_that_fit(args: argparse.Namespace, fields: Overrides) -> int:
-    """Time the last variant, alone: each of its stages, an epoch counting by the stage's share of all epochs."""
+    """Time the last variant's stages, beside each other where there are GPUs for it; an epoch counts by the stage's share of
+    all epochs."""
     own = own_fields(args.variants[-1], 1)
     stages = stages_of(replace(fields, assignments=(*own, *fields.assignments)).configuration())
-    seconds, before = 0.0, 0
+    sets = [f"training.log_every_n_steps={LOG_EVERY}", f"training.seed={args.seeds[0]}", *own]
+    timings = []
     for number, stage in enumerate(stages, 1):
-        name = f"timing-{number}"
-        sets = [f"training.log_every_n_steps={LOG_EVERY}", f"training.seed={args.seeds[0]}", *own]
         alone = replace(fields, assignments=(*fields.assignments, *of_one_stage(stage)))
-        timing = launch(args, name, alone, sets, "--stop-after-steps", str(STEPS_TO_TIME))
-        seconds += (stage.until_epoch - before) * seconds_per_epoch(timing, args.runs / name)
-        before = stage.until_epoch
-    return max(2, len(stages), int(SHARE * args.minutes * 60 * before / seconds))
+        timings.append(
+            launch(args, f"timing-{number}", alone, sets, "--stop-after-steps", str(STEPS_TO_TIME))
+        )
+    edges = [0, *(stage.until_epoch for stage in stages)]
+    epochs = [after - before for before, after in pairwise(edges)]
+    seconds = sum(map(mul, epochs, seconds_per_epoch(timings, args.runs)))
+    return max(2, len(stages), int(SHARE * args.minutes * 60 * edges[-1] / seconds))
 
 
 if __name__ == "__main__":

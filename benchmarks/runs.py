@@ -41,17 +41,23 @@ def ms_per_step(folder: Path) -> float:
     return statistics.median(speeds[len(speeds) // 3 :])
 
 
-def seconds_per_epoch(timing: Launch, folder: Path) -> float:
-    """Run `timing` into `folder`, alone, and return how long an epoch of such a run takes.
+def seconds_per_epoch(timings: Sequence[Launch], runs: Path) -> list[float]:
+    """Run `timings` into their folders in `runs`, each with its GPUs to itself, and return how long an epoch of each takes.
 
     Raises:
-        UserError: it failed.
+        UserError: one failed.
     """
-    faults: list[str] = []
-    run_all([timing], gpus(), folder.parent, lambda _, fault: faults.append(fault), float("inf"))
-    if any(faults):
-        raise UserError(f"the run to be timed failed: {faults[0]}")
-    ms, start = ms_per_step(folder), run_log(folder, HISTORY).read()[0]
-    seconds = ms / 1000 * start["train_samples"] / start["global_batch"]
-    print(f"{ms:.1f} ms a step, {seconds:.1f} s an epoch of {start['train_samples']} samples", flush=True)
-    return seconds
+    faults: dict[str, str] = {}
+    run_all(timings, gpus(), runs, lambda one, fault: faults.update({one.name: fault}), float("inf"))
+    for name, fault in faults.items():
+        if fault:
+            raise UserError(f"the run to be timed failed ({name}): {fault}")
+    found = []
+    for timing in timings:
+        folder = runs / timing.name
+        ms, start = ms_per_step(folder), run_log(folder, HISTORY).read()[0]
+        found.append(ms / 1000 * start["train_samples"] / start["global_batch"])
+        print(
+            f"{ms:.1f} ms a step, {found[-1]:.1f} s an epoch of {start['train_samples']} samples", flush=True
+        )
+    return found
