@@ -36,10 +36,10 @@ SETTINGS = {
     "training.use_tensorboard": False,
 }
 """Five training samples in batches of two: epochs end inside batches."""
-FOUR = {"training__global_batch_size": 4, "optimizer__eps": 1e-3, "training__seed": 15}
-"""Fields of runs that are compared however their batch is cut. A tiny eps makes noise of rounding. So does a pixel at which two
-views' features are so nearly alike that rounding decides which is the larger one, and gets the gradient: of seeds 1 to 12 one has
-that (seed 10, 4e-4 in the gradient's norm). This seed's runs are 1e-6 apart."""
+FOUR = {"training__global_batch_size": 4, "optimizer__eps": 1e-3, "training__seed": 11}
+"""Fields of runs that are compared however their batch is cut. A tiny eps makes noise of rounding. So does an element so near to a
+kink, two features alike where the larger one gets the gradient, that rounding decides: of eight seeds and seven ways to cut five
+are 1e-5 to 1e-3 apart by one, in a gradient's norm, the others 1e-5 at most. This seed's are 2e-6 by all seven."""
 PER_STEP = {name: value for name, value in SETTINGS.items() if name != "training.global_batch_size"}
 TINY = [
     "--config", "demo", "--device", "cpu", *set_words({"data.image_size": SIZE} | PER_STEP),
