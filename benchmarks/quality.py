@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
-from operator import mul
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -197,7 +196,8 @@ def epochs_that_fit(args: argparse.Namespace, fields: Overrides) -> int:
         )
     edges = [0, *(stage.until_epoch for stage in stages)]
     epochs = [after - before for before, after in pairwise(edges)]
-    seconds = sum(map(mul, epochs, seconds_per_epoch(timings, args.runs)))
+    each = seconds_per_epoch(timings, args.runs)
+    seconds = sum(count * an_epoch for count, an_epoch in zip(epochs, each, strict=True))
     return max(2, len(stages), int(SHARE * args.minutes * 60 * edges[-1] / seconds))
 
 

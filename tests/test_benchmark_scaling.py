@@ -121,8 +121,9 @@ def test_a_measurement_that_is_ended_ends_its_launches(tmp_path: Path):
         f"run_all([Launch(name='slow', ranks=1, argv=[{str(script)!r}])], [0], Path({str(tmp_path)!r}), print, 999)"
     )
     measurement = subprocess.Popen([sys.executable, "-c", starts], cwd=ROOT)
+    end = time.monotonic() + 120
     while not (pid.exists() and pid.read_text()):
-        assert measurement.poll() is None
+        assert measurement.poll() is None and time.monotonic() < end
         time.sleep(0.1)
     measurement.terminate()
     assert measurement.wait(60) == 128 + signal.SIGTERM

@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from neuropbr_dist.data.builtin import BuiltinCache, generate
-from neuropbr_dist.data.builtin.cache import fill
+from neuropbr_dist.data.builtin import BuiltinCache, fill, generate
 from neuropbr_dist.errors import UserError
 from neuropbr_dist.materials.cameras import FIELD_OF_VIEW, Camera
 from neuropbr_dist.materials.families import FAMILIES, family_name, material_maps, registry
@@ -232,7 +231,7 @@ def test_irradiance_from_above_is_that_of_the_normal_up():
 def test_cache_makes_once_and_agrees(tmp_path):
     cache = BuiltinCache(tmp_path, seed=1, size=16)
     done = []
-    cache.fill([0, 3], progress=done.append)
+    fill([cache], [0, 3], progress=done.append)
     assert done == [1, 1]
     files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npy")}
     assert len(files) == 6
@@ -267,13 +266,13 @@ def test_cache_that_cannot_be_written_is_named(tmp_path, workers):
     with pytest.raises(
         UserError, match=r"file/.*: can't keep built-in materials there: .*data.builtin_cache"
     ):
-        BuiltinCache(tmp_path / "file", seed=1, size=16).fill([0, 1], workers=workers)
+        fill([BuiltinCache(tmp_path / "file", seed=1, size=16)], [0, 1], workers=workers)
 
 
 def test_cache_that_breaks_in_use_is_named(tmp_path):
     """What a loader process raises must be a person's to mend: a run that gets it saves first."""
     cache = BuiltinCache(tmp_path, seed=1, size=16)
-    cache.fill([0])
+    fill([cache], [0])
     for path in tmp_path.rglob("*.npy"):
         path.unlink()
         path.mkdir()
@@ -283,7 +282,7 @@ def test_cache_that_breaks_in_use_is_named(tmp_path):
 
 def test_cache_misses_what_is_asked_for_alone(tmp_path):
     cache = BuiltinCache(tmp_path, seed=1, size=16)
-    cache.fill([0], kinds=["clean"])
+    fill([cache], [0], kinds=["clean"])
     assert cache.missing([0, 1], ["clean"]) == [1]
     assert cache.missing([0, 1]) == [0, 1]
 
@@ -305,7 +304,7 @@ def test_cache_remakes_a_damaged_file(tmp_path, damage):
 
 @pytest.mark.multiprocess
 def test_cache_filled_by_two_processes_at_once(tmp_path):
-    code = f"from neuropbr_dist.data.builtin import BuiltinCache; BuiltinCache({str(tmp_path)!r}, 2, 16).fill(range(3))"
+    code = f"from neuropbr_dist.data.builtin import BuiltinCache, fill; fill([BuiltinCache({str(tmp_path)!r}, 2, 16)], range(3))"
     both = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [p.wait() for p in both] == [0, 0]
     cache = BuiltinCache(tmp_path, 2, 16)

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from neuropbr_dist.checkpoint.tensor_file import TensorFile, write_tensor_file
-from neuropbr_dist.data.builtin import BuiltinCache, generate
+from neuropbr_dist.data.builtin import BuiltinCache, fill, generate
 from neuropbr_dist.data.builtin.cache import VERSION
 from neuropbr_dist.data.files.png import encoded
 from neuropbr_dist.errors import UserError
@@ -129,7 +129,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "looks": lambda path: write_look(
         path.parent, 0, take_look("clean/a", MAPS[:3, None].expand(3, 3, 80, 80), MAPS, MAPS)
     ),
-    f"builtin_v{VERSION}": lambda path: BuiltinCache(path.parent, 1, 80).fill([0]),
+    f"builtin_v{VERSION}": lambda path: fill([BuiltinCache(path.parent, 1, 80)], [0]),
     "set": lambda path: generate(path, count=1, size=80, seed=1, workers=0, progress=False),
 }
 

@@ -32,7 +32,8 @@ from neuropbr_dist.training.stages import RunStage
 
 FEW_BATCHES = 32
 """Of a rank in a validation, up to which it runs uncompiled: without gradients all is compiled once more, 38 to 55 s on empty
-caches (`benchmarks/results/2026-11-29-recipe-h200.md`). That so few batches lose less by it is reckoned, not measured."""
+caches (`benchmarks/results/2026-11-29-recipe-h200.md`). The recipe's first validation takes 5 to 8 s uncompiled
+(`2026-11-26-memory-compile-h100.md` beside it)."""
 LOOKS = 2  # validation samples kept as pictures: the first ones of rank 0's share, so always the first of all
 
 

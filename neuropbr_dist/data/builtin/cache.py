@@ -94,16 +94,6 @@ class BuiltinCache:
             f"{index:06d}_{renders}", shape, lambda: sample_views(self.maps(index), self.seed, index, renders)
         )
 
-    def fill(
-        self,
-        indices: Iterable[int],
-        progress: Callable[[int], object] | None = None,
-        kinds: Iterable[Renders] = CURRICULA[1],
-        workers: int = 1,
-    ) -> None:
-        """Make what is missing of these materials; see the function `fill`."""
-        fill([self], indices, progress, kinds, workers)
-
     def missing(self, indices: Iterable[int], kinds: Iterable[Renders] = CURRICULA[1]) -> list[int]:
         """Return those of `indices` that `fill` would have to make; looks at file names only."""
         names = ("maps", *kinds)
