@@ -146,8 +146,9 @@ def run_all(
             one.kill()
 
 
+@ended_by_sigterm()
 def run_alone(argv: Sequence[str], **variables: str) -> None:
-    """One Python process to its end.
+    """One Python process to its end; it ends with this one.
 
     Args:
         argv: after the interpreter.
@@ -156,12 +157,16 @@ def run_alone(argv: Sequence[str], **variables: str) -> None:
     Raises:
         UserError: it failed; with its last lines.
     """
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, *argv], env=environment(**variables),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    if done.returncode:
-        raise UserError("the measured run failed:\n" + "\n".join(done.stdout.splitlines()[-15:]))
+    ) as process:  # fmt: skip
+        try:
+            said, _ = process.communicate()
+        finally:
+            process.terminate()  # nothing, where it has ended; a torchrun ends its ranks
+    if process.returncode:
+        raise UserError("the measured run failed:\n" + "\n".join(said.splitlines()[-15:]))
 
 
 def name_of_gpu(index: int) -> str:

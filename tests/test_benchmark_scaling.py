@@ -112,14 +112,19 @@ def test_a_launch_over_its_limit_is_ended_with_its_ranks(tmp_path: Path):
 
 @pytest.mark.drill
 @pytest.mark.multiprocess
-def test_a_measurement_that_is_ended_ends_its_launches(tmp_path: Path):
+@pytest.mark.parametrize(
+    "started",
+    [
+        "run_all([Launch(name='slow', ranks=1, argv=[{script!r}])], [0], Path({logs!r}), print, 999)",
+        "run_alone(['-m', 'torch.distributed.run', '--standalone', {script!r}])",
+    ],
+)
+def test_a_measurement_that_is_ended_ends_what_it_started(tmp_path: Path, started: str):
     """`timeout` sends SIGTERM: a run of hours would go on, and keep its GPU."""
     script, pid = tmp_path / "script.py", tmp_path / "pid"
     script.write_text(f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(999)")
-    starts = (
-        "from pathlib import Path\nfrom benchmarks.ranks import Launch, run_all\n"
-        f"run_all([Launch(name='slow', ranks=1, argv=[{str(script)!r}])], [0], Path({str(tmp_path)!r}), print, 999)"
-    )
+    starts = "from pathlib import Path\nfrom benchmarks.ranks import Launch, run_all, run_alone\n"
+    starts += started.format(script=str(script), logs=str(tmp_path))
     measurement = subprocess.Popen([sys.executable, "-c", starts], cwd=ROOT)
     end = time.monotonic() + 120
     while not (pid.exists() and pid.read_text()):
