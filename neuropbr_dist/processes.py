@@ -64,7 +64,8 @@ def in_parallel(
         start: called with `arguments` in every working process, first.
 
     Raises:
-        UserError: a process was killed; or what `function` raises.
+        UserError: a process was killed, or could not begin (it imports the script that was started, which therefore must
+            be a file, and do its work below `if __name__ == "__main__"`); or what `function` raises.
     """
     if workers <= 1:
         if start:
@@ -79,8 +80,8 @@ def in_parallel(
         yield from _chunk_by_chunk(pool, function, items, workers, chunk)
     except BrokenProcessPool as error:
         raise UserError(
-            "a working process was killed (out of memory?); start the same command again, "
-            "with fewer --workers where it takes them"
+            "a working process was killed (out of memory?), or could not begin, which it has said itself, above; start "
+            "the same command again, with fewer --workers where it takes them"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

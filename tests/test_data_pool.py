@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -50,3 +52,12 @@ def test_what_was_done_before_a_failure_is_handed_out(workers):
 def test_a_killed_process_is_one_line_that_says_what_to_do():
     with pytest.raises(UserError, match=r"a working process was killed .* start the same command again"):
         list(in_parallel(is_killed_at_6, ITEMS, 2))
+
+
+def test_a_script_that_no_process_can_import_is_told_of():
+    """One from standard input, as in a notebook's cell or `python - <<END`."""
+    script = "from neuropbr_dist.processes import in_parallel\nlist(in_parallel(abs, range(9), 2))"
+    done = subprocess.run([sys.executable, "-"], input=script, text=True, capture_output=True, timeout=120)
+    assert done.returncode
+    assert "<stdin>" in done.stderr  # its own words
+    assert "or could not begin, which it has said itself, above" in done.stderr
