@@ -55,7 +55,7 @@ def test_a_killed_process_is_one_line_that_says_what_to_do():
 
 
 def test_a_script_that_no_process_can_import_is_told_of():
-    """One from standard input, as in a notebook's cell or `python - <<END`."""
+    """One from standard input: `python - <<END`."""
     script = "from neuropbr_dist.processes import in_parallel\nlist(in_parallel(abs, range(9), 2))"
     done = subprocess.run([sys.executable, "-"], input=script, text=True, capture_output=True, timeout=120)
     assert done.returncode
