@@ -145,8 +145,11 @@ def write(to: Path, results: Sequence[Result], argv: Sequence[str]) -> None:
     """Write what the runs judged so far come to."""
     (to / "quality.md").write_text(quality_page(results, argv, VARIANTS))
     picture(results, to / "quality.jpg")
-    rows = {one.name: {"steps": one.model.step, "ms_per_step": one.ms, "rows": one.rows} for one in results}
-    write_figures(to / "quality.json", {"runs": rows, "baseline": results[0].baseline})
+    runs = {
+        one.name: {"steps": one.model.step, "ms_per_step": one.ms, "rows": one.rows, "baseline": one.baseline}
+        for one in results
+    }
+    write_figures(to / "quality.json", {"runs": runs})
     lines = [json.dumps({"run": one.name, **line}) for one in results for line in one.lines]
     (to / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
 

@@ -66,6 +66,10 @@ class Result:
         return self.name.rsplit("-", 1)[0]
 
     @property
+    def seed(self) -> str:
+        return self.name.rsplit("-", 1)[1]
+
+    @property
     def ms(self) -> float:
         """Median of a step."""
         return ms_per_step(self.folder)
@@ -78,6 +82,14 @@ class Result:
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
         return run_log(self.folder, METRICS).read()
+
+    def mean_maps(self, where: str) -> dict[str, float]:
+        """Return mean maps' metrics on what `where` is about, however many views there are."""
+        return next(found for name, found in self.baseline.items() if where.startswith(name))
+
+    def over_flat(self, where: str) -> float:
+        """Return its mean angle over that of flat normals on the same materials: each seed has its own."""
+        return self.rows[where]["normal_angle_mean"] / self.mean_maps(where)["normal_angle_mean"]
 
     def last(self, name: str) -> float | None:
         """The last logged value of this name."""
@@ -161,25 +173,26 @@ def variants_table(results: Sequence[Result]) -> list[str]:
 
 
 def table(results: Sequence[Result], where: str) -> list[str]:
-    """A row a run, one for each variant's mean over its seeds, and the mean maps'."""
+    """A row a run, one for each variant's mean over its seeds, and the mean maps' of each seed."""
     rows = [["run", *(title for _, title, _ in COLUMNS), "× flat"]]
-    baseline = next(found for name, found in results[0].baseline.items() if where.startswith(name))
-    flat = baseline["normal_angle_mean"]
-    rows.append(row_of(MEAN, baseline, flat))
     there = [one for one in results if where in one.rows]
+    of_seed = {one.seed: one for one in reversed(there)}
+    for seed, one in sorted(of_seed.items()):
+        label = MEAN if len(of_seed) == 1 else f"{MEAN}, seed {seed}"
+        rows.append(row_of(label, one.mean_maps(where), 1.0))
     for variant in dict.fromkeys(one.variant for one in there):
         those = [one for one in there if one.variant == variant]
-        rows += [row_of(one.name, one.rows[where], flat) for one in those]
+        rows += [row_of(one.name, one.rows[where], one.over_flat(where)) for one in those]
         if len(those) > 1:
             means = {name: statistics.fmean(one.rows[where][name] for one in those) for name, _, _ in COLUMNS}
-            rows.append(row_of(f"**{variant}, mean**", means, flat))
+            over_flat = statistics.fmean(one.over_flat(where) for one in those)
+            rows.append(row_of(f"**{variant}, mean**", means, over_flat))
     return markdown(rows)
 
 
-def row_of(label: str, metrics: Mapping[str, float], flat: float) -> list[str]:
+def row_of(label: str, metrics: Mapping[str, float], over_flat: float) -> list[str]:
     """The cells of a row of `table`."""
-    cells = [f"{metrics[name]:.{digits}f}" for name, _, digits in COLUMNS]
-    return [label, *cells, f"{metrics['normal_angle_mean'] / flat:.2f}"]
+    return [label, *(f"{metrics[name]:.{digits}f}" for name, _, digits in COLUMNS), f"{over_flat:.2f}"]
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks import plane, plane_table, quality, variants
 from benchmarks.judging import as_they_are, cameras_of, held_out
-from benchmarks.quality_table import CELL, FEWER, MEAN
+from benchmarks.quality_table import CELL, COLUMNS, FEWER, MEAN, Result, table
 from benchmarks.runs import ms_per_step
 from neuropbr_dist.commands.data.generate import run as generate
 from neuropbr_dist.config import differences, load, with_fields
@@ -57,8 +57,7 @@ def test_variants_are_trained_and_judged(words, tmp_path, capsys):
     sets = SETS
     for where in [*sets, *(f"{each}, {fewer}" for each in sets for fewer in FEWER)]:
         assert f"## {where[0].upper()}{where[1:]}\n" in page
-    figures = json.loads((tmp_path / "to/quality.json").read_text())
-    runs = figures["runs"]
+    runs = json.loads((tmp_path / "to/quality.json").read_text())["runs"]
     assert {name: run["steps"] for name, run in runs.items()} == {
         "recipe-1": 4,
         "gan-1": 4,
@@ -68,7 +67,7 @@ def test_variants_are_trained_and_judged(words, tmp_path, capsys):
     # One sample alone, and the two together, are not the same; the runs' maps differ.
     named, both = (runs["recipe-1"]["rows"][where]["albedo_mae"] for where in sets[1:])
     assert named != both and runs["gan-1"]["rows"][sets[0]]["l1"] != runs["recipe-1"]["rows"][sets[0]]["l1"]
-    assert figures["baseline"].keys() == set(sets) and page.count(f"| {MEAN} |") == 9
+    assert runs["gan-1"]["baseline"].keys() == set(sets) and page.count(f"| {MEAN} |") == 9
     logged = [json.loads(line) for line in (tmp_path / "to/metrics.jsonl").read_text().splitlines()]
     assert {line["run"] for line in logged if "train/D_loss" in line} == {"gan-1"}
     # The same weights before the first step, but other views; and so in training.
@@ -207,6 +206,21 @@ def test_one_view_is_the_first_that_is_there(tmp_path):
     model.config = with_fields(model.config, data={"views": 1})
     (judged,) = cameras_of(model, source, entries[0], as_they_are)
     assert (judged[0] == cameras[0]).all() and not judged[1:].any()
+
+
+def test_each_seed_stands_beside_flat_normals_of_its_own_held_out_materials():
+    def result(name: str, angle: float, flat: float) -> Result:
+        rows = {"held-out built-ins, a view missing": angle, "held-out built-ins": 1.0}
+        metrics = {where: dict.fromkeys((key for key, *_ in COLUMNS), value) for where, value in rows.items()}
+        baseline = {"held-out built-ins": dict.fromkeys((key for key, *_ in COLUMNS), flat)}
+        return Result(name, Path(), None, metrics, baseline)  # type: ignore[arg-type]
+
+    results = [result("recipe-42", 6, 12), result("recipe-43", 6, 8), result("gan-42", 9, 12)]
+    last = {row[0]: row[-1] for row in map(cells, table(results, "held-out built-ins, a view missing"))}
+    assert last == {
+        "run": "× flat", "---": "---", f"{MEAN}, seed 42": "1.00", f"{MEAN}, seed 43": "1.00",
+        "recipe-42": "0.50", "recipe-43": "0.75", "**recipe, mean**": "0.62", "gan-42": "0.75",
+    }  # fmt: skip
 
 
 def test_a_gan_starts_by_shares_of_the_run():
