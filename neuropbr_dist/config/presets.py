@@ -2,9 +2,10 @@
 
 What was measured stands in `benchmarks/results/2026-11-30-recipe-staged-h200.md`, the losses, changes and average of `recipe`
 taken together, its stages beside 256 px alone (before `data.drop_views` left views alone, and before `data.other_relief`, whose
-share is a guess from `2026-11-30-other-relief-h200.md`). No GAN has earned its place: `2026-11-30-gan-256-h200.md` has ten
-that make finished weights sharper, and normals worse by their weight. So where there is one it comes late and light, which cost
-held-out maps next to nothing and real normals 2 to 3 % there.
+share is a guess from `2026-11-30-other-relief-h200.md`; higher shares of it and of `data.any_roughness`, with four times the
+materials, were no better all in all: `2026-12-01-recipe-materials-h200.md`). No GAN has earned its place:
+`2026-11-30-gan-256-h200.md` has ten that make finished weights sharper, and normals worse by their weight. So where there is one
+it comes late and light, which cost held-out maps next to nothing and real normals 2 to 3 % there.
 """
 
 from __future__ import annotations
