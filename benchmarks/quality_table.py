@@ -176,7 +176,7 @@ def table(results: Sequence[Result], where: str) -> list[str]:
     """A row a run, one for each variant's mean over its seeds, and the mean maps' of each seed."""
     rows = [["run", *(title for _, title, _ in COLUMNS), "× flat"]]
     there = [one for one in results if where in one.rows]
-    of_seed = {one.seed: one for one in reversed(there)}
+    of_seed = {one.seed: one for one in there}
     for seed, one in sorted(of_seed.items()):
         label = MEAN if len(of_seed) == 1 else f"{MEAN}, seed {seed}"
         rows.append(row_of(label, one.mean_maps(where), 1.0))

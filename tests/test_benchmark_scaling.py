@@ -118,6 +118,7 @@ def test_a_launch_over_its_limit_is_ended_with_its_ranks(tmp_path: Path):
         "run_all([Launch(name='slow', ranks=1, argv=[{script!r}])], [0], Path({logs!r}), print, 999)",
         "run_alone(['-m', 'torch.distributed.run', '--standalone', {script!r}])",
     ],
+    ids=["run_all", "run_alone"],
 )
 def test_a_measurement_that_is_ended_ends_what_it_started(tmp_path: Path, started: str):
     """`timeout` sends SIGTERM: a run of hours would go on, and keep its GPU."""
